@@ -1,0 +1,1 @@
+"""Labelled faces: readers, cache, audit, and faces drawn by the program."""
