@@ -1,1 +1,131 @@
+"""The command line: a table of commands, each imported only when it is asked for."""
 
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ferkit import __version__
+from ferkit.errors import FerkitError
+
+
+class Command(NamedTuple):
+    """One line of the command table."""
+
+    module: str
+    """Module that holds the command's ``app``, a ``typer.Typer``."""
+    summary: str
+    """What the command does, in one line of ``ferkit --help``."""
+
+
+COMMANDS = {
+    "predict": Command("ferkit.cli.predict_command", "Read the expressions of the faces in photos."),
+    "data": Command("ferkit.cli.data_command", "Look at, audit and convert labelled faces."),
+    "train": Command("ferkit.cli.train_command", "Train a network by a recipe."),
+    "evaluate": Command("ferkit.cli.evaluate_command", "Measure a model on a split."),
+    "export": Command("ferkit.cli.export_command", "Turn a training run into one model file."),
+    "ensemble": Command("ferkit.cli.ensemble_command", "Join models into one that votes."),
+    "models": Command("ferkit.cli.models_command", "List networks, recipes and embedded models."),
+    "doctor": Command("ferkit.cli.doctor_command", "Say what is installed, what works and what is missing."),
+}
+"""Every command by name, in the order in which the help lists them."""
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+def main() -> None:
+    """Run the command line of this process and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit status.
+
+    0: done. 1: a :class:`~ferkit.errors.FerkitError`, printed as one line on stderr. 2: a command line that
+    cannot be understood. 130: interrupted.
+    """
+    try:
+        status = _dispatch(list(arguments))
+        sys.stdout.flush()
+    except FerkitError as error:
+        return _fail(str(error))
+    except ModuleNotFoundError as error:
+        from ferkit.extras import explain_missing
+
+        missing = explain_missing(error)
+        if missing is None:
+            raise
+        return _fail(str(missing))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader went away (`ferkit ... | head`). What is left in the buffer goes nowhere, quietly.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    return status
+
+
+def help_text() -> str:
+    """Return the text of ``ferkit --help``."""
+    width = max(len(name) for name in COMMANDS)
+    commands = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
+    return (
+        "Usage: ferkit COMMAND [OPTIONS] ...\n\n"
+        "Facial expression recognition: train, measure and ship small networks on FER2013,\n"
+        "and read expressions from photos.\n\n"
+        f"Commands:\n{commands}\n\n"
+        "Options:\n"
+        "  --version   Show the version and exit.\n"
+        "  -h, --help  Show this message and exit; after a command, show that command's help.\n"
+    )
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments:
+        print(help_text(), end="", file=sys.stderr)
+        return USAGE
+    first, *rest = arguments
+    if first in ("-h", "--help"):
+        print(help_text(), end="")
+        return OK
+    if first == "--version":
+        print(f"ferkit {__version__}")
+        return OK
+    if first not in COMMANDS:
+        return _unknown(first)
+    return _call(first, rest)
+
+
+def _call(name: str, arguments: list[str]) -> int:
+    import importlib
+
+    from typer.main import get_command
+
+    app = importlib.import_module(COMMANDS[name].module).app
+    command = get_command(app)
+    command.context_settings.setdefault("help_option_names", ["-h", "--help"])
+    try:
+        command.main(args=arguments, prog_name=f"ferkit {name}")
+    except SystemExit as end:
+        if end.code is None:
+            return OK
+        return end.code if isinstance(end.code, int) else _fail(str(end.code))
+    return OK
+
+
+def _unknown(name: str) -> int:
+    import difflib
+
+    near = difflib.get_close_matches(name, COMMANDS, n=1)
+    what = "option" if name.startswith("-") else "command"
+    hint = f"did you mean '{near[0]}'?" if near else "'ferkit --help' lists the commands."
+    print(f"error: unknown {what} {name!r}; {hint}", file=sys.stderr)
+    return USAGE
+
+
+def _fail(message: str) -> int:
+    sys.stdout.flush()
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return FAILED

@@ -1,0 +1,76 @@
+"""What the commands share: their Typer application, consoles, and the options that several of them take."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WIDE = 120
+"""Columns of a table that goes into a file or a pipe, where nobody's window sets them."""
+
+DataOption = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="Labelled faces: a csv (.gz, .xz, .zip, .tar.gz), a folder, a zip of a folder, or "
+        "cartoon[:N[:SEED]].",
+        show_default=False,
+    ),
+]
+VotesOption = Annotated[
+    Path | None,
+    typer.Option("--votes", help="FER+ votes (fer2013new.csv), joined by row.", show_default=False),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", help="A model file, or the name of an embedded model.", show_default="embedded"
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+SplitOption = Annotated[str, typer.Option("--split", help="Training, PublicTest or PrivateTest.")]
+DropLeaksOption = Annotated[
+    bool, typer.Option("--drop-leaks", help="Leave out training images that also stand in a test split.")
+]
+DropFlatOption = Annotated[bool, typer.Option("--drop-flat", help="Leave out images of one single colour.")]
+
+
+def new_app(summary: str | None = None) -> typer.Typer:
+    """Return the Typer application of one command, or of a group of commands with ``summary`` as its help."""
+    return typer.Typer(
+        help=summary,
+        add_completion=False,
+        no_args_is_help=summary is not None,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+    )
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return a Rich console on stdout (results) or stderr (progress, remarks).
+
+    Where that is no terminal, lines are :data:`WIDE` columns and nothing is coloured.
+    """
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() or "COLUMNS" in os.environ else WIDE
+    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+
+
+def remark(text: str) -> None:
+    """Print one line on stderr, where it does not disturb what stdout carries."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_json(content: Any) -> None:
+    """Print ``content`` as indented JSON on stdout; numbers that are not finite are refused."""
+    print(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False))

