@@ -1,0 +1,234 @@
+"""From crops to probabilities: the ONNX Runtime session around a model file, in batches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ferkit.crops import Protocol, views
+from ferkit.errors import ImageError, MissingDependencyError, ModelFileError
+from ferkit.modelfile import CAM_PREFIX, INPUT, HeadInfo, ModelInfo, read_model, resolve_model
+
+_TOLERANCE = 1e-2  # on the sum of a row; int8 and float16 models round
+
+
+class FaceClassifier:
+    """A model file, ready to answer.
+
+    Safe to use from several threads at once.
+
+    Args:
+        model: Name of an embedded model, a model file, its bytes, or None for the embedded default.
+        providers: ONNX Runtime execution providers in order of preference, for instance
+            ``["CUDAExecutionProvider"]``; the CPU by default.
+        threads: Threads of one call; by default as many as ONNX Runtime thinks right.
+
+    Raises:
+        ModelFileError: If the file is missing, damaged, or its graph contradicts its metadata.
+        MissingDependencyError: If a provider is not available here.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | bytes | None = None,
+        *,
+        providers: Sequence[str] | None = None,
+        threads: int | None = None,
+    ) -> None:
+        source = model if isinstance(model, bytes) else resolve_model(model)
+        content, self._info = read_model(source)
+        self._name = self._info.name if isinstance(source, bytes) else str(source)
+        self._session = _open(content, self._name, providers, threads)
+        self._check_graph()
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the model says about itself."""
+        return self._info
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """The execution providers in use."""
+        return tuple(self._session.get_providers())
+
+    def predict(
+        self,
+        crops: NDArray[np.uint8],
+        *,
+        protocol: Protocol = "single",
+        batch_size: int = 64,
+        taxonomies: Sequence[str] | None = None,
+    ) -> dict[str, NDArray[np.float32]]:
+        """Return calibrated probabilities.
+
+        Args:
+            crops: uint8 ``[N, S, S]``, grayscale, 0..255, S as ``info.input_size``; N may be 0.
+            protocol: ``single``, ``flip`` or ``ten-crop``: the mean of probabilities over the views.
+            batch_size: Crops that go through the network at once; it does not change the result.
+            taxonomies: Ids of the outputs that are wanted; by default all.
+
+        Returns:
+            For each taxonomy id float32 ``[N, K]``; rows sum to one.
+
+        Raises:
+            ImageError: If the crops do not have that shape and dtype.
+            TaxonomyError: If the model has no such output.
+            ModelFileError: If the model does not answer with probabilities.
+        """
+        heads = (
+            list(self._info.taxonomies)
+            if taxonomies is None
+            else [self._info.head(taxonomy) for taxonomy in taxonomies]
+        )
+        self._check_crops(crops, batch_size)
+        sums: dict[str, NDArray[np.float32]] = {
+            head.id: np.zeros((len(crops), len(head.labels)), np.float32) for head in heads
+        }
+        names = [head.id for head in heads]
+        for start in range(0, len(crops), batch_size):
+            rows = slice(start, start + batch_size)
+            shown = views(crops[rows], protocol, shift=self._info.ten_crop_shift)
+            for view in shown:
+                for head, answer in zip(heads, self._run(names, view), strict=True):
+                    self._check_answer(head, answer)
+                    sums[head.id][rows] += answer / np.float32(len(shown))
+        return sums
+
+    def cams(
+        self, crops: NDArray[np.uint8], taxonomy: str | None = None, *, batch_size: int = 64
+    ) -> NDArray[np.float32]:
+        """Return class activation maps: float32 ``[N, K, h, w]``, how much each place speaks for label k.
+
+        Args:
+            crops: As in :meth:`predict`.
+            taxonomy: Id of the output; by default the model's default.
+            batch_size: As in :meth:`predict`.
+
+        Raises:
+            ImageError: As :meth:`predict`.
+            TaxonomyError: If the model has no such output.
+            ModelFileError: If the model has no maps for it.
+        """
+        head = self._info.head(taxonomy)
+        self._check_crops(crops, batch_size)
+        if not head.cam:
+            raise ModelFileError(
+                f"model {self._info.name!r} has no class activation maps for {head.id!r}; "
+                "architectures that end in global average pooling have them"
+            )
+        name = CAM_PREFIX + head.id
+        parts = [
+            self._run([name], crops[start : start + batch_size])[0]
+            for start in range(0, len(crops), batch_size)
+        ]
+        if parts:
+            return np.concatenate(parts)
+        shape = self._run([name], np.zeros((1, *crops.shape[1:]), np.uint8))[0].shape
+        return np.zeros((0, *shape[1:]), np.float32)
+
+    def _run(self, names: list[str], crops: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        from onnxruntime import RunOptions
+
+        options = RunOptions()
+        # Without it every node runs, asked for or not: heads and maps that nobody wants would cost.
+        options.only_execute_path_to_fetches = True
+        feed = {INPUT: np.ascontiguousarray(crops)}
+        try:
+            answers: list[NDArray[np.float32]] = self._session.run(names, feed, options)
+        except _runtime_errors() as error:
+            raise ModelFileError(f"{self._name} does not run: {_first_line(error)}") from error
+        return answers
+
+    def _check_crops(self, crops: NDArray[np.uint8], batch_size: int) -> None:
+        size = self._info.input_size
+        if not isinstance(crops, np.ndarray) or crops.dtype != np.uint8 or crops.shape[1:] != (size, size):
+            received = f"{crops.dtype} {list(crops.shape)}" if isinstance(crops, np.ndarray) else type(crops)
+            raise ImageError(
+                f"model {self._info.name!r} takes crops as uint8 [N, {size}, {size}], grayscale 0..255. "
+                f"Received: {received}"
+            )
+        if batch_size < 1:
+            raise ImageError(f"batch_size must be at least 1. Received: {batch_size}")
+
+    def _check_answer(self, head: HeadInfo, answer: NDArray[np.float32]) -> None:
+        with np.errstate(invalid="ignore"):
+            good = (
+                answer.ndim == 2
+                and answer.shape[1] == len(head.labels)
+                and bool(np.all(answer >= 0))
+                and bool(np.all(np.abs(answer.sum(axis=1) - 1) < _TOLERANCE))
+            )
+        if not good:
+            raise ModelFileError(
+                f"output {head.id!r} of {self._name} holds no probabilities over {len(head.labels)} labels "
+                "(logits?). Export the model again with `ferkit export`"
+            )
+
+    def _check_graph(self) -> None:
+        size = self._info.input_size
+        inputs = {i.name: (i.type, list(i.shape)) for i in self._session.get_inputs()}
+        kind, shape = inputs.get(INPUT, ("", []))
+        if set(inputs) != {INPUT} or kind != "tensor(uint8)" or shape[1:] != [size, size]:
+            raise ModelFileError(
+                f"the graph of {self._name} must take one input {INPUT!r}, uint8 [N, {size}, {size}]. "
+                f"It takes {inputs}"
+            )
+        if isinstance(shape[0], int):
+            raise ModelFileError(
+                f"the graph of {self._name} takes only batches of {shape[0]}; N must be free"
+            )
+        outputs = {o.name: (o.type, list(o.shape)) for o in self._session.get_outputs()}
+        for head in self._info.taxonomies:
+            for name, rank in ((head.id, 2), (CAM_PREFIX + head.id, 4))[: 1 + head.cam]:
+                kind, shape = outputs.get(name, ("", []))
+                columns = shape[1] if len(shape) == rank else 0
+                if kind != "tensor(float)" or (isinstance(columns, int) and columns != len(head.labels)):
+                    raise ModelFileError(
+                        f"the metadata of {self._name} promises output {name!r} with {len(head.labels)} "
+                        f"columns; its graph has {outputs}"
+                    )
+
+
+def _runtime_errors() -> tuple[type[Exception], ...]:
+    """Return what ONNX Runtime raises: its errors share no base class of their own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    names = (
+        "EPFail", "EngineError", "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "ModelLoaded",
+        "NoModel", "NoSuchFile", "NotImplemented", "RuntimeException",
+    )  # fmt: skip
+    return tuple(getattr(state, name) for name in names)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _open(content: bytes, name: str, providers: Sequence[str] | None, threads: int | None) -> Any:
+    """Open a session; what was asked for and is not there is an error, never replaced."""
+    import onnxruntime
+
+    wanted = list(providers or ["CPUExecutionProvider"])
+    here = onnxruntime.get_available_providers()
+    if absent := [p for p in wanted if p not in here]:
+        raise MissingDependencyError(
+            f"ONNX Runtime offers no {', '.join(absent)} here; it offers {', '.join(here)}. "
+            "A GPU needs the package onnxruntime-gpu in place of onnxruntime"
+        )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # its errors arrive as exceptions
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=wanted)
+    except _runtime_errors() as error:
+        raise ModelFileError(f"ONNX Runtime cannot open {name}: {_first_line(error)}") from error
+    if absent := [p for p in wanted if p not in session.get_providers()]:
+        raise MissingDependencyError(
+            f"ONNX Runtime has {', '.join(absent)}, and cannot start it on this machine"
+        )
+    return session

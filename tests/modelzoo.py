@@ -1,0 +1,101 @@
+"""Small model files, made on the spot with ``onnx.helper``, for tests that need a model but not a good one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from ferkit import taxonomy
+from ferkit.crops import CropGeometry
+from ferkit.modelfile import HeadInfo, ModelInfo, write_model
+
+BOTH = (taxonomy.FER2013, taxonomy.FERPLUS)
+
+
+def graph_bytes(
+    taxonomies: tuple[taxonomy.Taxonomy, ...] = BOTH,
+    *,
+    size: int = 48,
+    cam: bool = True,
+    softmax: bool = True,
+    batch: int | str = "N",
+    seed: int = 0,
+) -> bytes:
+    """A graph of the contract: one convolution, a map per label, its mean, softmax."""
+    rng = np.random.default_rng(seed)
+    kernel = rng.normal(0, 1, (16, 1, 8, 8)).astype(np.float32)
+    weights = {"kernel": kernel, "scale": np.float32(1 / 255), "axis": np.array([1], np.int64)}
+    nodes = [
+        helper.make_node("Cast", ["face"], ["float"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["float", "scale"], ["scaled"]),
+        helper.make_node("Unsqueeze", ["scaled", "axis"], ["image"]),
+        helper.make_node("Conv", ["image", "kernel"], ["features"], strides=[4, 4]),
+        helper.make_node("Relu", ["features"], ["active"]),
+    ]
+    side = (size - 8) // 4 + 1
+    outputs = []
+    for label_set in taxonomies:
+        name, k = label_set.id, len(label_set)
+        weights[f"w_{name}"] = rng.normal(0, 0.7, (k, 16, 1, 1)).astype(np.float32)
+        nodes += [
+            helper.make_node("Conv", ["active", f"w_{name}"], [f"cam_{name}"]),
+            helper.make_node("GlobalAveragePool", [f"cam_{name}"], [f"mean_{name}"]),
+            helper.make_node("Flatten", [f"mean_{name}"], [f"logits_{name}"]),
+            helper.make_node("Softmax" if softmax else "Identity", [f"logits_{name}"], [name]),
+        ]
+        outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch, k]))
+        if cam:
+            outputs.append(
+                helper.make_tensor_value_info(f"cam_{name}", TensorProto.FLOAT, [batch, k, side, side])
+            )
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("face", TensorProto.UINT8, [batch, size, size])],
+        outputs,
+        [numpy_helper.from_array(np.asarray(v), k) for k, v in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.checker.check_model(model)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def model_info(
+    taxonomies: tuple[taxonomy.Taxonomy, ...] = BOTH,
+    *,
+    size: int = 48,
+    cam: bool = True,
+    crop: CropGeometry | None = None,
+) -> ModelInfo:
+    """Metadata that fits :func:`graph_bytes`."""
+    return ModelInfo(
+        name="tiny",
+        architecture="test",
+        taxonomies=tuple(HeadInfo(id=t.id, labels=t.labels, cam=cam) for t in taxonomies),
+        default_taxonomy=taxonomies[0].id,
+        input_size=size,
+        view_size=size,
+        crop=crop or CropGeometry(),
+    )
+
+
+def write_tiny_model(
+    path: Path,
+    taxonomies: tuple[taxonomy.Taxonomy, ...] = BOTH,
+    *,
+    size: int = 48,
+    cam: bool = True,
+    seed: int = 0,
+    crop: CropGeometry | None = None,
+) -> Path:
+    """Write a complete small model file and return its path."""
+    write_model(
+        graph_bytes(taxonomies, size=size, cam=cam, seed=seed),
+        model_info(taxonomies, size=size, cam=cam, crop=crop),
+        path,
+    )
+    return path
