@@ -1,0 +1,127 @@
+"""Temperatures: fitting one, applying one, and measuring calibration on faces that it was not fitted to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ferkit.errors import DataError
+from ferkit.evaluation.metrics import (
+    SMALLEST_PROBABILITY,
+    checked_probabilities,
+    expected_calibration_error,
+)
+from ferkit.extras import require
+
+FOLDS = 5
+"""Parts that the faces are cut into: fitted on all but one, measured on that one."""
+
+TEMPERATURE_RANGE = (0.05, 20.0)
+"""A fitted temperature lies in here; an end of it means that the data do not determine one."""
+
+
+def log_probabilities(probabilities: ArrayLike) -> NDArray[np.float64]:
+    """Return ``log p`` with p raised to 1e-12: logits at temperature 1, up to a constant per row."""
+    return np.log(np.maximum(np.asarray(probabilities, dtype=np.float64), SMALLEST_PROBABILITY))
+
+
+def softmax(logits: ArrayLike) -> NDArray[np.float64]:
+    """Return the softmax over the last axis, in float64."""
+    array = np.asarray(logits, dtype=np.float64)
+    exponentials = np.exp(array - array.max(axis=-1, keepdims=True))
+    return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True))
+
+
+def temper(probabilities: ArrayLike, temperature: float) -> NDArray[np.float64]:
+    """Return ``softmax(log p / T)``: flatter for T above 1, sharper below; the top label stays.
+
+    Args:
+        probabilities: ``[N, K]``.
+        temperature: T > 0.
+
+    Raises:
+        DataError: If the temperature is not a positive number.
+    """
+    if not 0 < temperature < float("inf"):
+        raise DataError(f"a temperature must be positive and finite. Received: {temperature}")
+    return softmax(log_probabilities(probabilities) / temperature)
+
+
+def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
+    """Return the temperature T that minimises the NLL of ``softmax(logits / T)`` (Guo et al. 2017).
+
+    Args:
+        logits: ``[N, K]``, up to a constant per row. Of a model that answers calibrated probabilities they
+            are ``T_old * log p``, and the result is then comparable with T_old.
+        labels: Integers ``[N]``.
+
+    Returns:
+        T in :data:`TEMPERATURE_RANGE`.
+
+    Raises:
+        DataError: If shapes do not fit or a logit is not finite.
+        MissingDependencyError: If SciPy is not installed.
+    """
+    optimize = require("scipy.optimize", "train")
+    array = np.asarray(logits, dtype=np.float64)
+    if array.ndim != 2 or not np.isfinite(array).all():
+        raise DataError(f"logits must be finite and [N, K]. Received shape: {array.shape}")
+    _, truth = checked_probabilities(softmax(array), labels)
+    # Shifting each row by its true logit leaves NLL = mean logsumexp(beta * margins), convex in beta = 1 / T.
+    margins = array - array[np.arange(len(truth)), truth][:, None]
+    low, high = TEMPERATURE_RANGE
+
+    def loss(log_beta: float) -> float:
+        scaled = margins * np.exp(log_beta)
+        peak = scaled.max(axis=1)
+        return float((peak + np.log(np.exp(scaled - peak[:, None]).sum(axis=1))).mean())
+
+    found = optimize.minimize_scalar(
+        loss, bounds=(-np.log(high), -np.log(low)), method="bounded", options={"xatol": 1e-6}
+    )
+    return float(np.exp(-found.x))
+
+
+def assign_folds(count: int, folds: int = FOLDS, seed: int = 0) -> NDArray[np.int64]:
+    """Deal ``count`` faces into folds of equal size (within one), shuffled by ``seed``: int64 ``[N]``.
+
+    Raises:
+        DataError: If there are fewer faces than twice the folds.
+    """
+    if folds < 2 or count < 2 * folds:
+        raise DataError(f"{folds} folds need at least {2 * folds} faces. Received: {count}")
+    return np.random.default_rng(seed).permutation(np.arange(count) % folds)
+
+
+def temper_out_of_fold(
+    probabilities: ArrayLike, labels: ArrayLike, folds: int = FOLDS
+) -> NDArray[np.float64]:
+    """Return the probabilities, each row under a temperature that was fitted without its fold.
+
+    Raises:
+        DataError: If the arrays do not fit together or hold too few faces.
+        MissingDependencyError: If SciPy is not installed.
+    """
+    array, truth = checked_probabilities(probabilities, labels)
+    part = assign_folds(len(truth), folds)
+    logits = log_probabilities(array)
+    result = np.empty_like(array)
+    for fold in range(folds):
+        inside = part == fold
+        result[inside] = softmax(logits[inside] / fit_temperature(logits[~inside], truth[~inside]))
+    return result
+
+
+def ece_out_of_fold(probabilities: ArrayLike, labels: ArrayLike, folds: int = FOLDS) -> float:
+    """Return the ECE over all faces, each measured under a temperature that was fitted without its fold.
+
+    The folds are pooled before measuring, since the bias of ECE grows as the faces become fewer.
+
+    Raises:
+        DataError: As :func:`temper_out_of_fold`.
+        MissingDependencyError: If SciPy is not installed.
+    """
+    held_out: NDArray[Any] = temper_out_of_fold(probabilities, labels, folds)
+    return expected_calibration_error(held_out, labels)

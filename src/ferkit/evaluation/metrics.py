@@ -1,0 +1,258 @@
+"""Measures of a classifier: pure functions of true labels and of what was answered."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ferkit.errors import DataError
+
+ECE_BINS = 15
+"""Equal-width bins of the expected calibration error (Guo et al. 2017)."""
+
+SMALLEST_PROBABILITY = 1e-12
+"""Probabilities are raised to this before a logarithm is taken, so that a 0 costs much but not everything."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScores:
+    """One class's scores, in 0..1.
+
+    Args:
+        label: The class's name.
+        support: Faces that truly are of this class.
+        precision: Share of the answers with this label that are right; None if it was never answered.
+        recall: Share of the class's faces that were found; None if there are none.
+        f1: Harmonic mean of both; None if the class neither occurs nor was answered.
+    """
+
+    label: str
+    support: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ReliabilityBin:
+    """Faces whose top probability lies in ``(low, high]``.
+
+    Args:
+        low: Lower edge.
+        high: Upper edge.
+        count: Number of faces.
+        confidence: Their mean top probability, 0 where there is no face.
+        accuracy: The share of them that was answered right, 0 where there is no face.
+    """
+
+    low: float
+    high: float
+    count: int
+    confidence: float
+    accuracy: float
+
+
+def _checked_labels(labels: ArrayLike, name: str, classes: int | None = None) -> NDArray[np.int64]:
+    """Return ``labels`` as int64 ``[N]``, N > 0, each in 0..classes-1."""
+    array = np.asarray(labels)
+    if array.ndim != 1 or not len(array):
+        raise DataError(f"{name} must be one-dimensional and not empty. Received shape: {array.shape}")
+    if not np.issubdtype(array.dtype, np.integer):
+        raise DataError(f"{name} must be integers. Received: {array.dtype}")
+    if classes is not None and not 0 <= int(array.min()) <= int(array.max()) < classes:
+        raise DataError(f"{name} must lie in 0..{classes - 1}. Received: {array.min()}..{array.max()}")
+    return array.astype(np.int64)
+
+
+def _checked_pair(
+    labels: ArrayLike, predicted: ArrayLike, classes: int | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return both as int64 ``[N]`` of one length."""
+    truth = _checked_labels(labels, "labels", classes)
+    answers = _checked_labels(predicted, "predictions", classes)
+    if len(truth) != len(answers):
+        raise DataError(f"{len(truth)} labels need as many predictions. Received: {len(answers)}")
+    return truth, answers
+
+
+def checked_probabilities(
+    probabilities: ArrayLike, labels: ArrayLike
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return both as float64 ``[N, K]`` and int64 ``[N]`` after making sure that they belong together.
+
+    Raises:
+        DataError: If shapes do not fit, a row does not sum to 1 (within 1e-3), a value is negative or not
+            finite, or a label has no column.
+    """
+    array = np.asarray(probabilities, dtype=np.float64)
+    if array.ndim != 2 or array.shape[1] < 2:
+        raise DataError(f"probabilities must be [N, K] with K of at least 2. Received shape: {array.shape}")
+    truth = _checked_labels(labels, "labels", array.shape[1])
+    if len(truth) != len(array):
+        raise DataError(f"{len(truth)} labels need as many rows of probabilities. Received: {len(array)}")
+    if not np.isfinite(array).all():
+        raise DataError("probabilities must be finite. Received: NaN or infinity")
+    if array.min() < 0 or np.abs(array.sum(axis=1) - 1).max() > 1e-3:
+        raise DataError(
+            "each row of probabilities must be positive and sum to 1. Received: minimum "
+            f"{array.min():.3g}, sums {array.sum(axis=1).min():.4g}..{array.sum(axis=1).max():.4g}; "
+            "these may be logits"
+        )
+    return array, truth
+
+
+def accuracy(labels: ArrayLike, predicted: ArrayLike) -> float:
+    """Return the share of right answers.
+
+    Args:
+        labels: Integers ``[N]``.
+        predicted: Integers ``[N]``.
+
+    Raises:
+        DataError: If there is nothing to measure or the lengths differ.
+
+    Example:
+        >>> accuracy([0, 1, 2, 2], [0, 1, 1, 2])
+        0.75
+    """
+    truth, answers = _checked_pair(labels, predicted)
+    return float(np.mean(truth == answers))
+
+
+def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the Wilson score interval of a share ``correct / total`` (Wilson 1927).
+
+    Raises:
+        DataError: If ``correct`` does not lie in 0..total, or total is 0.
+
+    Example:
+        >>> low, high = wilson_interval(2387, 3589)
+        >>> round(low, 4), round(high, 4)
+        (0.6495, 0.6804)
+    """
+    if total < 1 or not 0 <= correct <= total:
+        raise DataError(f"an interval needs 0 <= correct <= total, total > 0. Received: {correct} of {total}")
+    if not 0 < confidence < 1:
+        raise DataError(f"a confidence level lies between 0 and 1. Received: {confidence}")
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    share = correct / total
+    centre = share + z * z / (2 * total)
+    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    # At 0 and at total the bound is exact in theory and a rounding error away in floating point.
+    low = 0.0 if correct == 0 else (centre - half) / scale
+    high = 1.0 if correct == total else (centre + half) / scale
+    return low, high
+
+
+def confusion_matrix(labels: ArrayLike, predicted: ArrayLike, classes: int) -> NDArray[np.int64]:
+    """Count answers: int64 ``[K, K]``, row = true class, column = answered class.
+
+    Raises:
+        DataError: If a label or an answer does not lie in 0..classes-1.
+    """
+    truth, answers = _checked_pair(labels, predicted, classes)
+    return np.bincount(truth * classes + answers, minlength=classes * classes).reshape(classes, classes)
+
+
+def per_class(confusion: NDArray[np.int64], names: tuple[str, ...]) -> tuple[ClassScores, ...]:
+    """Return precision, recall, F1 and support of every class.
+
+    Args:
+        confusion: int ``[K, K]`` as :func:`confusion_matrix` returns it.
+        names: The K class names.
+
+    Raises:
+        DataError: If the number of names is not K.
+    """
+    if confusion.shape != (len(names), len(names)):
+        raise DataError(f"{len(names)} names need a square matrix of that size. Received: {confusion.shape}")
+    scores = []
+    for k, name in enumerate(names):
+        hits, support, answered = int(confusion[k, k]), int(confusion[k].sum()), int(confusion[:, k].sum())
+        scores.append(
+            ClassScores(
+                label=name,
+                support=support,
+                precision=hits / answered if answered else None,
+                recall=hits / support if support else None,
+                f1=2 * hits / (support + answered) if support + answered else None,
+            )
+        )
+    return tuple(scores)
+
+
+def macro_f1(confusion: NDArray[np.int64]) -> float:
+    """Return the plain mean of F1 over the classes that occur or were answered.
+
+    A class that is never answered counts 0; one that neither occurs nor is answered does not count (as in
+    scikit-learn).
+
+    Raises:
+        DataError: If the matrix is empty.
+    """
+    both = confusion.sum(axis=0) + confusion.sum(axis=1)
+    if not both.any():
+        raise DataError("macro F1 needs at least one face. Received: an empty confusion matrix")
+    seen = both > 0
+    return float(np.mean(2 * np.diag(confusion)[seen] / both[seen]))
+
+
+def negative_log_likelihood(probabilities: ArrayLike, labels: ArrayLike) -> float:
+    """Return the mean of ``-log p(true class)``, in nats.
+
+    Args:
+        probabilities: ``[N, K]``, each row summing to 1; raised to 1e-12 before the logarithm.
+        labels: Integers ``[N]``.
+
+    Raises:
+        DataError: As :func:`checked_probabilities`.
+    """
+    array, truth = checked_probabilities(probabilities, labels)
+    chosen = array[np.arange(len(truth)), truth]
+    return float(-np.log(np.maximum(chosen, SMALLEST_PROBABILITY)).mean())
+
+
+def reliability(
+    probabilities: ArrayLike, labels: ArrayLike, bins: int = ECE_BINS
+) -> tuple[ReliabilityBin, ...]:
+    """Compare the top probability with the share of right answers, in equal-width bins ``(low, high]``.
+
+    Raises:
+        DataError: As :func:`checked_probabilities`, or if ``bins`` is below 1.
+    """
+    if bins < 1:
+        raise DataError(f"at least one bin is needed. Received: {bins}")
+    array, truth = checked_probabilities(probabilities, labels)
+    top = array.max(axis=1)
+    right = array.argmax(axis=1) == truth
+    edges = np.linspace(0, 1, bins + 1)
+    where = np.clip(np.searchsorted(edges, top, side="left") - 1, 0, bins - 1)
+    count = np.bincount(where, minlength=bins)
+    filled = np.maximum(count, 1)
+    confidence = np.bincount(where, weights=top, minlength=bins) / filled
+    hits = np.bincount(where, weights=right, minlength=bins) / filled
+    return tuple(
+        ReliabilityBin(
+            float(edges[b]), float(edges[b + 1]), int(count[b]), float(confidence[b]), float(hits[b])
+        )
+        for b in range(bins)
+    )
+
+
+def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins: int = ECE_BINS) -> float:
+    """Return the expected calibration error of the top label (Guo et al. 2017), in 0..1.
+
+    It is biased upwards: with 3,589 faces a perfectly calibrated model reads about 0.018.
+
+    Raises:
+        DataError: As :func:`reliability`.
+    """
+    found = reliability(probabilities, labels, bins)
+    total = sum(b.count for b in found)
+    return sum(b.count * abs(b.accuracy - b.confidence) for b in found) / total
