@@ -1,0 +1,66 @@
+# Needs make and Python 3.11, 3.12 or 3.13, nothing else: everything is installed into .venv, at the versions of
+# constraints.txt. `make help` lists the targets; PYTHON=/path/to/python3.12 chooses the interpreter.
+
+SHELL := /bin/sh
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install --quiet --constraint constraints.txt
+BASE := $(VENV)/base.stamp
+DEV := $(VENV)/dev.stamp
+USABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+LOOK_AT = skimage/data/astronaut.png
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench lint clean
+
+help: ## List the targets.
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
+
+demo: $(BASE) ## Read the expressions in a real photo with the embedded model (base install only).
+	@photo=$$($(PY) -c "import importlib.metadata as m; print(m.distribution('scikit-image').locate_file('$(LOOK_AT)'))") \
+	&& $(PY) -m ferkit predict "$$photo" --annotate demo-out \
+	&& echo "The photo, annotated, lies in demo-out/:" && ls demo-out
+
+test: $(DEV) ## Run every test, with coverage and the rules of the house.
+	$(PY) -m pytest --cov --cov-report=term
+
+bench: $(BASE) ## Measure start-up, cold start, memory and faces per second; writes bench-out/.
+	$(PY) benchmarks/bench.py --out bench-out
+
+lint: $(DEV) ## Check style, types and the layers.
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
+
+clean: ## Remove what builds, tests, demo and bench wrote; .venv and runs/ stay.
+	rm -rf build dist demo-out bench-out htmlcov .coverage .coverage.* \
+		.pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# A dangling link (an interpreter that was removed) counts as absent, so the environment is made anew.
+$(PY):
+	@python= ; \
+	for candidate in $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python); do \
+		if $$candidate -c '$(USABLE)' 2>/dev/null; then python=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+		echo "error: no Python 3.11, 3.12 or 3.13 with the modules venv and ensurepip was found$(if $(PYTHON), at $(PYTHON))." >&2; \
+		echo "Install one (Debian, Ubuntu: apt-get install python3 python3-venv) or name it: make PYTHON=/path/to/python3.12" >&2; \
+		exit 1; \
+	fi; \
+	echo "Making $(VENV) with $$($$python --version) ..."; \
+	$$python -m venv --clear $(VENV)
+
+# The build backend is installed first, at its pinned version, and used as it is: a build in isolation would not be pinned.
+$(BASE): pyproject.toml constraints.txt | $(PY)
+	@echo "Installing ferkit's base ..."
+	@$(PIP) hatchling editables
+	@$(PIP) --no-build-isolation --editable .
+	@$(PY) -c 'import cv2' 2>/dev/null || { $(PY) -m ferkit doctor; exit 1; }
+	@touch $@
+
+$(DEV): $(BASE)
+	@echo "Installing every extra and the tools of development (TensorFlow among them: this takes minutes) ..."
+	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@
