@@ -13,6 +13,16 @@ from typing import Any
 from ferkit.errors import OutputError
 
 
+def cache_folder() -> Path:
+    """Return the folder for what ferkit may rebuild at any time: ``$FERKIT_CACHE``, or one in the user's cache."""
+    chosen = os.environ.get("FERKIT_CACHE")
+    if chosen:
+        return Path(chosen)
+    from platformdirs import user_cache_path
+
+    return user_cache_path("ferkit")
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it over ``path`` when the block ends well.
