@@ -1,4 +1,4 @@
-"""The measures agree with scikit-learn, SciPy and values worked out by hand, and refuse what makes no sense."""
+"""The measures agree with scikit-learn, SciPy and sums done by hand, and refuse what makes no sense."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,7 @@ class Evaluation:
     """Everything measured on one split.
 
     Args:
-        source: Where the data came from.
+        source: Name of the data, without the folder, which says nothing to others.
         fingerprint: SHA-256 of the data set.
         split: Name of the split.
         faces: Number of faces in it.
@@ -253,7 +254,7 @@ def evaluate(
             )
         )
     return Evaluation(
-        source=chosen.source,
+        source=Path(chosen.source).name,
         fingerprint=chosen.fingerprint,
         split=split,
         faces=len(chosen),

@@ -18,6 +18,9 @@ ECE_BINS = 15
 SMALLEST_PROBABILITY = 1e-12
 """Probabilities are raised to this before a logarithm is taken, so that a 0 costs much but not everything."""
 
+ROUNDING = 1e-2
+"""How far a row of probabilities may sum from 1: float16 and int8 networks round."""
+
 
 @dataclass(frozen=True, slots=True)
 class ClassScores:
@@ -86,7 +89,7 @@ def checked_probabilities(
     """Return both as float64 ``[N, K]`` and int64 ``[N]`` after making sure that they belong together.
 
     Raises:
-        DataError: If shapes do not fit, a row does not sum to 1 (within 1e-3), a value is negative or not
+        DataError: If shapes do not fit, a row does not sum to 1 (within 0.01), a value is negative or not
             finite, or a label has no column.
     """
     array = np.asarray(probabilities, dtype=np.float64)
@@ -97,7 +100,7 @@ def checked_probabilities(
         raise DataError(f"{len(truth)} labels need as many rows of probabilities. Received: {len(array)}")
     if not np.isfinite(array).all():
         raise DataError("probabilities must be finite. Received: NaN or infinity")
-    if array.min() < 0 or np.abs(array.sum(axis=1) - 1).max() > 1e-3:
+    if array.min() < 0 or np.abs(array.sum(axis=1) - 1).max() > ROUNDING:
         raise DataError(
             "each row of probabilities must be positive and sum to 1. Received: minimum "
             f"{array.min():.3g}, sums {array.sum(axis=1).min():.4g}..{array.sum(axis=1).max():.4g}; "

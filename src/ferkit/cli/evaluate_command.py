@@ -1,0 +1,103 @@
+"""``ferkit evaluate``: measure a model on a split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ferkit.cli.common import DataOption, DropFlatOption, SplitOption, VotesOption, new_app, remark
+
+app = new_app()
+
+ModelArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[MODEL]",
+        help="A model file, a run's folder, or the name of an embedded model.",
+        show_default="the embedded model",
+    ),
+]
+ProtocolOption = Annotated[str, typer.Option("--protocol", help="single, flip, ten-crop, or all of them.")]
+LeaksOption = Annotated[
+    bool,
+    typer.Option("--drop-leaks", help="Measure also without the test images that stand in Training."),
+]
+JsonFileOption = Annotated[
+    Path | None, typer.Option("--json", help="Write all figures to this file as well.", show_default=False)
+]
+FolderOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", help="Write the text, the JSON and the pictures to this folder.", show_default=False
+    ),
+]
+ResultsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--results", help="Add to this csv, or replace in it, one row per protocol.", show_default=False
+    ),
+]
+ThreadsOption = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="Threads of ONNX Runtime.", show_default="as many as it likes"),
+]
+
+
+@app.command()
+def evaluate(
+    model: ModelArgument = None,
+    *,
+    data: DataOption,
+    votes: VotesOption = None,
+    split: SplitOption = "PublicTest",
+    protocol: ProtocolOption = "single",
+    drop_leaks: LeaksOption = False,
+    drop_flat: DropFlatOption = False,
+    json: JsonFileOption = None,
+    out: FolderOption = None,
+    results: ResultsOption = None,
+    threads: ThreadsOption = None,
+) -> None:
+    """Measure a model on a split.
+
+    Accuracy with its 95 % Wilson interval, macro F1, precision and recall of each class, confusion matrix,
+    negative log-likelihood and expected calibration error; with --votes also on the FER+ labels, by both
+    protocols.
+    """
+    from datetime import UTC, datetime
+
+    from ferkit import __version__, files
+    from ferkit.crops import PROTOCOLS
+    from ferkit.data import load_dataset
+    from ferkit.evaluation.evaluate import evaluate as measure
+    from ferkit.evaluation.report import Report, format_report, report_as_json, write_report
+    from ferkit.evaluation.results import read_results, rows_of, update_results
+    from ferkit.evaluation.subject import open_subject
+
+    if protocol not in (*PROTOCOLS, "all"):
+        raise typer.BadParameter(
+            f"{protocol!r} is none of {', '.join(PROTOCOLS)}, all", param_hint="--protocol"
+        )
+    if results is not None:
+        # A file that is no table of results is noticed now, not after the measuring.
+        read_results(results)
+    subject = open_subject(model, threads=threads)
+    dataset = load_dataset(data, votes=votes, drop_flat=drop_flat)
+    chosen = PROTOCOLS if protocol == "all" else (protocol,)
+    if len(chosen) > 1:
+        remark(f"measuring {subject.facts.name} on {split}: {', '.join(chosen)}")
+    evaluation = measure(
+        subject.predict, dataset, heads=subject.heads, split=split, protocols=chosen, drop_leaks=drop_leaks
+    )
+    report = Report(subject.facts, evaluation, datetime.now(UTC).date().isoformat(), __version__)
+    print(format_report(report), end="")
+    if json is not None:
+        files.write_json(json, report_as_json(report))
+    if out is not None:
+        written = write_report(report, out)
+        remark(f"wrote {len(written)} files to {out}")
+    if results is not None:
+        update_results(results, rows_of(report))
+        remark(f"wrote {len(chosen)} {'row' if len(chosen) == 1 else 'rows'} to {results}")

@@ -1,0 +1,102 @@
+"""Pictures of an evaluation: confusion matrices and reliability diagrams."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ferkit.evaluation.evaluate import Scores
+from ferkit.extras import require
+from ferkit.files import replacing
+
+
+def _new_figure(width: float, height: float) -> Any:
+    """Return a Matplotlib figure that draws without a screen and is kept in no global list."""
+    figure = require("matplotlib.figure", "train").Figure(figsize=(width, height), layout="constrained")
+    require("matplotlib.backends.backend_agg", "train").FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Any, path: Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+
+
+def draw_confusion(scores: Scores, title: str, path: Path) -> None:
+    """Draw a confusion matrix: colour and large number are the share of the row, small number the count.
+
+    Raises:
+        OutputError: If the picture cannot be written.
+        MissingDependencyError: If Matplotlib is not installed.
+    """
+    counts = np.array(scores.confusion)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    names = [c.label for c in scores.classes]
+    size = len(names)
+    figure = _new_figure(2.6 + 0.85 * size, 1.9 + 0.75 * size)
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row in range(size):
+        for column in range(size):
+            colour = "white" if shares[row, column] > 0.55 else "black"
+            share = f"{100 * shares[row, column]:.0f} %"
+            axes.text(column, row - 0.12, share, ha="center", va="center", color=colour, fontsize=11)
+            axes.text(
+                column,
+                row + 0.24,
+                str(counts[row, column]),
+                ha="center",
+                va="center",
+                color=colour,
+                fontsize=7.5,
+            )
+    axes.set_xticks(range(size), names, rotation=30, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(size), [f"{c.label}\n{c.support:,}" for c in scores.classes])
+    axes.set_xlabel("answered")
+    axes.set_ylabel("true, with number of faces")
+    low, high = scores.interval
+    axes.set_title(
+        f"{title}\naccuracy {100 * scores.accuracy:.2f} % ({100 * low:.2f}-{100 * high:.2f}), "
+        f"macro F1 {100 * scores.macro_f1:.2f} %, n = {scores.n:,}",
+        fontsize=10,
+    )
+    figure.colorbar(image, ax=axes, label="share of the true class", shrink=0.85)
+    _save(figure, path)
+
+
+def draw_reliability(scores: Scores, title: str, path: Path) -> None:
+    """Draw how often the model is right against how sure it says it is, with the number of faces per bin.
+
+    Raises:
+        OutputError: If the picture cannot be written.
+        MissingDependencyError: If Matplotlib is not installed.
+    """
+    bins = [b for b in scores.reliability if b.count]
+    figure = _new_figure(5.2, 5.8)
+    upper, lower = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 1]})
+    upper.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1, label="perfectly calibrated")
+    upper.bar(
+        [(b.low + b.high) / 2 for b in bins],
+        [b.accuracy for b in bins],
+        width=[b.high - b.low for b in bins],
+        color="tab:blue",
+        alpha=0.35,
+        edgecolor="tab:blue",
+        label="share of right answers",
+    )
+    upper.plot([b.confidence for b in bins], [b.accuracy for b in bins], "o", color="tab:blue", markersize=4)
+    out_of_fold = "" if scores.ece_out_of_fold is None else f", {scores.ece_out_of_fold:.3f} out of fold"
+    upper.set_title(f"{title}\nECE {scores.ece:.3f}{out_of_fold}, n = {scores.n:,}", fontsize=10)
+    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
+    upper.legend(loc="upper left", fontsize=8)
+    lower.bar(
+        [(b.low + b.high) / 2 for b in bins],
+        [b.count for b in bins],
+        width=[b.high - b.low for b in bins],
+        color="grey",
+        edgecolor="white",
+    )
+    lower.set(xlabel="probability of the top label", ylabel="faces")
+    _save(figure, path)

@@ -1,0 +1,153 @@
+"""The table of results: one csv row per model, split and protocol, written by a command, never by hand."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ferkit import files
+from ferkit.errors import DataError
+from ferkit.evaluation.evaluate import Scores
+from ferkit.evaluation.report import MIB, Report
+
+KEY = ("model", "split", "protocol")
+"""A row with these values equal is replaced."""
+
+
+@dataclass(frozen=True, slots=True)
+class ResultRow:
+    """One row; every value is the text that stands in the file. Percentages are of 100, ECE is of 1.
+
+    Args:
+        model: Name of the model.
+        parameters: Trained numbers.
+        mmac: Multiply-accumulates for one face and one view, in millions.
+        size_mib: Size of the file; empty for a run that is not exported.
+        split: Name of the split.
+        protocol: Name of the test-time protocol.
+        labels: The label set that accuracy, F1 and ECE speak of.
+        n: Number of faces.
+        accuracy: Percent.
+        low: Lower end of the 95 % Wilson interval, percent.
+        high: Upper end.
+        macro_f1: Percent.
+        ece: Out of fold, 0..1.
+        accuracy_no_leaks: Percent, without test images that stand in Training; empty if not measured.
+        ferplus_majority: Percent; empty if not measured.
+        ferplus_argmax: Percent; empty if not measured.
+        seeds: Seeds behind the model, separated by blanks.
+        epochs: Epochs of the longest run behind it.
+        hours: Hours of training, all runs together.
+        date: Day of the measurement.
+    """
+
+    model: str
+    parameters: str
+    mmac: str
+    size_mib: str
+    split: str
+    protocol: str
+    labels: str
+    n: str
+    accuracy: str
+    low: str
+    high: str
+    macro_f1: str
+    ece: str
+    accuracy_no_leaks: str
+    ferplus_majority: str
+    ferplus_argmax: str
+    seeds: str
+    epochs: str
+    hours: str
+    date: str
+
+
+COLUMNS = tuple(ResultRow.__dataclass_fields__)
+"""The header of the file."""
+
+
+def _text(value: float | None, digits: int, scale: float = 1.0) -> str:
+    return "" if value is None else f"{value * scale:.{digits}f}"
+
+
+def _accuracy_of(scores: tuple[Scores, ...] | None, labels: str) -> str:
+    return next((_text(s.accuracy, 2, 100) for s in scores or () if s.labels == labels), "")
+
+
+def rows_of(report: Report) -> list[ResultRow]:
+    """Return one row per protocol of a report."""
+    model, evaluation = report.model, report.evaluation
+    rows = []
+    for entry in evaluation.protocols:
+        main = entry.scores[0]
+        rows.append(
+            ResultRow(
+                model=model.name,
+                parameters=str(model.parameters),
+                mmac=f"{model.mmac:.1f}",
+                size_mib="" if model.size_bytes is None else f"{model.size_bytes / MIB:.2f}",
+                split=evaluation.split,
+                protocol=entry.protocol,
+                labels=main.labels,
+                n=str(main.n),
+                accuracy=_text(main.accuracy, 2, 100),
+                low=_text(main.interval[0], 2, 100),
+                high=_text(main.interval[1], 2, 100),
+                macro_f1=_text(main.macro_f1, 2, 100),
+                ece=_text(main.ece_out_of_fold, 4),
+                accuracy_no_leaks=_accuracy_of(entry.without_leaks, main.labels),
+                ferplus_majority=_accuracy_of(entry.scores, "ferplus majority"),
+                ferplus_argmax=_accuracy_of(entry.scores, "ferplus argmax"),
+                seeds=" ".join(str(seed) for seed in model.seeds),
+                epochs="" if model.epochs is None else str(model.epochs),
+                hours=_text(model.hours, 2),
+                date=report.date,
+            )
+        )
+    return rows
+
+
+def read_results(path: Path) -> list[ResultRow]:
+    """Return the rows of a results file; none if there is no such file.
+
+    Raises:
+        DataError: If it is not one.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the results {path}: {error}") from error
+    lines = list(csv.reader(io.StringIO(text, newline="")))
+    if not lines:
+        return []
+    if tuple(lines[0]) != COLUMNS:
+        raise DataError(
+            f"{path} is no table of results: its header is {','.join(lines[0])[:120]!r}; expected "
+            f"{','.join(COLUMNS)!r}. Name another file"
+        )
+    for number, line in enumerate(lines[1:], 2):
+        if len(line) != len(COLUMNS):
+            raise DataError(f"{path}, line {number}: {len(line)} fields where the header has {len(COLUMNS)}")
+    return [ResultRow(*line) for line in lines[1:]]
+
+
+def update_results(path: Path, rows: list[ResultRow]) -> None:
+    """Put rows into a results file in one step: a row of the same model, split and protocol is replaced.
+
+    A replaced row keeps its place, a new one comes last.
+
+    Raises:
+        DataError: If the file exists and is no table of results.
+        OutputError: If it cannot be written.
+    """
+    table = {tuple(getattr(row, k) for k in KEY): row for row in [*read_results(path), *rows]}
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(asdict(row).values() for row in table.values())
+    files.write_text(path, buffer.getvalue())

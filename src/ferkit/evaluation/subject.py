@@ -1,0 +1,137 @@
+"""What is measured: a model file or a training run, behind one function that answers with probabilities."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ferkit.classifier import FaceClassifier
+from ferkit.crops import Protocol
+from ferkit.evaluation.evaluate import Predict
+from ferkit.modelfile import ModelInfo, resolve_model
+from ferkit.taxonomy import Taxonomy
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What a report says of the model.
+
+    Args:
+        name: The model's name.
+        version: Its version, empty for a run.
+        kind: ``onnx`` or ``keras``.
+        architecture: Name in the registry, or ``ensemble``.
+        parameters: Trained numbers.
+        mmac: Multiply-accumulates for one face and one view, in millions.
+        size_bytes: Size of the file; None for a run.
+        sha256: Digest of the file; None for a run.
+        members: Number of networks in it.
+        seeds: Seeds of the training runs behind it, as far as they are known.
+        epochs: Epochs of the longest of them; None if unknown.
+        hours: Hours of training, all runs together; None if unknown.
+    """
+
+    name: str
+    version: str
+    kind: str
+    architecture: str
+    parameters: int
+    mmac: float
+    size_bytes: int | None
+    sha256: str | None
+    members: int
+    seeds: tuple[int, ...]
+    epochs: int | None
+    hours: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model, ready to be measured.
+
+    Args:
+        facts: What a report says of it.
+        heads: The taxonomies that it answers in.
+        predict: The model itself.
+    """
+
+    facts: ModelFacts
+    heads: Mapping[str, Taxonomy]
+    predict: Predict
+
+
+def open_subject(model: str | os.PathLike[str] | None, *, threads: int | None = None) -> Subject:
+    """Open what is to be measured: a run's folder, a model file, or an embedded model by name.
+
+    Args:
+        model: Folder, file, name, or None for the embedded default.
+        threads: Threads of ONNX Runtime; a run's Keras network uses its backend's own.
+
+    Raises:
+        FerkitError: If there is none, it is damaged, or the libraries for it are not installed.
+    """
+    return open_model_file(model, threads=threads)
+
+
+def open_model_file(model: str | os.PathLike[str] | None, *, threads: int | None = None) -> Subject:
+    """Open a model file, or an embedded model by name.
+
+    Args:
+        model: Name, file, or None for the embedded default.
+        threads: Threads of ONNX Runtime.
+
+    Raises:
+        ModelFileError: If there is none, or it is damaged.
+    """
+    path = resolve_model(model)
+    classifier = FaceClassifier(path, threads=threads)
+    content = path.read_bytes()
+    info = classifier.info
+
+    def predict(crops: NDArray[np.uint8], protocol: str) -> Mapping[str, NDArray[Any]]:
+        return classifier.predict(crops, protocol=cast(Protocol, protocol))
+
+    return Subject(
+        facts=facts_of(info, len(content), hashlib.sha256(content).hexdigest()),
+        heads={head.id: head.taxonomy for head in info.taxonomies},
+        predict=predict,
+    )
+
+
+def facts_of(info: ModelInfo, size_bytes: int | None, sha256: str | None, kind: str = "onnx") -> ModelFacts:
+    """Return what a report says of a model.
+
+    Seeds and epochs are those of ``info.recipe``, hours those of ``info.data["training_hours"]``; of an
+    ensemble they are gathered from its members, which carry ``seeds``, ``epochs`` and ``hours``.
+    """
+    if info.members:
+        seeds = [int(seed) for member in info.members for seed in member.get("seeds", ())]
+        epochs = [int(m["epochs"]) for m in info.members if m.get("epochs") is not None]
+        hours = [float(m["hours"]) for m in info.members if m.get("hours") is not None]
+        # A sum over some of the members would be too small without saying so.
+        complete = len(hours) == len(info.members)
+    else:
+        seeds = [int(info.recipe["seed"])] if info.recipe.get("seed") is not None else []
+        epochs = [int(info.recipe["epochs"])] if info.recipe.get("epochs") is not None else []
+        hours = [float(info.data["training_hours"])] if info.data.get("training_hours") is not None else []
+        complete = bool(hours)
+    return ModelFacts(
+        name=info.name,
+        version=info.version,
+        kind=kind,
+        architecture=info.architecture,
+        parameters=info.parameters,
+        mmac=info.mmac,
+        size_bytes=size_bytes,
+        sha256=sha256,
+        members=max(1, len(info.members)),
+        seeds=tuple(seeds),
+        epochs=max(epochs, default=None),
+        hours=sum(hours) if complete else None,
+    )
