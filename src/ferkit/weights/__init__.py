@@ -32,3 +32,12 @@ def embedded_path(name: str = DEFAULT) -> Path:
             "Name a model file (`ferkit export` writes them) or reinstall ferkit"
         )
     return path
+
+
+def training_weights(name: str) -> Path | None:
+    """Return the file of an embedded model's training weights (Keras, float16), or None if there is none.
+
+    The ONNX graph is folded and cannot be trained; fine-tuning starts from these.
+    """
+    path = _FOLDER / f"{name}.weights.npz"
+    return path if name in embedded_models() and path.is_file() else None

@@ -1,0 +1,90 @@
+"""The parameters of augmentation, and presets of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class AugmentConfig(BaseModel):
+    """Every number of the augmentation; all zero is none.
+
+    Lengths are shares of the image's side, angles are degrees, gray values lie in 0..255.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mirror: float = Field(0.0, ge=0, le=1, description="probability of left-right")
+    upside_down: float = Field(0.0, ge=0, le=1, description="probability of top-bottom")
+    rotation: float = Field(0.0, ge=0, le=180, description="uniform in +- degrees")
+    shift: float = Field(0.0, ge=0, le=0.5, description="uniform in +- share of the side")
+    zoom: tuple[float, float] = Field((1.0, 1.0), description="log-uniform; above 1 enlarges")
+    stretch: float = Field(0.0, ge=0, le=0.5, description="aspect ratio within 1 +- stretch")
+    brightness: float = Field(0.0, ge=0, le=1, description="added: uniform in +- share of 255")
+    contrast: float = Field(0.0, ge=0, lt=1, description="factor about the image's mean, 1 +-")
+    erasing: float = Field(0.0, ge=0, le=1, description="probability of one erased rectangle")
+    erasing_area: tuple[float, float] = Field((0.02, 0.2), description="share of the image")
+    mixup: float = Field(0.0, ge=0, description="alpha of the Beta distribution; 0 is off")
+    cutmix: float = Field(0.0, ge=0, description="alpha of the Beta distribution; 0 is off")
+    mix_probability: float = Field(
+        1.0, ge=0, le=1, description="share of images mixed; halved where both are on"
+    )
+
+    @model_validator(mode="after")
+    def _ranges(self) -> AugmentConfig:
+        low, high = self.zoom
+        if not 0.2 <= low <= high <= 5:
+            raise ValueError(f"zoom must be 0.2 <= low <= high <= 5, not {list(self.zoom)}")
+        low, high = self.erasing_area
+        if not 0 < low <= high < 1:
+            raise ValueError(
+                f"erasing_area must be 0 < low <= high < 1, not {list(self.erasing_area)}"
+            )
+        return self
+
+    @property
+    def moves(self) -> bool:
+        """Whether pixels change place."""
+        return bool(
+            self.mirror
+            or self.upside_down
+            or self.rotation
+            or self.shift
+            or self.stretch
+            or self.zoom != (1.0, 1.0)
+        )
+
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    "none": {},
+    # The student project's set; its scaling to 0..1 is the first layer of every network here, and its
+    # copies of rare classes are `data.balance = "copies"` of a recipe.
+    "student": {"mirror": 0.5, "upside_down": 0.5},
+    "mirror": {"mirror": 0.5},
+    "modern": {
+        "mirror": 0.5,
+        "rotation": 12.0,
+        "shift": 0.083,
+        "zoom": (0.87, 1.2),
+        "brightness": 0.15,
+        "contrast": 0.25,
+    },
+    "strong": {
+        "mirror": 0.5,
+        "rotation": 15.0,
+        "shift": 0.1,
+        "zoom": (0.83, 1.25),
+        "stretch": 0.08,
+        "brightness": 0.2,
+        "contrast": 0.3,
+        "erasing": 0.5,
+        "mixup": 0.2,
+    },
+}
+PRESETS: Mapping[str, AugmentConfig] = MappingProxyType(
+    {name: AugmentConfig.model_validate(values) for name, values in _PRESETS.items()}
+)
+"""Named augmentations: ``student`` is the student project's, ``modern`` and ``strong`` ours."""

@@ -1,0 +1,174 @@
+"""Augmentation as a Keras layer on ``keras.ops``: it runs on every backend and inside a compiled step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops, random
+from numpy.typing import NDArray
+
+from ferkit.augment.config import PRESETS, AugmentConfig
+from ferkit.errors import RecipeError
+
+
+class Augmenter(keras.layers.Layer):
+    """Augment a batch of faces and, where images are mixed, their targets.
+
+    Example:
+        ``images, targets = Augmenter(PRESETS["modern"])(images, {"fer2013": one_hot})``
+
+    One affine map does mirror, flip, rotation, shift, zoom and stretch, so that pixels are interpolated
+    once; edges are replicated, as in ten-crop. Every image draws its own numbers. Mixup is Zhang et al.
+    2018, cutmix Yun et al. 2019, erasing Zhong et al. 2020 (filled with one random gray value).
+
+    Args:
+        config: What to do.
+        seed: Seed of the generator; :meth:`reseed` sets it anew.
+    """
+
+    def __init__(self, config: AugmentConfig, seed: int = 0, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.config = config
+        self.generator = random.SeedGenerator(seed)
+        self.built = True
+
+    def call(self, images: Any, targets: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Return augmented images float32 ``[N, S, S, 1]`` in 0..255, and targets ``[N, K]`` by head."""
+        c = self.config
+        x = ops.cast(images, "float32")
+        if c.moves:
+            x = self._move(x)
+        if c.brightness or c.contrast:
+            x = self._light(x)
+        if c.erasing:
+            x = self._erase(x)
+        if (c.mixup or c.cutmix) and c.mix_probability:
+            x, targets = self._mix(x, targets)
+        return x, targets
+
+    def _uniform(self, n: Any, low: float = 0.0, high: float = 1.0) -> Any:
+        return random.uniform((n,), low, high, seed=self.generator)
+
+    def _move(self, x: Any) -> Any:
+        c = self.config
+        n, side = ops.shape(x)[0], x.shape[1]
+        angle = self._uniform(n, -math.radians(c.rotation), math.radians(c.rotation))
+        scale = ops.exp(self._uniform(n, math.log(c.zoom[0]), math.log(c.zoom[1])))
+        stretch = ops.exp(self._uniform(n, -math.log1p(c.stretch), math.log1p(c.stretch)) / 2)
+        mirror = ops.where(self._uniform(n) < c.mirror, -1.0, 1.0)
+        flip = ops.where(self._uniform(n) < c.upside_down, -1.0, 1.0)
+        dx = self._uniform(n, -c.shift, c.shift) * side
+        dy = self._uniform(n, -c.shift, c.shift) * side
+        cos, sin = ops.cos(angle) / scale, ops.sin(angle) / scale
+        # Rows of the map from a pixel of the result to a pixel of the source, about the middle.
+        a, b = cos * stretch * mirror, -sin * mirror
+        d, e = sin * flip, cos / stretch * flip
+        middle = (side - 1) / 2
+        zero = ops.zeros_like(a)
+        transform = ops.stack(
+            [
+                a,
+                b,
+                middle + dx - (a + b) * middle,
+                d,
+                e,
+                middle + dy - (d + e) * middle,
+                zero,
+                zero,
+            ],
+            axis=1,
+        )
+        return ops.image.affine_transform(
+            x,
+            transform,
+            interpolation="bilinear",
+            fill_mode="nearest",
+            data_format="channels_last",
+        )
+
+    def _light(self, x: Any) -> Any:
+        c = self.config
+        n = ops.shape(x)[0]
+        column = (-1, 1, 1, 1)
+        mean = ops.mean(x, axis=(1, 2, 3), keepdims=True)
+        contrast = ops.reshape(self._uniform(n, 1 - c.contrast, 1 + c.contrast), column)
+        light = ops.reshape(self._uniform(n, -c.brightness, c.brightness), column) * 255
+        return ops.clip((x - mean) * contrast + mean + light, 0, 255)
+
+    def _box(self, n: Any, side: int, area: Any, aspect: Any) -> Any:
+        """Masks float32 ``[N, S, S, 1]``: 1 inside a box of that share of the image, about a random middle."""
+        column = (-1, 1, 1, 1)
+        grid = ops.arange(side, dtype="float32") + 0.5
+        half_height = ops.sqrt(area * aspect) * side / 2
+        half_width = ops.sqrt(area / aspect) * side / 2
+        y = ops.reshape(self._uniform(n) * side, column)
+        x = ops.reshape(self._uniform(n) * side, column)
+        inside_y = ops.abs(ops.reshape(grid, (1, -1, 1, 1)) - y) < ops.reshape(half_height, column)
+        inside_x = ops.abs(ops.reshape(grid, (1, 1, -1, 1)) - x) < ops.reshape(half_width, column)
+        return ops.cast(ops.logical_and(inside_y, inside_x), "float32")
+
+    def _erase(self, x: Any) -> Any:
+        c = self.config
+        n, side = ops.shape(x)[0], x.shape[1]
+        aspect = ops.exp(self._uniform(n, -1.0, 1.0))
+        mask = self._box(n, side, self._uniform(n, *c.erasing_area), aspect)
+        on = ops.cast(self._uniform(n) < c.erasing, "float32")
+        mask = mask * ops.reshape(on, (-1, 1, 1, 1))
+        gray = ops.reshape(self._uniform(n, 0.0, 255.0), (-1, 1, 1, 1))
+        return x * (1 - mask) + gray * mask
+
+    def _mix(self, x: Any, targets: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Mix every image with its neighbour in the (shuffled) batch."""
+        c = self.config
+        n, side = ops.shape(x)[0], x.shape[1]
+        on = self._uniform(n) < c.mix_probability
+        cut = self._uniform(n) < (0.5 if c.mixup and c.cutmix else float(bool(c.cutmix)))
+        drawn = random.beta((n,), c.mixup or 1.0, c.mixup or 1.0, seed=self.generator)
+        own = ops.maximum(drawn, 1 - drawn)
+        other = ops.roll(x, 1, axis=0)
+        share = ops.where(ops.logical_and(on, ops.logical_not(cut)), own, 1.0)
+        mixed = other + ops.reshape(share, (-1, 1, 1, 1)) * (x - other)
+        if c.cutmix:
+            drawn = random.beta((n,), c.cutmix, c.cutmix, seed=self.generator)
+            mask = self._box(n, side, 1 - drawn, ops.ones_like(drawn))
+            mask = mask * ops.reshape(
+                ops.cast(ops.logical_and(on, cut), "float32"), (-1, 1, 1, 1)
+            )
+            mixed = mixed * (1 - mask) + other * mask
+            # A box that leaves the image pastes less than was drawn: the share is what was pasted.
+            share = share * (1 - ops.mean(mask, axis=(1, 2, 3)))
+        column = ops.reshape(share, (-1, 1))
+        blend = {k: ops.roll(t, 1, axis=0) + column * (t - ops.roll(t, 1, axis=0)) for k, t in targets.items()}
+        return mixed, blend
+
+    def get_config(self) -> dict[str, Any]:
+        """Return what rebuilds the layer."""
+        return {**super().get_config(), "config": self.config.model_dump()}
+
+
+def augment_preview(
+    images: NDArray[np.uint8], preset: str | AugmentConfig, seed: int = 0
+) -> NDArray[np.uint8]:
+    """Return augmented faces to look at.
+
+    Args:
+        images: uint8 ``[N, S, S]``.
+        preset: Name in :data:`PRESETS`, or a configuration.
+        seed: Seed of the randomness.
+
+    Returns:
+        uint8 ``[N, S, S]``.
+
+    Raises:
+        RecipeError: If the preset is unknown.
+    """
+    if isinstance(preset, str):
+        if preset not in PRESETS:
+            raise RecipeError(f"unknown augmentation {preset!r}; known are {', '.join(PRESETS)}")
+        preset = PRESETS[preset]
+    batch = images[..., None].astype(np.float32)
+    faces, _ = Augmenter(preset, seed)(batch, {})
+    return np.asarray(ops.convert_to_numpy(faces)[..., 0].round().clip(0, 255), np.uint8)

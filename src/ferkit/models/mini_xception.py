@@ -1,0 +1,47 @@
+"""mini-XCEPTION (Arriaga et al. 2017): depthwise separable convolutions with residuals, about 58 k parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from ferkit.models.build import ArchitectureParams
+
+
+class Params(ArchitectureParams):
+    """Side that the face is resized to inside the graph, and the filters of the modules."""
+
+    resize: int | None = Field(64, ge=16, le=256)
+    filters: tuple[int, ...] = Field((16, 32, 64, 128), min_length=1, max_length=6)
+
+
+def features(x: Any, params: Params) -> Any:
+    """Return ``[N, h, w, filters[-1]]``."""
+    from keras import layers
+
+    if params.resize is not None and params.resize != x.shape[1]:
+        x = layers.Resizing(params.resize, params.resize, interpolation="bilinear")(x)
+    for _ in range(2):
+        x = layers.Conv2D(8, 3, use_bias=False)(x)
+        x = layers.BatchNormalization()(x)
+        x = layers.Activation("relu")(x)
+    for filters in params.filters:
+        residual = layers.Conv2D(filters, 1, strides=2, padding="same", use_bias=False)(x)
+        residual = layers.BatchNormalization()(residual)
+        x = layers.SeparableConv2D(filters, 3, padding="same", use_bias=False)(x)
+        x = layers.BatchNormalization()(x)
+        x = layers.Activation("relu")(x)
+        x = layers.SeparableConv2D(filters, 3, padding="same", use_bias=False)(x)
+        x = layers.BatchNormalization()(x)
+        x = layers.MaxPooling2D(3, strides=2, padding="same")(x)
+        x = layers.Add()([x, residual])
+    return x
+
+
+def head(body: Any, classes: int, params: Params, name: str) -> Any:  # noqa: ARG001
+    """A 3x3 convolution to one map per class, and its mean."""
+    from keras import layers
+
+    maps = layers.Conv2D(classes, 3, padding="same", name=name.replace("logits", "maps"))(body)
+    return layers.GlobalAveragePooling2D(dtype="float32", name=name)(maps)

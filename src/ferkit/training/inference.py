@@ -1,0 +1,56 @@
+"""Answers of a Keras network, as the ONNX file would give them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ferkit.crops import views
+
+
+def predict_logits(
+    model: Any, images: NDArray[np.uint8], batch_size: int = 256
+) -> dict[str, NDArray[np.float32]]:
+    """Return float32 logits ``[N, K]`` by taxonomy id for uint8 faces ``[N, S, S]``."""
+    if not len(images):
+        return {head: np.zeros((0, shape[-1]), np.float32) for head, shape in model.output_shape.items()}
+    answers = model.predict(images[..., None].astype(np.float32), batch_size=batch_size, verbose=0)
+    return {head: np.asarray(logits, np.float32) for head, logits in answers.items()}
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return probabilities float32 ``[N, K]``."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    exponents = np.exp(shifted)
+    return np.asarray(exponents / exponents.sum(axis=-1, keepdims=True), np.float32)
+
+
+def predict_probabilities(
+    model: Any,
+    images: NDArray[np.uint8],
+    *,
+    protocol: str = "single",
+    temperatures: Mapping[str, float] | None = None,
+    batch_size: int = 256,
+    shift: int = 2,
+) -> dict[str, NDArray[np.float32]]:
+    """Return probabilities float32 ``[N, K]`` by taxonomy id, averaged over the protocol's views.
+
+    Args:
+        model: A network of :func:`ferkit.models.build_model`.
+        images: uint8 ``[N, S, S]``.
+        protocol: ``single``, ``flip`` or ``ten-crop``.
+        temperatures: By taxonomy id; 1 where absent.
+        batch_size: Faces per step.
+        shift: Pixels of ten-crop's shifts.
+    """
+    sums: dict[str, NDArray[np.float32]] = {}
+    seen = views(images, protocol, shift)
+    for view in seen:
+        for head, logits in predict_logits(model, view, batch_size).items():
+            p = softmax(logits / np.float32((temperatures or {}).get(head, 1.0)))
+            sums[head] = sums[head] + p if head in sums else p
+    return {head: total / np.float32(len(seen)) for head, total in sums.items()}

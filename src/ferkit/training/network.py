@@ -1,0 +1,105 @@
+"""The training step as a Keras model around a network: augmentation, losses and metrics in one graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from ferkit.augment import Augmenter
+from ferkit.training.recipe import Recipe
+
+
+class TrainingModel(keras.Model):  # type: ignore[misc]
+    """A network with what surrounds it in training.
+
+    ``fit`` gets dicts with ``face`` (uint8 ``[N, S, S]``) and, per head, target mass ``[N, K]`` (see
+    :mod:`ferkit.training.targets`); both are augmented inside the compiled step.
+
+    Args:
+        network: From :func:`ferkit.models.build_model`.
+        recipe: Augmentation, smoothing and weight decay are read from it.
+        head_weights: Weight of the loss by taxonomy id.
+    """
+
+    def __init__(self, network: Any, recipe: Recipe, head_weights: dict[str, float], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.network = network
+        self.augmenter = Augmenter(recipe.augment, dtype="float32")
+        self.head_weights = dict(head_weights)
+        self.smoothing = recipe.label_smoothing
+        self.l2 = 0.0 if recipe.optimizer.name == "adamw" else recipe.optimizer.weight_decay
+        self.decayed = [v for v in network.trainable_variables if v.path.endswith("kernel")]
+        self.trackers: dict[str, Any] = {"loss": keras.metrics.Mean(name="objective")}
+        for head in head_weights:
+            self.trackers[f"{head}_loss"] = keras.metrics.Mean(name=f"{head}_loss")
+            self.trackers[f"{head}_accuracy"] = keras.metrics.Mean(name=f"{head}_accuracy")
+
+    def call(self, inputs: dict[str, Any], training: bool = False) -> dict[str, Any]:
+        """Return ``logits_*`` and the mixed targets ``mass_*`` by head."""
+        faces = ops.expand_dims(inputs["face"], -1)
+        mass = {head: inputs[head] for head in self.head_weights}
+        if training:
+            faces, mass = self.augmenter(faces, mass)
+        logits = self.network(ops.cast(faces, "float32"), training=training)
+        return {
+            **{f"logits_{head}": logits[head] for head in mass},
+            **{f"mass_{head}": mass[head] for head in mass},
+        }
+
+    def _cross_entropies(self, answers: dict[str, Any]) -> dict[str, Any]:
+        losses = {}
+        for head in self.head_weights:
+            mass = answers[f"mass_{head}"]
+            if self.smoothing:
+                total = ops.sum(mass, axis=-1, keepdims=True)
+                mass = mass * (1 - self.smoothing) + total * (self.smoothing / mass.shape[-1])
+            log_p = ops.log_softmax(ops.cast(answers[f"logits_{head}"], "float32"), axis=-1)
+            losses[head] = -ops.mean(ops.sum(mass * log_p, axis=-1))
+        return losses
+
+    def compute_loss(  # noqa: D102
+        self,
+        x: Any = None,  # noqa: ARG002
+        y: Any = None,  # noqa: ARG002
+        y_pred: Any = None,
+        sample_weight: Any = None,  # noqa: ARG002
+        training: bool = True,  # noqa: ARG002
+    ) -> Any:
+        losses = self._cross_entropies(y_pred)
+        objective = sum(self.head_weights[head] * loss for head, loss in losses.items())
+        for head, loss in losses.items():
+            self.trackers[f"{head}_loss"].update_state(loss)
+            mass, logits = y_pred[f"mass_{head}"], y_pred[f"logits_{head}"]
+            right = ops.argmax(mass, axis=-1) == ops.argmax(logits, axis=-1)
+            counted = ops.cast(ops.sum(mass, axis=-1) > 0, "float32")
+            self.trackers[f"{head}_accuracy"].update_state(right, sample_weight=counted)
+        self.trackers["loss"].update_state(objective)
+        if self.l2:
+            squares = [ops.sum(ops.square(ops.cast(v, "float32"))) for v in self.decayed]
+            objective = objective + 0.5 * self.l2 * sum(squares)
+        return objective
+
+    def compute_metrics(  # noqa: D102
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None  # noqa: ARG002
+    ) -> dict[str, Any]:
+        return {name: tracker.result() for name, tracker in self.trackers.items()}
+
+    @property
+    def metrics(self) -> list[Any]:
+        """The trackers, which Keras resets every epoch."""
+        return list(self.trackers.values())
+
+    def reseed(self, seed: int, epoch: int) -> None:
+        """Set every generator (augmentation, dropout) from seed and epoch alone, so that a run can resume."""
+        generators = [self.augmenter.generator]
+        generators += [
+            layer.seed_generator
+            for layer in self.network._flatten_layers(include_self=False, recursive=True)
+            if getattr(layer, "seed_generator", None) is not None
+        ]
+        states = np.random.SeedSequence([seed, epoch]).generate_state(2 * len(generators))
+        for generator, state in zip(generators, states.reshape(-1, 2), strict=True):
+            generator.state.assign(state.astype(generator.state.dtype))

@@ -1,0 +1,103 @@
+"""A run's folder: what lies in it, and how it is read back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ferkit.errors import TrainingError
+from ferkit.models import build_model
+from ferkit.taxonomy import Taxonomy
+from ferkit.training.history import Row
+from ferkit.training.recipe import Recipe, load_recipe, parse_recipe
+from ferkit.training.state import load_network_arrays, read_archive
+
+RECIPE = "recipe.toml"
+RUN = "run.json"
+CHECKPOINT = "checkpoint.npz"
+WEIGHTS = "weights.npz"
+HISTORY = "history.json"
+CURVES = "curves.png"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run that was read back.
+
+    Args:
+        folder: Where it lies; None for training weights outside a run.
+        recipe: What it was trained by.
+        facts: ``run.json``: command, versions, machine, data, seed, state.
+        history: One row per epoch.
+        taxonomies: The heads in order.
+        input_size: Side of a face in pixels.
+        arrays: The last weights, by name.
+    """
+
+    folder: Path | None
+    recipe: Recipe
+    facts: dict[str, Any]
+    history: list[Row]
+    taxonomies: tuple[Taxonomy, ...]
+    input_size: int
+    arrays: dict[str, Any]
+
+    def network(self) -> Any:
+        """Build the network and give it the weights."""
+        network = build_model(
+            self.recipe.model.name,
+            {t.id: len(t) for t in self.taxonomies},
+            input_size=self.input_size,
+            **self.recipe.model.params,
+        )
+        load_network_arrays(network, tuple(t.id for t in self.taxonomies), self.arrays, str(self.folder))
+        return network
+
+
+def weights_meta(recipe: Recipe, taxonomies: tuple[Taxonomy, ...], input_size: int) -> dict[str, Any]:
+    """Return what a weights file says about itself, enough to build its network."""
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        "taxonomies": [{"id": t.id, "labels": list(t.labels)} for t in taxonomies],
+        "input_size": input_size,
+    }
+
+
+def load_weights(path: str | Path) -> Run:
+    """Read training weights (``weights.npz`` of a run, or the ones beside an embedded model).
+
+    Raises:
+        TrainingError: If the file is missing, damaged or of another kind.
+    """
+    arrays, meta = read_archive(path)
+    try:
+        taxonomies = tuple(Taxonomy(t["id"], tuple(t["labels"])) for t in meta["taxonomies"])
+        recipe = parse_recipe(meta["recipe"], str(path))
+        size = int(meta["input_size"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise TrainingError(f"{path} holds no training weights of ferkit: {error!r}") from error
+    return Run(None, recipe, {}, [], taxonomies, size, arrays)
+
+
+def load_run(folder: str | Path) -> Run:
+    """Read a finished run.
+
+    Raises:
+        TrainingError: If the folder is no run, or the run has no final weights yet.
+    """
+    folder = Path(folder)
+    if not (folder / RUN).is_file():
+        raise TrainingError(f"{folder} is no run folder: it has no {RUN}")
+    facts = json.loads((folder / RUN).read_text("utf-8"))
+    if not (folder / WEIGHTS).is_file():
+        raise TrainingError(
+            f"run {folder} is not finished (it is {facts.get('state')}); go on with: "
+            f"ferkit train --resume {folder}"
+        )
+    run = load_weights(folder / WEIGHTS)
+    history = json.loads((folder / HISTORY).read_text("utf-8"))
+    return Run(
+        folder, load_recipe(folder / RECIPE), facts, history, run.taxonomies, run.input_size, run.arrays
+    )

@@ -1,0 +1,119 @@
+"""Weights and checkpoints as plain NumPy archives: nothing pickled, written in one step."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ferkit.errors import TrainingError
+from ferkit.files import replacing
+
+_META = "meta"
+
+
+def write_archive(path: str | Path, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> None:
+    """Write arrays and JSON-able facts to an ``.npz``, in one step.
+
+    Raises:
+        OutputError: If the file cannot be written; what stood at ``path`` stays.
+    """
+    text = np.frombuffer(json.dumps(meta, allow_nan=False).encode(), np.uint8)
+    with replacing(path) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, **{_META: text}, **arrays)
+
+
+def read_archive(path: str | Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Read what :func:`write_archive` wrote.
+
+    Raises:
+        TrainingError: If the file is missing, damaged or of another kind.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        meta = json.loads(arrays.pop(_META).tobytes())
+    except FileNotFoundError:
+        raise TrainingError(f"there is no {path}") from None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise TrainingError(f"{path} is damaged or no archive of ferkit: {error}") from error
+    return arrays, meta
+
+
+def network_arrays(network: Any, heads: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+    """Return a network's weights by stable names: ``body/0000`` in the graph's order, ``head/<id>/0``.
+
+    Keras' own names count layers over the whole process, so they differ between two builds.
+    """
+    return {name: np.asarray(v) for name, v in _named(network, heads).items()}
+
+
+def load_network_arrays(
+    network: Any, heads: tuple[str, ...], arrays: Mapping[str, NDArray[Any]], source: str
+) -> list[str]:
+    """Set a network's weights from arrays of :func:`network_arrays`.
+
+    The body must fit exactly; a head that is absent, or of another number of classes, is left as it is.
+
+    Returns:
+        The heads that were set.
+
+    Raises:
+        TrainingError: If the body does not fit.
+    """
+    named = _named(network, heads)
+    body = {k: v for k, v in named.items() if k.startswith("body/")}
+    given = {k for k in arrays if k.startswith("body/")}
+    if set(body) != given or any(tuple(v.shape) != arrays[k].shape for k, v in body.items()):
+        raise TrainingError(
+            f"the weights of {source} do not fit this network: {len(given)} arrays for {len(body)}; "
+            "architecture and parameters must be the same"
+        )
+    for name, variable in body.items():
+        variable.assign(arrays[name].astype(np.float32))
+    done = []
+    for head in heads:
+        mine = {k: v for k, v in named.items() if k.startswith(f"head/{head}/")}
+        if all(k in arrays and arrays[k].shape == tuple(v.shape) for k, v in mine.items()):
+            for name, variable in mine.items():
+                variable.assign(arrays[name].astype(np.float32))
+            done.append(head)
+    return done
+
+
+def _named(network: Any, heads: tuple[str, ...]) -> dict[str, Any]:
+    named: dict[str, Any] = {}
+    bodies = 0
+    for layer in network.layers:
+        owner = next((h for h in heads if layer.name.endswith(f"_{h}")), None)
+        for variable in layer.weights:
+            if owner is None:
+                named[f"body/{bodies:04d}"] = variable
+                bodies += 1
+            else:
+                at = sum(k.startswith(f"head/{owner}/") for k in named)
+                named[f"head/{owner}/{at}"] = variable
+    return named
+
+
+def optimizer_arrays(optimizer: Any) -> dict[str, NDArray[Any]]:
+    """Return the optimiser's variables (step, momenta, averages) in their order."""
+    return {f"optimizer/{k:04d}": np.asarray(v) for k, v in enumerate(optimizer.variables)}
+
+
+def load_optimizer_arrays(optimizer: Any, arrays: Mapping[str, NDArray[Any]], source: str) -> None:
+    """Set the optimiser's variables from :func:`optimizer_arrays`.
+
+    Raises:
+        TrainingError: If they are not of the same optimiser over the same network.
+    """
+    given = [arrays[k] for k in sorted(arrays) if k.startswith("optimizer/")]
+    if [a.shape for a in given] != [tuple(v.shape) for v in optimizer.variables]:
+        raise TrainingError(f"the optimiser's state in {source} does not fit this recipe")
+    for variable, value in zip(optimizer.variables, given, strict=True):
+        variable.assign(value)

@@ -1,0 +1,418 @@
+"""One training run: from a recipe and faces to a folder with weights, history and curves."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+from numpy.typing import NDArray
+
+from ferkit import __version__
+from ferkit.augment import balanced_rows
+from ferkit.data import FaceDataset, majority_targets
+from ferkit.data.load import flat_rows, leaking_rows
+from ferkit.errors import TrainingError
+from ferkit.files import write_json, write_text
+from ferkit.models import build_model, count_macs
+from ferkit.training import runs, state
+from ferkit.training.history import Row, draw_curves, write_history
+from ferkit.training.inference import predict_logits
+from ferkit.training.network import TrainingModel
+from ferkit.training.optimize import make_optimizer, plateau_rate
+from ferkit.training.recipe import Recipe, dump_recipe, parse_recipe
+from ferkit.training.targets import heads_of, target_mass
+
+
+class Watcher(Protocol):
+    """What a run tells while it works; a progress bar, a table, or nothing."""
+
+    def started(self, *, recipe: Recipe, faces: int, parameters: int, mmac: float, epoch: int) -> None:
+        """Hear that training begins, or goes on, at ``epoch``."""
+
+    def step(self, *, epoch: int, step: int, steps: int, images: int, loss: float, accuracy: float) -> None:
+        """Hear the means over the epoch so far."""
+
+    def epoch_done(self, row: Row) -> None:
+        """Hear the epoch's row of the history."""
+
+
+class Quiet:
+    """A watcher that says nothing."""
+
+    def started(self, *, recipe: Recipe, faces: int, parameters: int, mmac: float, epoch: int) -> None:
+        """Say nothing."""
+
+    def step(self, *, epoch: int, step: int, steps: int, images: int, loss: float, accuracy: float) -> None:
+        """Say nothing."""
+
+    def epoch_done(self, row: Row) -> None:
+        """Say nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run ended with."""
+
+    folder: Path
+    history: list[Row]
+    finished: bool
+
+
+class _Faces(keras.utils.PyDataset):  # type: ignore[misc]
+    """Batches of one epoch; the order of the rows follows from seed and epoch alone."""
+
+    def __init__(self, recipe: Recipe, dataset: FaceDataset, mass: dict[str, NDArray[np.float32]]) -> None:
+        super().__init__(workers=1)
+        self.recipe, self.dataset, self.mass = recipe, dataset, mass
+        self.batch = min(recipe.batch_size, len(dataset))
+        self.waited = 0.0
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        rng = np.random.default_rng([self.recipe.seed, epoch])
+        self.rows = balanced_rows(self.dataset.labels, self.recipe.data.balance, rng)
+
+    def __len__(self) -> int:
+        return len(self.rows) // self.batch
+
+    def __getitem__(self, at: int) -> tuple[dict[str, Any]]:
+        rows = self.rows[at * self.batch : (at + 1) * self.batch]
+        batch: dict[str, Any] = {head: mass[rows] for head, mass in self.mass.items()}
+        batch["face"] = self.dataset.images[rows]
+        return (batch,)
+
+
+class _Loop(keras.callbacks.Callback):  # type: ignore[misc]
+    """What happens around steps and epochs: randomness, validation, records, checkpoint."""
+
+    def __init__(self, session: _Session) -> None:
+        super().__init__()
+        self.session = session
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
+        self.session.begin_epoch(epoch)
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.session.end_step(batch, logs or {})
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.session.end_epoch(epoch, logs or {})
+
+
+class _Session:
+    """Everything that one run holds while it works."""
+
+    def __init__(
+        self, recipe: Recipe, dataset: FaceDataset, folder: Path, command: Sequence[str], watcher: Watcher
+    ) -> None:
+        self.recipe, self.folder, self.watcher = recipe, folder, watcher
+        data = recipe.data
+        training = dataset
+        if data.drop_leaks:
+            training = training.select(~leaking_rows(training))
+        if data.drop_flat:
+            training = training.select(~flat_rows(training))
+        self.training = training.of_split(data.train_split)
+        self.validation = dataset.of_split(data.validation_split)
+        self.heads = heads_of(recipe, dataset.taxonomy, dataset.votes is not None)
+        self.names = tuple(head.taxonomy.id for head in self.heads)
+        self.faces = _Faces(recipe, self.training, target_mass(self.training, self.heads, data.balance))
+        if not len(self.faces):
+            raise TrainingError(f"{dataset.source}: no face to train on after the recipe's filters")
+        self.validation_mass = target_mass(self.validation, self.heads)
+        policy = "float32" if recipe.mixed_precision == "off" else f"mixed_{recipe.mixed_precision}"
+        keras.utils.set_random_seed(recipe.seed)
+        self.network = build_model(
+            recipe.model.name,
+            {head.taxonomy.id: len(head.taxonomy) for head in self.heads},
+            input_size=dataset.size,
+            dtype=policy,
+            **recipe.model.params,
+        )
+        self.model = TrainingModel(
+            self.network, recipe, {h.taxonomy.id: h.weight for h in self.heads}, dtype=policy
+        )
+        self.optimizer = make_optimizer(recipe, len(self.faces))
+        self.optimizer.build(self.network.trainable_variables)
+        self.model.compile(optimizer=self.optimizer)
+        self.history: list[Row] = []
+        self.began = self.stepped = time.perf_counter()
+        self.facts: dict[str, Any] = {
+            "name": recipe.name,
+            "state": "running",
+            "command": list(command),
+            "started": _now(),
+            "seed": recipe.seed,
+            "parameters": int(self.network.count_params()),
+            "mmac": count_macs(self.network) / 1e6,
+            "heads": {h.taxonomy.id: h.weight for h in self.heads},
+            "data": {
+                "source": Path(dataset.source).name,
+                "fingerprint": dataset.fingerprint,
+                "training": len(self.training),
+                "validation": len(self.validation),
+                "train_split": data.train_split,
+                "validation_split": data.validation_split,
+            },
+            "versions": _versions(),
+            "machine": {"processor": _processor(), "cores": _cores(), "python": sys.version.split()[0]},
+            "backend": keras.backend.backend(),
+            "seconds": 0.0,
+        }
+
+    def meta(self) -> dict[str, Any]:
+        return runs.weights_meta(
+            self.recipe, tuple(h.taxonomy for h in self.heads), self.training.size
+        )
+
+    def begin_epoch(self, epoch: int) -> None:
+        self.faces.set_epoch(epoch)
+        self.model.reseed(self.recipe.seed, epoch)
+        if self.recipe.schedule.name == "plateau":
+            self.optimizer.learning_rate = plateau_rate(
+                self.recipe, [row["val_objective"] for row in self.history]
+            )
+        self.began = time.perf_counter()
+
+    def end_step(self, step: int, logs: dict[str, Any]) -> None:
+        loss = float(logs["loss"])
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss became {loss} in epoch {len(self.history) + 1}, step {step + 1}; the last good "
+                f"checkpoint stays at epoch {len(self.history)}. A lower learning rate, or "
+                "optimizer.clip_norm, may help"
+            )
+        self.watcher.step(
+            epoch=len(self.history) + 1,
+            step=step + 1,
+            steps=len(self.faces),
+            images=self.faces.batch,
+            loss=loss,
+            accuracy=float(logs[f"{self.names[0]}_accuracy"]),
+        )
+
+    def end_epoch(self, epoch: int, logs: dict[str, Any]) -> None:
+        seconds = time.perf_counter() - self.began
+        row: Row = {"epoch": epoch + 1}
+        for k, name in enumerate(self.names):
+            prefix = "" if k == 0 else f"{name}_"
+            row[f"{prefix}loss"] = float(logs[f"{name}_loss"])
+            row[f"{prefix}accuracy"] = float(logs[f"{name}_accuracy"])
+        raw = self.average_in()
+        row.update(self.validate())
+        weights = state.network_arrays(self.network, self.names)
+        if raw is not None:
+            self.network.set_weights(raw)
+        row["learning_rate"] = float(np.asarray(self.optimizer.learning_rate))
+        row["seconds"] = round(seconds, 3)
+        row["images_per_second"] = round(len(self.faces) * self.faces.batch / seconds, 1)
+        if not all(math.isfinite(value) for value in row.values()):
+            raise TrainingError(f"epoch {epoch + 1} gave numbers that are not finite: {row}")
+        self.history.append(row)
+        self.facts["seconds"] = round(sum(r["seconds"] for r in self.history), 1)
+        done = self.finished()
+        state.write_archive(
+            self.folder / runs.CHECKPOINT,
+            {**state.network_arrays(self.network, self.names), **state.optimizer_arrays(self.optimizer)},
+            {**self.meta(), "history": self.history, "fingerprint": self.facts["data"]["fingerprint"]},
+        )
+        if done:
+            state.write_archive(self.folder / runs.WEIGHTS, weights, self.meta())
+            self.model.stop_training = True
+        write_history(self.folder, self.history)
+        self.draw()
+        self.watcher.epoch_done(row)
+
+    def draw(self) -> None:
+        draw_curves(
+            self.folder / runs.CURVES, self.history, f"{self.recipe.name}, seed {self.recipe.seed}"
+        )
+
+    def average_in(self) -> list[Any] | None:
+        """Put the averaged weights into the network; return what stood there, or None without EMA."""
+        if not self.recipe.optimizer.ema:
+            return None
+        raw = self.network.get_weights()
+        self.optimizer.finalize_variable_values(self.network.trainable_variables)
+        return raw
+
+    def validate(self) -> Row:
+        logits = predict_logits(self.network, np.asarray(self.validation.images))
+        row: Row = {}
+        objective = 0.0
+        for k, head in enumerate(self.heads):
+            name = head.taxonomy.id
+            prefix = "val_" if k == 0 else f"val_{name}_"
+            mass, answer = self.validation_mass[name], logits[name].astype(np.float64)
+            top = answer.max(axis=1, keepdims=True)
+            log_p = answer - top - np.log(np.exp(answer - top).sum(axis=1, keepdims=True))
+            row[f"{prefix}loss"] = float(-(mass * log_p).sum() / max(float(mass.sum()), 1e-12))
+            objective += head.weight * row[f"{prefix}loss"]
+            wanted, keep = mass.argmax(axis=1), mass.sum(axis=1) > 0
+            if name != self.validation.taxonomy.id and self.validation.votes is not None:
+                wanted, keep = majority_targets(self.validation.votes)
+            right = answer.argmax(axis=1)[keep] == wanted[keep]
+            row[f"{prefix}accuracy"] = float(right.mean()) if len(right) else 0.0
+        row["val_objective"] = objective
+        return row
+
+    def finished(self) -> bool:
+        """Whether the run is over: all epochs, or early stopping (which follows from the history)."""
+        if len(self.history) >= self.recipe.epochs:
+            return True
+        patience = self.recipe.early_stopping
+        accuracies = [row["val_accuracy"] for row in self.history]
+        return bool(patience and len(accuracies) - 1 - int(np.argmax(accuracies)) >= patience)
+
+    def resume(self) -> None:
+        """Go back to the last checkpoint.
+
+        Raises:
+            TrainingError: If it is missing, damaged, or of another recipe or other data.
+        """
+        path = self.folder / runs.CHECKPOINT
+        arrays, meta = state.read_archive(path)
+        # A longer run is another recipe: the schedule would differ in the epochs already done.
+        if parse_recipe(meta.get("recipe", {}), str(path)) != self.recipe:
+            raise TrainingError(f"{path} is of another recipe; a run resumes with the recipe it began with")
+        if meta.get("fingerprint") != self.facts["data"]["fingerprint"]:
+            raise TrainingError(f"{path} was trained on other data: the fingerprints differ")
+        state.load_network_arrays(self.network, self.names, arrays, str(path))
+        state.load_optimizer_arrays(self.optimizer, arrays, str(path))
+        self.history = list(meta["history"])
+
+    def record(self, condition: str, **more: Any) -> None:
+        self.facts.update(state=condition, ended=_now(), epochs=len(self.history), **more)
+        write_json(self.folder / runs.RUN, self.facts)
+
+
+def train(
+    recipe: Recipe,
+    dataset: FaceDataset,
+    out: str | Path,
+    *,
+    init: str | Path | None = None,
+    resume: bool = False,
+    command: Sequence[str] = (),
+    watcher: Watcher | None = None,
+    tensorboard: bool = True,
+) -> Result:
+    """Train a network.
+
+    Args:
+        recipe: What to do.
+        dataset: Faces with the recipe's training and validation splits.
+        out: The run's folder; it must not hold a run unless ``resume``.
+        init: Weights to start from: a run's folder or a ``.npz`` of training weights. The network's
+            architecture is theirs; heads of other labels start fresh.
+        resume: Go on from the folder's last checkpoint, to the same result as if it had not stopped.
+        command: The command line, for the record.
+        watcher: Hears of the progress.
+        tensorboard: Whether to write a TensorBoard log beside the history.
+
+    Returns:
+        The folder and the history. The final weights are those of the last epoch, or their average.
+
+    Raises:
+        TrainingError: If the run cannot start, resume, or meets a loss that is not finite.
+        OutputError: If the folder cannot be written; the last checkpoint stays.
+        KeyboardInterrupt: On Ctrl-C, after the state was recorded.
+    """
+    folder = Path(out)
+    watcher = watcher or Quiet()
+    if (folder / runs.RUN).exists() and not resume:
+        raise TrainingError(f"{folder} holds a run already; --resume goes on with it, or name another --out")
+    if resume and not (folder / runs.CHECKPOINT).exists():
+        raise TrainingError(f"{folder} has no checkpoint to resume from")
+    start = None
+    if init is not None:
+        start = runs.load_run(init) if Path(init).is_dir() else runs.load_weights(init)
+        recipe = recipe.model_copy(update={"model": start.recipe.model})
+    if recipe.deterministic:
+        _use_deterministic_operations()
+    session = _Session(recipe, dataset, folder, command, watcher)
+    if start is not None and not resume:
+        taken = state.load_network_arrays(session.network, session.names, start.arrays, str(init))
+        session.facts["init"] = {"from": Path(init or "").name, "heads": taken}
+    if resume:
+        session.resume()
+        if session.finished():
+            return Result(folder, session.history, True)
+    write_text(folder / runs.RECIPE, dump_recipe(recipe))
+    session.record("running")
+    watcher.started(
+        recipe=recipe,
+        faces=len(session.training),
+        parameters=session.facts["parameters"],
+        mmac=session.facts["mmac"],
+        epoch=len(session.history) + 1,
+    )
+    callbacks: list[Any] = [_Loop(session)]
+    if tensorboard and keras.backend.backend() == "tensorflow":
+        callbacks.append(
+            keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False, profile_batch=0)
+        )
+    try:
+        session.model.fit(
+            session.faces,
+            epochs=recipe.epochs,
+            initial_epoch=len(session.history),
+            callbacks=callbacks,
+            verbose=0,
+            shuffle=False,
+        )
+    except KeyboardInterrupt:
+        session.record("interrupted")
+        raise
+    except TrainingError as error:
+        session.record("failed", error=str(error))
+        raise
+    session.record("finished")
+    return Result(folder, session.history, True)
+
+
+def _use_deterministic_operations() -> None:
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.experimental.enable_op_determinism()
+
+
+def _now() -> str:
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+
+
+def _versions() -> dict[str, str]:
+    names = ("keras", "tensorflow-cpu", "tensorflow", "jax", "numpy", "onnx")
+    found = {"ferkit": __version__}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
