@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from ferkit.data.dataset import SPLITS, VOTE_COLUMNS, FaceDataset
-from ferkit.data.ferplus import argmax_targets, majority_targets, soft_targets
-from ferkit.data.load import leaked_rows, load_dataset
+from ferkit.data.duplicates import flat_rows, leaked_rows, leaking_rows
+from ferkit.data.ferplus import argmax_targets, majority_targets, relabel, soft_targets
+from ferkit.data.load import load_dataset, make_dataset
 
 __all__ = [
     "SPLITS",
     "VOTE_COLUMNS",
     "FaceDataset",
     "argmax_targets",
+    "flat_rows",
     "leaked_rows",
+    "leaking_rows",
     "load_dataset",
     "majority_targets",
+    "make_dataset",
+    "relabel",
     "soft_targets",
 ]

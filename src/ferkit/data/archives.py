@@ -1,4 +1,4 @@
-"""Opening what data sets travel in: plain files, .gz, .xz, .zip and tar archives, read without unpacking to disk."""
+"""Reading what data sets travel in: files, folders, .gz, .xz, .zip and tar, nothing unpacked to disk."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import contextlib
 import gzip
 import io
 import lzma
+import os
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -17,6 +18,18 @@ from ferkit.errors import DataError
 
 MAX_TABLE_BYTES = 4 << 30
 """A table that unpacks to more than this is refused (FER2013 is 0.3 GB)."""
+
+MAX_MEMBERS = 2_000_000
+"""An archive or folder with more files is refused."""
+
+MAX_IMAGE_BYTES = 64 << 20
+"""A picture file that is larger is refused."""
+
+MAX_TOTAL_BYTES = 64 << 30
+"""An archive of pictures that unpacks to more than this is refused."""
+
+MAX_DEPTH = 6
+"""Folders deeper than this are not looked into."""
 
 KNOWN_TABLES = ("fer2013.csv", "icml_face_data.csv")
 """Names that win where an archive holds several tables."""
@@ -97,6 +110,112 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
+def list_members(path: Path) -> list[str]:
+    """List the files in a folder, a zip or a tar: names relative to it, sorted, without hidden ones.
+
+    Raises:
+        DataError: If the archive is damaged, too large, or a name points outside it.
+    """
+    with explained(path):
+        if path.is_dir():
+            names = _walk(path)
+        elif is_zip(path):
+            with zipfile.ZipFile(path) as zipped:
+                infos = [i for i in zipped.infolist() if not i.is_dir()]
+            check_total(path, len(infos), sum(i.file_size for i in infos))
+            names = [i.filename for i in infos]
+        elif is_tar(path):
+            names = _list_tar(path)
+        else:
+            raise DataError(f"{path}: a folder, a .zip or a .tar was expected")
+    if not path.is_dir():
+        for name in names:
+            check_member_name(path, name)
+    return sorted(name for name in names if not is_hidden(name))
+
+
+def _walk(path: Path) -> list[str]:
+    """List the files below a folder; links are followed, and the limit of depth keeps them from circling."""
+    names = []
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for parent, folders, files in os.walk(path, followlinks=True, onerror=refuse):
+        inside = Path(parent).relative_to(path)
+        if len(inside.parts) >= MAX_DEPTH:
+            folders.clear()
+        names.extend((inside / file).as_posix() for file in files)
+        check_total(path, len(names), 0)
+    return names
+
+
+def _list_tar(path: Path) -> list[str]:
+    """List a tar, stopping as soon as it grows too large."""
+    names = []
+    total = 0
+    with tarfile.open(path, "r:*") as archive:
+        for member in archive:
+            if member.isfile():
+                names.append(member.name)
+                total += member.size
+                check_total(path, len(names), total)
+    return names
+
+
+def check_total(path: Path, count: int, size: int) -> None:
+    """Refuse archives that unpack to more than any data set of faces holds.
+
+    Raises:
+        DataError: If there are more files or bytes than the limits.
+    """
+    if count > MAX_MEMBERS:
+        raise DataError(f"{path}: holds more than {MAX_MEMBERS} files; this is no set of faces")
+    if size > MAX_TOTAL_BYTES:
+        raise DataError(
+            f"{path}: says it unpacks to more than {MAX_TOTAL_BYTES >> 30} GiB; such an archive is refused"
+        )
+
+
+def read_members(path: Path, names: Collection[str]) -> Iterator[tuple[str, bytes]]:
+    """Read files of a folder, a zip or a tar, one at a time, in whatever order is cheapest.
+
+    Yields:
+        Name and content.
+
+    Raises:
+        DataError: If one cannot be read, or is larger than a picture may be.
+    """
+    with explained(path):
+        if path.is_dir():
+            for name in names:
+                with explained(path / name), (path / name).open("rb") as stream:
+                    yield name, _read_limited(path, name, stream)
+        elif is_zip(path):
+            with zipfile.ZipFile(path) as zipped:
+                for name in names:
+                    with zipped.open(name) as stream:
+                        yield name, _read_limited(path, name, stream)
+        else:
+            wanted = set(names)
+            with tarfile.open(path, "r:*") as archive:
+                for member in archive:
+                    stream_or_none = archive.extractfile(member) if member.name in wanted else None
+                    if stream_or_none is not None:
+                        wanted.discard(member.name)
+                        yield member.name, _read_limited(path, member.name, stream_or_none)
+
+
+def _read_limited(path: Path, name: str, stream: IO[bytes]) -> bytes:
+    """Read one file, whatever size its archive says it has, up to the limit."""
+    content = stream.read(MAX_IMAGE_BYTES + 1)
+    if len(content) > MAX_IMAGE_BYTES:
+        raise DataError(
+            f"{path}: {name!r} is larger than {MAX_IMAGE_BYTES >> 20} MiB; such a picture is refused"
+        )
+    return content
+
+
 @contextlib.contextmanager
 def open_table(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
     """Open the one table in ``path`` for reading bytes.
@@ -110,8 +229,7 @@ def open_table(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
     with explained(path), contextlib.ExitStack() as stack:
         if is_tar(path):
             # a tar has no index: one pass for the names, one to the table
-            with tarfile.open(path, "r:*") as archive:
-                names = [m.name for m in archive if m.isfile()]
+            names = _list_tar(path)
             for name in names:
                 check_member_name(path, name)
             chosen = choose_table(path, names)
@@ -127,7 +245,9 @@ def open_table(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
                 check_member_name(path, name)
             chosen = choose_table(path, list(infos))
             if infos[chosen].file_size > MAX_TABLE_BYTES:
-                raise DataError(f"{path}: {chosen!r} says it unpacks to {infos[chosen].file_size} bytes; too large")
+                raise DataError(
+                    f"{path}: {chosen!r} says it unpacks to {infos[chosen].file_size} bytes; too large"
+                )
             yield f"{path}:{chosen}", stack.enter_context(zipped.open(infos[chosen]))
         elif path.name.lower().endswith(".gz"):
             yield str(path), stack.enter_context(gzip.open(path, "rb"))

@@ -1,4 +1,4 @@
-"""The cache of decoded data sets: memory-mapped arrays keyed by content, so that a second load takes no time."""
+"""The cache of decoded data: memory-mapped arrays keyed by content, so that a second load takes no time."""
 
 from __future__ import annotations
 
@@ -6,41 +6,50 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import platformdirs
 from numpy.typing import NDArray
 
 from ferkit.errors import OutputError
-from ferkit.files import write_json
+from ferkit.files import cache_folder, write_json
 
 LAYOUT = 1
 """Part of every key: raise it when what the readers make of the same bytes changes."""
+
+_BUILDING = ".building-"
+_ABANDONED_SECONDS = 86_400
 
 logger = logging.getLogger("ferkit.data")
 
 
 def cache_root() -> Path:
-    """Return the folder for decoded data: ``$FERKIT_CACHE/data``, or ``ferkit/data`` in the user's cache."""
-    override = os.environ.get("FERKIT_CACHE")
-    return (Path(override) if override else platformdirs.user_cache_path("ferkit")) / "data"
+    """Return the folder for decoded data, below :func:`ferkit.files.cache_folder`."""
+    return cache_folder() / "data"
 
 
 @dataclass(frozen=True, slots=True)
-class Cached:
-    """Arrays that came out of the cache, and the digest of ``images``."""
+class Entry:
+    """What came out of the cache.
 
-    arrays: Mapping[str, NDArray[np.generic]]
-    meta: Mapping[str, object]
+    Args:
+        arrays: Arrays by name, memory-mapped and read-only.
+        digests: SHA-256 (hex) of each array.
+        meta: What was kept beside them.
+    """
+
+    arrays: Mapping[str, NDArray[Any]]
+    digests: Mapping[str, str]
+    meta: Mapping[str, Any]
 
 
-def digest_of(array: NDArray[np.generic]) -> str:
+def digest_of(array: NDArray[Any]) -> str:
     """Return the SHA-256 (hex) of an array's values in C order."""
     return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
@@ -51,13 +60,9 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def stat_key(files: Iterable[Path]) -> str:
-    """Return a digest of names, sizes and times of change; it changes whenever a file is written."""
-    digest = hashlib.sha256()
-    for file in files:
-        status = file.stat()
-        digest.update(f"{file.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\n".encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
+def _digest_of_json(content: Any) -> str:
+    """Return the SHA-256 (hex) of what JSON says, however it is laid out."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 class DatasetCache:
@@ -66,7 +71,8 @@ class DatasetCache:
     Two steps lead to an entry: an index from (path, size, time of change) to the content's digest, which
     spares hashing a large file again, and the entry itself under a key made of that digest. An entry is
     built in a folder beside and then renamed, so a reader never meets half of one; it is checked against
-    its digests when read, and a damaged one is removed and built anew.
+    its digests when read, and a damaged one is removed and built anew. A folder that cannot be written
+    is said in one warning (logger ``ferkit.data``), and data is decoded each time.
 
     Args:
         root: The folder, or None to keep nothing.
@@ -74,67 +80,106 @@ class DatasetCache:
 
     def __init__(self, root: Path | None) -> None:
         self.root = root
+        self._complained = False
 
-    def content_hash(self, files: list[Path], compute_from: Iterable[Path] | None = None) -> str:
-        """Return the digest of the content of ``files``, from the index where they have not changed."""
-        listed = stat_key(files)
-        note = None if self.root is None else self.root / "index" / f"{listed}.json"
+    def content_hash(self, root: Path, files: Sequence[Path]) -> str:
+        """Return a digest of the content of ``files`` and their names below ``root``.
+
+        Files whose sizes and times of change are those in the index are not read again.
+
+        Raises:
+            OSError: If a file cannot be read.
+        """
+        note = self._note(files)
         if note is not None:
             with contextlib.suppress(OSError, ValueError):
                 known = json.loads(note.read_text())
                 if isinstance(known, str) and len(known) == 64:
                     return known
         digest = hashlib.sha256()
-        for file in compute_from or files:
-            digest.update(hash_file(file).encode())
-        content = digest.hexdigest()
-        if note is not None:
+        for file in files:
+            inside = "" if file == root else file.relative_to(root).as_posix()
+            digest.update(f"{inside}\0{hash_file(file)}\n".encode("utf-8", "surrogatepass"))
+        return digest.hexdigest()
+
+    def remember(self, files: Sequence[Path], content: str) -> None:
+        """Keep a digest in the index."""
+        note = self._note(files)
+        if note is not None and not note.exists():
             try:
                 write_json(note, content)
             except OutputError as error:
-                logger.warning("the cache is not used: %s", error)
-        return content
+                self._complain(str(error))
 
-    def read(self, key: str) -> Cached | None:
-        """Return the entry ``key`` with its arrays memory-mapped, or None if there is none or it is damaged."""
+    def _note(self, files: Sequence[Path]) -> Path | None:
+        """Return the file of the index for ``files`` as they are now."""
+        if self.root is None:
+            return None
+        digest = hashlib.sha256()
+        for file in files:
+            status = file.stat()
+            line = f"{file.absolute()}\0{status.st_size}\0{status.st_mtime_ns}\n"
+            digest.update(line.encode("utf-8", "surrogatepass"))
+        return self.root / "index" / f"{digest.hexdigest()}.json"
+
+    def read(self, key: str) -> Entry | None:
+        """Return the entry ``key``, or None if there is none or it is damaged."""
         if self.root is None:
             return None
         folder = self.root / key
         if not folder.is_dir():
             return None
         try:
-            meta = json.loads((folder / "meta.json").read_text())
-            arrays: dict[str, NDArray[np.generic]] = {}
-            for name, expected in meta["digests"].items():
+            record = json.loads((folder / "record.json").read_text())
+            content = record["content"]
+            if _digest_of_json(content) != record["digest"]:
+                raise ValueError("record.json is not what was written")
+            arrays = {}
+            for name, expected in content["digests"].items():
                 array = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
                 if digest_of(array) != expected:
                     raise ValueError(f"{name}.npy is not what was written")
-                arrays[name] = array
-            return Cached(arrays, meta)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            logger.warning("the cache entry %s is damaged (%s); it is built anew", folder, error)
+                # the map itself stays underneath: np.memmap only adds a slow __getitem__
+                arrays[name] = np.asarray(array)
+        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
+            logger.warning("the cached data in %s are damaged (%s); they are built anew", folder, error)
             shutil.rmtree(folder, ignore_errors=True)
             return None
+        return Entry(arrays, content["digests"], content["meta"])
 
-    def write(self, key: str, arrays: Mapping[str, NDArray[np.generic]], meta: Mapping[str, object]) -> None:
-        """Keep an entry; where the folder cannot be written, say so and go on."""
+    def write(self, key: str, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> None:
+        """Keep an entry, if the folder can be written."""
         if self.root is None:
             return
         building: Path | None = None
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            building = Path(tempfile.mkdtemp(dir=self.root, prefix=".building-"))
+            self._sweep()
+            building = Path(tempfile.mkdtemp(dir=self.root, prefix=_BUILDING))
             for name, array in arrays.items():
                 np.save(building / f"{name}.npy", array, allow_pickle=False)
-            digests = {name: digest_of(array) for name, array in arrays.items()}
-            write_json(building / "meta.json", {**meta, "digests": digests})
-            target = self.root / key
-            if target.is_dir():
-                return  # another process was faster; its entry has the same content
+            content = {"digests": {name: digest_of(a) for name, a in arrays.items()}, "meta": dict(meta)}
+            write_json(building / "record.json", {"content": content, "digest": _digest_of_json(content)})
             building.chmod(0o755)
-            building.rename(target)
+            target = self.root / key
+            # another process may have been faster; its entry has the same content
+            if not target.is_dir():
+                building.rename(target)
         except (OSError, OutputError) as error:
-            logger.warning("the cache is not used: cannot write %s (%s)", self.root, error)
+            self._complain(str(error))
         finally:
             if building is not None:
                 shutil.rmtree(building, ignore_errors=True)
+
+    def _sweep(self) -> None:
+        """Remove what processes that were killed left half built."""
+        for left in Path(self.root or ".").glob(f"{_BUILDING}*"):
+            with contextlib.suppress(OSError):
+                if time.time() - left.stat().st_mtime > _ABANDONED_SECONDS:
+                    shutil.rmtree(left, ignore_errors=True)
+
+    def _complain(self, reason: str) -> None:
+        """Say once that nothing is kept."""
+        if not self._complained:
+            logger.warning("decoded data are not kept, so the next load takes as long: %s", reason)
+            self._complained = True

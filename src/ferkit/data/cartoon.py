@@ -1,4 +1,4 @@
-"""Faces drawn by the program: seven expressions, any number, any seed, so that every command runs anywhere."""
+"""Faces drawn by the program: seven expressions, any number, any seed, so that any command runs anywhere."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _OVER = 2
 _BITS = 4
 """OpenCV draws at fractions of a pixel: coordinates are given in 1/16."""
 
-# What an expression does to a face, after the action units of Ekman and Friesen: how far the inner, middle and
-# outer brow go up, how far the eyes open, half the width of the mouth, how far its corners and its upper lip
+# What an expression does to a face, after the action units of Ekman and Friesen: how far the inner, middle
+# and outer brow go up, how far the eyes open, half the width of the mouth, how far its corners and its upper lip
 # go up, least and greatest opening of the mouth (all but the eyes in half heights of the face), then how much
 # one sees of teeth, wrinkles of the nose, folds of the cheeks, lines on the forehead and between the brows.
 _FEATURES = (
@@ -61,8 +61,8 @@ _JITTER: dict[str, tuple[float, float]] = {
     "x": (-0.07, 0.07), "y": (-0.05, 0.06), "scale": (0.78, 1.02), "roll": (-0.26, 0.26), "yaw": (-1, 1),
     "pitch": (-1, 1), "aspect": (0.70, 0.86), "skin": (85, 225), "dark": (0.15, 0.45), "hair": (10, 150),
     "hairline": (0.45, 0.75), "style": (0, 1), "back": (0, 255), "ramp": (-70, 70), "ramp_angle": (0, 6.283),
-    "light": (0, 0.45), "light_angle": (0, 6.283), "gain": (0.65, 1.15), "offset": (-25, 35), "noise": (0, 11),
-    "blur": (0, 1), "gaze": (-1, 1), "gaze_y": (-0.6, 0.6), "apart": (0.32, 0.40), "eye_size": (0.85, 1.15),
+    "light": (0, 0.45), "light_angle": (0, 6.283), "gain": (0.65, 1.15), "offset": (-25, 35),
+    "noise": (0, 11), "blur": (0, 1), "gaze": (-1, 1), "gaze_y": (-0.6, 0.6), "apart": (0.32, 0.40), "eye_size": (0.85, 1.15),
     "brow_thick": (0.03, 0.085), "nose": (0.85, 1.2), "glasses": (0, 1), "moustache": (0, 1),
     "open": (0, 1), "skew": (-0.04, 0.04), "shoulders": (20, 230),
 }  # fmt: skip
@@ -97,7 +97,7 @@ def parse_cartoon(source: str) -> tuple[int, int] | None:
     count = int(found[1] or DEFAULT_COUNT) if found else 0
     if not found or not 1 <= count <= MAX_COUNT:
         raise DataError(
-            f"drawn faces are asked for as cartoon, cartoon:N or cartoon:N:SEED with N from 1 to {MAX_COUNT}. "
+            f"drawn faces are asked for as cartoon, cartoon:N or cartoon:N:SEED, N from 1 to {MAX_COUNT}. "
             f"Received: {source!r}"
         )
     return count, int(found[2] or 0)
@@ -189,9 +189,7 @@ class _Pen:
         """Fill a polygon."""
         self.cv2.fillPoly(self.canvas, [self._points(points)], _tone(tone), self.cv2.LINE_AA, _BITS)
 
-    def line(
-        self, points: NDArray[np.complex128], tone: float, width: float, closed: bool = False
-    ) -> None:
+    def line(self, points: NDArray[np.complex128], tone: float, width: float, closed: bool = False) -> None:
         """Draw a line through points."""
         pixels = max(1, round(width * self.unit))
         self.cv2.polylines(
@@ -323,7 +321,9 @@ def _draw_mouth(pen: _Pen, face: SimpleNamespace, ink: float) -> None:
         pen.fill(np.concatenate([top, bottom[::-1]]), ink * 0.35)
         if face.teeth > 0.3 and opened > 0.04:
             edge = across * 0.93 + 1j * (upper + 0.42 * (lower - upper))
-            pen.fill(np.concatenate([across * 0.93 + 1j * upper, edge[::-1]]), min(245.0, face.skin * 0.4 + 140))
+            pen.fill(
+                np.concatenate([across * 0.93 + 1j * upper, edge[::-1]]), min(245.0, face.skin * 0.4 + 140)
+            )
         pen.line(top, lips, 0.045)
         pen.line(bottom, lips, 0.05)
     else:
@@ -347,7 +347,10 @@ def _finish(
 
     size = len(grid)
     small = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
-    ramp = face.light * np.cos(face.light_angle) * grid[None, :] + face.light * np.sin(face.light_angle) * grid[:, None]
+    ramp = (
+        face.light * np.cos(face.light_angle) * grid[None, :]
+        + face.light * np.sin(face.light_angle) * grid[:, None]
+    )
     small *= (1 + ramp) * face.gain
     small += face.offset
     if face.blur > 0.5:

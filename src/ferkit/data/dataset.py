@@ -73,9 +73,7 @@ class FaceDataset:
         if n and int(self.split.max()) >= len(SPLITS):
             raise DataError(f"split codes lie in 0..2. Received: {int(self.split.max())}")
         if self.votes is not None and self.votes.shape != (n, len(VOTE_COLUMNS)):
-            raise DataError(
-                f"votes must be [{n}, {len(VOTE_COLUMNS)}]. Received: {self.votes.shape}"
-            )
+            raise DataError(f"votes must be [{n}, {len(VOTE_COLUMNS)}]. Received: {self.votes.shape}")
 
     def __len__(self) -> int:
         """Return the number of faces."""

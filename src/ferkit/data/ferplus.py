@@ -1,18 +1,20 @@
-"""FER+ votes (Barsoum et al. 2016): reading them, joining them to faces by row, and turning them into targets."""
+"""FER+ votes (Barsoum et al. 2016): reading them, joining them to faces by row, making targets of them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ferkit.data.archives import open_table
-from ferkit.data.dataset import SPLITS, VOTE_COLUMNS
+from ferkit.data.dataset import SPLITS, VOTE_COLUMNS, FaceDataset
 from ferkit.data.tables import rows_of, where
 from ferkit.errors import DataError
-from ferkit.taxonomy import FERPLUS, FERPLUS_TO_FER2013, FER2013
+from ferkit.taxonomy import FER2013, FERPLUS, FERPLUS_TO_FER2013
 
 EMOTIONS = len(FERPLUS)
 """The first columns of the votes are emotions; the two after them are ``unknown`` and ``NF`` (no face)."""
@@ -123,14 +125,14 @@ def align_votes(
     if split is not None and not np.array_equal(given, split):
         row = int(np.flatnonzero(given != split)[0])
         raise DataError(
-            f"{table.name} does not line up with {source}: row {row + 1} is {SPLITS[given[row]]} in the votes "
-            f"and {SPLITS[split[row]]} in the faces; both files must list the same images in the same order"
+            f"{table.name} does not line up with {source}: row {row + 1} is {SPLITS[given[row]]} in the "
+            f"votes and {SPLITS[split[row]]} in the faces; both files must list the same images in the same order"
         )
     agreement = label_agreement(labels, votes)
     if len(labels) >= _ENOUGH_TO_JUDGE and agreement < MIN_AGREEMENT:
         raise DataError(
-            f"{table.name} does not line up with {source}: only {agreement:.0%} of the labels equal the leading "
-            "vote (63% is usual); the rows seem to be in another order"
+            f"{table.name} does not line up with {source}: only {agreement:.0%} of the labels equal the "
+            "leading vote (63% is usual); the rows seem to be in another order"
         )
     return np.ascontiguousarray(votes)
 
@@ -217,3 +219,39 @@ def soft_targets(votes: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray
     uniform = np.float32(1 / EMOTIONS)
     soft = np.where(of_emotion > 0, emotions / np.maximum(of_emotion, 1), uniform)
     return soft.astype(np.float32), (of_emotion[:, 0] / np.maximum(total, 1)).astype(np.float32)
+
+
+LabelSource = Literal["given", "ferplus-majority", "ferplus-argmax", "fer2013-majority", "fer2013-argmax"]
+"""Where labels come from: the source, or the votes by a FER+ protocol, in the taxonomy that is named."""
+
+
+def relabel(dataset: FaceDataset, labels: LabelSource) -> FaceDataset:
+    """Take labels from the votes.
+
+    ``ferplus-…`` gives FER+ labels; ``fer2013-…`` gives the FER2013 labels that mean the same, without
+    contempt. Images that the protocol drops are left out.
+
+    Raises:
+        DataError: If there are no votes, or ``labels`` is unknown.
+    """
+    if labels == "given":
+        return dataset
+    if labels not in get_args(LabelSource):
+        raise DataError(f"labels come from {', '.join(get_args(LabelSource))}. Received: {labels!r}")
+    if dataset.votes is None:
+        raise DataError(f"{dataset.source}: labels {labels} are taken from FER+ votes, and there are none")
+    name, protocol = labels.split("-")
+    targets = majority_targets if protocol == "majority" else argmax_targets
+    columns, keep = targets(dataset.votes)
+    taxonomy = FERPLUS
+    if name == FER2013.id:
+        columns, taxonomy = to_fer2013(columns), FER2013
+        keep = keep & (columns >= 0)
+    if not keep.any():
+        raise DataError(f"{dataset.source}: no image has a label by {labels}")
+    return replace(
+        dataset,
+        labels=np.where(keep, columns, 0),
+        taxonomy=taxonomy,
+        fingerprint=hashlib.sha256(f"{dataset.fingerprint}\n{labels}".encode()).hexdigest(),
+    ).select(keep)

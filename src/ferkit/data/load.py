@@ -3,18 +3,156 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from ferkit.data import cartoon
+from ferkit.data.archives import KNOWN_TABLES, explained, is_tar, is_zip, list_members
 from ferkit.data.cache import LAYOUT, DatasetCache, cache_root, digest_of
 from ferkit.data.dataset import FaceDataset
-from ferkit.data.ferplus import align_votes, read_votes
+from ferkit.data.duplicates import flat_rows, leaking_rows
+from ferkit.data.ferplus import LabelSource, align_votes, read_votes, relabel
+from ferkit.data.folders import is_picture, read_face_folder
+from ferkit.data.holdout import hold_out
+from ferkit.data.npz import read_npz
 from ferkit.data.tables import read_face_table
 from ferkit.errors import DataError
 from ferkit.taxonomy import FER2013, Taxonomy
+
+DEFAULT_SIZE = 48
+"""Side in pixels that pictures in folders are brought to; FER2013's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoded:
+    """What a reader makes of a source.
+
+    ``split_told`` is False where the split was worked out here; ``in_rows`` is True where the faces are in
+    the order of FER2013's rows, which FER+ votes need.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    split: NDArray[np.uint8]
+    taxonomy: Taxonomy
+    votes: NDArray[np.uint8] | None = None
+    split_told: bool = True
+    in_rows: bool = False
+
+    def pack(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Return arrays and remarks for the cache."""
+        arrays: dict[str, NDArray[Any]] = {
+            "images": self.images, "labels": self.labels, "split": self.split,
+        }  # fmt: skip
+        if self.votes is not None:
+            arrays["votes"] = self.votes
+        names = [self.taxonomy.id, *self.taxonomy.labels]
+        return arrays, {"taxonomy": names, "split_told": self.split_told, "in_rows": self.in_rows}
+
+    @classmethod
+    def unpack(cls, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> _Decoded:
+        """Undo :meth:`pack`."""
+        name, *labels = meta["taxonomy"]
+        taxonomy = Taxonomy(name, tuple(labels))
+        return cls(**arrays, taxonomy=taxonomy, split_told=meta["split_told"], in_rows=meta["in_rows"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A source that was recognised: the files it consists of, what names its content, and its reader."""
+
+    kind: str
+    root: Path
+    files: Sequence[Path]
+    read: Callable[[], _Decoded]
+
+
+def load_dataset(
+    source: str | Path,
+    *,
+    votes: str | Path | None = None,
+    cache: str | Path | Literal[False] | None = None,
+    drop_leaks: bool = False,
+    drop_flat: bool = False,
+    labels: LabelSource = "given",
+    size: int = DEFAULT_SIZE,
+) -> FaceDataset:
+    """Load labelled faces.
+
+    The first load of a source decodes it and keeps the result in a cache; later loads map it into memory
+    (images are then read-only). Where the source names no splits, a tenth of each label's distinct images
+    becomes PublicTest, chosen by content (:func:`ferkit.data.holdout.hold_out`).
+
+    Args:
+        source: A csv in FER2013's layout, plain or as .gz, .xz, .zip, .tar, .tar.gz or .tar.xz; a folder of
+            pictures laid out as ``label/*.png`` or ``train/label/*.png``, or a zip or tar of one
+            (:func:`ferkit.data.folders.plan_layout`); an .npz that ``ferkit data convert`` wrote; or
+            ``cartoon``, ``cartoon:N``, ``cartoon:N:SEED`` for faces drawn by the program.
+        votes: FER+ votes (``fer2013new.csv``), joined by row; only for a csv.
+        cache: A folder for decoded data; None for the user's own, False for none.
+        drop_leaks: Leave out Training images that also stand in another split, pixel for pixel.
+        drop_flat: Leave out images of one constant colour.
+        labels: ``given`` keeps the source's labels; the others take them from the votes instead and leave out
+            images without one (:func:`ferkit.data.ferplus.relabel`).
+        size: Side in pixels of faces that are drawn or come from picture files; a csv has its own.
+
+    Raises:
+        DataError: If anything in it is wrong; the message names file and row.
+    """
+    store = DatasetCache(None if cache is False else cache_root() if cache is None else Path(cache))
+    decoded, images_digest = _read(store, _recognise(source, size))
+    if votes is not None and not decoded.in_rows:
+        raise DataError(
+            f"votes are joined by row, and {source} has no rows in FER2013's order; use them with fer2013.csv"
+        )
+    split, counts = decoded.split, decoded.votes
+    if votes is not None:
+        table = read_votes(Path(votes))
+        counts = align_votes(table, decoded.labels, split if decoded.split_told else None, str(source))
+        if not decoded.split_told:
+            split = table.split
+    dataset = FaceDataset(
+        images=decoded.images,
+        labels=decoded.labels,
+        split=split,
+        taxonomy=decoded.taxonomy,
+        votes=counts,
+        source=str(source),
+        fingerprint=fingerprint_of(images_digest, decoded.labels, split, counts, decoded.taxonomy),
+    )
+    return _apply(dataset, drop_leaks, drop_flat, labels)
+
+
+def make_dataset(
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    split: NDArray[np.uint8],
+    taxonomy: Taxonomy,
+    votes: NDArray[np.uint8] | None = None,
+    *,
+    source: str,
+) -> FaceDataset:
+    """Make a data set of arrays in memory, with its fingerprint.
+
+    Args:
+        images: uint8 ``[N, S, S]``.
+        labels: int64 ``[N]``, columns of ``taxonomy``.
+        split: uint8 ``[N]``, positions in ``SPLITS``.
+        taxonomy: The labels' names and order.
+        votes: uint8 ``[N, 10]`` or None.
+        source: What to call it.
+
+    Raises:
+        DataError: If the arrays do not fit together.
+    """
+    fingerprint = fingerprint_of(digest_of(images), labels, split, votes, taxonomy)
+    return FaceDataset(images, labels, split, taxonomy, votes, source, fingerprint)
 
 
 def fingerprint_of(
@@ -24,7 +162,11 @@ def fingerprint_of(
     votes: NDArray[np.uint8] | None,
     taxonomy: Taxonomy,
 ) -> str:
-    """Return the SHA-256 (hex) that stands for a data set's content, whatever file it came from."""
+    """Return the SHA-256 (hex) that stands for a data set's content, whatever file it came from.
+
+    It is taken over the digests of the arrays, so that the images' digest, which the cache keeps, need not be
+    computed at each load.
+    """
     parts = [
         images_digest,
         digest_of(labels),
@@ -36,91 +178,105 @@ def fingerprint_of(
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def load_dataset(
-    source: str | Path,
-    *,
-    votes: str | Path | None = None,
-    cache: str | Path | Literal[False] | None = None,
-    drop_leaks: bool = False,
-    drop_flat: bool = False,
-) -> FaceDataset:
-    """Load labelled faces.
-
-    Args:
-        source: A csv in FER2013's layout, plain or packed.
-        votes: FER+ votes (``fer2013new.csv``), joined by row.
-        cache: A folder for decoded data; None for the user's own, False for none.
-        drop_leaks: Leave out Training images that also stand in another split.
-        drop_flat: Leave out images of one constant colour.
-
-    Raises:
-        DataError: If anything in it is wrong; the message names file and row.
-    """
-    path = Path(source)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file")
-    store = DatasetCache(None if cache is False else Path(cache) if cache is not None else cache_root())
-    key = f"v{LAYOUT}-csv-{store.content_hash([path])[:40]}"
-    entry = store.read(key)
-    if entry is None:
-        table = read_face_table(path)
-        arrays: dict[str, NDArray[np.generic]] = {"images": table.images, "labels": table.labels}
-        if table.split is not None:
-            arrays["split"] = table.split
-        store.write(key, arrays, {"source": path.name})
-        entry = store.read(key)
-        images, labels, split = table.images, table.labels, table.split
-        digest = digest_of(images)
-    if entry is not None:
-        images = np.asarray(entry.arrays["images"], dtype=np.uint8)
-        labels = np.array(entry.arrays["labels"], dtype=np.int64)
-        split = np.array(entry.arrays["split"], dtype=np.uint8) if "split" in entry.arrays else None
-        digest = str(entry.meta["digests"]["images"])  # type: ignore[index]
-    if split is None:
-        split = np.zeros(len(images), dtype=np.uint8)
-    counted = None
-    if votes is not None:
-        counted = align_votes(read_votes(Path(votes)), labels, split, str(path))
-    dataset = FaceDataset(
-        images=images,
-        labels=labels,
-        split=split,
-        taxonomy=FER2013,
-        votes=counted,
-        source=str(path),
-        fingerprint=fingerprint_of(digest, labels, split, counted, FER2013),
-    )
+def _apply(dataset: FaceDataset, drop_leaks: bool, drop_flat: bool, labels: LabelSource) -> FaceDataset:
+    """Leave out what is not wanted, then take labels from the votes where that is asked."""
     keep = np.ones(len(dataset), dtype=bool)
     if drop_flat:
         keep &= ~flat_rows(dataset)
     if drop_leaks:
         keep &= ~leaking_rows(dataset)
-    return dataset if bool(keep.all()) else dataset.select(keep)
+    if not keep.all():
+        dataset = dataset.select(keep)
+    return relabel(dataset, labels)
 
 
-def image_keys(dataset: FaceDataset) -> NDArray[np.int64]:
-    """Number the distinct images: int64 ``[N]``, equal exactly where two images are equal in every pixel."""
-    seen: dict[bytes, int] = {}
-    flat = np.ascontiguousarray(dataset.images).reshape(len(dataset), -1)
-    return np.array([seen.setdefault(row.tobytes(), len(seen)) for row in flat], dtype=np.int64)
+def _read(store: DatasetCache, source: _Source) -> tuple[_Decoded, str]:
+    """Take a source from the cache, or decode it and keep it; return it with the digest of its images."""
+    with explained(source.root):
+        content = store.content_hash(source.root, source.files)
+    key = f"v{LAYOUT}-{source.kind}-{content[:40]}"
+    entry = store.read(key)
+    if entry is None:
+        decoded = source.read()
+        store.write(key, *decoded.pack())
+        store.remember(source.files, content)
+        entry = store.read(key)
+        if entry is None:
+            return decoded, digest_of(decoded.images)
+    return _Decoded.unpack(entry.arrays, entry.meta), entry.digests["images"]
 
 
-def flat_rows(dataset: FaceDataset) -> NDArray[np.bool_]:
-    """Mask ``[N]`` of images of one constant colour."""
-    if not len(dataset):
-        return np.zeros(0, dtype=bool)
-    return np.asarray(dataset.images.min(axis=(1, 2)) == dataset.images.max(axis=(1, 2)))
+def _recognise(source: str | Path, size: int) -> _Source:
+    """Tell what a source is.
+
+    Raises:
+        DataError: If there is no such file, or it is of no kind that can be read.
+    """
+    if not 8 <= size <= 512:
+        raise DataError(f"faces are 8 to 512 pixels wide. Received: {size}")
+    drawn = cartoon.parse_cartoon(source) if isinstance(source, str) else None
+    if drawn is not None:
+        count, seed = drawn
+        # what draws is part of the content: this module and the version of OpenCV
+        return _Source(
+            f"cartoon{count}-{seed}-{size}-cv{cv2.__version__}",
+            Path(cartoon.__file__),
+            [Path(cartoon.__file__)],
+            lambda: _draw(count, seed, size),
+        )
+    path = Path(source)
+    if path.is_dir():
+        names = list_members(path)
+        _refuse_tables(path, names)
+        files = [path / name for name in names if is_picture(name)]
+        return _Source(f"folder{size}", path, files, lambda: _from_folder(path, size))
+    if not path.is_file():
+        raise DataError(
+            f"{path}: there is no such file or folder (for faces drawn by the program, say cartoon)"
+        )
+    if is_zip(path) or is_tar(path):
+        return _Source(f"packed{size}", path, [path], lambda: _from_archive(path, size))
+    if path.suffix.lower() == ".npz":
+        return _Source("npz", path, [path], lambda: _Decoded(*read_npz(path)))
+    return _Source("csv", path, [path], lambda: _from_table(path))
 
 
-def leaked_rows(dataset: FaceDataset) -> NDArray[np.bool_]:
-    """Mask ``[N]`` of test images (PublicTest, PrivateTest) that also stand in Training, pixel for pixel."""
-    keys = image_keys(dataset)
-    training = dataset.split == 0
-    return ~training & np.isin(keys, keys[training])
+def _from_archive(path: Path, size: int) -> _Decoded:
+    """Read an archive, be it of a table or of pictures."""
+    return _from_folder(path, size) if _holds_pictures(path) else _from_table(path)
 
 
-def leaking_rows(dataset: FaceDataset) -> NDArray[np.bool_]:
-    """Mask ``[N]`` of Training images that also stand in a test split, pixel for pixel."""
-    keys = image_keys(dataset)
-    training = dataset.split == 0
-    return training & np.isin(keys, keys[~training])
+def _holds_pictures(path: Path) -> bool:
+    """Tell whether an archive is one of pictures: it holds some, and no table of FER2013's own names."""
+    names = list_members(path)
+    tables = any(Path(name).name.lower() in KNOWN_TABLES for name in names)
+    return not tables and any(is_picture(name) for name in names)
+
+
+def _refuse_tables(path: Path, names: Sequence[str]) -> None:
+    """Say what to do where somebody names the folder in which the table lies."""
+    tables = [name for name in names if ".csv" in Path(name).suffixes]
+    if tables and not any(is_picture(name) for name in names):
+        raise DataError(
+            f"{path}: is a folder without pictures; name the table itself, such as {path / tables[0]}"
+        )
+
+
+def _draw(count: int, seed: int, size: int) -> _Decoded:
+    """Draw faces."""
+    faces = cartoon.draw_faces(count, seed, size)
+    return _Decoded(faces.images, faces.labels, faces.split, FER2013, faces.votes)
+
+
+def _from_folder(path: Path, size: int) -> _Decoded:
+    """Read folders of pictures."""
+    faces = read_face_folder(path, size)
+    return _Decoded(faces.images, faces.labels, faces.split, faces.taxonomy)
+
+
+def _from_table(path: Path) -> _Decoded:
+    """Read a csv of faces."""
+    table = read_face_table(path)
+    told = table.split is not None
+    split = hold_out(table.images, table.labels) if table.split is None else table.split
+    return _Decoded(table.images, table.labels, split, FER2013, split_told=told, in_rows=True)

@@ -60,12 +60,16 @@ def rows_of(name: str, stream: IO[bytes]) -> Iterator[tuple[int, list[bytes]]]:
         number += 1
         total += len(line)
         if len(line) > MAX_LINE_BYTES:
-            raise DataError(f"{name}, line {number}: longer than {MAX_LINE_BYTES >> 20} MiB; this is no table of faces")
+            raise DataError(
+                f"{name}, line {number}: longer than {MAX_LINE_BYTES >> 20} MiB; this is no table of faces"
+            )
         if total > MAX_TABLE_BYTES:
-            raise DataError(f"{name}: unpacks to more than {MAX_TABLE_BYTES >> 30} GiB; this is no table of faces")
+            raise DataError(
+                f"{name}: unpacks to more than {MAX_TABLE_BYTES >> 30} GiB; this is no table of faces"
+            )
         if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")  # noqa: PLW2901  (Excel's byte order mark)
-        line = line.strip()  # noqa: PLW2901
+            line = line.removeprefix(b"\xef\xbb\xbf")  # Excel's byte order mark
+        line = line.strip()
         if not line:
             continue
         if b'"' in line:

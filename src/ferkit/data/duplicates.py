@@ -1,0 +1,46 @@
+"""Images that equal each other pixel for pixel, and images that show nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ferkit.data.dataset import SPLITS, FaceDataset
+
+_TRAINING = SPLITS.index("Training")
+
+
+def image_keys(images: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Number distinct images in order of appearance.
+
+    Args:
+        images: uint8 ``[N, S, S]``.
+
+    Returns:
+        int64 ``[N]``, equal exactly where two images are equal in every pixel.
+    """
+    seen: dict[bytes, int] = {}
+    return np.array([seen.setdefault(image.tobytes(), len(seen)) for image in images], dtype=np.int64)
+
+
+def flat_rows(dataset: FaceDataset) -> NDArray[np.bool_]:
+    """Mask ``[N]`` of images of one constant colour."""
+    flat = dataset.images.reshape(len(dataset), dataset.size**2)
+    return np.asarray((flat == flat[:, :1]).all(axis=1))
+
+
+def leaked_rows(dataset: FaceDataset) -> NDArray[np.bool_]:
+    """Mask ``[N]`` of test images (PublicTest, PrivateTest) that also stand in Training, pixel for pixel.
+
+    Take it of the whole data set: of one split alone it is all False.
+    """
+    keys = image_keys(dataset.images)
+    training = dataset.split == _TRAINING
+    return np.asarray(~training & np.isin(keys, keys[training]))
+
+
+def leaking_rows(dataset: FaceDataset) -> NDArray[np.bool_]:
+    """Mask ``[N]`` of Training images that also stand in a test split, pixel for pixel."""
+    keys = image_keys(dataset.images)
+    training = dataset.split == _TRAINING
+    return np.asarray(training & np.isin(keys, keys[~training]))

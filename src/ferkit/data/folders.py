@@ -1,0 +1,267 @@
+"""Folders of pictures, one per label, with or without folders for the splits; also inside a zip or a tar."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ferkit.crops import resize_crops
+from ferkit.data.archives import list_members, read_members
+from ferkit.data.dataset import SPLITS
+from ferkit.data.holdout import hold_out
+from ferkit.errors import DataError, ImageError, TaxonomyError
+from ferkit.taxonomy import KNOWN, Taxonomy
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm")
+"""Files that count as pictures; all others are passed over."""
+
+OWN = "own"
+"""Id of the taxonomy that a folder's own labels make."""
+
+_TRAIN, _VALIDATION, _TEST = 0, 1, 2
+_SPLIT_FOLDERS = {
+    "train": _TRAIN,
+    "training": _TRAIN,
+    "val": _VALIDATION,
+    "valid": _VALIDATION,
+    "validation": _VALIDATION,
+    "publictest": _VALIDATION,
+    "test": _TEST,
+    "testing": _TEST,
+    "privatetest": _TEST,
+}
+_TAG = re.compile(r"(Training|PublicTest|PrivateTest)_[^/]*", re.ASCII)
+"""Kaggle's file names of FER2013 begin with the split."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One picture: its name in the source, its label, and its split where the source tells it."""
+
+    name: str
+    label: int
+    split: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What the names in a folder say.
+
+    Args:
+        taxonomy: The labels.
+        places: One entry per picture, in the order of their names.
+    """
+
+    taxonomy: Taxonomy
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FolderFaces:
+    """Faces read from folders.
+
+    Args:
+        images: uint8 ``[N, S, S]``.
+        labels: int64 ``[N]``.
+        split: uint8 ``[N]``, positions in ``SPLITS``.
+        taxonomy: The labels' names.
+    """
+
+    images: NDArray[np.uint8]
+    labels: NDArray[np.int64]
+    split: NDArray[np.uint8]
+    taxonomy: Taxonomy
+
+
+def is_picture(name: str) -> bool:
+    """Tell by its name whether a file is a picture."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def plan_layout(source: str, names: Sequence[str]) -> Layout:
+    """Work out labels and splits from file names.
+
+    Pictures lie in ``label/`` or in ``split/label/``, perhaps below folders that hold nothing else. Splits:
+
+    * ``train``, ``val`` (or ``valid``, ``validation``, ``PublicTest``) and ``test`` (or ``PrivateTest``) are
+      Training, PublicTest and PrivateTest;
+    * where all pictures of such a folder have names like Kaggle's ``PublicTest_123.jpg``, the names decide;
+    * where the folders name no PublicTest, a part of Training becomes it (:mod:`ferkit.data.holdout`).
+
+    Labels are those of FER2013 or FER+, in their order, where the folders' names (whatever their case) are
+    just these; else a taxonomy ``own`` with the names sorted.
+
+    Args:
+        source: For messages.
+        names: File names relative to the source, with ``/`` between folders.
+
+    Raises:
+        DataError: If the names do not tell a label for each picture.
+    """
+    pictures = sorted(name for name in names if is_picture(name))
+    if not pictures:
+        seen = f"{len(names)} other files, such as {names[0]!r}" if names else "nothing"
+        raise DataError(
+            f"{source}: holds no picture ({', '.join(SUFFIXES)}); folders named by label were expected. "
+            f"Received: {seen}"
+        )
+    folders = [PurePosixPath(name).parent.parts for name in pictures]
+    skip = _common_folders(folders)
+    groups: list[str | None] = []
+    labels: list[str] = []
+    for name, whole in zip(pictures, folders, strict=True):
+        inside = whole[skip:]
+        if len(inside) == 1:
+            groups.append(None)
+        elif len(inside) == 2 and inside[0].lower() in _SPLIT_FOLDERS:
+            groups.append(inside[0])
+        else:
+            raise DataError(
+                f"{source}: {name!r} lies neither in LABEL/ nor in train/LABEL/, val/LABEL/ or test/LABEL/, "
+                "so its label is unknown"
+            )
+        labels.append(inside[-1])
+    if None in groups and any(group is not None for group in groups):
+        odd = pictures[groups.index(None)]
+        raise DataError(
+            f"{source}: {odd!r} lies in no split while others do; use split folders for all or for none"
+        )
+    taxonomy, column = _taxonomy_of(source, labels)
+    splits = _splits_of(source, pictures, groups)
+    places = [
+        Place(name, column[label], split) for name, label, split in zip(pictures, labels, splits, strict=True)
+    ]
+    return Layout(taxonomy, tuple(places))
+
+
+def _common_folders(folders: Sequence[tuple[str, ...]]) -> int:
+    """Count the outer folders that hold everything and say nothing."""
+    skip = 0
+    while (
+        all(len(parts) > skip + 1 for parts in folders)
+        and len({parts[skip] for parts in folders}) == 1
+        and folders[0][skip].lower() not in _SPLIT_FOLDERS
+    ):
+        skip += 1
+    return skip
+
+
+def _taxonomy_of(source: str, labels: Sequence[str]) -> tuple[Taxonomy, dict[str, int]]:
+    """Return the taxonomy of folder names, and each name's column in it."""
+    distinct = sorted(set(labels))
+    lowered = [label.lower() for label in distinct]
+    for known in KNOWN.values():
+        if set(lowered) == set(known.labels):
+            return known, {label: known.index(label.lower()) for label in distinct}
+    try:
+        return Taxonomy(OWN, tuple(distinct)), {label: k for k, label in enumerate(distinct)}
+    except TaxonomyError as error:
+        raise DataError(f"{source}: one folder per label was expected; {error}") from error
+
+
+def _splits_of(source: str, names: Sequence[str], groups: Sequence[str | None]) -> list[int | None]:
+    """Return each picture's split, None where it is to be worked out from the images."""
+    splits: list[int | None] = [None] * len(names)
+    told_by_name = False
+    for group in dict.fromkeys(groups):
+        rows = [k for k, g in enumerate(groups) if g == group]
+        tags = [_TAG.fullmatch(PurePosixPath(names[k]).name) for k in rows]
+        folder = None if group is None else _SPLIT_FOLDERS[group.lower()]
+        if all(tags):
+            told_by_name = True
+            for k, tag in zip(rows, tags, strict=True):
+                splits[k] = SPLITS.index(tag[1]) if tag is not None else None
+        elif folder == _TEST and any(tags):
+            odd = names[next(k for k, tag in zip(rows, tags, strict=True) if tag is None)]
+            raise DataError(
+                f"{source}: some names in {group}/ tell PublicTest from PrivateTest and {odd!r} does not; "
+                "name them all so, or none"
+            )
+        else:
+            for k in rows:
+                splits[k] = folder
+    if told_by_name or _VALIDATION in splits:
+        return splits
+    # nobody named a PublicTest: Training is to be divided by content
+    return [None if split == _TRAIN else split for split in splits]
+
+
+def decode_face(content: bytes, size: int, place: str) -> NDArray[np.uint8]:
+    """Decode a picture of one face to uint8 ``[size, size]``, gray.
+
+    A picture that is not square is filled up with its own edge pixels, so that no face is stretched or cut.
+
+    Raises:
+        DataError: If it is no picture.
+    """
+    from ferkit.images import load_image, to_gray
+
+    try:
+        gray = to_gray(load_image(content))
+    except ImageError as error:
+        raise DataError(f"{place}: {error}") from error
+    height, width = gray.shape
+    side = max(height, width)
+    if height != width:
+        above, left = (side - height) // 2, (side - width) // 2
+        gray = np.pad(gray, ((above, side - height - above), (left, side - width - left)), mode="edge")
+    return resize_crops(gray[None], size)[0]
+
+
+def read_face_folder(path: Path, size: int = 48) -> FolderFaces:
+    """Read pictures of faces from a folder, a zip or a tar laid out as :func:`plan_layout` says.
+
+    Args:
+        path: The source.
+        size: Side that faces are brought to, in pixels.
+
+    Raises:
+        DataError: If the layout tells no labels, a label's folder is empty, or a picture cannot be read.
+    """
+    names = list_members(path)
+    if path.is_dir():
+        _refuse_empty_folders(path)
+    layout = plan_layout(str(path), names)
+    return gather_faces(path, layout, lambda name, content: decode_face(content, size, f"{path}: {name}"))
+
+
+def gather_faces(
+    path: Path, layout: Layout, face_of: Callable[[str, bytes], NDArray[np.uint8] | None]
+) -> FolderFaces:
+    """Turn each picture of a layout into a face.
+
+    Args:
+        path: The source.
+        layout: What its names say.
+        face_of: Makes uint8 ``[S, S]`` of a picture's name and content, or None where it shows no face; such
+            pictures are left out.
+
+    Raises:
+        DataError: If a picture cannot be read, or no face is left.
+    """
+    faces: dict[str, NDArray[np.uint8]] = {}
+    for name, content in read_members(path, [place.name for place in layout.places]):
+        face = face_of(name, content)
+        if face is not None:
+            faces[name] = face
+    kept = [place for place in layout.places if place.name in faces]
+    if not kept:
+        raise DataError(f"{path}: no face in any of {len(layout.places)} pictures")
+    images = np.stack([faces[place.name] for place in kept])
+    labels = np.array([place.label for place in kept], dtype=np.int64)
+    unknown = np.array([place.split is None for place in kept])
+    split = np.array([place.split or 0 for place in kept], dtype=np.uint8)
+    split[unknown] = hold_out(images[unknown], labels[unknown])
+    return FolderFaces(images, labels, split, layout.taxonomy)
+
+
+def _refuse_empty_folders(path: Path) -> None:
+    """Refuse a folder in which nothing lies: a label without pictures is a mistake somewhere."""
+    for folder in sorted(p for p in path.rglob("*") if p.is_dir() and not p.name.startswith(".")):
+        if not any(folder.iterdir()):
+            raise DataError(f"{folder}: is empty; remove it, or put that label's pictures there")
