@@ -12,7 +12,7 @@ SHARED = ROOT.parent / "shared"
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """The folder ``shared`` beside the repository, with FER2013 and real photos; without it the test is skipped."""
+    """The folder ``shared`` beside the clone: FER2013 and real photos; without it the test is skipped."""
     if not (SHARED / "data").is_dir():
         pytest.skip("REAL DATA ABSENT: no folder `shared` with FER2013 and photos beside the repository")
     return SHARED

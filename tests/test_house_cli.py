@@ -1,0 +1,153 @@
+"""The command line as a whole: its table, its exit statuses, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import ferkit
+from ferkit import cli
+from ferkit.cli import COMMANDS, run
+from ferkit.errors import DataError, FerkitError
+
+
+def install_command_app(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str) -> None:
+    """Add a command `probe` whose only line is ``body``, from a module that is really imported."""
+    (tmp_path / "probe_command.py").write_text(
+        "from ferkit.cli.common import new_app\n"
+        "from ferkit.errors import DataError\n"
+        "app = new_app()\n"
+        "@app.command()\n"
+        "def probe(count: int = 1) -> None:\n"
+        '    "Do as the test says."\n'
+        f"    {body}\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "probe_command", raising=False)
+    monkeypatch.setitem(cli.COMMANDS, "probe", cli.Command("probe_command", "Do as the test says."))
+
+
+@pytest.mark.parametrize("option", ["--help", "-h"])
+def test_help_lists_every_command_with_one_line(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([option]) == 0
+    out = capsys.readouterr().out
+    for name, command in COMMANDS.items():
+        assert any(line.split() == [name, *command.summary.split()] for line in out.splitlines()), name
+    assert max(len(line) for line in out.splitlines()) <= 100
+
+
+def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"ferkit {ferkit.__version__}\n"
+
+
+def test_python_dash_m_ferkit_is_the_same_command_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ferkit", "--version"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, f"ferkit {ferkit.__version__}\n")
+
+
+def test_no_command_shows_the_help_and_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Commands:" in captured.err
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("predct", "error: unknown command 'predct'; did you mean 'predict'?\n"),
+        ("evalute", "error: unknown command 'evalute'; did you mean 'evaluate'?\n"),
+        ("zzz", "error: unknown command 'zzz'; 'ferkit --help' lists the commands.\n"),
+        ("--wrong", "error: unknown option '--wrong'; 'ferkit --help' lists the commands.\n"),
+    ],
+)
+def test_an_unknown_word_is_one_line_with_a_hint(
+    word: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([word]) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", said)
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_every_command_of_the_table_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([name, "--help"]) == 0
+    captured = capsys.readouterr()
+    assert f"ferkit {name}" in captured.out
+    assert captured.err == ""
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_a_wrong_option_of_a_command_is_a_usage_error(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([name, "--no-such-option"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "--no-such-option" in captured.err
+
+
+def test_a_ferkit_error_is_one_line_on_stderr_and_exit_1(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install_command_app(monkeypatch, tmp_path, r"raise DataError('row 3:\n  value 256')")
+    assert run(["probe"]) == 1
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "error: row 3: value 256\n")
+    assert issubclass(DataError, FerkitError)
+
+
+def test_a_missing_extra_is_named_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install_command_app(monkeypatch, tmp_path, "import keras")
+    monkeypatch.setitem(sys.modules, "keras", None)  # what makes `import keras` fail
+    assert run(["probe"]) == 1
+    assert capsys.readouterr().err == (
+        "error: this needs the library 'keras', which is not installed; run: pip install 'ferkit[train]'\n"
+    )
+
+
+def test_a_missing_module_that_no_extra_brings_is_a_defect_and_shows_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    install_command_app(monkeypatch, tmp_path, "import no_such_module_anywhere")
+    with pytest.raises(ModuleNotFoundError):
+        run(["probe"])
+
+
+def test_an_interrupt_ends_with_130(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    install_command_app(monkeypatch, tmp_path, "raise KeyboardInterrupt")
+    assert run(["probe"]) == 130
+
+
+def test_a_value_of_the_wrong_type_is_a_usage_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install_command_app(monkeypatch, tmp_path, "print(count)")
+    assert run(["probe", "--count", "3"]) == 0
+    assert run(["probe", "--count", "three"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "3\n"
+    assert "--count" in captured.err
+
+
+def test_a_reader_that_goes_away_is_met_in_silence() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "ferkit", "--help"],
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")

@@ -1,0 +1,88 @@
+"""The table of libraries, and the error where one is missing."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from ferkit.errors import MissingDependencyError
+from ferkit.extras import EXTRAS, LIBRARIES, explain_missing, install_command, require
+
+PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+
+
+def requirements(extra: str) -> set[str]:
+    """Direct requirements of an extra by name, without the extras that it takes in."""
+    lines = PROJECT["optional-dependencies"][extra] if extra else PROJECT["dependencies"]
+    return {canonicalize_name(Requirement(line).name) for line in lines} - {"ferkit"}
+
+
+@pytest.mark.parametrize("extra", ["", *EXTRAS])
+def test_the_table_names_exactly_the_requirements_of_each_extra(extra: str) -> None:
+    rows = [library for library in LIBRARIES if library.extra == extra]
+    wanted = requirements(extra)
+    for library in rows:
+        assert wanted & set(library.distributions), library
+    assert wanted <= {name for library in rows for name in library.distributions}
+
+
+def test_every_extra_but_dev_is_one_that_users_choose() -> None:
+    assert set(PROJECT["optional-dependencies"]) == {*EXTRAS, "dev"}
+
+
+def test_dev_takes_in_every_extra() -> None:
+    own = next(line for line in PROJECT["optional-dependencies"]["dev"] if line.startswith("ferkit["))
+    assert Requirement(own).extras == set(EXTRAS)
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda one: one.module)
+def test_an_installed_library_has_a_version(library: object) -> None:
+    version = library.version()  # type: ignore[attr-defined]
+    assert version is not None
+    assert re.match(r"\d+\.\d+", version)
+
+
+def test_require_gives_the_module() -> None:
+    assert require("tomllib", "train") is tomllib
+
+
+@pytest.mark.parametrize(
+    ("extra", "command"), [("train", "pip install 'ferkit[train]'"), ("", "pip install ferkit")]
+)
+def test_require_names_the_command_that_installs_what_is_missing(
+    extra: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(MissingDependencyError, match=re.escape(command)) as caught:
+        require("onnx", extra)
+    assert "'onnx'" in str(caught.value)
+    assert install_command(extra) == command
+
+
+def test_require_names_the_library_below_that_is_missing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "stands_on_another.py").write_text("import the_other\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(MissingDependencyError, match="'the_other'"):
+        require("stands_on_another", "tune")
+
+
+@pytest.mark.parametrize(
+    ("module", "extra"), [("sklearn.metrics", "train"), ("ray", "tune"), ("av", "video"), ("cv2", "")]
+)
+def test_a_failed_import_is_explained_by_the_extra_that_brings_it(module: str, extra: str) -> None:
+    explained = explain_missing(ModuleNotFoundError("gone", name=module))
+    assert explained is not None
+    assert str(explained).endswith(install_command(extra))
+
+
+@pytest.mark.parametrize("name", ["no_such_module", None])
+def test_a_failed_import_of_something_else_is_not_explained(name: str | None) -> None:
+    assert explain_missing(ModuleNotFoundError("gone", name=name)) is None

@@ -1,0 +1,124 @@
+"""What is shipped: the pinned versions cover everything, and the wheel holds every file."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import ferkit
+
+ROOT = Path(__file__).resolve().parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def pins() -> dict[str, str]:
+    """The versions of constraints.txt by canonical name."""
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    return dict(line.split("==") for line in lines)
+
+
+def direct_requirements() -> list[Requirement]:
+    """What pyproject.toml asks for: base, every extra, and the build backend."""
+    lines = [*PYPROJECT["project"]["dependencies"], *PYPROJECT["build-system"]["requires"]]
+    for extra in PYPROJECT["project"]["optional-dependencies"].values():
+        lines += extra
+    return [one for one in map(Requirement, lines) if canonicalize_name(one.name) != "ferkit"]
+
+
+def applies(requirement: Requirement, extras: set[str]) -> bool:
+    """Whether a requirement holds here, for a library taken with ``extras``."""
+    marker = requirement.marker
+    return marker is None or any(marker.evaluate({"extra": extra}) for extra in extras | {""})
+
+
+def test_every_line_of_the_constraints_is_one_name_and_one_version() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    entries = [line for line in lines if not line.startswith("#")]
+    for line in entries:
+        assert re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.+]*", line), line
+    assert entries == sorted(entries, key=lambda line: line.split("==")[0])
+    assert len(pins()) == len(entries)
+
+
+@pytest.mark.parametrize("requirement", direct_requirements(), ids=str)
+def test_every_requirement_has_a_version_that_satisfies_it(requirement: Requirement) -> None:
+    version = pins().get(canonicalize_name(requirement.name))
+    assert version is not None
+    assert requirement.specifier.contains(version)
+
+
+def test_everything_that_the_requirements_stand_on_has_a_version_too() -> None:
+    waiting = [one for one in direct_requirements() if applies(one, set())]
+    seen: set[tuple[str, frozenset[str]]] = set()
+    missing: set[str] = set()
+    while waiting:
+        requirement = waiting.pop()
+        name, extras = canonicalize_name(requirement.name), frozenset(requirement.extras)
+        if (name, extras) in seen:
+            continue
+        seen.add((name, extras))
+        if name not in pins():
+            missing.add(name)
+        try:
+            below = distribution(name).requires or []
+        except PackageNotFoundError:
+            missing.add(f"{name} (not installed)")
+            continue
+        waiting += [one for one in map(Requirement, below) if applies(one, set(extras))]
+    assert missing == set()
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    assert PYPROJECT["project"]["version"] == ferkit.__version__
+    assert f"## {ferkit.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.Path:
+    """A wheel built from this folder by the build backend."""
+    folder = tmp_path_factory.mktemp("wheel")
+    done = subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (built,) = folder.glob("*.whl")
+    return zipfile.Path(built)
+
+
+def test_the_wheel_holds_every_file_of_the_package(wheel: zipfile.Path) -> None:
+    names = set(wheel.root.namelist())
+    ours = {
+        file.relative_to(ROOT / "src").as_posix()
+        for file in (ROOT / "src" / "ferkit").rglob("*")
+        if file.is_file() and "__pycache__" not in file.parts
+    }
+    assert ours <= names
+    assert {
+        "ferkit/py.typed",
+        "ferkit/training/recipes/seed.toml",
+        "ferkit/weights/ferkit-small.onnx",
+    } <= names
+
+
+def test_the_wheel_holds_nothing_but_the_package_and_its_metadata(wheel: zipfile.Path) -> None:
+    tops = {name.split("/")[0] for name in wheel.root.namelist()}
+    assert tops == {"ferkit", f"ferkit-{ferkit.__version__}.dist-info"}
+
+
+def test_the_wheel_carries_both_licences_and_the_command(wheel: zipfile.Path) -> None:
+    info = wheel / f"ferkit-{ferkit.__version__}.dist-info"
+    assert {one.name for one in (info / "licenses").iterdir()} == {"LICENSE", "LICENSE-WEIGHTS.md"}
+    assert "ferkit = ferkit.cli:main" in (info / "entry_points.txt").read_text()
