@@ -1,0 +1,216 @@
+"""The weights of a vote: fitted by minimising NLL, and judged on faces that they were not fitted to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from ferkit.errors import DataError
+from ferkit.evaluation.calibration import (
+    FOLDS,
+    TEMPERATURE_RANGE,
+    assign_folds,
+    fit_temperature,
+    log_probabilities,
+    softmax,
+    temper,
+)
+from ferkit.evaluation.metrics import (
+    SMALLEST_PROBABILITY,
+    accuracy,
+    checked_probabilities,
+    expected_calibration_error,
+    negative_log_likelihood,
+)
+from ferkit.extras import require
+
+LEAST_WEIGHT = 0.01
+"""A fitted weight below this is set to 0: such a member costs its arithmetic and changes nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """How members vote.
+
+    Args:
+        weights: One per member, summing to 1.
+        temperature: T of the mean p, which becomes ``softmax(log p / T)``.
+    """
+
+    weights: tuple[float, ...]
+    temperature: float
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What was measured of one way to answer: accuracy in 0..1, NLL in nats, ECE in 0..1."""
+
+    accuracy: float
+    nll: float
+    ece: float
+
+
+@dataclass(frozen=True, slots=True)
+class FittedVote:
+    """A vote, and what it is worth.
+
+    Args:
+        vote: The vote, fitted on all faces.
+        n: Number of faces.
+        members: Each member's figures, as it answers alone.
+        equal: Equal weights, under a temperature fitted out of fold: what fitting must beat.
+        in_sample: The vote on the faces that it was fitted to: too good to be believed.
+        out_of_fold: The same fit, made five times, each time measured on the fifth that it had not seen.
+    """
+
+    vote: Vote
+    n: int
+    members: tuple[Figures, ...]
+    equal: Figures
+    in_sample: Figures
+    out_of_fold: Figures
+
+
+def _checked_members(
+    probabilities: ArrayLike, labels: ArrayLike
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return float64 ``[M, N, K]`` and int64 ``[N]``."""
+    array = np.asarray(probabilities, dtype=np.float64)
+    if array.ndim != 3 or not len(array):
+        raise DataError(f"members' probabilities must be [M, N, K]. Received shape: {array.shape}")
+    for member in array:
+        _, truth = checked_probabilities(member, labels)
+    return array, truth
+
+
+def mean_probabilities(probabilities: NDArray[Any], weights: ArrayLike) -> NDArray[np.float64]:
+    """Return the weighted mean ``[N, K]`` of members' probabilities ``[M, N, K]``."""
+    return np.asarray(np.tensordot(np.asarray(weights, dtype=np.float64), probabilities, axes=1))
+
+
+def apply_vote(probabilities: NDArray[Any], vote: Vote) -> NDArray[np.float64]:
+    """Return what the ensemble answers, ``[N, K]``, from its members' probabilities ``[M, N, K]``."""
+    return temper(mean_probabilities(probabilities, vote.weights), vote.temperature)
+
+
+def fit_vote(probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> Vote:
+    """Return the vote whose NLL is least.
+
+    Args:
+        probabilities: ``[M, N, K]``, one layer per member.
+        labels: Integers ``[N]``.
+        weights: M weights that sum to 1 and stay as they are, so that only the temperature is fitted; None to
+            fit both. Fitted weights below :data:`LEAST_WEIGHT` become 0.
+
+    Raises:
+        DataError: If the arrays do not fit together.
+        MissingDependencyError: If SciPy is not installed.
+    """
+    array, truth = _checked_members(probabilities, labels)
+    if weights is None:
+        chosen = _fit_weights(array, truth)
+    else:
+        chosen = np.asarray(weights, dtype=np.float64)
+        if chosen.shape != (len(array),):
+            raise DataError(f"{len(array)} members need as many weights. Received shape: {chosen.shape}")
+    temperature = fit_temperature(log_probabilities(mean_probabilities(array, chosen)), truth)
+    return Vote(tuple(float(w) for w in chosen), temperature)
+
+
+def _fit_weights(array: NDArray[np.float64], truth: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the weights that, with the best temperature, give the least NLL."""
+    if len(array) == 1:
+        return np.ones(1)
+    optimize = require("scipy.optimize", "train")
+    members, faces = len(array), len(truth)
+    rows = np.arange(faces)
+
+    def loss(point: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        """Return NLL and its gradient; the last coordinate is 1 / T, in which NLL is convex."""
+        weights, beta = point[:-1], point[-1]
+        mean = np.maximum(mean_probabilities(array, weights), SMALLEST_PROBABILITY)
+        logits = np.log(mean)
+        answer = softmax(beta * logits)
+        error = answer.copy()
+        error[rows, truth] -= 1
+        gradient = np.empty_like(point)
+        gradient[:-1] = np.einsum("mnk,nk->m", array, beta * error / mean) / faces
+        gradient[-1] = float((error * logits).sum()) / faces
+        chosen = np.maximum(answer[rows, truth], SMALLEST_PROBABILITY)
+        return float(-np.log(chosen).mean()), gradient
+
+    low, high = TEMPERATURE_RANGE
+    found = optimize.minimize(
+        loss,
+        np.append(np.full(members, 1 / members), 1.0),
+        jac=True,
+        method="SLSQP",
+        bounds=[(0.0, 1.0)] * members + [(1 / high, 1 / low)],
+        constraints=optimize.LinearConstraint(np.append(np.ones(members), 0.0)[None], 1, 1),
+        options={"maxiter": 500, "ftol": 1e-10},
+    )
+    if not np.isfinite(found.x).all():
+        raise DataError("the weights of the vote cannot be fitted: the search left the numbers behind")
+    kept = np.where(found.x[:-1] < LEAST_WEIGHT, 0.0, found.x[:-1])
+    return np.asarray(kept / kept.sum())
+
+
+def _figures(probabilities: NDArray[Any], labels: NDArray[np.int64]) -> Figures:
+    return Figures(
+        accuracy=accuracy(labels, probabilities.argmax(axis=1)),
+        nll=negative_log_likelihood(probabilities, labels),
+        ece=expected_calibration_error(probabilities, labels),
+    )
+
+
+def vote_out_of_fold(
+    probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None, folds: int = FOLDS
+) -> NDArray[np.float64]:
+    """Return what the ensemble answers, ``[N, K]``, each face by a vote that was fitted without its fold.
+
+    Args:
+        probabilities: ``[M, N, K]``.
+        labels: Integers ``[N]``.
+        weights: As :func:`fit_vote`.
+        folds: Number of folds.
+
+    Raises:
+        DataError: If the arrays do not fit together or hold too few faces.
+        MissingDependencyError: If SciPy is not installed.
+    """
+    array, truth = _checked_members(probabilities, labels)
+    part = assign_folds(len(truth), folds)
+    result = np.empty(array.shape[1:])
+    for fold in range(folds):
+        inside = part == fold
+        vote = fit_vote(array[:, ~inside], truth[~inside], weights)
+        result[inside] = apply_vote(array[:, inside], vote)
+    return result
+
+
+def judge_vote(probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> FittedVote:
+    """Fit a vote and say what it is worth beside its members and beside equal weights.
+
+    Args:
+        probabilities: ``[M, N, K]``.
+        labels: Integers ``[N]``.
+        weights: As :func:`fit_vote`.
+
+    Raises:
+        DataError: As :func:`vote_out_of_fold`.
+        MissingDependencyError: If SciPy is not installed.
+    """
+    array, truth = _checked_members(probabilities, labels)
+    vote = fit_vote(array, truth, weights)
+    equal = np.full(len(array), 1 / len(array))
+    return FittedVote(
+        vote=vote,
+        n=len(truth),
+        members=tuple(_figures(member, truth) for member in array),
+        equal=_figures(vote_out_of_fold(array, truth, equal), truth),
+        in_sample=_figures(apply_vote(array, vote), truth),
+        out_of_fold=_figures(vote_out_of_fold(array, truth, weights), truth),
+    )

@@ -1,0 +1,254 @@
+"""The joined file keeps the contract and answers with the weighted, tempered mean of its members."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import onnx.version_converter
+import pytest
+
+from ferkit import onnxbytes
+from ferkit.classifier import FaceClassifier
+from ferkit.crops import CropGeometry
+from ferkit.ensemble.combine import Member, combine, load_member, normalised_weights, write_ensemble
+from ferkit.errors import ModelFileError
+from ferkit.evaluation.calibration import temper
+from ferkit.modelfile import read_model, write_model
+from ferkit.taxonomy import FER2013, FERPLUS, Taxonomy
+from modelzoo import BOTH, graph_bytes, model_info, write_tiny_model
+
+
+@pytest.fixture
+def crops():
+    return np.random.default_rng(5).integers(0, 256, (17, 48, 48), dtype=np.uint8)
+
+
+@pytest.fixture
+def members(tmp_path):
+    return [load_member(write_tiny_model(tmp_path / f"m{seed}.onnx", seed=seed)) for seed in range(3)]
+
+
+def _write(members, path, **options):
+    content, info = combine(members, name="voters", **options)
+    write_ensemble(content, info, members, path)
+    return FaceClassifier(path)
+
+
+def _answers(members, crops):
+    return [FaceClassifier(member.content).predict(crops) for member in members]
+
+
+def test_equal_weights_answer_with_the_mean_of_the_members(members, crops, tmp_path):
+    found = _write(members, tmp_path / "e.onnx").predict(crops)
+    answers = _answers(members, crops)
+    for taxonomy in BOTH:
+        expected = np.mean([answer[taxonomy.id] for answer in answers], axis=0)
+        np.testing.assert_allclose(found[taxonomy.id], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("protocol", ["flip", "ten-crop"])
+def test_the_mean_holds_under_every_protocol(members, crops, tmp_path, protocol):
+    found = _write(members, tmp_path / "e.onnx").predict(crops, protocol=protocol)
+    answers = [FaceClassifier(m.content).predict(crops, protocol=protocol) for m in members]
+    expected = np.mean([answer["fer2013"] for answer in answers], axis=0)
+    np.testing.assert_allclose(found["fer2013"], expected, rtol=0, atol=1e-6)
+
+
+def test_weights_need_not_sum_to_one(members, crops, tmp_path):
+    found = _write(members, tmp_path / "e.onnx", weights=[1, 2, 1]).predict(crops)["ferplus"]
+    a, b, c = (answer["ferplus"] for answer in _answers(members, crops))
+    np.testing.assert_allclose(found, 0.25 * a + 0.5 * b + 0.25 * c, rtol=0, atol=1e-6)
+
+
+def test_each_taxonomy_can_have_weights_and_a_temperature_of_its_own(members, crops, tmp_path):
+    classifier = _write(
+        members,
+        tmp_path / "e.onnx",
+        weights={"fer2013": [1, 1, 0], "ferplus": [0, 0, 1]},
+        temperatures={"fer2013": 0.6},
+    )
+    a, b, c = _answers(members, crops)
+    found = classifier.predict(crops)
+    np.testing.assert_allclose(
+        found["fer2013"], temper((a["fer2013"] + b["fer2013"]) / 2, 0.6), rtol=0, atol=1e-6
+    )
+    np.testing.assert_allclose(found["ferplus"], c["ferplus"], rtol=0, atol=1e-6)
+    assert [head.temperature for head in classifier.info.taxonomies] == [0.6, 1.0]
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.7, 5.0])
+def test_the_temperature_is_softmax_of_log_p_over_t(members, crops, tmp_path, temperature):
+    classifier = _write(members, tmp_path / "e.onnx", temperatures={"fer2013": temperature})
+    mean = np.mean([answer["fer2013"] for answer in _answers(members, crops)], axis=0)
+    np.testing.assert_allclose(
+        classifier.predict(crops)["fer2013"], temper(mean, temperature), rtol=0, atol=1e-6
+    )
+
+
+def test_probabilities_of_zero_pass_the_logarithm(crops, tmp_path):
+    # A member whose softmax underflows to exact zeros in float32.
+    model = onnx.load_from_string(graph_bytes())
+    for tensor in model.graph.initializer:
+        if tensor.name.startswith("w_"):
+            large = onnx.numpy_helper.to_array(tensor) * 1000
+            tensor.CopyFrom(onnx.numpy_helper.from_array(large, tensor.name))
+    write_model(model.SerializeToString(), model_info(), tmp_path / "sharp.onnx")
+    sharp = load_member(tmp_path / "sharp.onnx")
+    assert (FaceClassifier(sharp.content).predict(crops)["fer2013"] == 0).any()
+    found = _write([sharp, sharp], tmp_path / "e.onnx", temperatures={"fer2013": 2.0}).predict(crops)
+    assert np.isfinite(found["fer2013"]).all()
+    np.testing.assert_allclose(found["fer2013"].sum(axis=1), 1, atol=1e-5)
+
+
+def test_ferplus_comes_from_the_members_that_have_it(members, crops, tmp_path):
+    plain = load_member(write_tiny_model(tmp_path / "plain.onnx", (FER2013,), seed=9))
+    both = members[:2]
+    classifier = _write([plain, *both], tmp_path / "e.onnx")
+    assert [head.id for head in classifier.info.taxonomies] == ["fer2013", "ferplus"]
+    expected = np.mean([answer["ferplus"] for answer in _answers(both, crops)], axis=0)
+    np.testing.assert_allclose(classifier.predict(crops)["ferplus"], expected, rtol=0, atol=1e-6)
+    assert [m["weights"].get("ferplus") for m in classifier.info.members] == [None, 0.5, 0.5]
+
+
+def test_an_ensemble_can_be_a_member(members, crops, tmp_path):
+    _write(members[:2], tmp_path / "inner.onnx", temperatures={"fer2013": 1.3})
+    inner = load_member(tmp_path / "inner.onnx")
+    found = _write([inner, members[2]], tmp_path / "e.onnx").predict(crops)["fer2013"]
+    expected = np.mean([a["fer2013"] for a in _answers([inner, members[2]], crops)], axis=0)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_a_member_may_vote_twice(members, crops, tmp_path):
+    found = _write([members[0], members[0], members[1]], tmp_path / "e.onnx").predict(crops)["fer2013"]
+    a, b = (answer["fer2013"] for answer in _answers(members[:2], crops))
+    np.testing.assert_allclose(found, (2 * a + b) / 3, rtol=0, atol=1e-6)
+
+
+def test_members_of_different_opsets_vote_together(members, crops, tmp_path):
+    newer = onnx.version_converter.convert_version(onnx.load_from_string(graph_bytes(seed=4)), 21)
+    write_model(newer.SerializeToString(), model_info(), tmp_path / "newer.onnx")
+    pair = [members[0], load_member(tmp_path / "newer.onnx")]
+    found = _write(pair, tmp_path / "e.onnx").predict(crops)["fer2013"]
+    expected = np.mean([answer["fer2013"] for answer in _answers(pair, crops)], axis=0)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_the_metadata_name_every_member_its_digest_and_its_weight(members, tmp_path):
+    _write(members, tmp_path / "e.onnx", weights=[1, 2, 1])
+    _, info = read_model(tmp_path / "e.onnx")
+    assert info.architecture == "ensemble"
+    assert [(m["name"], m["sha256"], m["weight"]) for m in info.members] == [
+        ("tiny", member.sha256, weight) for member, weight in zip(members, (0.25, 0.5, 0.25), strict=True)
+    ]
+
+
+def test_parameters_arithmetic_seeds_epochs_and_hours_are_those_of_all_members(members, tmp_path):
+    known = {"recipe": {"seed": 7, "epochs": 20}, "data": {"training_hours": 1.5}}
+    members = [
+        replace(m, info=m.info.model_copy(update={"parameters": 10, "mmac": 2.5, **known})) for m in members
+    ]
+    _, info = combine(members, name="voters")
+    assert (info.parameters, info.mmac) == (30, 7.5)
+    assert [(m["seeds"], m["epochs"], m["hours"]) for m in info.members] == [([7], 20, 1.5)] * 3
+
+
+def test_a_member_without_weight_is_left_out_of_the_file(members, tmp_path):
+    classifier = _write(members, tmp_path / "two.onnx", weights=[1, 0, 1])
+    assert [m["sha256"] for m in classifier.info.members] == [members[0].sha256, members[2].sha256]
+    _write(members, tmp_path / "three.onnx")
+    assert (tmp_path / "two.onnx").stat().st_size < 0.75 * (tmp_path / "three.onnx").stat().st_size
+
+
+def test_what_does_not_vote_is_left_out_of_the_graph(members):
+    content, info = combine(members, name="voters", weights={"fer2013": [1, 1, 1], "ferplus": [1, 0, 0]})
+    names = {entry.name for entry in onnx.load_from_string(content).graph.initializer}
+    assert {"m0_w_ferplus", "m0_w_fer2013", "m1_w_fer2013"} <= names
+    assert "m1_w_ferplus" not in names
+    assert not any(head.cam for head in info.taxonomies)
+
+
+def test_the_joined_file_carries_no_metadata_of_its_members(members, tmp_path):
+    _write(members, tmp_path / "e.onnx")
+    keys = [entry[0] for entry in onnxbytes.metadata((tmp_path / "e.onnx").read_bytes())]
+    assert sorted(keys) == ["ferkit", "ferkit.sha256"]
+
+
+def test_ten_crop_shifts_as_the_member_that_sees_most_allows(members):
+    narrow, wide = (
+        replace(m, info=m.info.model_copy(update={"view_size": v}))
+        for m, v in zip(members, (40, 44), strict=False)
+    )
+    assert combine([narrow, wide], name="voters")[1].ten_crop_shift == 2
+    assert combine([narrow, narrow], name="voters")[1].ten_crop_shift == 4
+
+
+def _changed(member: Member, **update) -> Member:
+    return replace(member, info=member.info.model_copy(update=update))
+
+
+def test_members_of_different_size_are_refused(members, tmp_path):
+    large = load_member(write_tiny_model(tmp_path / "large.onnx", size=64))
+    with pytest.raises(ModelFileError, match=r"one size.*48 pixels.*64"):
+        combine([members[0], large], name="voters")
+
+
+def test_members_with_different_crops_are_refused(members):
+    other = _changed(members[1], crop=CropGeometry(align="eyes"))
+    with pytest.raises(ModelFileError, match="crop geometry"):
+        combine([members[0], other], name="voters")
+
+
+def test_members_that_mean_different_labels_by_one_id_are_refused(members, tmp_path):
+    turned = Taxonomy("fer2013", FER2013.labels[::-1])
+    other = load_member(write_tiny_model(tmp_path / "turned.onnx", (turned,)))
+    with pytest.raises(ModelFileError, match=r"different labels by 'fer2013'.*neutral, surprise"):
+        combine([members[0], other], name="voters")
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1, 2], "3 members need as many weights. Received: 2"),
+        ([1, -1, 1], "not negative"),
+        ([1, float("nan"), 1], "finite"),
+        ([0, 0, 0], "above 0"),
+    ],
+)
+def test_weights_that_are_no_vote_are_refused(members, weights, message):
+    with pytest.raises(ModelFileError, match=message):
+        combine(members, name="voters", weights=weights)
+
+
+def test_no_member_is_refused():
+    with pytest.raises(ModelFileError, match="at least one member"):
+        combine([], name="voters")
+
+
+def test_where_all_weight_lies_on_members_without_a_taxonomy_the_others_share_it(members, tmp_path):
+    plain = load_member(write_tiny_model(tmp_path / "plain.onnx", (FER2013,)))
+    weights = normalised_weights([plain, *members[:2]], [1, 0, 0])
+    assert weights == {"fer2013": (1.0, 0.0, 0.0), "ferplus": (0.0, 0.5, 0.5)}
+
+
+def test_a_file_that_does_not_answer_as_its_members_is_not_written(members, tmp_path):
+    content, info = combine(members[:2], name="voters")
+    lying = info.model_copy(
+        update={
+            "members": [
+                {**m, "weights": {**m["weights"], "fer2013": w}}
+                for m, w in zip(info.members, (0.9, 0.1), strict=True)
+            ]
+        }
+    )
+    with pytest.raises(ModelFileError, match="difference"):
+        write_ensemble(content, lying, members, tmp_path / "e.onnx")
+    assert not list(tmp_path.glob("*e.onnx"))
+
+
+def test_members_whose_graphs_cannot_run_are_refused(members, tmp_path):
+    model = onnx.load_from_string(graph_bytes((FERPLUS,)))
+    write_model(model.SerializeToString(), model_info((FER2013,)), tmp_path / "liar.onnx")
+    with pytest.raises(ModelFileError):
+        combine([members[0], load_member(tmp_path / "liar.onnx")], name="voters")

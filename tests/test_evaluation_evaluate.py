@@ -1,0 +1,161 @@
+"""A split is measured against every label set that the model answers in, with and without leaked images."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ferkit.data import FaceDataset
+from ferkit.errors import DataError
+from ferkit.evaluation.evaluate import evaluate, measure
+from ferkit.taxonomy import FER2013, FERPLUS, Taxonomy
+
+TRAINING, PUBLIC, PRIVATE = 0, 1, 2
+HEADS = {"fer2013": FER2013}
+BOTH = {"fer2013": FER2013, "ferplus": FERPLUS}
+
+
+def _dataset(labels, split, *, images=None, votes=None, taxonomy=FER2013):
+    """Return a data set whose image i is of the one colour i, unless images are given."""
+    n = len(labels)
+    if images is None:
+        images = np.arange(n)
+    return FaceDataset(
+        images=np.broadcast_to(np.asarray(images, np.uint8)[:, None, None], (n, 4, 4)).copy(),
+        labels=np.array(labels, np.int64),
+        split=np.full(n, split, np.uint8) if np.isscalar(split) else np.array(split, np.uint8),
+        taxonomy=taxonomy,
+        votes=None if votes is None else np.array(votes, np.uint8),
+        source="some/where/faces.csv",
+        fingerprint="0" * 64,
+    )
+
+
+def _answer(columns, classes, sure=0.9):
+    """Return probabilities whose top label is ``columns``."""
+    rest = (1 - sure) / (classes - 1)
+    return np.where(np.eye(classes, dtype=bool)[columns], sure, rest)
+
+
+def _says(columns_by_image, taxonomy=FER2013):
+    """Return a model that answers with the label at the image's colour."""
+    table = np.asarray(columns_by_image)
+
+    def predict(crops, protocol):
+        return {taxonomy.id: _answer(table[crops[:, 0, 0]], len(taxonomy))}
+
+    return predict
+
+
+def test_right_and_wrong_answers_are_counted_on_the_split_alone():
+    dataset = _dataset([0, 1, 2, 3, 4, 5], [TRAINING, TRAINING, PUBLIC, PUBLIC, PUBLIC, PRIVATE])
+    found = evaluate(_says([9, 9, 2, 3, 0, 9]), dataset, heads=HEADS)
+    (scores,) = found.protocols[0].scores
+    assert (scores.n, scores.correct, scores.accuracy) == (3, 2, pytest.approx(2 / 3))
+    assert scores.confusion[4][0] == 1
+    assert (found.split, found.faces, found.source) == ("PublicTest", 3, "faces.csv")
+
+
+def test_every_protocol_is_asked_for_in_order_and_reported_under_its_name():
+    asked = []
+
+    def predict(crops, protocol):
+        asked.append(protocol)
+        return {"fer2013": _answer([0 if protocol == "flip" else 1] * len(crops), 7)}
+
+    found = evaluate(predict, _dataset([0, 0], PUBLIC), heads=HEADS, protocols=("single", "flip"))
+    assert asked == ["single", "flip"]
+    assert [(p.protocol, p.scores[0].accuracy) for p in found.protocols] == [("single", 0.0), ("flip", 1.0)]
+
+
+def test_without_leaks_test_images_that_stand_in_training_do_not_count():
+    # Images 7 and 8 stand in Training and in PublicTest; the model knows these two and nothing else.
+    dataset = _dataset(
+        [0, 1, 0, 1, 2, 3], [TRAINING, TRAINING, PUBLIC, PUBLIC, PUBLIC, PUBLIC], images=[7, 8, 7, 8, 20, 21]
+    )
+    answers = np.full(30, 6)
+    answers[[7, 8]] = 0, 1
+    found = evaluate(_says(answers), dataset, heads=HEADS, drop_leaks=True)
+    (entry,) = found.protocols
+    assert found.leaked == 2
+    assert (entry.scores[0].correct, entry.scores[0].n) == (2, 4)
+    assert (entry.without_leaks[0].correct, entry.without_leaks[0].n) == (0, 2)
+
+
+def test_leaks_are_not_measured_unless_asked_for():
+    found = evaluate(_says([0]), _dataset([0], PUBLIC), heads=HEADS)
+    assert (found.leaked, found.protocols[0].without_leaks) == (None, None)
+
+
+def test_votes_are_measured_by_both_protocols():
+    # Columns: neutral happiness surprise sadness anger disgust fear contempt unknown NF.
+    votes = [
+        [0, 10, 0, 0, 0, 0, 0, 0, 0, 0],  # happiness by both protocols
+        [4, 0, 0, 3, 3, 0, 0, 0, 0, 0],  # neutral leads, without a majority: argmax only
+        [1, 5, 1, 1, 1, 1, 0, 0, 0, 0],  # single votes are struck out, then happiness has all
+        [0, 0, 0, 0, 0, 0, 0, 0, 9, 1],  # unknown: kept by neither
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 10],  # no face: kept by neither
+    ]
+    dataset = _dataset([3, 6, 3, 0, 0], PUBLIC, votes=votes)
+
+    def predict(crops, protocol):
+        return {
+            "fer2013": _answer([3, 6, 3, 0, 1], 7),
+            "ferplus": _answer([1, 1, 1, 0, 0], 8),
+        }
+
+    scores = evaluate(predict, dataset, heads=BOTH).protocols[0].scores
+    assert [(s.labels, s.correct, s.n) for s in scores] == [
+        ("fer2013", 4, 5),
+        ("ferplus majority", 2, 2),
+        ("ferplus argmax", 2, 3),
+    ]
+
+
+def test_votes_do_not_matter_to_a_model_without_the_head():
+    dataset = _dataset([0], PUBLIC, votes=[[0, 10, 0, 0, 0, 0, 0, 0, 0, 0]])
+    scores = evaluate(_says([0]), dataset, heads=HEADS).protocols[0].scores
+    assert [s.labels for s in scores] == ["fer2013"]
+
+
+def test_a_model_of_ferplus_alone_is_measured_on_the_votes_of_a_fer2013_file():
+    dataset = _dataset([0], PUBLIC, votes=[[0, 10, 0, 0, 0, 0, 0, 0, 0, 0]])
+    scores = evaluate(_says([1], FERPLUS), dataset, heads={"ferplus": FERPLUS}).protocols[0].scores
+    assert [s.labels for s in scores] == ["ferplus majority", "ferplus argmax"]
+
+
+def test_a_users_own_taxonomy_is_measured_like_any_other():
+    own = Taxonomy("pain", ("none", "some"))
+    found = evaluate(_says([0, 1], own), _dataset([0, 1], PUBLIC, taxonomy=own), heads={"pain": own})
+    assert found.protocols[0].scores[0].accuracy == 1
+    assert [c.label for c in found.protocols[0].scores[0].classes] == ["none", "some"]
+
+
+def test_labels_that_no_head_knows_are_refused_by_naming_both_label_sets():
+    own = Taxonomy("pain", ("none", "some"))
+    with pytest.raises(DataError, match=r"pain \(none, some\).*fer2013 \(angry, disgust"):
+        evaluate(_says([0]), _dataset([0], PUBLIC, taxonomy=own), heads=HEADS)
+
+
+def test_one_id_with_two_meanings_is_refused():
+    other = Taxonomy("fer2013", FER2013.labels[::-1])
+    with pytest.raises(DataError, match=r"different labels.*Data: neutral, .*Model: angry"):
+        evaluate(_says([0]), _dataset([0], PUBLIC, taxonomy=other), heads=HEADS)
+
+
+def test_an_empty_split_is_refused():
+    with pytest.raises(DataError, match="no face in split PrivateTest"):
+        evaluate(_says([0]), _dataset([0], PUBLIC), heads=HEADS, split="PrivateTest")
+
+
+def test_figures_out_of_fold_need_ten_faces():
+    few = measure(_answer([0] * 9, 7), np.zeros(9, np.int64), FER2013, "fer2013")
+    enough = measure(_answer([0] * 10, 7), np.zeros(10, np.int64), FER2013, "fer2013")
+    assert (few.ece_out_of_fold, few.nll_out_of_fold) == (None, None)
+    assert enough.ece_out_of_fold is not None
+    assert enough.nll_out_of_fold is not None
+
+
+def test_probabilities_with_the_wrong_number_of_columns_are_refused():
+    with pytest.raises(DataError, match="needs 7 columns"):
+        measure(_answer([0], 8), np.zeros(1, np.int64), FER2013, "fer2013")

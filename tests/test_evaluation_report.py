@@ -1,0 +1,173 @@
+"""A report says the same as text, JSON, pictures and table of results, and the table is kept by key."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from ferkit.errors import DataError, OutputError
+from ferkit.evaluation.evaluate import Evaluation, ProtocolScores, measure
+from ferkit.evaluation.report import Report, format_report, report_as_json, write_report
+from ferkit.evaluation.results import COLUMNS, read_results, rows_of, update_results
+from ferkit.evaluation.subject import ModelFacts
+from ferkit.taxonomy import FER2013, FERPLUS
+
+FACTS = ModelFacts(
+    name="small",
+    version="2",
+    kind="onnx",
+    architecture="se-resnet",
+    parameters=930_000,
+    mmac=70.5,
+    size_bytes=2 << 20,
+    sha256="ab" * 32,
+    members=1,
+    seeds=(1, 2),
+    epochs=80,
+    hours=1.255,
+)
+
+
+def _scores(taxonomy, name, n=100):
+    random = np.random.default_rng(len(name))
+    probabilities = random.dirichlet(np.ones(len(taxonomy)), n)
+    # The last class never occurs and is never answered: its scores are undefined.
+    probabilities[:, -1] = 0
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    return measure(probabilities, random.integers(0, len(taxonomy) - 1, n), taxonomy, name)
+
+
+@pytest.fixture
+def report():
+    scores = (
+        _scores(FER2013, "fer2013"),
+        _scores(FERPLUS, "ferplus majority"),
+        _scores(FERPLUS, "ferplus argmax"),
+    )
+    protocols = tuple(
+        ProtocolScores(protocol, scores, (_scores(FER2013, "fer2013", 90),))
+        for protocol in ("single", "flip")
+    )
+    evaluation = Evaluation("fer2013.csv", "cd" * 32, "PublicTest", 100, 10, protocols)
+    return Report(FACTS, evaluation, "2026-01-02", "0.1.0")
+
+
+def test_the_text_names_model_split_protocol_interval_and_every_class(report):
+    text = format_report(report)
+    scores = report.evaluation.protocols[0].scores[0]
+    low, high = scores.interval
+    assert "small 2, se-resnet, 930,000 parameters, 70.5 MMAC, 2.00 MiB" in text
+    assert "PublicTest (selection split)" in text
+    assert f"{100 * scores.accuracy:.2f} {100 * low:.2f}-{100 * high:.2f}" in " ".join(text.split())
+    assert all(label in text for label in (*FER2013.labels, *FERPLUS.labels))
+    assert "without the 10 faces" in text
+
+
+def test_another_split_is_not_labelled_as_the_selection_split(report):
+    other = replace(report, evaluation=replace(report.evaluation, split="PrivateTest"))
+    assert "selection" not in format_report(other)
+    assert report_as_json(other)["data"]["selection_split"] is False
+
+
+def test_undefined_scores_are_a_dash_in_text_and_null_in_json(report):
+    assert "neutral       0            -         -     -" in format_report(report)
+    (last,) = report_as_json(report)["protocols"][0]["scores"][0]["classes"][-1:]
+    assert last == {"label": "neutral", "support": 0, "precision": None, "recall": None, "f1": None}
+
+
+def test_the_json_holds_every_protocol_and_label_set_unrounded(report):
+    content = json.loads(json.dumps(report_as_json(report), allow_nan=False))
+    assert [p["protocol"] for p in content["protocols"]] == ["single", "flip"]
+    found = content["protocols"][1]["scores"][2]
+    expected = report.evaluation.protocols[1].scores[2]
+    assert (found["labels"], found["accuracy"], found["ece"]) == (
+        "ferplus argmax",
+        expected.accuracy,
+        expected.ece,
+    )
+    assert np.array(found["confusion"]).sum() == 100
+    assert content["model"]["sha256"] == "ab" * 32
+
+
+def test_a_folder_gets_text_json_and_a_picture_per_label_set_and_protocol(report, tmp_path):
+    written = write_report(report, tmp_path / "out")
+    assert {path.name for path in written} == {path.name for path in (tmp_path / "out").iterdir()}
+    assert len(written) == 2 + 2 * 2 * 3
+    assert (tmp_path / "out" / "report.txt").read_text() == format_report(report)
+    for path in written[2:]:
+        picture = cv2.imread(str(path))
+        assert min(picture.shape[:2]) > 400, path
+        assert picture.std() > 10, path
+
+
+def test_pictures_leave_matplotlibs_global_state_alone(report, tmp_path):
+    import matplotlib as mpl
+    from matplotlib import _pylab_helpers
+
+    before = mpl.get_backend(auto_select=False)
+    write_report(report, tmp_path)
+    assert mpl.get_backend(auto_select=False) == before
+    assert not _pylab_helpers.Gcf.get_all_fig_managers()
+
+
+def test_a_folder_that_cannot_be_made_is_a_clear_error(report, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot write"):
+        write_report(report, tmp_path / "file" / "out")
+
+
+def test_a_row_holds_what_the_table_promises(report):
+    rows = rows_of(report)
+    scores = report.evaluation.protocols[0].scores
+    assert [row.protocol for row in rows] == ["single", "flip"]
+    row = rows[0]
+    assert (row.model, row.parameters, row.mmac, row.size_mib) == ("small", "930000", "70.5", "2.00")
+    assert (row.split, row.labels, row.n, row.date) == ("PublicTest", "fer2013", "100", "2026-01-02")
+    assert (row.seeds, row.epochs, row.hours) == ("1 2", "80", "1.25")
+    assert float(row.low) <= float(row.accuracy) <= float(row.high)
+    assert row.accuracy == f"{100 * scores[0].accuracy:.2f}"
+    assert row.ferplus_majority == f"{100 * scores[1].accuracy:.2f}"
+    assert row.ferplus_argmax == f"{100 * scores[2].accuracy:.2f}"
+    assert row.ece == f"{scores[0].ece_out_of_fold:.4f}"
+
+
+def test_a_row_of_the_same_model_split_and_protocol_is_replaced_in_its_place(report, tmp_path):
+    path = tmp_path / "results" / "fer2013.csv"
+    update_results(path, rows_of(report))
+    other = replace(report, model=replace(FACTS, name="other"))
+    update_results(path, rows_of(other))
+    again = replace(report, date="2026-02-03", model=replace(FACTS, parameters=5))
+    update_results(path, rows_of(again)[:1])
+    rows = read_results(path)
+    assert [(r.model, r.protocol, r.parameters) for r in rows] == [
+        ("small", "single", "5"),
+        ("small", "flip", "930000"),
+        ("other", "single", "930000"),
+        ("other", "flip", "930000"),
+    ]
+
+
+def test_names_with_commas_survive_the_table(report, tmp_path):
+    odd = replace(report, model=replace(FACTS, name='a, "b"'))
+    update_results(tmp_path / "r.csv", rows_of(odd))
+    assert read_results(tmp_path / "r.csv") == rows_of(odd)
+    assert (tmp_path / "r.csv").read_text().splitlines()[0] == ",".join(COLUMNS)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("emotion,pixels\n", "no table of results"),
+        (",".join(COLUMNS) + "\na,b\n", "line 2: 2 fields"),
+    ],
+)
+def test_a_file_that_is_no_table_of_results_is_refused_and_left_alone(report, tmp_path, content, message):
+    path = tmp_path / "r.csv"
+    path.write_text(content)
+    with pytest.raises(DataError, match=message):
+        update_results(path, rows_of(report))
+    assert path.read_text() == content
