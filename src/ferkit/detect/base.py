@@ -1,0 +1,79 @@
+"""What a face detector takes and gives, and what all detectors share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """A face found in a picture.
+
+    Attributes:
+        box: Left, top, right, bottom in pixels of the picture. They are edges: the whole picture is
+            ``(0, 0, W, H)``. A face at the border may reach beyond it.
+        score: How sure the detector is, 0..1.
+        landmarks: x, y in pixels of the left eye and the right eye (as seen in the picture), the nose,
+            the left and the right corner of the mouth; None where the detector gives none.
+    """
+
+    box: tuple[float, float, float, float]
+    score: float
+    landmarks: tuple[tuple[float, float], ...] | None = None
+
+
+class Detector(Protocol):
+    """Finds faces. A detector is safe to use from several threads at once."""
+
+    @property
+    def name(self) -> str:
+        """How the detector is called in the registry."""
+        ...
+
+    def detect(self, image: NDArray[np.uint8]) -> tuple[Detection, ...]:
+        """Find the faces of one picture.
+
+        Args:
+            image: uint8 ``[H, W, 3]``, RGB.
+
+        Returns:
+            The faces, the surest first, each once; none if there is none.
+
+        Raises:
+            DetectorError: If the detector fails.
+        """
+        ...
+
+
+def suppress(
+    boxes: NDArray[np.float32], scores: NDArray[np.float32], *, overlap: float = 0.3, cover: float = 0.7
+) -> NDArray[np.intp]:
+    """Return the rows of the boxes that stay when each face is to come once, the highest score first.
+
+    A box goes if a better one shares more than ``overlap`` of their union with it, or if one of the two
+    covers more than ``cover`` of the smaller one: a nose and chin found inside a face is no second face.
+
+    Args:
+        boxes: float ``[N, 4]``, left, top, right, bottom.
+        scores: float ``[N]``.
+        overlap: Largest intersection over union that two faces may have.
+        cover: Largest intersection over the smaller area that two faces may have.
+    """
+    left, top, right, bottom = boxes.T
+    area = np.maximum(right - left, 0) * np.maximum(bottom - top, 0)
+    order = np.argsort(-scores, kind="stable")
+    kept = []
+    while len(order):
+        best, order = order[0], order[1:]
+        kept.append(best)
+        width = np.minimum(right[best], right[order]) - np.maximum(left[best], left[order])
+        height = np.minimum(bottom[best], bottom[order]) - np.maximum(top[best], top[order])
+        shared = np.maximum(width, 0) * np.maximum(height, 0)
+        union = area[best] + area[order] - shared
+        smaller = np.minimum(area[best], area[order])
+        order = order[(shared <= overlap * union) & (shared <= cover * smaller)]
+    return np.array(kept, dtype=np.intp)

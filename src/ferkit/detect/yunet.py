@@ -1,0 +1,86 @@
+"""YuNet (Wu et al. 2023, https://doi.org/10.1007/s11633-023-1423-y) through OpenCV, with the user's file."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ferkit.detect.base import Detection, suppress
+from ferkit.errors import DetectorError
+
+_LONGEST = 640
+_SMALLEST = 12.0  # pixels that a face must have in the input
+_MOST = 2560
+
+
+class YuNet:
+    """OpenCV's ``FaceDetectorYN``.
+
+    Args:
+        model: The network's ONNX file, for instance ``face_detection_yunet_2023mar.onnx`` of OpenCV's zoo.
+        min_face: Height in pixels of the smallest face wanted; see :class:`ferkit.detect.CenterFace`.
+        min_score: Least score of a face, 0..1.
+
+    Raises:
+        DetectorError: If the file is missing, or OpenCV cannot use it.
+    """
+
+    name = "yunet"
+
+    def __init__(self, model: str | Path, *, min_face: float | None = None, min_score: float = 0.6) -> None:
+        import cv2
+
+        self._min_face = min_face
+        self._lock = threading.Lock()  # the network keeps the size of its input
+        if not Path(model).is_file():
+            raise DetectorError(f"no file {model}; yunet:FILE needs the network's ONNX file")
+        try:
+            self._network = cv2.FaceDetectorYN.create(str(model), "", (320, 320), min_score, 0.3, 5000)
+            self._network.detect(np.zeros((320, 320, 3), np.uint8))
+        except cv2.error as error:
+            raise DetectorError(f"OpenCV cannot use {model} as a YuNet: {_reason(error)}") from error
+
+    def detect(self, image: NDArray[np.uint8]) -> tuple[Detection, ...]:
+        """Find the faces of one picture, the surest first; see :class:`ferkit.detect.Detector`."""
+        import cv2
+
+        height, width = image.shape[:2]
+        longest = max(height, width)
+        wanted = _LONGEST if self._min_face is None else longest * _SMALLEST / self._min_face
+        scale = min(1.0, max(_LONGEST, min(wanted, _MOST)) / longest)
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        shown = cv2.resize(image, size, interpolation=cv2.INTER_AREA) if scale < 1 else image
+        try:
+            with self._lock:
+                self._network.setInputSize(size)
+                _, rows = self._network.detect(cv2.cvtColor(shown, cv2.COLOR_RGB2BGR))
+        except cv2.error as error:
+            raise DetectorError(f"YuNet fails: {_reason(error)}") from error
+        if rows is None:
+            return ()
+        return _faces(
+            np.asarray(rows, np.float32), np.array([width / size[0], height / size[1]]), self._min_face or 0
+        )
+
+
+def _faces(rows: NDArray[np.float32], back: NDArray[np.float64], min_face: float) -> tuple[Detection, ...]:
+    """Turn OpenCV's rows (left, top, width, height, five landmarks, score) into faces, each once."""
+    rows = rows[np.isfinite(rows).all(axis=1)]
+    boxes = np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:4]], axis=1) * np.tile(back, 2)
+    marks = rows[:, 4:14].reshape(-1, 5, 2) * back
+    kept = [k for k in suppress(boxes, rows[:, 14]) if boxes[k, 3] - boxes[k, 1] >= min_face]
+    return tuple(
+        Detection(
+            box=(float(boxes[k, 0]), float(boxes[k, 1]), float(boxes[k, 2]), float(boxes[k, 3])),
+            score=min(1.0, max(0.0, float(rows[k, 14]))),
+            landmarks=tuple((float(x), float(y)) for x, y in marks[k]),
+        )
+        for k in kept
+    )
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

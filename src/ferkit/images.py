@@ -1,0 +1,270 @@
+"""From bytes, files and arrays to RGB pictures, and back to files."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import stat
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ferkit import files
+from ferkit.errors import ImageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PillowImage
+
+ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | NDArray[Any] | PillowImage"
+"""What a picture can be given as."""
+
+DEFAULT_MAX_PIXELS = 85 * 1024 * 1024
+"""Pixels that a picture may have unless the caller says otherwise; just below Pillow's own limit."""
+
+READABLE = ("JPEG", "PNG", "WebP", "TIFF", "BMP", "GIF")
+"""Formats that are read; of several frames or pages, the first."""
+
+WRITABLE = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".bmp": "BMP",
+}
+"""Suffixes that can be written."""
+
+_MAX_FILE_BYTES = 1 << 29
+_STRIP_PIXELS = 1 << 22
+_ORIENTATION = 0x0112
+_WHITE = 255
+
+# What Pillow's decoders raise on bytes that are not what they promise.
+_BROKEN = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+    RuntimeError,
+    ZeroDivisionError,
+    AssertionError,
+    UserWarning,
+    struct.error,
+    zlib.error,
+)
+
+
+def load_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.uint8]:
+    """Return a picture as the eye sees it.
+
+    The rotation that a camera noted (EXIF) is carried out; transparent parts are laid on white; 16-bit values
+    are scaled to 8; gray, palette and CMYK become RGB. Of an animation or a file of several pages comes the
+    first. URLs are not fetched.
+
+    Args:
+        source: A file, its bytes, a Pillow image, or an array: uint8 or uint16 ``[H, W]``, ``[H, W, 1]``,
+            ``[H, W, 3]`` or ``[H, W, 4]``, in the order R, G, B, alpha.
+        max_pixels: Pictures with more are refused, before they are decoded.
+
+    Returns:
+        uint8 ``[H, W, 3]``, RGB, 0..255.
+
+    Raises:
+        ImageError: If there is no such file, it is no picture, damaged, cut off or too large.
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source, max_pixels)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return _decode(bytes(source), "the picture", max_pixels)
+    if isinstance(source, (str, os.PathLike)):
+        return _decode(read_bytes(source), os.fspath(source), max_pixels)
+    if type(source).__module__.partition(".")[0] == "PIL" or hasattr(source, "getexif"):
+        return _guarded(lambda: _from_pillow(source, "the picture", max_pixels), "the picture")
+    raise ImageError(
+        f"a picture is a path, bytes, a NumPy array or a Pillow image. Received: {type(source).__name__}"
+    )
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """Return the content of a picture file.
+
+    Raises:
+        ImageError: If it is a URL, a folder, no regular file, empty, larger than 512 MiB, or unreadable.
+    """
+    name = os.fspath(path)
+    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", name):
+        raise ImageError(f"{name} is a URL, and nothing is fetched from the network; download it first")
+    try:
+        state = Path(name).stat()
+        if stat.S_ISDIR(state.st_mode):
+            raise ImageError(f"{name} is a folder, not a picture")
+        if not stat.S_ISREG(state.st_mode):
+            raise ImageError(f"{name} is no regular file")
+        if state.st_size > _MAX_FILE_BYTES:
+            raise ImageError(f"{name} has more than {_MAX_FILE_BYTES >> 20} MiB; it is not read as a picture")
+        return Path(name).read_bytes()
+    except (OSError, ValueError) as error:
+        raise ImageError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def to_gray(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return uint8 ``[H, W]`` of uint8 ``[H, W, 3]`` RGB: 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601)."""
+    import cv2
+
+    return np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
+
+
+def write_image(path: str | os.PathLike[str], picture: NDArray[np.uint8]) -> None:
+    """Write uint8 ``[H, W, 3]`` RGB or ``[H, W]`` gray in one step, in the format of the suffix.
+
+    Raises:
+        ImageError: If the suffix is none of :data:`WRITABLE`.
+        OutputError: If the file cannot be written.
+    """
+    files.write_bytes(path, encode_image(picture, Path(path).suffix))
+
+
+def encode_image(picture: NDArray[np.uint8], suffix: str = ".png") -> bytes:
+    """Return uint8 ``[H, W, 3]`` RGB or ``[H, W]`` gray as a file's bytes, in the format of the suffix.
+
+    Raises:
+        ImageError: If the suffix is none of :data:`WRITABLE`.
+    """
+    from PIL import Image
+
+    kind = WRITABLE.get(suffix.lower())
+    if kind is None:
+        raise ImageError(
+            f"pictures are written as {', '.join(WRITABLE)}. Received the suffix: {suffix or 'none'}"
+        )
+    buffer = io.BytesIO()
+    options: dict[str, Any] = {"quality": 92} if kind in ("JPEG", "WEBP") else {}
+    Image.fromarray(picture).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _guarded(decode: Callable[[], NDArray[np.uint8]], name: str) -> NDArray[np.uint8]:
+    """Run a decoder; whatever it stumbles over becomes an :class:`ImageError`."""
+    try:
+        return decode()
+    except ImageError:
+        raise
+    except _BROKEN as error:
+        what = str(error).strip() or type(error).__name__
+        raise ImageError(f"{name} is damaged or cut off: {what}") from error
+
+
+def _decode(content: bytes, name: str, max_pixels: int) -> NDArray[np.uint8]:
+    if not content:
+        raise ImageError(f"{name} is empty")
+    factory = _factory(content, name)
+    return _guarded(lambda: _from_pillow(factory(io.BytesIO(content)), name, max_pixels), name)
+
+
+def _factory(content: bytes, name: str) -> Callable[[io.BytesIO], PillowImage]:
+    """Return Pillow's reader for the format that the first bytes tell.
+
+    ``Image.open`` would try every format it knows, and judge sizes by a limit of the whole process.
+    """
+    from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin
+
+    if content[:3] == b"\xff\xd8\xff":
+        return JpegImagePlugin.jpeg_factory
+    if content[:8] == b"\x89PNG\r\n\x1a\n":
+        return PngImagePlugin.PngImageFile
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        from PIL import WebPImagePlugin
+
+        return WebPImagePlugin.WebPImageFile
+    if content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        from PIL import TiffImagePlugin
+
+        return TiffImagePlugin.TiffImageFile
+    if content[:2] == b"BM":
+        return BmpImagePlugin.BmpImageFile
+    if content[:4] == b"GIF8":
+        return GifImagePlugin.GifImageFile
+    raise ImageError(f"{name} is no picture of a known format; known are {', '.join(READABLE)}")
+
+
+def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
+    if width < 1 or height < 1:
+        raise ImageError(f"{name} has no pixels: {width} x {height}")
+    if width * height > max_pixels:
+        raise ImageError(
+            f"{name} has {width} x {height} pixels, more than the limit of {max_pixels / 1e6:.0f} million; "
+            "shrink it, or raise max_pixels"
+        )
+
+
+def _from_pillow(image: Any, name: str, max_pixels: int) -> NDArray[np.uint8]:
+    width, height = image.size
+    _check_size(width, height, name, max_pixels)
+    image.load()
+    width, height = image.size
+    rgb = np.empty((height, width, 3), np.uint8)
+    # In strips: a second whole copy in Pillow's four bytes per pixel would be the peak of memory.
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        rgb[top : top + rows] = _strip_to_rgb(strip, name)
+    # Read after loading: Pillow turns a TIFF itself and then forgets the tag.
+    return _turned(rgb, image.getexif().get(_ORIENTATION, 1))
+
+
+def _strip_to_rgb(strip: PillowImage, name: str) -> NDArray[np.uint8]:
+    if strip.mode in ("I;16", "I;16L", "I;16B", "I;16N"):
+        wide = np.asarray(strip)
+        return np.repeat((wide >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+    if strip.mode in ("I", "F"):
+        raise ImageError(f"{name} holds 32-bit values without a known range; convert it to 8 or 16 bits")
+    if strip.has_transparency_data:
+        return _on_white(np.asarray(strip.convert("RGBA")))
+    return np.asarray(strip.convert("RGB"))
+
+
+def _on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Lay uint8 ``[H, W, 4]`` on white and return ``[H, W, 3]``, rounded to the nearest."""
+    alpha = rgba[:, :, 3:].astype(np.uint16)
+    mixed = rgba[:, :, :3] * alpha + _WHITE * (255 - alpha)
+    return ((mixed + 127) // 255).astype(np.uint8)
+
+
+def _turned(rgb: NDArray[np.uint8], orientation: Any) -> NDArray[np.uint8]:
+    """Carry out an EXIF orientation, 1..8; anything else is no orientation."""
+    if orientation in (2, 4, 5, 7):
+        rgb = rgb[:, ::-1]
+    quarters = {3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}.get(orientation, 0)
+    return np.ascontiguousarray(np.rot90(rgb, quarters))
+
+
+def _from_array(array: NDArray[Any], max_pixels: int) -> NDArray[np.uint8]:
+    received = f"{array.dtype} {list(array.shape)}"
+    if array.dtype not in (np.uint8, np.uint16):
+        raise ImageError(
+            "an array of pixels is uint8 (0..255) or uint16 (0..65535); floats do not tell their range. "
+            f"Received: {received}"
+        )
+    if array.ndim == 2:
+        array = array[:, :, None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
+        raise ImageError(f"a picture is [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]. Received: {received}")
+    _check_size(array.shape[1], array.shape[0], "the array", max_pixels)
+    pixels = array if array.dtype == np.uint8 else (array >> 8).astype(np.uint8)
+    if pixels.shape[2] == 1:
+        return np.repeat(pixels, 3, axis=2)
+    if pixels.shape[2] == 4:
+        return _on_white(pixels)
+    return np.ascontiguousarray(pixels)

@@ -1,0 +1,110 @@
+"""Opening and running ONNX Runtime sessions: its providers, its threads, its errors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ferkit.errors import FerkitError, MissingDependencyError
+
+CPU = "CPUExecutionProvider"
+
+_SILENT = 4  # its errors arrive as exceptions
+
+
+def open_session(
+    content: bytes,
+    name: str,
+    *,
+    fail: Callable[[str], FerkitError],
+    providers: Sequence[str] | None = None,
+    threads: int | None = None,
+) -> Any:
+    """Open a session; a provider that was asked for and is not there is an error, never replaced.
+
+    Args:
+        content: The ONNX model.
+        name: How messages call it.
+        fail: Makes the error when the model cannot be opened.
+        providers: Execution providers in order of preference; the CPU by default.
+        threads: Threads of one call; by default the cores that this process may use.
+
+    Raises:
+        MissingDependencyError: If a provider is not available here.
+    """
+    import onnxruntime
+
+    wanted = list(providers or [CPU])
+    here = onnxruntime.get_available_providers()
+    if absent := [p for p in wanted if p not in here]:
+        raise MissingDependencyError(
+            f"ONNX Runtime offers no {', '.join(absent)} here; it offers {', '.join(here)}. "
+            "A GPU needs the package onnxruntime-gpu in place of onnxruntime"
+        )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _SILENT
+    # ONNX Runtime counts the machine's cores, also those that this process must not use: its threads
+    # would then wait for each other.
+    options.intra_op_num_threads = threads or usable_cores()
+    try:
+        session = onnxruntime.InferenceSession(content, options, providers=wanted)
+    except runtime_errors() as error:
+        raise fail(f"ONNX Runtime cannot open {name}: {first_line(error)}") from error
+    if absent := [p for p in wanted if p not in session.get_providers()]:
+        raise MissingDependencyError(
+            f"ONNX Runtime has {', '.join(absent)}, and cannot start it on this machine"
+        )
+    return session
+
+
+def run_session(
+    session: Any, outputs: Sequence[str], feed: Mapping[str, NDArray[Any]]
+) -> list[NDArray[np.float32]]:
+    """Compute only what the named outputs need, and return them.
+
+    Raises:
+        Exception: One of :func:`runtime_errors`.
+    """
+    from onnxruntime import RunOptions
+
+    options = RunOptions()
+    # Without it every node runs, asked for or not: heads and maps that nobody wants would cost.
+    options.only_execute_path_to_fetches = True
+    answers: list[NDArray[np.float32]] = session.run(list(outputs), dict(feed), options)
+    return answers
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def runtime_errors() -> tuple[type[Exception], ...]:
+    """Return what ONNX Runtime raises: its errors share no base class of their own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    names = (
+        "EPFail",
+        "EngineError",
+        "Fail",
+        "InvalidArgument",
+        "InvalidGraph",
+        "InvalidProtobuf",
+        "ModelLoaded",
+        "NoModel",
+        "NoSuchFile",
+        "NotImplemented",
+        "RuntimeException",
+    )
+    return tuple(getattr(state, name) for name in names)
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message; ONNX Runtime adds pages to it."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
