@@ -12,7 +12,6 @@ from ferkit.cli.common import DropFlatOption, SplitOption, VotesOption, new_app,
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ferkit.ensemble.combine import Member
     from ferkit.ensemble.on_split import SplitVote
 
 app = new_app()
@@ -103,7 +102,7 @@ def ensemble(
     )
     write_ensemble(content, info, members, output)
     for vote in fitted:
-        print(_format_vote(members, vote, split) + "\n")
+        print(_format_vote(models, vote, split) + "\n")
     print(
         f"wrote {output}: {len(info.members)} of {len(members)} members, {info.parameters:,} parameters, "
         f"{info.mmac:.4g} MMAC, {output.stat().st_size / MIB:.2f} MiB"
@@ -123,7 +122,7 @@ def _parse_weights(text: str | None) -> list[float] | None:
         ) from None
 
 
-def _format_vote(members: Sequence[Member], vote: SplitVote, split: str) -> str:
+def _format_vote(models: Sequence[str], vote: SplitVote, split: str) -> str:
     from ferkit.ensemble.fit import Figures
     from ferkit.evaluation.report import percent, split_label, table
 
@@ -134,7 +133,7 @@ def _format_vote(members: Sequence[Member], vote: SplitVote, split: str) -> str:
     what = "weights and temperature" if vote.weights_fitted else "temperature"
     rows: list[Sequence[str]] = [("", "weight", "accuracy %", "NLL", "ECE")]
     rows += [
-        line(members[k].info.name, f"{weight:.3f}", figures)
+        line(models[k], f"{weight:.3f}", figures)
         for k, weight, figures in zip(vote.voters, fitted.vote.weights, fitted.members, strict=True)
     ]
     if vote.weights_fitted:

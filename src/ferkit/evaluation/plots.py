@@ -86,7 +86,14 @@ def draw_reliability(scores: Scores, title: str, path: Path) -> None:
         edgecolor="tab:blue",
         label="share of right answers",
     )
-    upper.plot([b.confidence for b in bins], [b.accuracy for b in bins], "o", color="tab:blue", markersize=4)
+    upper.plot(
+        [b.confidence for b in bins],
+        [b.accuracy for b in bins],
+        "o",
+        color="tab:blue",
+        markersize=4,
+        label="at the mean probability of the bin",
+    )
     out_of_fold = "" if scores.ece_out_of_fold is None else f", {scores.ece_out_of_fold:.3f} out of fold"
     upper.set_title(f"{title}\nECE {scores.ece:.3f}{out_of_fold}, n = {scores.n:,}", fontsize=10)
     upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")

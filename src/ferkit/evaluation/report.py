@@ -13,6 +13,9 @@ from ferkit.evaluation.subject import ModelFacts
 
 MIB = 1 << 20
 
+LESSER_LABELS = "ferplus argmax"
+"""Labels so near to ``ferplus majority`` that their classes and pictures would only repeat it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -136,7 +139,7 @@ def format_report(report: Report) -> str:
     """Return the report as text: a line per protocol and label set, then classes and confusions.
 
     Classes and the confusion matrix are those of the first protocol, for each label set but
-    ``ferplus argmax``; the JSON holds them all.
+    :data:`LESSER_LABELS`; the JSON holds them all.
     """
     evaluation = report.evaluation
     parts = [_head(report)]
@@ -151,7 +154,7 @@ def format_report(report: Report) -> str:
     )
     first = evaluation.protocols[0]
     for scores in first.scores:
-        if scores.labels != "ferplus argmax":
+        if scores.labels != LESSER_LABELS:
             parts.append(f"{scores.labels}, {first.protocol}\n{_classes(scores)}\n\n{_confusion(scores)}")
     return "\n\n".join(parts) + "\n"
 
@@ -159,7 +162,8 @@ def format_report(report: Report) -> str:
 def write_report(report: Report, folder: Path) -> list[Path]:
     """Write ``report.txt``, ``report.json`` and the pictures into ``folder``; return what was written.
 
-    Per label set and protocol: ``confusion-LABELS-PROTOCOL.png`` and ``reliability-LABELS-PROTOCOL.png``.
+    Per label set (but :data:`LESSER_LABELS`) and protocol: ``confusion-LABELS-PROTOCOL.png`` and
+    ``reliability-LABELS-PROTOCOL.png``.
 
     Raises:
         OutputError: If a file cannot be written.
@@ -173,6 +177,8 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     files.write_json(written[1], report_as_json(report))
     for entry in report.evaluation.protocols:
         for scores in entry.scores:
+            if scores.labels == LESSER_LABELS:
+                continue
             name = f"{scores.labels.replace(' ', '-')}-{entry.protocol}.png"
             title = f"{report.model.name}: {scores.labels}, {split}, {entry.protocol}"
             draw_confusion(scores, title, folder / f"confusion-{name}")

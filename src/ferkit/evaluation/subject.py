@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -13,7 +14,9 @@ from numpy.typing import NDArray
 
 from ferkit.classifier import FaceClassifier
 from ferkit.crops import Protocol
+from ferkit.errors import DataError
 from ferkit.evaluation.evaluate import Predict
+from ferkit.extras import require
 from ferkit.modelfile import ModelInfo, resolve_model
 from ferkit.taxonomy import Taxonomy
 
@@ -76,7 +79,54 @@ def open_subject(model: str | os.PathLike[str] | None, *, threads: int | None = 
     Raises:
         FerkitError: If there is none, it is damaged, or the libraries for it are not installed.
     """
+    if model is not None and Path(model).is_dir():
+        return open_run(Path(model))
     return open_model_file(model, threads=threads)
+
+
+def open_run(folder: Path) -> Subject:
+    """Open a finished training run: its Keras network, at temperature 1.
+
+    Args:
+        folder: The run's folder.
+
+    Raises:
+        TrainingError: If it is none, or the run is not finished.
+        MissingDependencyError: If the training framework is not installed.
+    """
+    require("keras", "train")
+    from ferkit.training.inference import predict_probabilities
+    from ferkit.training.runs import load_run
+
+    run = load_run(folder)
+    network = run.network()
+    size = run.input_size
+    # The same rule as ModelInfo.ten_crop_shift, so that the exported file gives the same figures.
+    shift = (size - int(run.recipe.model.params.get("view_size") or size)) // 2 or 2
+
+    def predict(crops: NDArray[np.uint8], protocol: str) -> Mapping[str, NDArray[Any]]:
+        if crops.shape[1:] != (size, size):
+            raise DataError(f"run {folder} takes faces of {size} pixels. Received: {list(crops.shape)}")
+        return predict_probabilities(network, crops, protocol=protocol, shift=shift)
+
+    return Subject(
+        facts=ModelFacts(
+            name=run.recipe.name,
+            version="",
+            kind="keras",
+            architecture=run.recipe.model.name,
+            parameters=int(run.facts["parameters"]),
+            mmac=float(run.facts["mmac"]),
+            size_bytes=None,
+            sha256=None,
+            members=1,
+            seeds=(run.recipe.seed,),
+            epochs=len(run.history),
+            hours=float(run.facts["seconds"]) / 3600,
+        ),
+        heads={taxonomy.id: taxonomy for taxonomy in run.taxonomies},
+        predict=predict,
+    )
 
 
 def open_model_file(model: str | os.PathLike[str] | None, *, threads: int | None = None) -> Subject:
