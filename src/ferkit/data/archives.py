@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import io
 import lzma
 import os
 import tarfile
@@ -12,7 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, cast
 
 from ferkit.errors import DataError
 
@@ -81,7 +80,7 @@ def check_member_name(path: Path, name: str) -> None:
 
 def is_hidden(name: str) -> bool:
     """Tell whether an archive member is bookkeeping of macOS or a hidden file."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+    return name.startswith((".", "__MACOSX/")) or "/." in name or "/__MACOSX/" in name
 
 
 def choose_table(path: Path, names: list[str]) -> str:
@@ -136,7 +135,7 @@ def list_members(path: Path) -> list[str]:
 
 def _walk(path: Path) -> list[str]:
     """List the files below a folder; links are followed, and the limit of depth keeps them from circling."""
-    names = []
+    names: list[str] = []
 
     def refuse(error: OSError) -> None:
         raise error
@@ -145,7 +144,8 @@ def _walk(path: Path) -> list[str]:
         inside = Path(parent).relative_to(path)
         if len(inside.parts) >= MAX_DEPTH:
             folders.clear()
-        names.extend((inside / file).as_posix() for file in files)
+        prefix = "" if inside == Path() else f"{inside.as_posix()}/"
+        names.extend(prefix + file for file in files)
         check_total(path, len(names), 0)
     return names
 
@@ -237,7 +237,7 @@ def open_table(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
             member = archive.extractfile(chosen)
             if member is None:
                 raise DataError(f"{path}: {chosen!r} is not a plain file")
-            yield f"{path}:{chosen}", io.BufferedReader(stack.enter_context(member), 1 << 20)  # type: ignore[arg-type]
+            yield f"{path}:{chosen}", stack.enter_context(member)
         elif is_zip(path):
             zipped = stack.enter_context(zipfile.ZipFile(path))
             infos = {i.filename: i for i in zipped.infolist() if not i.is_dir()}
@@ -250,7 +250,7 @@ def open_table(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
                 )
             yield f"{path}:{chosen}", stack.enter_context(zipped.open(infos[chosen]))
         elif path.name.lower().endswith(".gz"):
-            yield str(path), stack.enter_context(gzip.open(path, "rb"))
+            yield str(path), cast(IO[bytes], stack.enter_context(gzip.open(path, "rb")))
         elif path.name.lower().endswith(".xz"):
             yield str(path), stack.enter_context(lzma.open(path, "rb"))
         else:

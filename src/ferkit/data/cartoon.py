@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +29,10 @@ _BITS = 4
 """OpenCV draws at fractions of a pixel: coordinates are given in 1/16."""
 
 # What an expression does to a face, after the action units of Ekman and Friesen: how far the inner, middle
-# and outer brow go up, how far the eyes open, half the width of the mouth, how far its corners and its upper lip
-# go up, least and greatest opening of the mouth (all but the eyes in half heights of the face), then how much
-# one sees of teeth, wrinkles of the nose, folds of the cheeks, lines on the forehead and between the brows.
+# and outer brow go up, how far the eyes open, half the width of the mouth, how far its corners and its upper
+# lip go up, least and greatest opening of the mouth (all but the eyes in half heights of the face), then how
+# much one sees of teeth, wrinkles of the nose, folds of the cheeks, lines on the forehead and between the
+# brows.
 _FEATURES = (
     "inner", "middle", "outer", "eyes", "width", "corners", "lip", "least", "greatest",
     "teeth", "wrinkles", "folds", "forehead", "frown",
@@ -60,11 +62,11 @@ _LOOKS_LIKE = {
 _JITTER: dict[str, tuple[float, float]] = {
     "x": (-0.07, 0.07), "y": (-0.05, 0.06), "scale": (0.78, 1.02), "roll": (-0.26, 0.26), "yaw": (-1, 1),
     "pitch": (-1, 1), "aspect": (0.70, 0.86), "skin": (85, 225), "dark": (0.15, 0.45), "hair": (10, 150),
-    "hairline": (0.45, 0.75), "style": (0, 1), "back": (0, 255), "ramp": (-70, 70), "ramp_angle": (0, 6.283),
-    "light": (0, 0.45), "light_angle": (0, 6.283), "gain": (0.65, 1.15), "offset": (-25, 35),
-    "noise": (0, 11), "blur": (0, 1), "gaze": (-1, 1), "gaze_y": (-0.6, 0.6), "apart": (0.32, 0.40), "eye_size": (0.85, 1.15),
-    "brow_thick": (0.03, 0.085), "nose": (0.85, 1.2), "glasses": (0, 1), "moustache": (0, 1),
-    "open": (0, 1), "skew": (-0.04, 0.04), "shoulders": (20, 230),
+    "hairline": (0.45, 0.75), "style": (0, 1), "back": (0, 255), "light": (0, 0.45),
+    "light_angle": (0, 6.283), "gain": (0.65, 1.15), "offset": (-25, 35),
+    "noise": (0, 11), "blur": (0, 1), "gaze": (-1, 1), "gaze_y": (-0.6, 0.6), "apart": (0.32, 0.40),
+    "eye_size": (0.85, 1.15), "brow_thick": (0.03, 0.085), "nose": (0.85, 1.2), "glasses": (0, 1),
+    "moustache": (0, 1), "open": (0, 1), "skew": (-0.04, 0.04), "shoulders": (20, 230),
 }  # fmt: skip
 
 
@@ -213,7 +215,8 @@ _FOREHEAD = [_ALONG * 0.3 + 1j * (level - 0.02 * _BOW) for level in (-0.72, -0.8
 
 def _oval(x: float, y: float, wide: float, high: float) -> NDArray[np.complex128]:
     """Return the outline of an ellipse."""
-    return _CIRCLE.real * wide + (1j * high) * _CIRCLE.imag + complex(x, y)
+    outline: NDArray[np.complex128] = _CIRCLE.real * wide + (1j * high) * _CIRCLE.imag + complex(x, y)
+    return outline
 
 
 def _path(*points: complex) -> NDArray[np.complex128]:
@@ -346,7 +349,7 @@ def _finish(
     import cv2
 
     size = len(grid)
-    small = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
+    small: NDArray[Any] = cv2.resize(canvas, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32)
     ramp = (
         face.light * np.cos(face.light_angle) * grid[None, :]
         + face.light * np.sin(face.light_angle) * grid[:, None]
@@ -356,4 +359,5 @@ def _finish(
     if face.blur > 0.5:
         small = cv2.GaussianBlur(small, (3, 3), 0.4 + 0.8 * (face.blur - 0.5))
     noisy = small + face.noise * rng.standard_normal((size, size), dtype=np.float32)
-    return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+    finished: NDArray[np.uint8] = np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+    return finished

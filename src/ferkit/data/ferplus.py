@@ -126,7 +126,8 @@ def align_votes(
         row = int(np.flatnonzero(given != split)[0])
         raise DataError(
             f"{table.name} does not line up with {source}: row {row + 1} is {SPLITS[given[row]]} in the "
-            f"votes and {SPLITS[split[row]]} in the faces; both files must list the same images in the same order"
+            f"votes and {SPLITS[split[row]]} in the faces; both files must list "
+            "the same images in the same order"
         )
     agreement = label_agreement(labels, votes)
     if len(labels) >= _ENOUGH_TO_JUDGE and agreement < MIN_AGREEMENT:

@@ -15,9 +15,10 @@ from ferkit.data.archives import list_members, read_members
 from ferkit.data.dataset import SPLITS
 from ferkit.data.holdout import hold_out
 from ferkit.errors import DataError, ImageError, TaxonomyError
+from ferkit.images import load_image, to_gray
 from ferkit.taxonomy import KNOWN, Taxonomy
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 """Files that count as pictures; all others are passed over."""
 
 OWN = "own"
@@ -199,8 +200,6 @@ def decode_face(content: bytes, size: int, place: str) -> NDArray[np.uint8]:
     Raises:
         DataError: If it is no picture.
     """
-    from ferkit.images import load_image, to_gray
-
     try:
         gray = to_gray(load_image(content))
     except ImageError as error:
@@ -210,7 +209,8 @@ def decode_face(content: bytes, size: int, place: str) -> NDArray[np.uint8]:
     if height != width:
         above, left = (side - height) // 2, (side - width) // 2
         gray = np.pad(gray, ((above, side - height - above), (left, side - width - left)), mode="edge")
-    return resize_crops(gray[None], size)[0]
+    face: NDArray[np.uint8] = resize_crops(gray[None], size)[0]
+    return face
 
 
 def read_face_folder(path: Path, size: int = 48) -> FolderFaces:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -65,11 +64,11 @@ class _Decoded:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """A source that was recognised: the files it consists of, what names its content, and its reader."""
+    """A source that was recognised: how it is read, and the files it consists of (none: ``root`` itself)."""
 
     kind: str
     root: Path
-    files: Sequence[Path]
+    names: Sequence[str]
     read: Callable[[], _Decoded]
 
 
@@ -193,16 +192,16 @@ def _apply(dataset: FaceDataset, drop_leaks: bool, drop_flat: bool, labels: Labe
 def _read(store: DatasetCache, source: _Source) -> tuple[_Decoded, str]:
     """Take a source from the cache, or decode it and keep it; return it with the digest of its images."""
     with explained(source.root):
-        content = store.content_hash(source.root, source.files)
+        content = store.content_hash(source.root, source.names)
     key = f"v{LAYOUT}-{source.kind}-{content[:40]}"
     entry = store.read(key)
     if entry is None:
         decoded = source.read()
         store.write(key, *decoded.pack())
-        store.remember(source.files, content)
         entry = store.read(key)
         if entry is None:
             return decoded, digest_of(decoded.images)
+    store.remember(source.root, source.names, content)
     return _Decoded.unpack(entry.arrays, entry.meta), entry.digests["images"]
 
 
@@ -216,29 +215,32 @@ def _recognise(source: str | Path, size: int) -> _Source:
         raise DataError(f"faces are 8 to 512 pixels wide. Received: {size}")
     drawn = cartoon.parse_cartoon(source) if isinstance(source, str) else None
     if drawn is not None:
+        import cv2
+
         count, seed = drawn
         # what draws is part of the content: this module and the version of OpenCV
         return _Source(
             f"cartoon{count}-{seed}-{size}-cv{cv2.__version__}",
             Path(cartoon.__file__),
-            [Path(cartoon.__file__)],
+            [],
             lambda: _draw(count, seed, size),
         )
     path = Path(source)
     if path.is_dir():
         names = list_members(path)
-        _refuse_tables(path, names)
-        files = [path / name for name in names if is_picture(name)]
-        return _Source(f"folder{size}", path, files, lambda: _from_folder(path, size))
+        pictures = [name for name in names if is_picture(name)]
+        if not pictures:
+            _refuse_tables(path, names)
+        return _Source(f"folder{size}", path, pictures, lambda: _from_folder(path, size))
     if not path.is_file():
         raise DataError(
             f"{path}: there is no such file or folder (for faces drawn by the program, say cartoon)"
         )
     if is_zip(path) or is_tar(path):
-        return _Source(f"packed{size}", path, [path], lambda: _from_archive(path, size))
+        return _Source(f"packed{size}", path, [], lambda: _from_archive(path, size))
     if path.suffix.lower() == ".npz":
-        return _Source("npz", path, [path], lambda: _Decoded(*read_npz(path)))
-    return _Source("csv", path, [path], lambda: _from_table(path))
+        return _Source("npz", path, [], lambda: _Decoded(*read_npz(path)))
+    return _Source("csv", path, [], lambda: _from_table(path))
 
 
 def _from_archive(path: Path, size: int) -> _Decoded:
@@ -256,7 +258,7 @@ def _holds_pictures(path: Path) -> bool:
 def _refuse_tables(path: Path, names: Sequence[str]) -> None:
     """Say what to do where somebody names the folder in which the table lies."""
     tables = [name for name in names if ".csv" in Path(name).suffixes]
-    if tables and not any(is_picture(name) for name in names):
+    if tables:
         raise DataError(
             f"{path}: is a folder without pictures; name the table itself, such as {path / tables[0]}"
         )

@@ -105,7 +105,8 @@ def parse_pixels(fields: list[bytes], count: int) -> NDArray[np.uint8] | None:
     values += np.where(lengths > 2, digits[ends - 3], 0).astype(np.uint16) * np.uint16(100)
     if int(values.max()) > 255:
         return None
-    return values.astype(np.uint8).reshape(len(fields), count)
+    pixels: NDArray[np.uint8] = values.astype(np.uint8).reshape(len(fields), count)
+    return pixels
 
 
 def _parse_slowly(field: bytes, count: int, place: str) -> NDArray[np.uint8]:

@@ -1,0 +1,176 @@
+"""What is odd about a data set: balance, constant and repeated images, contradicting labels, leaks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ferkit.data.dataset import SPLITS, FaceDataset
+from ferkit.data.duplicates import flat_rows, image_keys, leaked_rows, leaking_rows
+from ferkit.data.ferplus import argmax_targets, label_agreement, majority_targets
+from ferkit.taxonomy import FER2013
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Images that are equal pixel for pixel.
+
+    Args:
+        rows: Their positions in the data set, counted from 1.
+        splits: The split of each.
+        labels: The label of each.
+    """
+
+    rows: tuple[int, ...]
+    splits: tuple[str, ...]
+    labels: tuple[str, ...]
+
+    @property
+    def conflicts(self) -> bool:
+        """Whether the labels differ."""
+        return len(set(self.labels)) > 1
+
+    @property
+    def crosses(self) -> bool:
+        """Whether the images stand in more than one split."""
+        return len(set(self.splits)) > 1
+
+
+@dataclass(frozen=True, slots=True)
+class VoteAudit:
+    """How FER2013 labels and FER+ votes agree.
+
+    Args:
+        agreement: Share of labels that equal the leading vote (ties: first in column order).
+        by_label: The same per label, None for labels without images.
+        majority: Images per split that the ``majority`` protocol keeps.
+        argmax: Images per split that the ``argmax`` protocol keeps.
+    """
+
+    agreement: float
+    by_label: Mapping[str, float | None]
+    majority: Mapping[str, int]
+    argmax: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditReport:
+    """What :func:`audit_dataset` finds. Rows are counted from 1; splits without images are left out.
+
+    Args:
+        source: What was looked at.
+        fingerprint: Of the data set.
+        images: Number of images.
+        size: Side of an image in pixels.
+        taxonomy: Id of the labels.
+        balance: Images per split and label.
+        flat: Rows per split of images of one constant colour.
+        groups: All groups of identical images, in order of their first row.
+        leaked: Images per test split that also stand in Training.
+        leaking: Training images that also stand in a test split: what ``drop_leaks`` removes.
+        votes: Agreement with FER+, or None without votes or with other labels than FER2013's.
+    """
+
+    source: str
+    fingerprint: str
+    images: int
+    size: int
+    taxonomy: str
+    balance: Mapping[str, Mapping[str, int]]
+    flat: Mapping[str, tuple[int, ...]]
+    groups: tuple[Group, ...]
+    leaked: Mapping[str, int]
+    leaking: int
+    votes: VoteAudit | None
+
+    @property
+    def repeated(self) -> int:
+        """Number of images in groups of identical ones."""
+        return sum(len(group.rows) for group in self.groups)
+
+    @property
+    def conflicting(self) -> tuple[Group, ...]:
+        """Groups whose labels differ."""
+        return tuple(group for group in self.groups if group.conflicts)
+
+    @property
+    def crossing(self) -> tuple[Group, ...]:
+        """Groups that stand in more than one split."""
+        return tuple(group for group in self.groups if group.crosses)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as plain JSON values."""
+        content = asdict(self)
+        content["identical"] = {
+            "groups": len(self.groups),
+            "images": self.repeated,
+            "conflicting_groups": len(self.conflicting),
+            "crossing_groups": len(self.crossing),
+            "all": content.pop("groups"),
+        }
+        return content
+
+
+def audit_dataset(dataset: FaceDataset) -> AuditReport:
+    """Look through a data set.
+
+    Args:
+        dataset: All splits of it, since leaks lie between them.
+    """
+    present = [k for k in range(len(SPLITS)) if bool(np.any(dataset.split == k))]
+    names = dataset.taxonomy.labels
+    balance = {}
+    for k in present:
+        counts = np.bincount(dataset.labels[dataset.split == k], minlength=len(names)).tolist()
+        balance[SPLITS[k]] = dict(zip(names, counts, strict=True))
+    flat = flat_rows(dataset)
+    leaked = leaked_rows(dataset)
+    return AuditReport(
+        source=dataset.source,
+        fingerprint=dataset.fingerprint,
+        images=len(dataset),
+        size=dataset.size,
+        taxonomy=dataset.taxonomy.id,
+        balance=balance,
+        flat={SPLITS[k]: tuple((np.flatnonzero(flat & (dataset.split == k)) + 1).tolist()) for k in present},
+        groups=_groups(dataset),
+        leaked={SPLITS[k]: int(np.sum(leaked & (dataset.split == k))) for k in present if k},
+        leaking=int(leaking_rows(dataset).sum()),
+        votes=_audit_votes(dataset, present),
+    )
+
+
+def _groups(dataset: FaceDataset) -> tuple[Group, ...]:
+    """Find all groups of identical images."""
+    keys = image_keys(dataset.images)
+    order = np.argsort(keys, kind="stable")
+    bounds = np.flatnonzero(np.diff(keys[order])) + 1
+    names = dataset.taxonomy.labels
+    return tuple(
+        Group(
+            rows=tuple((rows + 1).tolist()),
+            splits=tuple(SPLITS[k] for k in dataset.split[rows]),
+            labels=tuple(names[k] for k in dataset.labels[rows]),
+        )
+        for rows in np.split(order, bounds)
+        if len(rows) > 1
+    )
+
+
+def _audit_votes(dataset: FaceDataset, present: list[int]) -> VoteAudit | None:
+    """Compare FER2013 labels with FER+ votes, where there are both."""
+    votes = dataset.votes
+    if votes is None or dataset.taxonomy != FER2013:
+        return None
+    by_label: dict[str, float | None] = {}
+    for k, name in enumerate(FER2013.labels):
+        rows = dataset.labels == k
+        by_label[name] = label_agreement(dataset.labels[rows], votes[rows]) if rows.any() else None
+    kept = {}
+    for protocol, targets in (("majority", majority_targets), ("argmax", argmax_targets)):
+        keep = targets(votes)[1]
+        kept[protocol] = {SPLITS[k]: int(np.sum(keep & (dataset.split == k))) for k in present}
+    return VoteAudit(label_agreement(dataset.labels, votes), by_label, kept["majority"], kept["argmax"])
