@@ -10,7 +10,6 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.crops import resize_crops
 from ferkit.data.archives import list_members, read_members
 from ferkit.data.dataset import SPLITS
 from ferkit.data.holdout import hold_out
@@ -209,8 +208,12 @@ def decode_face(content: bytes, size: int, place: str) -> NDArray[np.uint8]:
     if height != width:
         above, left = (side - height) // 2, (side - width) // 2
         gray = np.pad(gray, ((above, side - height - above), (left, side - width - left)), mode="edge")
-    face: NDArray[np.uint8] = resize_crops(gray[None], size)[0]
-    return face
+    if side == size:
+        return gray
+    import cv2
+
+    method = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(gray, (size, size), interpolation=method), dtype=np.uint8)
 
 
 def read_face_folder(path: Path, size: int = 48) -> FolderFaces:
