@@ -24,6 +24,8 @@ MAX_MEMBERS = 2_000_000
 MAX_IMAGE_BYTES = 64 << 20
 """A picture file that is larger is refused."""
 
+_SMALL = 1 << 16
+
 MAX_TOTAL_BYTES = 64 << 30
 """An archive of pictures that unpacks to more than this is refused."""
 
@@ -208,7 +210,10 @@ def read_members(path: Path, names: Collection[str]) -> Iterator[tuple[str, byte
 
 def _read_limited(path: Path, name: str, stream: IO[bytes]) -> bytes:
     """Read one file, whatever size its archive says it has, up to the limit."""
-    content = stream.read(MAX_IMAGE_BYTES + 1)
+    # asked for all at once, the limit's own size would be set aside for every small file
+    content = stream.read(_SMALL)
+    if len(content) == _SMALL:
+        content += stream.read(MAX_IMAGE_BYTES + 1 - _SMALL)
     if len(content) > MAX_IMAGE_BYTES:
         raise DataError(
             f"{path}: {name!r} is larger than {MAX_IMAGE_BYTES >> 20} MiB; such a picture is refused"

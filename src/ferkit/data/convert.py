@@ -40,8 +40,8 @@ def write_dataset(
     """Write a data set.
 
     ``csv`` is FER2013's layout (``emotion,pixels,Usage``) and takes FER2013 labels only; ``folder`` is
-    Kaggle's (``train/happy/Training_00000042.png``, ``test/happy/PublicTest_00028709.png``); ``npz`` keeps everything,
-    votes included.
+    Kaggle's (``train/happy/Training_00000042.png``, ``test/happy/PublicTest_00028709.png``); ``npz`` keeps
+    everything, votes included.
 
     Args:
         dataset: What to write.

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from numpy.typing import NDArray
 
+from ferkit.crops import fit_crop
 from ferkit.data.archives import list_members, read_members
 from ferkit.data.dataset import SPLITS
 from ferkit.data.holdout import hold_out
@@ -200,20 +201,9 @@ def decode_face(content: bytes, size: int, place: str) -> NDArray[np.uint8]:
         DataError: If it is no picture.
     """
     try:
-        gray = to_gray(load_image(content))
+        return fit_crop(to_gray(load_image(content)), size)
     except ImageError as error:
         raise DataError(f"{place}: {error}") from error
-    height, width = gray.shape
-    side = max(height, width)
-    if height != width:
-        above, left = (side - height) // 2, (side - width) // 2
-        gray = np.pad(gray, ((above, side - height - above), (left, side - width - left)), mode="edge")
-    if side == size:
-        return gray
-    import cv2
-
-    method = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(gray, (size, size), interpolation=method), dtype=np.uint8)
 
 
 def read_face_folder(path: Path, size: int = 48) -> FolderFaces:
