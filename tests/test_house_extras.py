@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 import tomllib
@@ -86,3 +87,24 @@ def test_a_failed_import_is_explained_by_the_extra_that_brings_it(module: str, e
 @pytest.mark.parametrize("name", ["no_such_module", None])
 def test_a_failed_import_of_something_else_is_not_explained(name: str | None) -> None:
     assert explain_missing(ModuleNotFoundError("gone", name=name)) is None
+
+
+def imported_modules(file: Path) -> set[str]:
+    """Top-level names of what a file imports, also inside functions."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+    return {name.partition(".")[0] for name in names} - {*sys.stdlib_module_names, "ferkit"}
+
+
+def test_the_source_imports_only_what_is_a_direct_requirement() -> None:
+    source = Path(__file__).parents[1] / "src"
+    undeclared = {
+        f"{file.relative_to(source)}: {name}"
+        for file in source.rglob("*.py")
+        for name in imported_modules(file) - {library.module for library in LIBRARIES}
+    }
+    assert undeclared == set()
