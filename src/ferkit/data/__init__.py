@@ -5,7 +5,7 @@ from __future__ import annotations
 from ferkit.data.dataset import SPLITS, VOTE_COLUMNS, FaceDataset
 from ferkit.data.duplicates import flat_rows, leaked_rows, leaking_rows
 from ferkit.data.ferplus import argmax_targets, majority_targets, relabel, soft_targets
-from ferkit.data.load import load_dataset, make_dataset
+from ferkit.data.load import load_dataset, make_dataset, select_faces
 
 __all__ = [
     "SPLITS",
@@ -19,5 +19,6 @@ __all__ = [
     "majority_targets",
     "make_dataset",
     "relabel",
+    "select_faces",
     "soft_targets",
 ]

@@ -7,10 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ferkit.data.dataset import SPLITS, FaceDataset
 from ferkit.data.duplicates import flat_rows, image_keys, leaked_rows, leaking_rows
 from ferkit.data.ferplus import argmax_targets, label_agreement, majority_targets
+from ferkit.errors import DataError
 from ferkit.taxonomy import FER2013
 
 
@@ -120,12 +122,7 @@ def audit_dataset(dataset: FaceDataset) -> AuditReport:
     Args:
         dataset: All splits of it, since leaks lie between them.
     """
-    present = [k for k in range(len(SPLITS)) if bool(np.any(dataset.split == k))]
-    names = dataset.taxonomy.labels
-    balance = {}
-    for k in present:
-        counts = np.bincount(dataset.labels[dataset.split == k], minlength=len(names)).tolist()
-        balance[SPLITS[k]] = dict(zip(names, counts, strict=True))
+    present = _present(dataset)
     flat = flat_rows(dataset)
     leaked = leaked_rows(dataset)
     return AuditReport(
@@ -134,13 +131,54 @@ def audit_dataset(dataset: FaceDataset) -> AuditReport:
         images=len(dataset),
         size=dataset.size,
         taxonomy=dataset.taxonomy.id,
-        balance=balance,
+        balance=balance_of(dataset),
         flat={SPLITS[k]: tuple((np.flatnonzero(flat & (dataset.split == k)) + 1).tolist()) for k in present},
         groups=_groups(dataset),
         leaked={SPLITS[k]: int(np.sum(leaked & (dataset.split == k))) for k in present if k},
         leaking=int(leaking_rows(dataset).sum()),
         votes=_audit_votes(dataset, present),
     )
+
+
+def balance_of(dataset: FaceDataset) -> dict[str, dict[str, int]]:
+    """Count images per split and label; splits without images are left out."""
+    names = dataset.taxonomy.labels
+    balance = {}
+    for k in _present(dataset):
+        counts = np.bincount(dataset.labels[dataset.split == k], minlength=len(names)).tolist()
+        balance[SPLITS[k]] = dict(zip(names, counts, strict=True))
+    return balance
+
+
+def picked_rows(dataset: FaceDataset, pick: str) -> NDArray[np.bool_]:
+    """Mask ``[N]`` of the images of one finding.
+
+    Args:
+        dataset: All splits of it.
+        pick: ``all``; ``flat``; ``leaks`` (both the test images and their copies in Training); ``repeats``;
+            ``conflicts``.
+
+    Raises:
+        DataError: If ``pick`` is none of these.
+    """
+    if pick == "all":
+        return np.ones(len(dataset), dtype=bool)
+    if pick == "flat":
+        return flat_rows(dataset)
+    if pick == "leaks":
+        return leaked_rows(dataset) | leaking_rows(dataset)
+    if pick not in ("repeats", "conflicts"):
+        raise DataError(f"faces are picked by all, flat, leaks, repeats or conflicts. Received: {pick!r}")
+    mask = np.zeros(len(dataset), dtype=bool)
+    for group in _groups(dataset):
+        if pick == "repeats" or group.conflicts:
+            mask[np.array(group.rows) - 1] = True
+    return mask
+
+
+def _present(dataset: FaceDataset) -> list[int]:
+    """Return the codes of the splits that hold images."""
+    return [k for k in range(len(SPLITS)) if bool(np.any(dataset.split == k))]
 
 
 def _groups(dataset: FaceDataset) -> tuple[Group, ...]:

@@ -54,27 +54,31 @@ def write_dataset(
         OutputError: If something is there already, or cannot be written.
     """
     kind = kind or format_of(path)
-    if kind not in get_args(Format):
-        raise DataError(f"data sets are written as {', '.join(get_args(Format))}. Received: {kind!r}")
+    check_target(path, kind=kind, overwrite=overwrite)
     if kind == "folder":
         _write_folder(dataset, path)
-        return
-    refuse_existing(path, overwrite)
-    if kind == "csv":
+    elif kind == "csv":
         write_csv(dataset, path)
     else:
         write_npz(dataset, path)
 
 
-def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Refuse to write over something.
+def check_target(path: Path, *, kind: Format | None = None, overwrite: bool = False) -> None:
+    """Refuse early what :func:`write_dataset` would refuse after the reading.
 
     Raises:
-        OutputError: If ``path`` is a folder, or a file that is not to be overwritten.
+        DataError: If there is no such layout.
+        OutputError: If something is there that is not to be replaced.
     """
-    if path.is_dir():
+    kind = kind or format_of(path)
+    if kind not in get_args(Format):
+        raise DataError(f"data sets are written as {', '.join(get_args(Format))}. Received: {kind!r}")
+    if kind == "folder":
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise OutputError(f"{path} exists and is not empty; remove it or choose another name")
+    elif path.is_dir():
         raise OutputError(f"cannot write {path}: it is a folder")
-    if path.exists() and not overwrite:
+    elif path.exists() and not overwrite:
         raise OutputError(f"{path} exists; remove it, choose another name, or overwrite it (--overwrite)")
 
 
@@ -136,8 +140,6 @@ def _write_text(path: Path, write: Callable[[IO[str]], None]) -> None:
 
 def _write_folder(dataset: FaceDataset, path: Path) -> None:
     """Write one PNG per face into a folder beside ``path``, then rename it."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise OutputError(f"{path} exists and is not empty; remove it or choose another name")
     bad = [
         label for label in dataset.taxonomy.labels if label in (".", "..") or set(label) & set('/\\:*?"<>|\0')
     ]

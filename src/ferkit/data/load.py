@@ -125,7 +125,7 @@ def load_dataset(
         source=str(source),
         fingerprint=fingerprint_of(images_digest, decoded.labels, split, counts, decoded.taxonomy),
     )
-    return _apply(dataset, drop_leaks, drop_flat, labels)
+    return relabel(select_faces(dataset, drop_leaks=drop_leaks, drop_flat=drop_flat), labels)
 
 
 def make_dataset(
@@ -177,16 +177,14 @@ def fingerprint_of(
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _apply(dataset: FaceDataset, drop_leaks: bool, drop_flat: bool, labels: LabelSource) -> FaceDataset:
-    """Leave out what is not wanted, then take labels from the votes where that is asked."""
+def select_faces(dataset: FaceDataset, *, drop_leaks: bool = False, drop_flat: bool = False) -> FaceDataset:
+    """Leave out Training images that also stand in a test split, and images of one constant colour."""
     keep = np.ones(len(dataset), dtype=bool)
     if drop_flat:
         keep &= ~flat_rows(dataset)
     if drop_leaks:
         keep &= ~leaking_rows(dataset)
-    if not keep.all():
-        dataset = dataset.select(keep)
-    return relabel(dataset, labels)
+    return dataset if bool(keep.all()) else dataset.select(keep)
 
 
 def _read(store: DatasetCache, source: _Source) -> tuple[_Decoded, str]:
