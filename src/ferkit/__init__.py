@@ -1,5 +1,60 @@
-"""Facial expression recognition: train, measure and ship small networks, and read expressions from photos."""
+"""Facial expression recognition: train, measure and ship small networks, and read expressions from photos.
+
+>>> import ferkit
+>>> recognizer = ferkit.Recognizer()
+>>> recognizer.predict("photo.jpg").faces  # doctest: +SKIP
+(Face(box=(186.2, 138.6, 377.3, 407.9), score=0.95, ..., label='happy', ...),)
+
+What this module offers is imported when it is first used, so that ``import ferkit`` costs nothing.
+"""
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ferkit.classifier import FaceClassifier
+    from ferkit.errors import FerkitError
+    from ferkit.images import load_image
+    from ferkit.recognize import Expression, Face, Photo, Recognizer, Unreadable
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Expression",
+    "Face",
+    "FaceClassifier",
+    "FerkitError",
+    "Photo",
+    "Recognizer",
+    "Unreadable",
+    "__version__",
+    "load_image",
+]
+
+_HOMES = {
+    "Expression": "ferkit.recognize",
+    "Face": "ferkit.recognize",
+    "FaceClassifier": "ferkit.classifier",
+    "FerkitError": "ferkit.errors",
+    "Photo": "ferkit.recognize",
+    "Recognizer": "ferkit.recognize",
+    "Unreadable": "ferkit.recognize",
+    "load_image": "ferkit.images",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its home when it is first used."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'ferkit' has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, imported or not."""
+    return sorted({*globals(), *__all__})

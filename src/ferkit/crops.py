@@ -138,8 +138,7 @@ def crop_faces(
     """
     geometry = geometry or CropGeometry()
     places = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-    if gray.dtype != np.uint8 or gray.ndim != 2 or not gray.size:
-        raise ImageError(f"faces are cut from uint8 [H, W]. Received: {gray.dtype} {list(gray.shape)}")
+    _check_gray(gray)
     eyes = None
     if geometry.align == "eyes":
         if landmarks is None:
@@ -160,17 +159,26 @@ def crop_faces(
     return crops
 
 
-def resize_crops(crops: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """Bring whole crops uint8 ``[N, H, W]`` to ``[N, size, size]``: averaged down, interpolated up."""
-    import cv2
+def fit_crop(gray: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """Bring a picture that is a face crop already, uint8 ``[H, W]``, to uint8 ``[size, size]``.
 
-    if crops.shape[1:] == (size, size):
-        return crops
-    out = np.empty((len(crops), size, size), np.uint8)
-    for k, crop in enumerate(crops):
-        shrink = crop.shape[0] >= size and crop.shape[1] >= size
-        out[k] = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR)
-    return out
+    What is not square is made so by replicating its borders, since squeezing would change the face.
+
+    Raises:
+        ImageError: If the picture is not uint8 ``[H, W]``, empty or absurdly large.
+    """
+    _check_gray(gray)
+    height, width = gray.shape
+    if max(height, width) > _MAX_SIDE:
+        raise ImageError(f"a face crop has at most {_MAX_SIDE} pixels a side. Received: {height} x {width}")
+    if (height, width) == (size, size):
+        return gray
+    return _cut(gray, _Square(width / 2, height / 2, max(height, width)), size)
+
+
+def _check_gray(gray: NDArray[np.uint8]) -> None:
+    if gray.dtype != np.uint8 or gray.ndim != 2 or not gray.size:
+        raise ImageError(f"faces are cut from uint8 [H, W]. Received: {gray.dtype} {list(gray.shape)}")
 
 
 def views(crops: NDArray[Any], protocol: Protocol, *, shift: int = 2) -> list[NDArray[Any]]:

@@ -1,0 +1,121 @@
+"""Faces and their expressions, drawn into the photo."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ferkit.images import WRITABLE
+from ferkit.recognize.results import UNCERTAIN, Face, Photo
+
+_COLOURS = (
+    (228, 26, 28),
+    (77, 175, 74),
+    (152, 78, 163),
+    (255, 200, 40),
+    (55, 126, 184),
+    (255, 127, 0),
+    (160, 170, 180),
+    (166, 86, 40),
+    (247, 129, 191),
+    (0, 170, 170),
+)  # fmt: skip
+_GRAY = (128, 128, 128)
+_DARK_TEXT_ABOVE = 140
+
+
+def draw(rgb: NDArray[np.uint8], photo: Photo) -> NDArray[np.uint8]:
+    """Return a copy of the photo with a box, the landmarks and the label of each face.
+
+    Args:
+        rgb: uint8 ``[H, W, 3]``, the upright photo that ``photo`` was read from.
+        photo: What was found in it.
+    """
+    picture = rgb.copy()
+    for face in reversed(photo.faces):  # the surest comes last and lies on top
+        _draw_face(picture, face)
+    return picture
+
+
+def colour(face: Face) -> tuple[int, int, int]:
+    """Return the colour, RGB, of a face's label; the same for the same place in the taxonomy."""
+    if face.label == UNCERTAIN:
+        return _GRAY
+    return _COLOURS[list(face.probabilities).index(face.label) % len(_COLOURS)]
+
+
+def _draw_face(picture: NDArray[np.uint8], face: Face) -> None:
+    import cv2
+
+    height, width = picture.shape[:2]
+    left, top, right, bottom = (
+        int(np.clip(round(v), 0, limit - 1))
+        for v, limit in zip(face.box, (width, height, width, height), strict=True)
+    )
+    line = max(1, round(max(height, width) / 400))
+    cv2.rectangle(picture, (left, top), (right, bottom), colour(face), line, cv2.LINE_AA)
+    for x, y in face.landmarks or ():
+        at = int(np.clip(x, -1, width)), int(np.clip(y, -1, height))
+        cv2.circle(picture, at, line + 1, colour(face), -1, cv2.LINE_AA)
+    size = int(np.clip(max((right - left) / 7, height / 45), 10, 96))
+    text = _text(f"{face.label} {face.confidence:.0%}", size)
+    _paste(picture, text, left, top - text.shape[0] if top >= text.shape[0] else bottom, colour(face))
+
+
+@lru_cache(maxsize=256)
+def _text(text: str, size: int) -> NDArray[np.uint8]:
+    """Return a line of text as a mask uint8 ``[h, w]``, 255 where ink is."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(size)
+    left, top, right, bottom = font.getbbox(text)
+    rim = max(1, size // 6)
+    mask = Image.new("L", (int(right - left) + 2 * rim, int(bottom - top) + 2 * rim))
+    ImageDraw.Draw(mask).text((rim - left, rim - top), text, fill=255, font=font)
+    return np.asarray(mask)
+
+
+def _paste(
+    picture: NDArray[np.uint8], mask: NDArray[np.uint8], left: int, top: int, ground: tuple[int, int, int]
+) -> None:
+    """Put text on a plate of colour ``ground``, moved into the picture as far as it fits."""
+    height, width = picture.shape[:2]
+    left, top = max(0, min(left, width - mask.shape[1])), max(0, min(top, height - mask.shape[0]))
+    place = picture[top : top + mask.shape[0], left : left + mask.shape[1]]
+    ink = (mask[: place.shape[0], : place.shape[1], None] / 255).astype(np.float32)
+    light = 0.299 * ground[0] + 0.587 * ground[1] + 0.114 * ground[2]
+    text = 0 if light > _DARK_TEXT_ABOVE else 255
+    place[:] = np.rint(np.array(ground, np.float32) * (1 - ink) + text * ink).astype(np.uint8)
+
+
+class AnnotatedNames:
+    """Names for annotated pictures in one folder: never that of an input, never the same twice.
+
+    Args:
+        folder: Where the pictures go.
+        inputs: The photos that are read.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
+        self._folder = Path(folder)
+        # Some file systems do not tell capital letters from small ones.
+        self._taken = {os.path.realpath(path).casefold() for path in inputs}
+
+    def name(self, source: str | os.PathLike[str]) -> Path:
+        """Return the path for the annotated picture of ``source``, and take it."""
+        path = Path(source)
+        suffix = path.suffix if path.suffix.lower() in WRITABLE else ".png"
+        stem = f"{path.stem or 'photo'}-faces"
+        number = 1
+        while True:
+            target = self._folder / (f"{stem}{suffix}" if number == 1 else f"{stem}-{number}{suffix}")
+            key = os.path.realpath(target).casefold()
+            if key not in self._taken:
+                self._taken.add(key)
+                return target
+            number += 1

@@ -1,0 +1,229 @@
+"""The recognizer: photos in, faces with their expressions out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ferkit.classifier import FaceClassifier
+from ferkit.crops import Protocol, crop_faces, fit_crop
+from ferkit.detect import Detection, Detector, make_detector
+from ferkit.errors import FerkitError, ImageError
+from ferkit.images import DEFAULT_MAX_PIXELS, ImageSource, load_image, to_gray
+from ferkit.recognize.results import Expression, Face, Photo, Unreadable, expressions
+
+if TYPE_CHECKING:
+    from ferkit.modelfile import ModelInfo
+    from ferkit.taxonomy import Taxonomy
+
+_PENDING_PHOTOS = 256
+
+
+@dataclass(frozen=True, slots=True)
+class _Cropped:
+    """A photo whose faces are cut out, and wait for the network; the picture itself is let go."""
+
+    source: str | None
+    width: int
+    height: int
+    detections: tuple[Detection, ...]
+    crops: NDArray[np.uint8]
+
+
+class Recognizer:
+    """Finds the faces in photos and reads their expressions.
+
+    Safe to use from several threads at once.
+
+    Example:
+        >>> import numpy as np
+        >>> from ferkit import Recognizer
+        >>> recognizer = Recognizer()
+        >>> recognizer.predict(np.zeros((480, 640, 3), np.uint8)).faces
+        ()
+
+    Args:
+        model: Name of an embedded model, a model file, its bytes, or None for the embedded default.
+        detector: ``centerface``, ``yunet:FILE``, ``none`` (each photo is a face crop already), or an object
+            of the :class:`ferkit.detect.Detector` interface.
+        taxonomy: Id of the label set to answer in; by default the model's default.
+        min_face: Height in pixels of the smallest face wanted. By default faces from 48 pixels on are
+            searched for, and smaller ones kept where they turn up.
+        min_confidence: Below this probability the label is ``uncertain``.
+        protocol: ``single`` (one look at each face), ``flip`` or ``ten-crop`` (the mean of more looks).
+        providers: ONNX Runtime execution providers for the model, in order of preference; the CPU by default.
+        threads: Threads of one call; by default the cores this process may use.
+        batch_size: Faces that go through the network at once; it does not change the result.
+        max_pixels: Photos with more are refused.
+
+    Raises:
+        ModelFileError: If the model is missing or damaged.
+        TaxonomyError: If the model does not answer in that taxonomy.
+        DetectorError: If the detector is unknown or cannot be opened.
+        MissingDependencyError: If a provider is not available here.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | bytes | None = None,
+        *,
+        detector: str | Detector = "centerface",
+        taxonomy: str | None = None,
+        min_face: float | None = None,
+        min_confidence: float = 0.0,
+        protocol: Protocol = "single",
+        providers: Sequence[str] | None = None,
+        threads: int | None = None,
+        batch_size: int = 64,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
+    ) -> None:
+        if not 0 <= min_confidence <= 1:
+            raise FerkitError(f"a confidence lies between 0 and 1. Received: {min_confidence}")
+        if not isinstance(detector, str) and min_face is not None:
+            raise FerkitError("min_face is for detectors by name; set it in the detector object itself")
+        self._classifier = FaceClassifier(model, providers=providers, threads=threads)
+        self._taxonomy = self._classifier.info.head(taxonomy).taxonomy
+        self._detector = make_detector(detector, min_face=min_face) if isinstance(detector, str) else detector
+        self._min_confidence = min_confidence
+        self._protocol = protocol
+        self._batch_size = batch_size
+        self._max_pixels = max_pixels
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the model says about itself."""
+        return self._classifier.info
+
+    @property
+    def taxonomy(self) -> Taxonomy:
+        """The label set of the answers."""
+        return self._taxonomy
+
+    @overload
+    def predict(self, photos: ImageSource) -> Photo: ...
+
+    @overload
+    def predict(self, photos: list[ImageSource] | tuple[ImageSource, ...]) -> list[Photo]: ...
+
+    def predict(
+        self, photos: ImageSource | list[ImageSource] | tuple[ImageSource, ...]
+    ) -> Photo | list[Photo]:
+        """Read the expressions of all faces.
+
+        Args:
+            photos: A photo, or a list of photos: paths, bytes, arrays (RGB) or Pillow images.
+
+        Returns:
+            What was found in the photo, or in each of the list. No face is no error: ``faces`` is empty.
+
+        Raises:
+            ImageError: If a photo cannot be read.
+        """
+        several = isinstance(photos, (list, tuple))
+        results: list[Photo] = []
+        for result in self.predict_each(photos if isinstance(photos, (list, tuple)) else [photos]):
+            if isinstance(result, Unreadable):
+                raise result.error
+            results.append(result)
+        return results if several else results[0]
+
+    def predict_each(self, photos: Iterable[ImageSource]) -> Iterator[Photo | Unreadable]:
+        """Read photo after photo, as many as there are; an unreadable one does not stop the others.
+
+        Faces travel in batches, and memory does not grow with the number of photos: a photo is let go as
+        soon as its faces are cut out, so results come a little later than photos are taken.
+
+        Args:
+            photos: As in :meth:`predict`; may be an iterator.
+
+        Yields:
+            A result for each photo, in order.
+        """
+        waiting: list[_Cropped | Unreadable] = []
+        faces = 0
+        for photo in photos:
+            cropped = self._cut_out(photo)
+            waiting.append(cropped)
+            if isinstance(cropped, _Cropped):
+                faces += len(cropped.detections)
+            if faces >= self._batch_size or len(waiting) >= _PENDING_PHOTOS:
+                yield from self._read(waiting)
+                waiting, faces = [], 0
+        yield from self._read(waiting)
+
+    def predict_crops(self, crops: NDArray[np.uint8]) -> tuple[Expression, ...]:
+        """Read the expressions of face crops, without looking for faces.
+
+        Args:
+            crops: uint8 ``[N, H, W]``, grayscale, 0..255; brought to the model's size if they have another.
+
+        Raises:
+            ImageError: If the crops do not have that shape and dtype.
+        """
+        if not isinstance(crops, np.ndarray) or crops.ndim != 3 or crops.dtype != np.uint8:
+            received = f"{crops.dtype} {list(crops.shape)}" if isinstance(crops, np.ndarray) else type(crops)
+            raise ImageError(f"crops are uint8 [N, H, W], grayscale. Received: {received}")
+        size = self.info.input_size
+        fitted = np.empty((len(crops), size, size), np.uint8)
+        for k, crop in enumerate(crops):
+            fitted[k] = fit_crop(crop, size)
+        return self._classify(fitted)
+
+    def crops(self, photo: ImageSource) -> NDArray[np.uint8]:
+        """Return what the network sees of a photo's faces: uint8 ``[N, S, S]``, the surest face first.
+
+        Raises:
+            ImageError: If the photo cannot be read.
+        """
+        cropped = self._cut_out(photo)
+        if isinstance(cropped, Unreadable):
+            raise cropped.error
+        return cropped.crops
+
+    def _cut_out(self, photo: ImageSource) -> _Cropped | Unreadable:
+        source = os.fspath(photo) if isinstance(photo, (str, os.PathLike)) else None
+        try:
+            rgb = load_image(photo, max_pixels=self._max_pixels)
+        except ImageError as error:
+            return Unreadable(source, error)
+        detections = self._detector.detect(rgb)
+        gray, size = to_gray(rgb), self.info.input_size
+        if self._detector.name == "none":
+            crops = fit_crop(gray, size)[None]
+        else:
+            marks = [d.landmarks for d in detections]
+            crops = crop_faces(
+                gray,
+                np.array([d.box for d in detections], np.float64).reshape(-1, 4),
+                None if None in marks else np.array(marks, np.float64).reshape(-1, 5, 2),
+                geometry=self.info.crop,
+                size=size,
+            )
+        return _Cropped(source, rgb.shape[1], rgb.shape[0], detections, crops)
+
+    def _read(self, waiting: list[_Cropped | Unreadable]) -> Iterator[Photo | Unreadable]:
+        size = self.info.input_size
+        stacks = [w.crops for w in waiting if isinstance(w, _Cropped)]
+        read = iter(self._classify(np.concatenate([np.empty((0, size, size), np.uint8), *stacks])))
+        for item in waiting:
+            if isinstance(item, Unreadable):
+                yield item
+                continue
+            faces = tuple(
+                Face(d.box, d.score, d.landmarks, expression)
+                for d, expression in zip(item.detections, islice(read, len(item.detections)), strict=True)
+            )
+            yield Photo(item.source, item.width, item.height, self._taxonomy.id, faces)
+
+    def _classify(self, crops: NDArray[np.uint8]) -> tuple[Expression, ...]:
+        name = self._taxonomy.id
+        probabilities = self._classifier.predict(
+            crops, protocol=self._protocol, batch_size=self._batch_size, taxonomies=[name]
+        )[name]
+        return expressions(probabilities, self._taxonomy, min_confidence=self._min_confidence)

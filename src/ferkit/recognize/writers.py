@@ -1,0 +1,109 @@
+"""Results as JSON, JSON lines and CSV: writers that take one photo after the other."""
+
+from __future__ import annotations
+
+import csv
+import json
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import Self, TextIO
+
+from ferkit.errors import FerkitError
+from ferkit.recognize.results import LANDMARKS, Photo
+from ferkit.taxonomy import Taxonomy
+
+FORMATS = ("json", "jsonl", "csv")
+"""What :func:`make_writer` knows."""
+
+
+class ResultWriter(ABC):
+    """Writes photo after photo into a stream that stays open; used as a context manager."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __enter__(self) -> Self:
+        """Return the writer."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Write what closes the document, also after an error."""
+        self._stream.flush()
+
+    @abstractmethod
+    def write(self, photo: Photo) -> None:
+        """Write what was found in a photo."""
+
+
+class JsonLinesWriter(ResultWriter):
+    """One line of JSON per photo."""
+
+    def write(self, photo: Photo) -> None:
+        """Write what was found in a photo."""
+        self._stream.write(_json(photo) + "\n")
+
+
+class JsonWriter(ResultWriter):
+    """One JSON array with an object per photo."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._separator = "[\n"
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the array, also after an error."""
+        self._stream.write("[]\n" if self._separator == "[\n" else "\n]\n")
+        self._stream.flush()
+
+    def write(self, photo: Photo) -> None:
+        """Write what was found in a photo."""
+        self._stream.write(self._separator + _json(photo, indent=1))
+        self._separator = ",\n"
+
+
+class CsvWriter(ResultWriter):
+    """One row per face, with a column per landmark and label; a photo without a face has no row."""
+
+    def __init__(self, stream: TextIO, taxonomy: Taxonomy) -> None:
+        super().__init__(stream)
+        self._labels = taxonomy.labels
+        self._rows = csv.writer(stream, lineterminator="\n")
+        marks = [f"{name}_{axis}" for name in LANDMARKS for axis in "xy"]
+        place = ["source", "face", "left", "top", "right", "bottom", "score"]
+        self._rows.writerow([*place, *marks, "label", "confidence", *(f"p_{name}" for name in self._labels)])
+
+    def write(self, photo: Photo) -> None:
+        """Write what was found in a photo."""
+        for number, face in enumerate(photo.faces):
+            marks = [value for mark in face.landmarks or (("", ""),) * len(LANDMARKS) for value in mark]
+            place = [photo.source or "", number, *face.box, face.score]
+            probabilities = [face.probabilities[name] for name in self._labels]
+            self._rows.writerow([*place, *marks, face.label, face.confidence, *probabilities])
+
+
+def make_writer(kind: str, stream: TextIO, taxonomy: Taxonomy) -> ResultWriter:
+    """Return the writer of a format.
+
+    Args:
+        kind: One of :data:`FORMATS`.
+        stream: Where to; it stays open.
+        taxonomy: The label set of the results.
+
+    Raises:
+        FerkitError: If there is no such format.
+    """
+    if kind == "json":
+        return JsonWriter(stream)
+    if kind == "jsonl":
+        return JsonLinesWriter(stream)
+    if kind == "csv":
+        return CsvWriter(stream, taxonomy)
+    raise FerkitError(f"unknown format {kind!r}; known are {', '.join(FORMATS)}")
+
+
+def _json(photo: Photo, indent: int | None = None) -> str:
+    return json.dumps(photo.to_dict(), indent=indent, allow_nan=False, ensure_ascii=False)
