@@ -322,7 +322,7 @@ def _print_audit(report: AuditReport) -> None:
     for group in report.conflicting[:3]:
         members = zip(group.rows, group.splits, group.labels, strict=True)
         out.print("  for example " + "; ".join(f"row {r} {split} {label}" for r, split, label in members))
-    if report.votes is None:
+    if report.votes is None or report.votes.agreement is None:
         out.print("\nno FER+ votes to compare FER2013 labels with (--votes)")
         return
     out.print(f"\nlabels that equal the leading FER+ vote: {report.votes.agreement:.1%}")

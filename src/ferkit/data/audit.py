@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.data.dataset import SPLITS, FaceDataset
+from ferkit.data.dataset import SPLITS, VOTE_COLUMNS, FaceDataset
 from ferkit.data.duplicates import flat_rows, image_keys, leaked_rows, leaking_rows
 from ferkit.data.ferplus import argmax_targets, label_agreement, majority_targets
 from ferkit.errors import DataError
@@ -46,13 +46,14 @@ class VoteAudit:
     """How FER2013 labels and FER+ votes agree.
 
     Args:
-        agreement: Share of labels that equal the leading vote (ties: first in column order).
+        agreement: Share of labels that equal the leading vote (ties: first in column order), of the images
+            whose leading vote is not "no face"; None if there are none.
         by_label: The same per label, None for labels without images.
         majority: Images per split that the ``majority`` protocol keeps.
         argmax: Images per split that the ``argmax`` protocol keeps.
     """
 
-    agreement: float
+    agreement: float | None
     by_label: Mapping[str, float | None]
     majority: Mapping[str, int]
     argmax: Mapping[str, int]
@@ -203,12 +204,14 @@ def _audit_votes(dataset: FaceDataset, present: list[int]) -> VoteAudit | None:
     votes = dataset.votes
     if votes is None or dataset.taxonomy != FER2013:
         return None
+    seen = np.argmax(votes, axis=1) != VOTE_COLUMNS.index("NF")
     by_label: dict[str, float | None] = {}
     for k, name in enumerate(FER2013.labels):
-        rows = dataset.labels == k
+        rows = seen & (dataset.labels == k)
         by_label[name] = label_agreement(dataset.labels[rows], votes[rows]) if rows.any() else None
     kept = {}
     for protocol, targets in (("majority", majority_targets), ("argmax", argmax_targets)):
         keep = targets(votes)[1]
         kept[protocol] = {SPLITS[k]: int(np.sum(keep & (dataset.split == k))) for k in present}
-    return VoteAudit(label_agreement(dataset.labels, votes), by_label, kept["majority"], kept["argmax"])
+    overall = label_agreement(dataset.labels[seen], votes[seen]) if seen.any() else None
+    return VoteAudit(overall, by_label, kept["majority"], kept["argmax"])
