@@ -34,6 +34,9 @@ COMMANDS = {
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
+WIDTH = 100
+"""Columns of help, where the terminal has them."""
+
 
 def main() -> None:
     """Run the command line of this process and exit."""
@@ -103,9 +106,11 @@ def _call(name: str, arguments: list[str]) -> int:
 
     from typer.main import get_command
 
+    # TensorFlow tells about its kernels on stderr, where our own lines go; only its errors are wanted there.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     app = importlib.import_module(COMMANDS[name].module).app
     command = get_command(app)
-    command.context_settings.setdefault("help_option_names", ["-h", "--help"])
+    command.context_settings |= {"help_option_names": ["-h", "--help"], "max_content_width": WIDTH}
     try:
         command.main(args=arguments, prog_name=f"ferkit {name}")
     except SystemExit as end:
