@@ -22,7 +22,7 @@ ModelsArgument = Annotated[
         metavar="MODEL...", help="Two or more model files, or names of embedded models.", show_default=False
     ),
 ]
-OutputOption = Annotated[Path, typer.Option("--output", "-o", help="The file to write.", show_default=False)]
+OutputOption = Annotated[Path, typer.Option("--out", "-o", help="The file to write.", show_default=False)]
 WeightsOption = Annotated[
     str | None,
     typer.Option("--weights", help="One number per model, such as 1,2,1.", show_default="equal"),
@@ -52,7 +52,7 @@ ThreadsOption = Annotated[
 def ensemble(
     models: ModelsArgument,
     *,
-    output: OutputOption,
+    out: OutputOption,
     weights: WeightsOption = None,
     fit: FitOption = False,
     data: FitDataOption = None,
@@ -94,18 +94,18 @@ def ensemble(
         source = {"source": Path(dataset.source).name, "fingerprint": dataset.fingerprint, "fitted_on": split}
     content, info = combine(
         members,
-        name=name or default_name(output),
+        name=name or default_name(out),
         weights=weights_of(members, fitted, given),
         temperatures={vote.taxonomy: vote.fitted.vote.temperature for vote in fitted},
         metrics=metrics_of(fitted, split),
         data=source,
     )
-    write_ensemble(content, info, members, output)
+    write_ensemble(content, info, members, out)
     for vote in fitted:
         print(_format_vote(models, vote, split) + "\n")
     print(
-        f"wrote {output}: {len(info.members)} of {len(members)} members, {info.parameters:,} parameters, "
-        f"{info.mmac:.4g} MMAC, {output.stat().st_size / MIB:.2f} MiB"
+        f"wrote {out}: {len(info.members)} of {len(members)} members, {info.parameters:,} parameters, "
+        f"{info.mmac:.4g} MMAC, {out.stat().st_size / MIB:.2f} MiB"
     )
     if json is not None:
         files.write_json(json, {"split": split, "data": source, "votes": votes_as_json(members, fitted)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -66,6 +67,7 @@ def evaluate(
     negative log-likelihood and expected calibration error; with --votes also on the FER+ labels, by both
     protocols.
     """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from datetime import UTC, datetime
 
     from ferkit import __version__, files
