@@ -11,7 +11,7 @@ import pytest
 
 import ferkit
 from ferkit import cli
-from ferkit.cli import COMMANDS, run
+from ferkit.cli import COMMANDS, common, run
 from ferkit.errors import DataError, FerkitError
 
 
@@ -151,3 +151,26 @@ def test_a_reader_that_goes_away_is_met_in_silence() -> None:
     finally:
         os.close(writing)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+def test_a_console_that_is_no_terminal_is_wide_and_plain(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    console = common.console()
+    console.print("[bold]x[/bold] " * 3)
+    assert console.width == common.WIDE
+    assert capsys.readouterr().out.split() == ["[bold]x[/bold]"] * 3
+
+
+def test_remarks_go_to_stderr_and_results_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    common.remark("on the way")
+    common.print_json({"größe": [1, 2.5]})
+    captured = capsys.readouterr()
+    assert captured.err == "on the way\n"
+    assert captured.out == '{\n  "größe": [\n    1,\n    2.5\n  ]\n}\n'
+
+
+def test_json_refuses_what_json_cannot_say() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        common.print_json(float("nan"))

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from ferkit import weights
 from ferkit.cli import checks, run
 from ferkit.cli.checks import SYSTEM_LIBRARIES, Check, missing_system_libraries
-from ferkit.extras import LIBRARIES
+from ferkit.extras import LIBRARIES, Library
+from modelzoo import write_tiny_model
 
 LIBGL = "ImportError: libGL.so.1: cannot open shared object file: No such file or directory"
 
@@ -143,6 +145,63 @@ def test_without_pyav_video_is_missing_and_not_fatal(monkeypatch: pytest.MonkeyP
     check = checks.check_video()
     assert (check.state, check.fatal) == ("missing", False)
     assert check.remedy == "pip install 'ferkit[video]'"
+
+
+def test_a_library_of_the_base_that_is_absent_is_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "LIBRARIES", (Library(("no-such-thing",), "no_such_thing", "", "a test"),))
+    check = checks.check_base()
+    assert (check.state, check.detail, check.fatal) == ("missing", "no-such-thing", True)
+
+
+def test_a_library_of_training_that_is_absent_is_not_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = Library(("no-such-thing",), "no_such_thing", "train", "a test")
+    monkeypatch.setattr(checks, "LIBRARIES", (*LIBRARIES, absent))
+    check = checks.check_training(full=True)
+    assert (check.state, check.detail, check.fatal) == ("missing", "no-such-thing", False)
+    assert check.remedy == "pip install 'ferkit[train]'"
+
+
+def test_a_training_framework_that_does_not_start_shows_its_last_word(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "keras.py").write_text("raise ImportError('no backend')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    check = checks.check_training(full=True)
+    assert (check.state, check.detail) == ("broken", "ImportError: no backend")
+
+
+def test_an_onnxruntime_that_does_not_load_is_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert checks.check_onnxruntime().fatal
+
+
+def test_a_missing_embedded_model_is_fatal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(weights, "_FOLDER", tmp_path)
+    check = checks.check_model()
+    assert (check.state, check.fatal) == ("broken", True)
+    assert "ferkit-small" in check.detail
+
+
+def test_a_damaged_embedded_model_is_fatal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = write_tiny_model(tmp_path / "ferkit-small.onnx")
+    monkeypatch.setattr(weights, "_FOLDER", tmp_path)
+    assert checks.check_model().state == "ok"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert checks.check_model().fatal
+
+
+def test_a_missing_detector_file_is_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    check = checks.check_detector()
+    assert (check.state, check.fatal) == ("broken", True)
+
+
+@pytest.mark.parametrize("version", [(3, 10, 9), (3, 14, 0)])
+def test_another_python_is_fatal(version: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "version_info", version)
+    assert checks.check_python().fatal
 
 
 @pytest.mark.parametrize(
