@@ -92,8 +92,3 @@ def test_ci_runs_make_test() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     assert "make test" in script.read_text()
-
-
-@pytest.mark.parametrize("command", ["make demo", "make test", "make bench", "make lint"])
-def test_the_readme_names_every_target(command: str) -> None:
-    assert command in (ROOT / "README.md").read_text()
