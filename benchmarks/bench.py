@@ -102,9 +102,9 @@ def bench_classifier(rounds: int) -> dict[str, Any]:
         size = classifier.info.input_size
         for batch in BATCHES:
             faces = rng.integers(0, 256, (batch, size, size), dtype=np.uint8)
-            jobs[f"batch {batch}, {threads} threads"] = _rate(classifier.predict, faces)
+            jobs[f"batch {batch}, threads {threads}"] = _rate(classifier.predict, faces)
     medians = in_turns(jobs, rounds)
-    slowest = medians[f"batch {BATCHES[0]}, {THREADS[0]} threads"]
+    slowest = medians[f"batch {BATCHES[0]}, threads {THREADS[0]}"]
     return {name: {"faces_per_s": rate, "ratio": rate / slowest} for name, rate in medians.items()}
 
 
