@@ -90,6 +90,8 @@ def _head(report: Report) -> str:
         lines.append(
             "Recipes are compared and temperatures fitted on this split: its figures are no test result."
         )
+    if model.kind == "keras":
+        lines.append("A run is not calibrated yet (temperature 1); `ferkit export` fits its temperatures.")
     return "\n".join(lines)
 
 

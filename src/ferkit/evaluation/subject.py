@@ -94,11 +94,11 @@ def open_run(folder: Path) -> Subject:
         TrainingError: If it is none, or the run is not finished.
         MissingDependencyError: If the training framework is not installed.
     """
-    require("keras", "train")
     from ferkit.training.inference import predict_probabilities
     from ferkit.training.runs import load_run
 
     run = load_run(folder)
+    require("keras", "train")
     network = run.network()
     size = run.input_size
     # The same rule as ModelInfo.ten_crop_shift, so that the exported file gives the same figures.

@@ -1,0 +1,227 @@
+"""`ferkit evaluate` measures files and runs alike, writes what was asked for, and explains what it cannot."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from ferkit.cli import run
+from ferkit.data import load_dataset
+from ferkit.evaluation.calibration import temper
+from ferkit.evaluation.subject import open_subject
+from ferkit.taxonomy import FER2013, Taxonomy
+from modelzoo import write_tiny_model
+
+DATA = "cartoon:150"
+
+
+@pytest.fixture
+def model(tmp_path):
+    return str(write_tiny_model(tmp_path / "tiny.onnx"))
+
+
+@pytest.fixture
+def ask(capsys):
+    """Run a command line; return its status and what it printed."""
+
+    def run_it(*arguments):
+        status = run([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        return SimpleNamespace(status=status, out=captured.out, err=captured.err)
+
+    return run_it
+
+
+def test_a_model_file_is_measured_on_the_selection_split(ask, model):
+    done = ask("evaluate", model, "--data", DATA)
+    assert done.status == 0
+    assert "PublicTest (selection split)" in done.out
+    assert "single    fer2013" in done.out
+    assert "true \\ answered" in done.out
+    assert done.err == ""
+
+
+def test_text_json_pictures_and_results_come_from_one_measurement(ask, model, tmp_path):
+    options = ["--json", tmp_path / "a.json", "--out", tmp_path / "out", "--results", tmp_path / "r.csv"]
+    done = ask("evaluate", model, "--data", DATA, *options)
+    assert done.status == 0
+    assert (tmp_path / "out" / "report.txt").read_text() == done.out
+    assert (tmp_path / "out" / "report.json").read_text() == (tmp_path / "a.json").read_text()
+    assert (tmp_path / "out" / "confusion-fer2013-single.png").stat().st_size > 10_000
+    scores = json.loads((tmp_path / "a.json").read_text())["protocols"][0]["scores"][0]
+    with (tmp_path / "r.csv").open(newline="") as table:
+        (row,) = csv.DictReader(table)
+    assert row["accuracy"] == f"{100 * scores['accuracy']:.2f}"
+    assert row["n"] == str(scores["n"])
+
+
+def test_all_protocols_are_measured_one_after_the_other(ask, model, tmp_path):
+    done = ask("evaluate", model, "--data", DATA, "--protocol", "all", "--json", tmp_path / "a.json")
+    protocols = json.loads((tmp_path / "a.json").read_text())["protocols"]
+    assert [p["protocol"] for p in protocols] == ["single", "flip", "ten-crop"]
+    assert "single, flip, ten-crop" in done.err
+
+
+def test_another_split_is_measured_when_asked_for(ask, model):
+    done = ask("evaluate", model, "--data", DATA, "--split", "Training")
+    assert done.status == 0
+    assert "Training," in done.out
+    assert "selection" not in done.out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--split", "Nowhere"], "unknown split 'Nowhere'"),
+        (["--data", "absent.csv"], "absent.csv"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_line_and_status_1(ask, model, options, message):
+    done = ask("evaluate", model, "--data", DATA, *options)
+    assert (done.status, done.out) == (1, "")
+    assert done.err.startswith("error: ")
+    assert message in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_a_model_that_does_not_exist_is_named(ask):
+    done = ask("evaluate", "nowhere.onnx", "--data", DATA)
+    assert done.status == 1
+    assert "nowhere.onnx" in done.err
+
+
+def test_data_with_labels_that_the_model_does_not_know_name_both_sets(ask, tmp_path):
+    own = write_tiny_model(tmp_path / "own.onnx", (Taxonomy("pain", ("none", "some")),))
+    done = ask("evaluate", own, "--data", DATA)
+    assert done.status == 1
+    assert "fer2013 (angry, disgust" in done.err
+    assert "pain (none, some)" in done.err
+
+
+def test_an_unknown_protocol_is_a_usage_error(ask, model):
+    done = ask("evaluate", model, "--data", DATA, "--protocol", "twelve-crop")
+    assert done.status == 2
+    assert "ten-crop" in done.err
+
+
+def test_a_results_file_that_is_none_is_noticed_before_anything_is_measured(ask, tmp_path):
+    (tmp_path / "r.csv").write_text("something else\n")
+    done = ask("evaluate", "nowhere.onnx", "--data", DATA, "--results", tmp_path / "r.csv")
+    assert done.status == 1
+    assert "no table of results" in done.err
+
+
+def test_a_folder_that_is_no_run_is_refused(ask, tmp_path):
+    done = ask("evaluate", tmp_path, "--data", DATA)
+    assert done.status == 1
+    assert "no run folder" in done.err
+
+
+def test_the_help_loads_no_heavy_library():
+    code = (
+        "import sys; from ferkit.cli import run; run(['evaluate', '--help']); run(['ensemble', '--help']); "
+        "print(sorted({'numpy', 'cv2', 'onnxruntime', 'onnx', 'keras', 'scipy', 'matplotlib', 'sklearn'}"
+        " & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")
+
+
+def test_a_file_is_measured_without_keras_and_matplotlib(model):
+    code = (
+        "import sys; from ferkit.cli import run; "
+        f"assert run(['evaluate', {model!r}, '--data', {DATA!r}]) == 0; "
+        "print(sorted({'keras', 'tensorflow', 'matplotlib', 'sklearn', 'onnx'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")
+
+
+@pytest.mark.realdata
+def test_the_published_counts_of_the_votes_and_leaks_are_found(ask, model, shared_dir, tmp_path):
+    data = shared_dir / "data"
+    done = ask(
+        "evaluate", model, "--data", data / "fer2013.csv.gz", "--votes", data / "fer2013new.csv",
+        "--drop-leaks", "--json", tmp_path / "a.json",
+    )  # fmt: skip
+    assert done.status == 0
+    content = json.loads((tmp_path / "a.json").read_text())
+    (entry,) = content["protocols"]
+    # shared/data/README.md: 3,589 PublicTest faces, of which majority keeps 3,199, argmax 3,553; 280 leak.
+    assert [s["n"] for s in entry["scores"]] == [3589, 3199, 3553]
+    assert content["data"]["leaked"] == 280
+    assert entry["without_leaks"][0]["n"] == 3589 - 280
+    assert [c["support"] for c in entry["scores"][0]["classes"]] == [467, 56, 496, 895, 653, 415, 607]
+
+
+@pytest.fixture(scope="module")
+def small_run(tmp_path_factory):
+    """A run of one epoch of a very small network that sees 40 of 48 pixels."""
+    from ferkit.training.recipe import parse_recipe
+    from ferkit.training.trainer import train
+
+    params = {"stem": 4, "filters": [4, 8], "blocks": [1, 1], "view_size": 40}
+    recipe = parse_recipe(
+        {"name": "little", "epochs": 1, "seed": 3, "model": {"name": "se-resnet", "params": params}}
+    )
+    folder = tmp_path_factory.mktemp("runs") / "little"
+    train(recipe, load_dataset(DATA), folder, tensorboard=False)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_run_and_the_file_exported_from_it_give_the_same_figures(small_run, ask, tmp_path):
+    exported = tmp_path / "little.onnx"
+    assert ask("export", small_run, "--data", DATA, "-o", exported).status == 0
+    keras, onnx = open_subject(small_run), open_subject(exported)
+    faces = load_dataset(DATA).of_split("PublicTest").images
+    for protocol in ("single", "flip", "ten-crop"):
+        confusions = []
+        for model in (small_run, exported):
+            report = tmp_path / "a.json"
+            assert (
+                ask("evaluate", model, "--data", DATA, "--protocol", protocol, "--json", report).status == 0
+            )
+            confusions.append(json.loads(report.read_text())["protocols"][0]["scores"][0]["confusion"])
+        assert confusions[0] == confusions[1], protocol
+    temperature = _temperature_of(exported)
+    raw = keras.predict(faces, "single")["fer2013"]
+    np.testing.assert_allclose(temper(raw, temperature), onnx.predict(faces, "single")["fer2013"], atol=1e-4)
+    known = ("name", "architecture", "parameters", "mmac", "seeds", "epochs")
+    assert [getattr(keras.facts, k) for k in known] == [getattr(onnx.facts, k) for k in known]
+    assert keras.facts.seeds == (3,)
+    assert onnx.facts.hours == pytest.approx(keras.facts.hours, abs=1e-3)
+    assert keras.heads == {"fer2013": FER2013}
+
+
+def _temperature_of(model):
+    from ferkit.modelfile import read_model
+
+    return read_model(model)[1].taxonomies[0].temperature
+
+
+@pytest.mark.slow
+def test_ten_crop_of_a_run_shifts_by_what_the_network_cuts_off(small_run):
+    # (48 - 40) / 2 = 4: a frame of 4 white pixels around a black face is seen by ten-crop only.
+    faces = np.zeros((1, 48, 48), np.uint8)
+    framed = np.full((1, 48, 48), 255, np.uint8)
+    framed[:, 4:-4, 4:-4] = 0
+    predict = open_subject(small_run).predict
+    single = [predict(f, "single")["fer2013"] for f in (faces, framed)]
+    crops = [predict(f, "ten-crop")["fer2013"] for f in (faces, framed)]
+    np.testing.assert_array_equal(*single)
+    assert np.abs(crops[0] - crops[1]).max() > 1e-6
+
+
+@pytest.mark.slow
+def test_a_run_that_wants_other_faces_says_so(small_run):
+    from ferkit.errors import DataError
+
+    with pytest.raises(DataError, match="faces of 48 pixels"):
+        open_subject(small_run).predict(np.zeros((1, 64, 64), np.uint8), "single")
