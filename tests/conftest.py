@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from ferkit.data import FaceDataset
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -16,6 +20,15 @@ def shared_dir() -> Path:
     if not (SHARED / "data").is_dir():
         pytest.skip("REAL DATA ABSENT: no folder `shared` with FER2013 and photos beside the repository")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def fer2013(shared_dir: Path) -> FaceDataset:
+    """The real FER2013 with its FER+ votes, read once, through the user's own cache."""
+    from ferkit.data import load_dataset
+
+    data = shared_dir / "data"
+    return load_dataset(data / "fer2013.csv.gz", votes=data / "fer2013new.csv")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -218,6 +218,8 @@ def convert(
             raise typer.BadParameter(
                 "votes belong to the rows of FER2013, not to photos", param_hint="--votes"
             )
+        if labels != "given" or votes_out is not None:
+            raise typer.BadParameter("photos have no votes", param_hint="--labels, --votes-out")
         cropped = _cut_faces(source, size, detector)
         dataset = select_faces(cropped, drop_leaks=drop_leaks, drop_flat=drop_flat)
     else:

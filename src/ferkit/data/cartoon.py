@@ -22,6 +22,10 @@ MAX_COUNT = 1_000_000
 TAGGERS = 10
 """Votes per face, as in FER+."""
 
+_NO_EMOTION = [VOTE_COLUMNS.index("unknown"), VOTE_COLUMNS.index("NF")]
+_UNREADABLE = 0.01
+"""Share of faces that most taggers find unreadable, and share in which they see no face, as FER+ has some."""
+
 _OVER = 2
 """Faces are drawn this many times larger and averaged down."""
 
@@ -158,6 +162,8 @@ def _draw_votes(
             shares[rows, FERPLUS.index(other)] = weight * (1 - sure[rows]) * 0.9
         shares[rows, VOTE_COLUMNS.index("unknown")] = (1 - sure[rows]) * 0.1
         shares[rows, FERPLUS.index(same[label])] = sure[rows]
+    for column in _NO_EMOTION:
+        shares[rng.random(len(labels)) < _UNREADABLE, column] = 4
     return rng.multinomial(TAGGERS, shares / shares.sum(axis=1, keepdims=True)).astype(np.uint8)
 
 

@@ -17,7 +17,7 @@ from ferkit.data.cache import LAYOUT, DatasetCache, cache_root, digest_of
 from ferkit.data.dataset import FaceDataset
 from ferkit.data.duplicates import flat_rows, leaking_rows
 from ferkit.data.ferplus import LabelSource, align_votes, read_votes, relabel
-from ferkit.data.folders import is_picture, read_face_folder
+from ferkit.data.folders import is_picture, plan_layout, read_face_folder
 from ferkit.data.holdout import hold_out
 from ferkit.data.npz import read_npz
 from ferkit.data.tables import read_face_table
@@ -229,6 +229,7 @@ def _recognise(source: str | Path, size: int) -> _Source:
         pictures = [name for name in names if is_picture(name)]
         if not pictures:
             _refuse_tables(path, names)
+            plan_layout(str(path), names)
         return _Source(f"folder{size}", path, pictures, lambda: _from_folder(path, size))
     if not path.is_file():
         raise DataError(

@@ -70,6 +70,9 @@ def read_npz(
     names = [str(name) for name in np.atleast_1d(arrays["taxonomy"])]
     try:
         taxonomy = Taxonomy(names[0] if names else "", tuple(names[1:]))
-    except TaxonomyError as error:
+        checked = FaceDataset(
+            arrays["images"], arrays["labels"], arrays["split"], taxonomy, arrays.get("votes"), str(path), ""
+        )
+    except (TaxonomyError, DataError) as error:
         raise DataError(f"{path}: {error}") from error
-    return arrays["images"], arrays["labels"], arrays["split"], taxonomy, arrays.get("votes")
+    return checked.images, checked.labels, checked.split, taxonomy, checked.votes

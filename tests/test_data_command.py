@@ -1,0 +1,295 @@
+"""``ferkit data`` as one types it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from facefiles import csv_text, drawn_csv, face_row, pack, zip_folder
+from ferkit.cli import run
+from ferkit.data import load_dataset
+from ferkit.images import load_image, write_image
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("FERKIT_CACHE", str(folder))
+    return folder
+
+
+def names_in(folder: Path) -> list[str]:
+    """What lies in a folder, hidden files included."""
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_info_says_what_a_source_holds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["data", "info", "cartoon:70:1"]) == 0
+    out = capsys.readouterr().out
+    assert "70 faces of 48 x 48 pixels" in out
+    assert "with FER+ votes" in out
+    assert [line.split() for line in out.splitlines() if line.startswith("all")] == [["all", "56", "7", "7"]]
+
+
+def test_info_as_json_names_the_fingerprint(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["data", "info", "cartoon:70:1", "--json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    assert content["fingerprint"] == load_dataset("cartoon:70:1").fingerprint
+    assert content["balance"]["Training"]["happy"] == 8
+    assert content["taxonomy"]["labels"][0] == "angry"
+
+
+def test_audit_reports_what_is_odd(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = drawn_csv().splitlines()[1:]
+    rows += [rows[0].replace("Training", "PublicTest"), face_row(6, "PublicTest")]
+    path = pack(csv_text(rows).encode(), tmp_path / "f.csv")
+    assert run(["data", "audit", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "constant images: 1 (1 PublicTest)" in out
+    assert "PublicTest: rows 44" in out
+    assert "groups of identical images: 1 (2 images)" in out
+    assert "PublicTest images that also stand in Training: 1" in out
+    assert "no FER+ votes" in out
+    assert run(["data", "audit", str(path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["identical"]["all"][0]["rows"] == [1, 43]
+
+
+def test_audit_compares_with_votes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["data", "audit", "cartoon:140"]) == 0
+    out = capsys.readouterr().out
+    assert "labels that equal the leading FER+ vote:" in out
+    assert "FER+ majority keeps" in out
+
+
+def test_show_writes_a_sheet_with_a_row_per_label(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "sheet.png"
+    assert run(["data", "show", "cartoon:70", "-o", str(out), "--per-label", "3", "--cell", "48"]) == 0
+    sheet = load_image(out)
+    # title, then seven rows of 48 pixels with gaps of 4, and three columns right of the names
+    assert sheet.shape[0] == 34 + 7 * 52 + 4
+    assert sheet.shape[1] > 3 * 52
+    assert capsys.readouterr().err == f"wrote {out}\n"
+
+
+def test_show_shows_a_split_and_a_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = pack(csv_text([*drawn_csv().splitlines()[1:], face_row(6)]).encode(), tmp_path / "f.csv")
+    out = tmp_path / "flat.png"
+    args = [
+        "data",
+        "show",
+        str(path),
+        "-o",
+        str(out),
+        "--pick",
+        "flat",
+        "--cell",
+        "32",
+        "--split",
+        "Training",
+    ]
+    assert run(args) == 0
+    assert load_image(out).shape[0] == 34 + 36 + 4
+    assert run([*args[:-1], "PublicTest"]) == 1
+    assert "no face in split PublicTest" in capsys.readouterr().err
+
+
+def test_show_of_a_finding_that_is_empty_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["data", "show", "cartoon:70", "-o", str(tmp_path / "x.png"), "--pick", "conflicts"]) == 1
+    assert capsys.readouterr().err == "error: there is no face to show\n"
+    assert not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.slow
+def test_show_puts_augmented_faces_below_their_originals(tmp_path: Path) -> None:
+    out = tmp_path / "sheet.png"
+    args = ["data", "show", "cartoon:70", "-o", str(out), "--per-label", "2", "--cell", "48", "--augment"]
+    assert run([*args, "none"]) == 0
+    sheet = load_image(out)
+    assert sheet.shape[0] == 34 + 14 * 52 + 4
+    left = sheet.shape[1] - 4 - 52
+    faces = [sheet[34 + k * 52 : 34 + k * 52 + 48, left : left + 48] for k in range(14)]
+    for original, augmented in zip(faces[::2], faces[1::2], strict=True):
+        np.testing.assert_array_equal(original, augmented)  # that preset changes nothing
+
+
+def test_convert_writes_folders_npz_and_csv(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("d", "f.npz", "f.csv.gz"):
+        assert run(["data", "convert", "cartoon:70", str(tmp_path / name)]) == 0
+        assert len(load_dataset(tmp_path / name)) == 70
+    assert capsys.readouterr().err.count("wrote 70 faces to") == 3
+
+
+def test_convert_takes_labels_from_votes_and_writes_the_votes(tmp_path: Path) -> None:
+    out, votes = tmp_path / "f.csv", tmp_path / "v.csv"
+    args = [
+        "data",
+        "convert",
+        "cartoon:210",
+        str(out),
+        "--labels",
+        "fer2013-majority",
+        "--votes-out",
+        str(votes),
+    ]
+    assert run(args) == 0
+    again = load_dataset(out, votes=votes)
+    assert 100 < len(again) < 210
+
+
+def test_convert_leaves_out_leaks_and_flat_images(tmp_path: Path) -> None:
+    rows = drawn_csv().splitlines()[1:]
+    rows += [rows[0].replace("Training", "PublicTest"), face_row(6)]
+    path = pack(csv_text(rows).encode(), tmp_path / "f.csv")
+    assert run(["data", "convert", str(path), str(tmp_path / "o.csv"), "--drop-leaks", "--drop-flat"]) == 0
+    assert len(load_dataset(tmp_path / "o.csv")) == len(rows) - 2
+
+
+BAD_SOURCES = {
+    "missing column": (
+        "f.csv",
+        csv_text(["3,Training"], "emotion,Usage"),
+        "f.csv, line 1: no column 'pixels'",
+    ),
+    "pixel count": ("f.csv", csv_text([face_row(), face_row(count=9)]), "f.csv, row 2 (line 3): 9 pixels"),
+    "over 255": ("f.csv.gz", csv_text([face_row(fill=256)]), "f.csv.gz, row 1 (line 2): pixel 1 is '256'"),
+    "unknown label": (
+        "f.zip",
+        csv_text([face_row(8)]),
+        "f.zip:fer2013.csv, row 1 (line 2): unknown label '8'",
+    ),
+    "unknown usage": (
+        "f.tar.gz",
+        csv_text([face_row(usage="?")]),
+        "fer2013.csv, row 1 (line 2): unknown Usage",
+    ),
+}
+
+
+@pytest.mark.parametrize("command", ["info", "audit", "show", "convert"])
+@pytest.mark.parametrize(("name", "text", "words"), BAD_SOURCES.values(), ids=BAD_SOURCES.keys())
+def test_bad_input_is_one_line_and_exit_status_1_and_nothing_is_written(
+    tmp_path: Path, private_cache: Path, command: str, name: str, text: str, words: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    source = pack(text.encode(), tmp_path / name)
+    out = {"show": ["-o", str(tmp_path / "o.png")], "convert": [str(tmp_path / "o.csv")]}.get(command, [])
+    assert run(["data", command, str(source), *out]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert words in captured.err
+    assert names_in(tmp_path) == [name]
+    assert names_in(private_cache) == []
+
+
+def test_misaligned_votes_are_one_line_and_exit_status_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = pack(drawn_csv().encode(), tmp_path / "f.csv")
+    votes = tmp_path / "v.csv"
+    counts = "neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF"
+    votes.write_text(f"Usage,Image name,{counts}\nTraining,,0,0,0,0,0,0,0,0,0,10\n")
+    assert run(["data", "convert", str(source), str(tmp_path / "o.csv"), "--votes", str(votes)]) == 1
+    err = capsys.readouterr().err
+    assert "does not line up" in err
+    assert not (tmp_path / "o.csv").exists()
+
+
+def test_an_existing_target_is_refused_before_anything_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "o.csv").write_text("kept")
+    assert run(["data", "convert", "no such source", str(tmp_path / "o.csv")]) == 1
+    assert "o.csv exists" in capsys.readouterr().err
+    assert run(["data", "convert", "cartoon:21", str(tmp_path / "o.csv"), "--overwrite"]) == 0
+
+
+def test_an_unwritable_cache_is_a_warning_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("FERKIT_CACHE", str(tmp_path / "file"))
+    assert run(["data", "info", "cartoon:21"]) == 0
+    assert len(caplog.records) == 1
+
+
+def write_photos(root: Path) -> Path:
+    """Photos: each a small drawn face on a large ground, so that cropping is seen."""
+    faces = load_dataset("cartoon:8:2", cache=False).images
+    for k, face in enumerate(faces):
+        photo = np.full((300, 400, 3), 90, np.uint8)
+        photo[60:252, 100:292] = cv2.resize(face, (192, 192))[:, :, None]
+        name = root / ("smile" if k % 2 else "frown") / f"{k}.png"
+        name.parent.mkdir(parents=True, exist_ok=True)
+        write_image(name, photo)
+    return root
+
+
+@pytest.mark.parametrize("packed", [None, "photos.zip", "photos.tar.gz"])
+def test_photos_are_cropped_by_the_instruments_own_geometry(tmp_path: Path, packed: str | None) -> None:
+    source = write_photos(tmp_path / "photos")
+    if packed is not None:
+        source = zip_folder(source, tmp_path / packed)
+    args = ["data", "convert", str(source), str(tmp_path / "f.npz"), "--crop-faces", "--detector", "none"]
+    assert run(args) == 0
+    dataset = load_dataset(tmp_path / "f.npz")
+    assert dataset.taxonomy.labels == ("frown", "smile")
+    assert dataset.images.shape == (8, 48, 48)
+
+
+@pytest.mark.parametrize(
+    ("extra", "status", "words"),
+    [
+        (["--votes", "v.csv"], 2, "votes belong to the rows of FER2013"),
+        (["--labels", "ferplus-majority"], 2, "photos have no votes"),
+        (["--detector", "nobody"], 1, "unknown detector 'nobody'"),
+    ],
+)
+def test_what_makes_no_sense_with_photos_is_refused(
+    tmp_path: Path, extra: list[str], status: int, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_photos(tmp_path / "photos")
+    args = ["data", "convert", str(source), str(tmp_path / "f.npz"), "--crop-faces", *extra]
+    assert run(args) == status
+    assert words in " ".join(capsys.readouterr().err.replace("│", "").split())
+    assert not (tmp_path / "f.npz").exists()
+
+
+@pytest.mark.parametrize("source", ["cartoon", "nothing"])
+def test_photos_come_from_a_folder_or_archive(
+    tmp_path: Path, source: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["data", "convert", source, str(tmp_path / "f.npz"), "--crop-faces"]) == 1
+    assert "there is no such folder or archive of photos" in capsys.readouterr().err
+
+
+def test_a_photo_that_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_photos(tmp_path / "photos")
+    (source / "smile" / "1.png").write_bytes(b"no picture")
+    assert run(["data", "convert", str(source), str(tmp_path / "d"), "--crop-faces"]) == 1
+    assert "photos: smile/1.png: " in capsys.readouterr().err
+    assert names_in(tmp_path) == ["photos"]
+
+
+@pytest.mark.realdata
+def test_real_photos_are_cropped_and_those_without_a_face_named(
+    tmp_path: Path, shared_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    media = {p.stem: p for p in (shared_dir / "media").rglob("*") if p.suffix in (".jpg", ".png")}
+    for label, stem in (("happy", "0-f15-hao-ph"), ("surprise", "0-f1-su-ph"), ("angry", "15-f13-anc-ph")):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        write_image(tmp_path / "photos" / label / f"{stem}.png", load_image(media[stem]))
+    write_image(tmp_path / "photos" / "happy" / "wall.png", np.full((200, 300, 3), 128, np.uint8))
+    assert run(["data", "convert", str(tmp_path / "photos"), str(tmp_path / "f.npz"), "--crop-faces"]) == 0
+    assert "no face in 1 of 4 photos, left out: happy/wall.png" in capsys.readouterr().err
+    dataset = load_dataset(tmp_path / "f.npz")
+    assert [dataset.taxonomy.labels[k] for k in dataset.labels] == ["angry", "happy", "surprise"]
+    assert (dataset.images.std(axis=(1, 2)) > 20).all()

@@ -1,0 +1,203 @@
+"""Folders of pictures: labels, splits, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from facefiles import write_faces, zip_folder
+from ferkit.data import SPLITS, load_dataset
+from ferkit.data.folders import plan_layout
+from ferkit.data.holdout import hold_out
+from ferkit.errors import DataError
+from ferkit.images import write_image
+from ferkit.taxonomy import FER2013, FERPLUS
+
+KAGGLE = [
+    *(f"train/{label}/Training_{k}.jpg" for label in FER2013.labels for k in (11, 22, 33)),
+    *(f"test/{label}/PublicTest_{k}.jpg" for label in FER2013.labels for k in (44, 55)),
+    *(f"test/{label}/PrivateTest_66.jpg" for label in FER2013.labels),
+]
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "zip with a folder around it", "tar.gz"])
+def test_kaggles_folders_keep_the_splits_of_their_file_names(tmp_path: Path, kind: str) -> None:
+    source = write_faces(tmp_path / "fer", KAGGLE)
+    if kind != "folder":
+        prefix = "archive/fer2013/" if "around" in kind else ""
+        source = zip_folder(source, tmp_path / f"fer.{kind.split(maxsplit=1)[0]}", prefix)
+    dataset = load_dataset(source, cache=False)
+    assert dataset.taxonomy == FER2013, "the taxonomy's own order, not that of the names"
+    assert np.bincount(dataset.split).tolist() == [21, 14, 7]
+    assert np.bincount(dataset.labels).tolist() == [6] * 7
+
+
+def test_labels_are_those_of_the_folders_and_not_of_their_sorted_order(tmp_path: Path) -> None:
+    write_faces(tmp_path / "d", [f"{label}/1.png" for label in FER2013.labels])
+    gray = np.full((16, 16), 200, np.uint8)
+    write_image(tmp_path / "d" / "surprise" / "1.png", gray)
+    dataset = load_dataset(tmp_path / "d", cache=False)
+    row = int(np.flatnonzero((dataset.images == 200).all(axis=(1, 2)))[0])
+    assert dataset.taxonomy.labels[dataset.labels[row]] == "surprise"
+
+
+@pytest.mark.parametrize(
+    ("labels", "taxonomy"),
+    [
+        (FER2013.labels, FER2013),
+        ([label.upper() for label in FER2013.labels], FER2013),
+        (["Happy", *(label for label in FER2013.labels if label != "happy")], FER2013),
+        (FERPLUS.labels, FERPLUS),
+    ],
+)
+def test_known_label_sets_are_recognised_whatever_their_case(labels: list[str], taxonomy: object) -> None:
+    assert plan_layout("x", [f"{label}/1.png" for label in labels]).taxonomy == taxonomy
+
+
+def test_other_labels_make_a_taxonomy_of_their_own_sorted_by_name() -> None:
+    layout = plan_layout("x", ["yawn/1.png", "smile/1.jpg", "Grin/2.JPG"])
+    assert (layout.taxonomy.id, layout.taxonomy.labels) == ("own", ("Grin", "smile", "yawn"))
+    assert [layout.taxonomy.labels[place.label] for place in layout.places] == ["Grin", "smile", "yawn"]
+
+
+def splits_of(names: list[str]) -> dict[str, str | None]:
+    """The split of each file name; None where the images are to decide."""
+    return {p.name: None if p.split is None else SPLITS[p.split] for p in plan_layout("x", names).places}
+
+
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (["train/a/1.png", "val/b/2.png", "test/a/3.png"], ["Training", "PublicTest", "PrivateTest"]),
+        (["Training/a/1.png", "Validation/b/2.png"], ["Training", "PublicTest"]),
+        (["Training/a/1.png", "PublicTest/b/2.png", "PrivateTest/b/3.png"], list(SPLITS)),
+        (["train/a/1.png", "test/b/2.png"], [None, "PrivateTest"]),
+        (["train/a/1.png", "train/b/2.png"], [None, None]),
+        (["a/1.png", "b/2.png"], [None, None]),
+        (["a/Training_1.png", "b/PublicTest_2.png"], ["Training", "PublicTest"]),
+        (["train/a/1.png", "test/b/PublicTest_2.png", "test/b/PrivateTest_2.png"], list(SPLITS)),
+        (["all/x/train/a/1.png", "all/x/val/b/2.png"], ["Training", "PublicTest"]),
+        (["train/1.png", "bus/2.png"], [None, None]),
+    ],
+)
+def test_folders_and_file_names_tell_the_splits(names: list[str], splits: list[str | None]) -> None:
+    told = splits_of(names)
+    assert [told[name] for name in names] == splits
+
+
+def test_held_out_is_a_tenth_of_each_label_by_content_alone(tmp_path: Path) -> None:
+    names = [f"{label}/{k}.png" for label in ("smile", "frown") for k in range(30)]
+    before = load_dataset(write_faces(tmp_path / "d", names), cache=False)
+    for k, file in enumerate(sorted((tmp_path / "d").rglob("*.png"))):
+        file.rename(file.with_name(f"{997 * k % 60:03d}.png"))
+    after = load_dataset(tmp_path / "d", cache=False)
+    assert [int(before.split[before.labels == k].sum()) for k in (0, 1)] == [3, 3]
+    held = [{image.tobytes() for image in d.of_split("PublicTest").images} for d in (before, after)]
+    assert held[0] == held[1]
+
+
+def test_equal_images_fall_on_the_same_side_even_under_two_labels() -> None:
+    rng = np.random.default_rng(1)
+    distinct = rng.integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    images = np.concatenate([distinct, distinct])
+    labels = np.repeat([0, 1], 40)
+    split = hold_out(images, labels)
+    np.testing.assert_array_equal(split[:40], split[40:])
+    assert 0 < split.sum() < 80
+
+
+def test_a_label_with_one_image_keeps_it_for_training() -> None:
+    images = np.arange(3, dtype=np.uint8)[:, None, None] * np.ones((1, 8, 8), np.uint8)
+    assert hold_out(images, np.array([0, 1, 1])).tolist() in ([0, 0, 1], [0, 1, 0])
+
+
+def test_nothing_to_hold_out_of_is_no_error() -> None:
+    assert hold_out(np.zeros((0, 8, 8), np.uint8), np.zeros(0, np.int64)).tolist() == []
+
+
+def test_faces_are_brought_to_the_size_asked_for_without_stretching(tmp_path: Path) -> None:
+    disc = np.zeros((120, 60), np.uint8)
+    cv2.circle(disc, (30, 60), 20, 255, -1)
+    write_faces(tmp_path / "d", ["a/1.png", "b/2.png"])
+    write_image(tmp_path / "d" / "a" / "1.png", disc)
+    image = load_dataset(tmp_path / "d", cache=False, size=48).images[0]
+    ys, xs = np.nonzero(image > 127)
+    assert abs(int(np.ptp(xs)) - int(np.ptp(ys))) <= 1
+
+
+def test_a_picture_of_the_right_size_comes_pixel_for_pixel(tmp_path: Path) -> None:
+    write_faces(tmp_path / "d", ["a/1.png", "b/2.png"])
+    gray = np.random.default_rng(0).integers(0, 256, (48, 48), dtype=np.uint8)
+    write_image(tmp_path / "d" / "a" / "1.png", gray)
+    np.testing.assert_array_equal(load_dataset(tmp_path / "d", cache=False).images[0], gray)
+
+
+def test_colour_pictures_become_gray_by_the_usual_weights(tmp_path: Path) -> None:
+    write_faces(tmp_path / "d", ["a/1.png", "b/2.png"])
+    write_image(tmp_path / "d" / "a" / "1.png", np.full((48, 48, 3), (200, 100, 50), np.uint8))
+    # ITU-R BT.601: 0.299 * 200 + 0.587 * 100 + 0.114 * 50 = 124.2
+    assert (load_dataset(tmp_path / "d", cache=False).images[0] == 124).all()
+
+
+def test_files_that_are_no_pictures_and_hidden_ones_are_passed_over(tmp_path: Path) -> None:
+    write_faces(tmp_path / "d", ["a/1.png", "b/2.png"])
+    for name in ("a/Thumbs.db", "a/.DS_Store", "notes.txt", "a/._1.png", ".cache/x.png"):
+        (tmp_path / "d" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "d" / name).write_bytes(b"?")
+    assert len(load_dataset(tmp_path / "d", cache=False)) == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ([], "holds no picture"),
+        (["readme.txt"], "holds no picture .* such as 'readme.txt'"),
+        (["1.png", "2.png"], "'1.png' lies neither in LABEL/"),
+        (["happy/1.png", "happy/2.png"], "needs at least two labels"),
+        (
+            ["anna/happy/1.png", "bert/sad/2.png"],
+            "'anna/happy/1.png' lies neither in LABEL/ nor in train/LABEL",
+        ),
+        (["train/happy/1.png", "sad/2.png"], "'sad/2.png' lies in no split while others do"),
+        (["test/a/PublicTest_1.png", "test/b/2.png"], "'test/b/2.png' does not"),
+    ],
+)
+def test_a_layout_that_tells_no_labels_is_refused(names: list[str], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        plan_layout("source", names)
+
+
+def test_an_unreadable_picture_is_named(tmp_path: Path) -> None:
+    write_faces(tmp_path / "d", ["a/1.png", "a/2.png", "b/3.png"])
+    bad = tmp_path / "d" / "a" / "2.png"
+    bad.write_bytes(bad.read_bytes()[:60])
+    with pytest.raises(DataError, match=r"d: a/2\.png: .*damaged"):
+        load_dataset(tmp_path / "d", cache=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_an_empty_label_folder_is_refused(tmp_path: Path) -> None:
+    write_faces(tmp_path / "d", ["a/1.png", "b/2.png"])
+    (tmp_path / "d" / "c").mkdir()
+    with pytest.raises(DataError, match="c: is empty"):
+        load_dataset(tmp_path / "d", cache=False)
+
+
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="holds no picture"):
+        load_dataset(tmp_path, cache=False)
+
+
+def test_the_folder_around_a_table_is_refused_with_the_tables_name(tmp_path: Path) -> None:
+    (tmp_path / "fer2013.csv").write_text("x")
+    with pytest.raises(DataError, match=r"name the table itself, such as .*fer2013\.csv"):
+        load_dataset(tmp_path, cache=False)
+
+
+def test_votes_cannot_be_joined_to_a_folder(tmp_path: Path) -> None:
+    write_faces(tmp_path / "d", ["a/1.png", "b/2.png"])
+    with pytest.raises(DataError, match="votes are joined by row"):
+        load_dataset(tmp_path / "d", votes=tmp_path / "v.csv", cache=False)
