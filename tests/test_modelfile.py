@@ -1,0 +1,200 @@
+"""The model contract: what is written comes back, and what is damaged or foreign is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+import modelzoo
+from ferkit import modelfile, taxonomy, weights
+from ferkit.errors import ModelFileError, OutputError, TaxonomyError
+from ferkit.modelfile import HeadInfo, ModelInfo, read_model, resolve_model, write_model
+
+
+@pytest.fixture(scope="module")
+def model_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return modelzoo.write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.onnx").read_bytes()
+
+
+def test_metadata_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    info = modelzoo.model_info().model_copy(
+        update={"recipe": {"epochs": 3, "lr": 0.1}, "metrics": [{"accuracy": 0.5}], "notes": "häßlich ☺"}
+    )
+    write_model(modelzoo.graph_bytes(), info, tmp_path / "m.onnx")
+    content, read = read_model(tmp_path / "m.onnx")
+    assert read == info
+    assert content == (tmp_path / "m.onnx").read_bytes()
+    assert read_model(content)[1] == info
+
+
+def test_the_file_is_an_ordinary_onnx_file(model_bytes: bytes) -> None:
+    model = onnx.load_from_string(model_bytes)
+    onnx.checker.check_model(model)
+    assert {p.key for p in model.metadata_props} == {"ferkit", "ferkit.sha256"}
+    assert [o.name for o in model.graph.output] == ["fer2013", "cam_fer2013", "ferplus", "cam_ferplus"]
+
+
+def test_writing_again_replaces_the_metadata_and_keeps_foreign_entries(tmp_path: Path) -> None:
+    model = onnx.load_from_string(modelzoo.graph_bytes())
+    onnx.helper.set_model_props(model, {"author": "somebody"})
+    path = tmp_path / "m.onnx"
+    write_model(model.SerializeToString(), modelzoo.model_info(), path)
+    renamed = modelzoo.model_info().model_copy(update={"name": "second"})
+    write_model(path.read_bytes(), renamed, path)
+    assert read_model(path)[1].name == "second"
+    props = {p.key: p.value for p in onnx.load_from_string(path.read_bytes()).metadata_props}
+    assert props["author"] == "somebody"
+    assert len(props) == 3
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_any_changed_byte_is_noticed(model_bytes: bytes, data: st.DataObject) -> None:
+    at = data.draw(st.integers(0, len(model_bytes) - 1))
+    flip = data.draw(st.integers(1, 255))
+    changed = bytearray(model_bytes)
+    changed[at] ^= flip
+    with pytest.raises(ModelFileError):
+        read_model(bytes(changed))
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_cut_off_file_is_noticed(model_bytes: bytes, data: st.DataObject) -> None:
+    with pytest.raises(ModelFileError):
+        read_model(model_bytes[: data.draw(st.integers(0, len(model_bytes) - 1))])
+
+
+@settings(max_examples=200, deadline=None)
+@given(content=st.binary(max_size=200))
+def test_arbitrary_bytes_are_refused(content: bytes) -> None:
+    with pytest.raises(ModelFileError):
+        read_model(content)
+
+
+def test_appended_bytes_are_noticed(model_bytes: bytes) -> None:
+    again = onnx.ModelProto()
+    again.metadata_props.add(key="ferkit", value="{}")
+    for tail in (b"\0", again.SerializeToString()):
+        with pytest.raises(ModelFileError):
+            read_model(model_bytes + tail)
+
+
+def test_an_onnx_file_of_others_is_refused_with_advice() -> None:
+    with pytest.raises(ModelFileError, match=r"without ferkit's metadata.*ferkit export"):
+        read_model(modelzoo.graph_bytes())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "no ONNX file"), (b"<html>not found</html>", "no ONNX file"), (b"\x08\x09", "no ONNX file")],
+)
+def test_what_is_no_onnx_file_is_refused(content: bytes, message: str) -> None:
+    with pytest.raises(ModelFileError, match=message):
+        read_model(content)
+
+
+def test_an_unknown_format_version_says_to_update(tmp_path: Path) -> None:
+    future = modelzoo.model_info().model_copy(update={"format_version": 2})
+    write_model(modelzoo.graph_bytes(), future, tmp_path / "m.onnx")
+    with pytest.raises(ModelFileError, match=r"format version 2.*Update ferkit"):
+        read_model(tmp_path / "m.onnx")
+
+
+def test_metadata_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
+    wrong = modelzoo.model_info().model_copy(update={"default_taxonomy": "mood"})
+    write_model(modelzoo.graph_bytes(), wrong, tmp_path / "m.onnx")
+    with pytest.raises(ModelFileError, match="metadata that does not fit"):
+        read_model(tmp_path / "m.onnx")
+
+
+def test_unknown_metadata_of_a_later_version_is_passed_over(tmp_path: Path) -> None:
+    class Later(ModelInfo):
+        colour: str = "blue"
+
+    later = Later.model_validate(modelzoo.model_info().model_dump())
+    write_model(modelzoo.graph_bytes(), later, tmp_path / "m.onnx")
+    assert read_model(tmp_path / "m.onnx")[1] == modelzoo.model_info()
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="is a folder"):
+        read_model(tmp_path)
+    with pytest.raises(ModelFileError, match="No such file"):
+        read_model(tmp_path / "absent.onnx")
+
+
+def test_what_is_no_graph_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="no ONNX graph"):
+        write_model(b"nothing", modelzoo.model_info(), tmp_path / "m.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError):
+        write_model(modelzoo.graph_bytes(), modelzoo.model_info(), tmp_path / "file" / "m.onnx")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"taxonomies": ()},
+        {"taxonomies": (HeadInfo(id="a", labels=("x", "y")),) * 2, "default_taxonomy": "a"},
+        {"view_size": 49},
+        {"input_size": 0},
+        {"mmac": float("nan")},
+        {"name": ""},
+    ],
+)
+def test_impossible_metadata_cannot_be_made(change: dict[str, object]) -> None:
+    fields = modelzoo.model_info().model_dump() | change
+    with pytest.raises(ValidationError):
+        ModelInfo.model_validate(fields)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_temperature_is_positive_and_finite(temperature: float) -> None:
+    with pytest.raises(ValidationError):
+        HeadInfo(id="fer2013", labels=taxonomy.FER2013.labels, temperature=temperature)
+
+
+def test_a_head_is_found_by_taxonomy_and_its_absence_is_an_error() -> None:
+    info = modelzoo.model_info()
+    assert info.head().id == "fer2013"
+    assert info.head("ferplus").taxonomy == taxonomy.FERPLUS
+    with pytest.raises(TaxonomyError, match=r"'mood'.*fer2013, ferplus"):
+        info.head("mood")
+
+
+@pytest.mark.parametrize(("view", "shift"), [(48, 2), (44, 2), (42, 3), (40, 4)])
+def test_ten_crop_shifts_by_what_the_graph_cuts_off(view: int, shift: int) -> None:
+    assert modelzoo.model_info().model_copy(update={"view_size": view}).ten_crop_shift == shift
+
+
+def test_models_are_resolved_by_name_or_file(tmp_path: Path) -> None:
+    path = modelzoo.write_tiny_model(tmp_path / "mine.onnx")
+    assert resolve_model(path) == path
+    assert resolve_model(str(path)) == path
+    with pytest.raises(ModelFileError, match="no embedded model"):
+        resolve_model("no-such-model")
+    for name in weights.embedded_models():
+        assert resolve_model(name) == weights.embedded_path(name)
+        assert read_model(resolve_model(name))[1].name
+
+
+def test_an_embedded_model_that_is_not_there_is_said() -> None:
+    with pytest.raises(ModelFileError, match="no embedded model 'nothing'"):
+        weights.embedded_path("nothing")
+
+
+def test_the_digest_is_that_of_the_file_with_its_digest_zeroed(model_bytes: bytes) -> None:
+    import hashlib
+
+    assert modelfile.DIGEST_KEY.encode() in model_bytes[-90:]
+    assert hashlib.sha256(model_bytes[:-64] + b"0" * 64).hexdigest().encode() == model_bytes[-64:]
