@@ -284,7 +284,7 @@ def _cut_faces(source: str, size: int, detector: str) -> FaceDataset:
             f"no face in {len(empty)} of {len(layout.places)} photos, left out: {', '.join(empty[:5])}{more}"
         )
     if crowded:
-        remark(f"more than one face in {crowded} photos; the largest was taken")
+        remark(f"more than one face in {crowded} of {len(layout.places)} photos; the largest was taken")
     return make_dataset(faces.images, faces.labels, faces.split, faces.taxonomy, source=source)
 
 
