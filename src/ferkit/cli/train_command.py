@@ -90,12 +90,12 @@ def train(
         if on:
             changes.append(f"{key}=true")
     if resume is not None:
-        if recipe is not None or changes or init is not None or out is not None:
+        if recipe is not None or init is not None or out is not None or len(changes) > (epochs is not None):
             raise RecipeError(
-                "--resume goes on with the run as it was: it takes neither a recipe, nor changes to it, "
-                "nor --init or --out"
+                "--resume goes on with the run as it was: it takes neither a recipe, nor --init or --out, and "
+                "no change to the recipe but --epochs"
             )
-        chosen, folder = load_recipe(resume / RECIPE), resume
+        chosen, folder = load_recipe(resume / RECIPE, changes), resume
     elif recipe is None:
         raise RecipeError("name a recipe with --recipe, or a run to go on with by --resume")
     else:
@@ -201,7 +201,8 @@ class _Progress:
             f"epoch {row['epoch']:.0f}/{self.epochs}  loss {row['loss']:.4f}  "
             f"accuracy {100 * row['accuracy']:.2f} %  validation loss {row['val_loss']:.4f}  "
             f"accuracy {100 * row['val_accuracy']:.2f} %{extra}  {row['images_per_second']:,.0f} images/s  "
-            f"{row['seconds']:.0f} s  about {left / 60:.0f} min left"
+            f"{row['seconds']:.0f} s  about {left / 60:.0f} min left",
+            soft_wrap=True,
         )
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ def predict_logits(
 ) -> dict[str, NDArray[np.float32]]:
     """Return float32 logits ``[N, K]`` by taxonomy id for uint8 faces ``[N, S, S]``."""
     if not len(images):
-        return {head: np.zeros((0, shape[-1]), np.float32) for head, shape in model.output_shape.items()}
+        return {head: np.zeros((0, out.shape[-1]), np.float32) for head, out in model.output.items()}
     answers = model.predict(images[..., None].astype(np.float32), batch_size=batch_size, verbose=0)
     return {head: np.asarray(logits, np.float32) for head, logits in answers.items()}
 
@@ -48,7 +48,7 @@ def predict_probabilities(
         shift: Pixels of ten-crop's shifts.
     """
     sums: dict[str, NDArray[np.float32]] = {}
-    seen = views(images, protocol, shift)
+    seen = views(images, protocol, shift=shift)
     for view in seen:
         for head, logits in predict_logits(model, view, batch_size).items():
             p = softmax(logits / np.float32((temperatures or {}).get(head, 1.0)))

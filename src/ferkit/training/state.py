@@ -50,7 +50,7 @@ def network_arrays(network: Any, heads: tuple[str, ...]) -> dict[str, NDArray[An
 
     Keras' own names count layers over the whole process, so they differ between two builds.
     """
-    return {name: np.asarray(v) for name, v in _named(network, heads).items()}
+    return {name: _array(v) for name, v in _named(network, heads).items()}
 
 
 def load_network_arrays(
@@ -86,6 +86,12 @@ def load_network_arrays(
     return done
 
 
+def _array(variable: Any) -> NDArray[Any]:
+    from keras import ops
+
+    return np.array(ops.convert_to_numpy(variable.value))
+
+
 def _named(network: Any, heads: tuple[str, ...]) -> dict[str, Any]:
     named: dict[str, Any] = {}
     bodies = 0
@@ -103,7 +109,7 @@ def _named(network: Any, heads: tuple[str, ...]) -> dict[str, Any]:
 
 def optimizer_arrays(optimizer: Any) -> dict[str, NDArray[Any]]:
     """Return the optimiser's variables (step, momenta, averages) in their order."""
-    return {f"optimizer/{k:04d}": np.asarray(v) for k, v in enumerate(optimizer.variables)}
+    return {f"optimizer/{k:04d}": _array(v) for k, v in enumerate(optimizer.variables)}
 
 
 def load_optimizer_arrays(optimizer: Any, arrays: Mapping[str, NDArray[Any]], source: str) -> None:

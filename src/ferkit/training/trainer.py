@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
+import json
 import math
 import os
 import platform
@@ -22,7 +24,7 @@ from ferkit import __version__
 from ferkit.augment import balanced_rows
 from ferkit.data import FaceDataset, majority_targets
 from ferkit.data.load import flat_rows, leaking_rows
-from ferkit.errors import TrainingError
+from ferkit.errors import FerkitError, OutputError, TrainingError
 from ferkit.files import write_json, write_text
 from ferkit.models import build_model, count_macs
 from ferkit.training import runs, state
@@ -144,7 +146,9 @@ class _Session:
             self.network, recipe, {h.taxonomy.id: h.weight for h in self.heads}, dtype=policy
         )
         self.optimizer = make_optimizer(recipe, len(self.faces))
-        self.optimizer.build(self.network.trainable_variables)
+        # Averages are matched by position, and Keras does not promise this order to stay the same.
+        self.trainables = list(self.network.trainable_variables)
+        self.optimizer.build(self.trainables)
         self.model.compile(optimizer=self.optimizer)
         self.history: list[Row] = []
         self.began = self.stepped = time.perf_counter()
@@ -214,7 +218,7 @@ class _Session:
         weights = state.network_arrays(self.network, self.names)
         if raw is not None:
             self.network.set_weights(raw)
-        row["learning_rate"] = float(np.asarray(self.optimizer.learning_rate))
+        row["learning_rate"] = float(np.asarray(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(self.optimizer.learning_rate))))
         row["seconds"] = round(seconds, 3)
         row["images_per_second"] = round(len(self.faces) * self.faces.batch / seconds, 1)
         if not all(math.isfinite(value) for value in row.values()):
@@ -225,7 +229,12 @@ class _Session:
         state.write_archive(
             self.folder / runs.CHECKPOINT,
             {**state.network_arrays(self.network, self.names), **state.optimizer_arrays(self.optimizer)},
-            {**self.meta(), "history": self.history, "fingerprint": self.facts["data"]["fingerprint"]},
+            {
+                **self.meta(),
+                "history": self.history,
+                "fingerprint": self.facts["data"]["fingerprint"],
+                "changed": self.facts.get("changed", []),
+            },
         )
         if done:
             state.write_archive(self.folder / runs.WEIGHTS, weights, self.meta())
@@ -244,7 +253,7 @@ class _Session:
         if not self.recipe.optimizer.ema:
             return None
         raw = self.network.get_weights()
-        self.optimizer.finalize_variable_values(self.network.trainable_variables)
+        self.optimizer.finalize_variable_values(self.trainables)
         return raw
 
     def validate(self) -> Row:
@@ -283,13 +292,24 @@ class _Session:
         """
         path = self.folder / runs.CHECKPOINT
         arrays, meta = state.read_archive(path)
-        # A longer run is another recipe: the schedule would differ in the epochs already done.
-        if parse_recipe(meta.get("recipe", {}), str(path)) != self.recipe:
-            raise TrainingError(f"{path} is of another recipe; a run resumes with the recipe it began with")
+        begun = parse_recipe(meta.get("recipe", {}), str(path))
+        if begun.model_copy(update={"epochs": self.recipe.epochs}) != self.recipe:
+            raise TrainingError(
+                f"{path} is of another recipe; a run resumes with the recipe it began with, but for epochs"
+            )
+        if begun.epochs != self.recipe.epochs:
+            # The schedule is another from here on, so this is not the run that either number alone gives.
+            change = {"after": len(meta["history"]), "epochs": [begun.epochs, self.recipe.epochs]}
+            self.facts["changed"] = [*meta.get("changed", []), change]
         if meta.get("fingerprint") != self.facts["data"]["fingerprint"]:
             raise TrainingError(f"{path} was trained on other data: the fingerprints differ")
         state.load_network_arrays(self.network, self.names, arrays, str(path))
         state.load_optimizer_arrays(self.optimizer, arrays, str(path))
+        self.facts.setdefault("changed", meta.get("changed", []))
+        before = json.loads((self.folder / runs.RUN).read_text("utf-8"))
+        again = {"at": self.facts["started"], "after": len(meta["history"]), "command": self.facts["command"]}
+        self.facts.update({k: before[k] for k in ("started", "command", "init") if k in before})
+        self.facts["resumed"] = [*before.get("resumed", []), again]
         self.history = list(meta["history"])
 
     def record(self, condition: str, **more: Any) -> None:
@@ -316,7 +336,8 @@ def train(
         out: The run's folder; it must not hold a run unless ``resume``.
         init: Weights to start from: a run's folder or a ``.npz`` of training weights. The network's
             architecture is theirs; heads of other labels start fresh.
-        resume: Go on from the folder's last checkpoint, to the same result as if it had not stopped.
+        resume: Go on from the folder's last checkpoint, to the same result as if it had not stopped. Only
+            ``epochs`` may differ from the recipe that the run began with; ``run.json`` then tells.
         command: The command line, for the record.
         watcher: Hears of the progress.
         tensorboard: Whether to write a TensorBoard log beside the history.
@@ -375,8 +396,10 @@ def train(
     except KeyboardInterrupt:
         session.record("interrupted")
         raise
-    except TrainingError as error:
-        session.record("failed", error=str(error))
+    except FerkitError as error:
+        # Where the disk is full the record cannot be written either; the error itself is what counts.
+        with contextlib.suppress(OutputError):
+            session.record("failed", error=str(error))
         raise
     session.record("finished")
     return Result(folder, session.history, True)

@@ -1,0 +1,88 @@
+"""``ferkit export``: a training run as one model file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ferkit.cli.common import DataOption, VotesOption, new_app
+
+app = new_app()
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)],
+    data: DataOption,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The model file.  [default: RUN/model.onnx]")
+    ] = None,
+    votes: VotesOption = None,
+    name: Annotated[str | None, typer.Option("--name", help="The model's name.  [default: the recipe's]")] = None,
+    version: Annotated[str, typer.Option("--version", help="The model's version.")] = "1",
+    precision: Annotated[
+        str, typer.Option("--precision", help="How weights are stored: float32 or float16.")
+    ] = "float32",
+    taxonomy: Annotated[
+        str | None, typer.Option("--taxonomy", help="The head that users meet.  [default: the first]")
+    ] = None,
+    training_weights: Annotated[
+        Path | None,
+        typer.Option("--training-weights", help="Write the weights for --init as well (Keras, float16)."),
+    ] = None,
+    cams: Annotated[bool, typer.Option(help="Add class activation maps where the network gives them.")] = True,
+    notes: Annotated[str, typer.Option("--notes", help="For people; kept in the file.")] = "",
+) -> None:
+    """Write a run's network as one self-describing ONNX file.
+
+    Temperatures are fitted and metrics measured on the run's validation split (FER2013: PublicTest), and the
+    file's answers are compared with the network's: where they differ, nothing is written.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from ferkit.errors import ModelFileError
+    from ferkit.extras import require
+
+    require("keras", "train")
+    require("tf2onnx", "train")
+    from ferkit.data import load_dataset
+    from ferkit.evaluation.release import export_run, write_training_weights
+    from ferkit.training.runs import load_run
+
+    loaded = load_run(run)
+    target = out or run / "model.onnx"
+    if target.suffix != ".onnx":
+        raise ModelFileError(f"a model file ends with .onnx. Received: {target}")
+    release = export_run(
+        loaded,
+        target,
+        load_dataset(data, votes=votes),
+        name=name,
+        version=version,
+        precision=precision,
+        default_taxonomy=taxonomy,
+        cams=cams,
+        notes=notes,
+    )
+    info = release.info
+    print(
+        f"{release.path}: {release.bytes / 2**20:.2f} MiB, {info.parameters:,} parameters, {info.mmac:.1f} MMAC, "
+        f"{info.precision} weights"
+    )
+    print(
+        f"against the Keras network: largest difference {release.difference:.1e}, "
+        f"same label on {100 * release.agreement:.2f} %"
+    )
+    for head in info.taxonomies:
+        print(f"{head.id}: temperature {head.temperature:.3f}")
+    for row in info.metrics:
+        if not row["without_leaks"]:
+            print(
+                f"{row['split']} {row['labels']}, {row['protocol']}: {100 * row['accuracy']:.2f} % "
+                f"({100 * row['interval'][0]:.2f}-{100 * row['interval'][1]:.2f}), ECE {row['ece']:.4f}"
+            )
+    if training_weights is not None:
+        size = write_training_weights(loaded, training_weights)
+        print(f"{training_weights}: {size / 2**20:.2f} MiB, for --init")

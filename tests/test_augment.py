@@ -1,0 +1,198 @@
+"""Augmentation: each change does what its name says, is seeded, and keeps targets honest."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from ferkit.errors import DataError, RecipeError
+
+pytest.importorskip("keras", reason="needs ferkit[train]")
+
+from ferkit.augment import (
+    PRESETS,
+    AugmentConfig,
+    Augmenter,
+    augment_preview,
+    balanced_rows,
+    class_weights,
+)
+
+
+@pytest.fixture(scope="module")
+def faces():
+    rng = np.random.default_rng(5)
+    coarse = rng.integers(0, 256, (64, 6, 6), dtype=np.uint8)
+    return np.kron(coarse, np.ones((8, 8), np.uint8))
+
+
+def test_no_augmentation_changes_nothing(faces):
+    np.testing.assert_array_equal(augment_preview(faces, "none"), faces)
+
+
+@pytest.mark.parametrize(
+    ("config", "flipped"),
+    [
+        (AugmentConfig(mirror=1.0), np.s_[:, :, ::-1]),
+        (AugmentConfig(upside_down=1.0), np.s_[:, ::-1]),
+        (AugmentConfig(mirror=1.0, upside_down=1.0), np.s_[:, ::-1, ::-1]),
+    ],
+)
+def test_flips_are_exact(faces, config, flipped):
+    np.testing.assert_array_equal(augment_preview(faces, config), faces[flipped])
+
+
+def test_mirror_happens_as_often_as_asked(faces):
+    many = np.repeat(faces[:1], 2000, axis=0)
+    mirrored = (augment_preview(many, AugmentConfig(mirror=0.3)) == faces[0, :, ::-1]).all(axis=(1, 2))
+    # Four standard deviations of a share of 0.3 over 2,000.
+    assert mirrored.mean() == pytest.approx(0.3, abs=0.041)
+
+
+def test_a_shift_moves_by_at_most_its_share_and_replicates_the_edge():
+    spot = np.zeros((200, 48, 48), np.uint8)
+    spot[:, 23:25, 23:25] = 255
+    moved = augment_preview(spot, AugmentConfig(shift=0.25))
+    weight = moved / moved.sum(axis=(1, 2), keepdims=True)
+    rows = (weight.sum(axis=2) * np.arange(48)).sum(axis=1) - 23.5
+    assert np.abs(rows).max() <= 12.01
+    assert np.abs(rows).max() > 10
+    edge = np.zeros((50, 48, 48), np.uint8)
+    edge[:, :, 0] = 200
+    wide = augment_preview(edge, AugmentConfig(shift=0.25))
+    assert {0, 200} <= set(np.unique(wide))
+    assert (wide[:, :, 0].max(axis=1) == wide[:, :, 0].min(axis=1)).all()
+
+
+def test_zoom_above_one_enlarges():
+    disc = np.zeros((20, 48, 48), np.uint8)
+    disc[:, 16:32, 16:32] = 255
+    area = (augment_preview(disc, AugmentConfig(zoom=(1.5, 1.5))) > 127).sum(axis=(1, 2))
+    assert area == pytest.approx(np.full(20, 24 * 24), rel=0.05)
+
+
+def test_rotation_turns_about_the_middle():
+    bar = np.zeros((100, 48, 48), np.uint8)
+    bar[:, 23:25, 4:44] = 255
+    turned = augment_preview(bar, AugmentConfig(rotation=90.0))
+    assert turned[:, 23:25, 23:25].min() > 100
+    assert turned[:, 4:10, 23:25].max() > 100
+
+
+def test_light_stays_in_range_and_keeps_the_mean_for_contrast_alone(faces):
+    soft = (faces // 4 + 96).astype(np.uint8)
+    changed = augment_preview(soft, AugmentConfig(contrast=0.5)).astype(float)
+    np.testing.assert_allclose(changed.mean(axis=(1, 2)), soft.mean(axis=(1, 2)), atol=0.6)
+    lit = augment_preview(faces, AugmentConfig(brightness=1.0))
+    assert lit.min() == 0
+    assert lit.max() == 255
+
+
+def test_erasing_covers_the_share_it_should():
+    black = np.zeros((500, 48, 48), np.uint8)
+    erased = augment_preview(black, AugmentConfig(erasing=1.0, erasing_area=(0.1, 0.1)))
+    share = (erased > 0).mean(axis=(1, 2))
+    assert share.max() <= 0.115
+    assert np.median(share) > 0.05
+    off = augment_preview(black, AugmentConfig(erasing=0.2))
+    # Four standard deviations of 0.2 over 500, and a few rectangles drawn in black.
+    assert (off.max(axis=(1, 2)) > 0).mean() == pytest.approx(0.2, abs=0.075)
+
+
+def test_the_same_seed_gives_the_same_faces_and_another_seed_others(faces):
+    first = augment_preview(faces, "strong", 4)
+    np.testing.assert_array_equal(first, augment_preview(faces, "strong", 4))
+    assert (first != augment_preview(faces, "strong", 5)).any()
+
+
+def test_mixup_mixes_targets_by_the_same_share_as_pixels():
+    images = np.zeros((200, 48, 48, 1), np.float32)
+    images[::2] = 200.0
+    targets = {"a": np.eye(2, dtype=np.float32)[np.arange(200) % 2]}
+    mixed, out = Augmenter(AugmentConfig(mixup=1.0), 1)(images, targets)
+    mixed, share = np.asarray(mixed), np.asarray(out["a"])
+    np.testing.assert_allclose(mixed[:, 0, 0, 0] / 200, share[:, 0], atol=1e-5)
+    np.testing.assert_allclose(share.sum(axis=1), 1, atol=1e-5)
+    assert (share[np.arange(200), np.arange(200) % 2] >= 0.5).all()
+    assert share.max(axis=1).min() < 0.6
+
+
+def test_cutmix_mixes_targets_by_the_pasted_area():
+    images = np.zeros((200, 48, 48, 1), np.float32)
+    images[::2] = 1.0
+    targets = {"a": np.eye(2, dtype=np.float32)[np.arange(200) % 2]}
+    mixed, out = Augmenter(AugmentConfig(cutmix=1.0), 1)(images, targets)
+    np.testing.assert_allclose(np.asarray(mixed).mean(axis=(1, 2, 3)), np.asarray(out["a"])[:, 0], atol=1e-5)
+    assert set(np.unique(np.asarray(mixed))) == {0.0, 1.0}
+
+
+def test_both_mixes_share_the_images_and_the_rest_stays():
+    config = AugmentConfig(mixup=0.5, cutmix=1.0, mix_probability=0.6)
+    images = np.zeros((4000, 8, 8, 1), np.float32)
+    images[::2] = 1.0
+    mixed, _ = Augmenter(config, 2)(images, {})
+    mixed = np.asarray(mixed)
+    untouched = (mixed == images).all(axis=(1, 2, 3)).mean()
+    # 0.4 are not mixed (four standard deviations: 0.031); empty boxes leave a few more as they were.
+    assert 0.369 <= untouched < 0.52
+
+
+def test_mass_of_unlabelled_faces_stays_zero():
+    images = np.zeros((8, 48, 48, 1), np.float32)
+    _, out = Augmenter(AugmentConfig(mixup=1.0), 0)(images, {"a": np.zeros((8, 3), np.float32)})
+    assert np.asarray(out["a"]).max() == 0
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"mirror": 1.5}, {"zoom": (1.2, 0.8)}, {"erasing_area": (0.0, 0.2)}, {"rotate": 3}, {"contrast": 1.0}],
+)
+def test_wrong_values_are_refused(values):
+    with pytest.raises(ValidationError):
+        AugmentConfig.model_validate(values)
+
+
+def test_an_unknown_preset_is_named(faces):
+    with pytest.raises(RecipeError, match="'rainbow'; known are none, student"):
+        augment_preview(faces, "rainbow")
+
+
+LABELS = np.repeat([0, 1, 2], [60, 30, 10])
+
+
+def test_copies_fill_every_class_up_to_the_largest():
+    rows = balanced_rows(LABELS, "copies", np.random.default_rng(0))
+    assert np.bincount(LABELS[rows]).tolist() == [60, 60, 60]
+    assert set(rows) == set(range(100))
+
+
+def test_oversampling_keeps_the_length_and_evens_the_classes():
+    rows = np.concatenate(
+        [balanced_rows(LABELS, "oversample", np.random.default_rng(k)) for k in range(60)]
+    )
+    assert len(rows) == 6000
+    # Four standard deviations of a third over 6,000.
+    assert np.bincount(LABELS[rows]) / 6000 == pytest.approx(np.full(3, 1 / 3), abs=0.025)
+
+
+@pytest.mark.parametrize("balance", ["none", "weights"])
+def test_other_balances_use_every_row_once(balance):
+    rows = balanced_rows(LABELS, balance, np.random.default_rng(0))
+    assert sorted(rows) == list(range(100))
+
+
+def test_weights_are_inverse_frequencies_with_mean_one():
+    weights = class_weights(LABELS, 4)
+    assert weights[LABELS].mean() == pytest.approx(1.0)
+    assert (weights[:3] * [60, 30, 10]).tolist() == pytest.approx([100 / 3] * 3)
+    assert weights[3] == 0
+
+
+def test_an_unknown_balance_is_refused():
+    with pytest.raises(DataError, match="unknown balance 'smote'"):
+        balanced_rows(LABELS, "smote", np.random.default_rng(0))
+
+
+def test_presets_say_what_the_student_did():
+    assert PRESETS["student"] == AugmentConfig(mirror=0.5, upside_down=0.5)

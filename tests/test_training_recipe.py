@@ -1,0 +1,141 @@
+"""Recipes: shipped ones load, overrides reach every key, and what is wrong is said by name."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ferkit.errors import RecipeError
+
+pytest.importorskip("keras", reason="needs ferkit[train]")
+
+from ferkit.training.optimize import make_optimizer, plateau_rate
+from ferkit.training.recipe import dump_recipe, load_recipe, parse_recipe, shipped_recipes
+
+MINIMAL = {"name": "x", "model": {"name": "seed-cnn"}}
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_load_and_survive_a_round_trip(name, tmp_path):
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    path = tmp_path / "copy.toml"
+    path.write_text(dump_recipe(recipe), "utf-8")
+    assert load_recipe(path) == recipe
+
+
+def test_every_architecture_has_a_recipe():
+    from ferkit.models import list_architectures
+
+    assert {load_recipe(name).model.name for name in shipped_recipes()} == set(list_architectures())
+
+
+def test_the_seed_recipe_is_the_students():
+    recipe = load_recipe("seed")
+    assert recipe.epochs == 20
+    assert recipe.optimizer.name == "adam"
+    assert recipe.data.balance == "copies"
+    assert (recipe.augment.mirror, recipe.augment.upside_down) == (0.5, 0.5)
+
+
+def test_overrides_reach_nested_keys_and_keep_their_types():
+    recipe = load_recipe(
+        "seed",
+        ["epochs=3", "optimizer.learning_rate=0.01", "model.params.dense=[8, 4]", "data.balance=weights"],
+    )
+    assert recipe.epochs == 3
+    assert recipe.optimizer.learning_rate == 0.01
+    assert recipe.model.params["dense"] == [8, 4]
+    assert recipe.data.balance == "weights"
+
+
+def test_a_preset_can_be_a_name_or_a_start():
+    assert parse_recipe({**MINIMAL, "augment": "modern"}).augment.rotation == 12
+    varied = parse_recipe({**MINIMAL, "augment": {"preset": "modern", "rotation": 3}}).augment
+    assert (varied.rotation, varied.mirror) == (3, 0.5)
+    assert load_recipe("seed", ["augment.preset=none"]).augment.mirror == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epoch": 3}, "epoch: Extra inputs"),
+        ({"epochs": 0}, "epochs: .* Received: 0"),
+        ({"model": {"name": "vgg19"}}, "unknown architecture 'vgg19'"),
+        ({"model": {"name": "vgg", "params": {"wide": 1}}}, "'wide'"),
+        ({"augment": "rainbow"}, "unknown augmentation preset 'rainbow'"),
+        ({"optimizer": {"name": "lion"}}, "optimizer.name"),
+        ({"schedule": {"name": "step"}}, "needs milestones"),
+        ({"schedule": {"name": "step", "milestones": [5, 3]}}, "must rise"),
+        ({"schedule": {"name": "plateau", "warmup_epochs": 1}}, "warmup_epochs goes with"),
+        ({"heads": {"label": 0}}, "at least one head"),
+        ({"name": "../x"}, "name: "),
+    ],
+)
+def test_wrong_recipes_are_refused_by_key(changes, message):
+    with pytest.raises(RecipeError, match=message):
+        parse_recipe({**MINIMAL, **changes})
+
+
+def test_files_that_are_no_recipe_are_refused(tmp_path):
+    with pytest.raises(RecipeError, match="no recipe 'nothing'; shipped are"):
+        load_recipe("nothing")
+    with pytest.raises(RecipeError, match="cannot read recipe"):
+        load_recipe(tmp_path / "none.toml")
+    bad = tmp_path / "bad.toml"
+    bad.write_text("name = ", "utf-8")
+    with pytest.raises(RecipeError, match="not valid TOML"):
+        load_recipe(bad)
+    for override in ("epochs", "=3", "epochs.x=3"):
+        with pytest.raises(RecipeError):
+            load_recipe("seed", [override])
+
+
+def rates(schedule, steps=10, epochs=10):
+    recipe = parse_recipe(
+        {**MINIMAL, "epochs": epochs, "optimizer": {"learning_rate": 0.5}, "schedule": schedule}
+    )
+    optimizer = make_optimizer(recipe, steps)
+    rate = optimizer._learning_rate
+    return [float(rate(np.int32(k))) if callable(rate) else float(rate) for k in range(steps * epochs + 1)]
+
+
+def test_cosine_warms_up_to_the_rate_and_ends_at_its_share():
+    values = rates({"name": "cosine", "warmup_epochs": 2, "final": 0.1})
+    assert values[0] < 0.05
+    assert values[20] == pytest.approx(0.5, abs=1e-4)
+    assert max(values) == pytest.approx(0.5, abs=1e-4)
+    # Half way between the peak and the end: the mean of 0.5 and 0.05.
+    assert values[60] == pytest.approx(0.275, abs=1e-3)
+    assert values[100] == pytest.approx(0.05, abs=1e-4)
+
+
+def test_steps_fall_at_their_epochs_after_a_warm_up():
+    values = rates({"name": "step", "milestones": [4, 8], "factor": 0.1, "warmup_epochs": 2})
+    assert values[0] < 0.1
+    assert values[21] == pytest.approx(0.5)
+    assert values[40] == pytest.approx(0.5)
+    assert values[41] == pytest.approx(0.05)
+    assert values[81] == pytest.approx(0.005)
+
+
+def test_a_plateau_rate_follows_from_the_history():
+    recipe = parse_recipe(
+        {**MINIMAL, "optimizer": {"learning_rate": 1.0}, "schedule": {"name": "plateau", "patience": 2, "factor": 0.5}}
+    )
+    losses = [3.0, 2.0, 2.1, 2.2, 1.9, 2.0, 2.0, 2.0, 2.0]
+    found = [plateau_rate(recipe, losses[:k]) for k in range(len(losses) + 1)]
+    assert found == [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.125]
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+def test_optimisers_are_what_the_recipe_names(name):
+    recipe = parse_recipe(
+        {**MINIMAL, "optimizer": {"name": name, "weight_decay": 0.01, "clip_norm": 1.5, "ema": 0.9}}
+    )
+    optimizer = make_optimizer(recipe, 10)
+    assert type(optimizer).__name__.lower() == name
+    assert optimizer.global_clipnorm == 1.5
+    assert (optimizer.use_ema, optimizer.ema_momentum) == (True, 0.9)
+    # Elsewhere weight decay is part of the loss.
+    assert (optimizer.weight_decay or 0) == (0.01 if name == "adamw" else 0)

@@ -1,0 +1,307 @@
+"""Training runs: what they leave behind, how they stop, and that they go on to the same result."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from ferkit.errors import OutputError, TrainingError
+
+pytest.importorskip("keras", reason="needs ferkit[train]")
+
+from ferkit.data import load_dataset
+from ferkit.training import runs
+from ferkit.training.inference import predict_logits
+from ferkit.training.recipe import parse_recipe
+from ferkit.training.runs import load_run
+from ferkit.training.state import read_archive
+from ferkit.training.trainer import Quiet, train
+
+pytestmark = pytest.mark.slow
+
+
+def tiny(**changes):
+    """A recipe that uses most of what there is and takes a second an epoch."""
+    values = {
+        "name": "tiny",
+        "seed": 5,
+        "epochs": 3,
+        "batch_size": 32,
+        "label_smoothing": 0.1,
+        "deterministic": True,
+        "model": {
+            "name": "se-resnet",
+            "params": {"stem": 4, "filters": [8, 8], "blocks": [1, 1], "drop_path": 0.2, "dropout": 0.2},
+        },
+        "heads": {"label": 1.0, "ferplus": 0.5},
+        "augment": {"preset": "strong"},
+        "optimizer": {"name": "sgd", "learning_rate": 0.05, "weight_decay": 5e-4, "ema": 0.9},
+        "schedule": {"name": "cosine", "warmup_epochs": 1},
+    }
+    return parse_recipe({**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def faces():
+    return load_dataset("cartoon:240:3", cache=False)
+
+
+@pytest.fixture(scope="module")
+def finished(faces, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run") / "tiny"
+    train(tiny(), faces, folder, command=["ferkit", "train"])
+    return folder
+
+
+class StopAt(Quiet):
+    """Presses Ctrl-C, or does something else, at one step."""
+
+    def __init__(self, epoch, action=None):
+        self.epoch, self.action = epoch, action
+
+    def step(self, *, epoch, step, steps, images, loss, accuracy):
+        if epoch == self.epoch and step == 2:
+            if self.action is None:
+                raise KeyboardInterrupt
+            self.action()
+
+
+def numbers(history):
+    return [
+        {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in history
+    ]
+
+
+def test_the_folder_holds_all_that_made_the_run(finished, faces):
+    names = {path.name for path in finished.iterdir()}
+    assert names == {
+        "recipe.toml", "run.json", "history.csv", "history.json", "curves.png", "checkpoint.npz",
+        "weights.npz", "tensorboard",
+    }  # fmt: skip
+    facts = json.loads((finished / "run.json").read_text())
+    assert facts["state"] == "finished"
+    assert facts["data"]["fingerprint"] == faces.fingerprint
+    assert facts["command"] == ["ferkit", "train"]
+    assert facts["seed"] == 5
+    assert {"keras", "numpy", "ferkit"} <= set(facts["versions"])
+    history = json.loads((finished / "history.json").read_text())
+    assert [row["epoch"] for row in history] == [1, 2, 3]
+    with (finished / "history.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [float(row["val_accuracy"]) for row in rows] == [row["val_accuracy"] for row in history]
+    assert (finished / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    assert list((finished / "tensorboard").rglob("events*"))
+
+
+def test_the_final_weights_give_the_last_row_of_the_history(finished, faces):
+    run = load_run(finished)
+    test = faces.of_split("PublicTest")
+    answers = predict_logits(run.network(), np.asarray(test.images))["fer2013"].argmax(axis=1)
+    assert float((answers == test.labels).mean()) == pytest.approx(run.history[-1]["val_accuracy"])
+
+
+def test_a_run_that_was_stopped_goes_on_to_the_same_result(finished, faces, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), faces, tmp_path / "b", watcher=StopAt(3))
+    assert json.loads((tmp_path / "b" / "run.json").read_text())["state"] == "interrupted"
+    with pytest.raises(TrainingError, match="not finished"):
+        load_run(tmp_path / "b")
+    result = train(tiny(), faces, tmp_path / "b", resume=True)
+    whole = json.loads((finished / "history.json").read_text())
+    for expected, got in zip(numbers(whole), numbers(result.history), strict=True):
+        assert got == pytest.approx(expected, abs=1e-6)
+    first, second = (read_archive(folder / "weights.npz")[0] for folder in (finished, tmp_path / "b"))
+    for name, array in first.items():
+        np.testing.assert_allclose(second[name], array, atol=1e-6, err_msg=name)
+
+
+def test_a_run_resumes_with_other_epochs_and_tells(finished, faces, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), faces, tmp_path / "s", watcher=StopAt(2), command=["first"])
+    result = train(tiny(epochs=2), faces, tmp_path / "s", resume=True, command=["second"])
+    assert len(result.history) == 2
+    run = load_run(tmp_path / "s")
+    assert run.facts["changed"] == [{"after": 1, "epochs": [3, 2]}]
+    assert run.facts["command"] == ["first"]
+    assert [again["command"] for again in run.facts["resumed"]] == [["second"]]
+    assert run.recipe.epochs == 2
+
+
+def test_resuming_a_finished_run_does_nothing(finished, faces):
+    before = (finished / "weights.npz").stat().st_mtime_ns
+    assert len(train(tiny(), faces, finished, resume=True).history) == 3
+    assert (finished / "weights.npz").stat().st_mtime_ns == before
+
+
+def test_kill_9_loses_at_most_the_running_epoch(tmp_path):
+    command = [
+        sys.executable, "-m", "ferkit", "train", "--recipe", "seed", "--data", "cartoon:400:1", "--out",
+        str(tmp_path / "k"), "--set", "model.params.dense=[8]", "--epochs", "200", "--no-tensorboard",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    history = tmp_path / "k" / "history.json"
+    try:
+        deadline = time.monotonic() + 120
+        while not history.exists() or len(json.loads(history.read_text())) < 2:
+            assert process.poll() is None, "training ended early"
+            assert time.monotonic() < deadline, "no epoch within two minutes"
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = json.loads(history.read_text())
+    kept = read_archive(tmp_path / "k" / "checkpoint.npz")[1]["history"]
+    assert numbers(kept)[: len(done)] == numbers(done)
+    assert len(kept) - len(done) in (0, 1)
+    # The recipe in the folder is what --resume needs; its schedule is the run's, so epochs stay 200.
+    recipe = runs.load_recipe(tmp_path / "k" / "recipe.toml")
+    more = len(kept) + 1
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, load_dataset("cartoon:400:1"), tmp_path / "k", resume=True, watcher=StopAt(more + 1))
+    assert numbers(json.loads(history.read_text()))[: len(kept)] == numbers(kept)
+
+
+def test_a_loss_that_is_not_finite_is_said_and_the_checkpoint_stays(faces, tmp_path):
+    recipe = tiny(
+        model={"name": "seed-cnn", "params": {"dense": [8]}},
+        optimizer={"name": "sgd", "learning_rate": 10.0, "momentum": 0.99},
+        label_smoothing=0.0,
+        augment="none",
+        schedule={"name": "step", "milestones": [2], "warmup_epochs": 2},
+        epochs=12,
+    )
+    with pytest.raises(TrainingError, match=r"the loss became (nan|inf) in epoch \d+") as caught:
+        train(recipe, faces, tmp_path / "n", tensorboard=False)
+    facts = json.loads((tmp_path / "n" / "run.json").read_text())
+    assert facts["state"] == "failed"
+    assert facts["error"] == str(caught.value)
+    if facts["epochs"]:
+        arrays, meta = read_archive(tmp_path / "n" / "checkpoint.npz")
+        assert len(meta["history"]) == facts["epochs"]
+        assert all(np.isfinite(a).all() for a in arrays.values())
+
+
+def test_a_full_disk_is_an_error_and_the_last_checkpoint_stays(faces, tmp_path):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+
+    try:
+        with pytest.raises(OutputError, match="cannot write"):
+            train(tiny(), faces, tmp_path / "f", watcher=StopAt(2, fill), tensorboard=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(read_archive(tmp_path / "f" / "checkpoint.npz")[1]["history"]) == 1
+    assert not list((tmp_path / "f").glob(".*"))
+    assert len(train(tiny(), faces, tmp_path / "f", resume=True, tensorboard=False).history) == 3
+
+
+def test_other_settings_train_too(faces, tmp_path):
+    recipe = tiny(
+        epochs=2,
+        mixed_precision="bfloat16",
+        heads={"label": 1.0},
+        data={"balance": "weights", "drop_flat": True, "drop_leaks": True},
+        optimizer={"name": "adamw", "learning_rate": 0.01, "weight_decay": 0.01, "clip_norm": 1.0},
+        schedule={"name": "plateau", "patience": 1, "factor": 0.5},
+    )
+    history = train(recipe, faces, tmp_path / "o", tensorboard=False).history
+    assert [row["learning_rate"] for row in history][0] == pytest.approx(0.01)
+    assert "ferplus_loss" not in history[0]
+
+
+def test_an_average_that_forgets_at_once_is_the_last_weights(faces, tmp_path):
+    histories = []
+    for ema in (0.0, 1e-9):
+        recipe = tiny(epochs=2, optimizer={"name": "sgd", "learning_rate": 0.05, "ema": ema})
+        histories.append(train(recipe, faces, tmp_path / f"a{ema}", tensorboard=False).history)
+    for plain, averaged in zip(*map(numbers, histories), strict=True):
+        assert averaged == pytest.approx(plain, abs=1e-5)
+
+
+def test_early_stopping_ends_after_its_patience(faces, tmp_path):
+    recipe = tiny(epochs=30, early_stopping=1, optimizer={"name": "sgd", "learning_rate": 1e-6})
+    result = train(recipe, faces, tmp_path / "e", tensorboard=False)
+    accuracies = [row["val_accuracy"] for row in result.history]
+    assert len(accuracies) < 30
+    assert len(accuracies) - 1 - int(np.argmax(accuracies)) == 1
+    assert load_run(tmp_path / "e").facts["epochs"] == len(accuracies)
+
+
+def test_fine_tuning_takes_the_body_and_the_heads_that_fit(finished, faces, tmp_path):
+    recipe = tiny(model={"name": "seed-cnn"}, epochs=1, optimizer={"name": "sgd", "learning_rate": 1e-9})
+    train(recipe, faces, tmp_path / "i", init=finished, tensorboard=False)
+    run = load_run(tmp_path / "i")
+    assert run.recipe.model.name == "se-resnet"
+    assert run.facts["init"] == {"from": "tiny", "heads": ["fer2013", "ferplus"]}
+    start = load_run(finished).arrays
+    for name, array in run.arrays.items():
+        if array.ndim == 4:
+            np.testing.assert_allclose(array, start[name], atol=1e-5)
+
+
+def test_fine_tuning_to_other_labels_starts_their_head_afresh(finished, tmp_path):
+    from dataclasses import replace
+
+    from ferkit.taxonomy import Taxonomy
+
+    other = load_dataset("cartoon:140:9", cache=False)
+    other = replace(other, labels=other.labels % 3, taxonomy=Taxonomy("mine", ("a", "b", "c")), votes=None)
+    recipe = tiny(heads={"label": 1.0}, epochs=1)
+    train(recipe, other, tmp_path / "m", init=finished / "weights.npz", tensorboard=False)
+    run = load_run(tmp_path / "m")
+    assert [t.id for t in run.taxonomies] == ["mine"]
+    assert run.facts["init"]["heads"] == []
+
+
+@pytest.mark.parametrize(
+    ("arrange", "message"),
+    [
+        (lambda f, faces, new: train(tiny(), faces, f), "holds a run already"),
+        (lambda f, faces, new: train(tiny(), faces, new, resume=True), "no checkpoint"),
+        (lambda f, faces, new: train(tiny(seed=6), faces, f, resume=True), "another recipe"),
+        (
+            lambda f, faces, new: train(tiny(), load_dataset("cartoon:240:4", cache=False), f, resume=True),
+            "other data",
+        ),
+        (lambda f, faces, new: train(tiny(), faces, new, init=f / "run.json"), "no archive of ferkit"),
+        (lambda f, faces, new: load_run(new), "is no run folder"),
+        (
+            lambda f, faces, new: train(
+                tiny(), load_dataset("cartoon:70", cache=False).select(np.arange(0)), new
+            ),
+            "no face",
+        ),
+    ],
+)
+def test_runs_that_cannot_start_say_why(finished, faces, tmp_path, arrange, message):
+    with pytest.raises(Exception, match=message) as caught:
+        arrange(finished, faces, tmp_path / "new")
+    assert type(caught.value).__module__ == "ferkit.errors"
+    assert not os.path.exists(tmp_path / "new" / "run.json")
+
+
+def test_a_ferplus_head_needs_votes(faces, tmp_path):
+    from dataclasses import replace
+
+    with pytest.raises(TrainingError, match="add --votes"):
+        train(tiny(), replace(faces, votes=None), tmp_path / "v")
+
+
+def test_a_damaged_weights_file_is_refused(finished, tmp_path):
+    content = (finished / "weights.npz").read_bytes()
+    for damaged in (content[: len(content) // 2], b"", b"hello"):
+        path = tmp_path / "w.npz"
+        path.write_bytes(damaged)
+        with pytest.raises(TrainingError, match="damaged or no archive"):
+            runs.load_weights(path)
