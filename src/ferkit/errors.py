@@ -35,6 +35,10 @@ class TrainingError(FerkitError):
     """A training run that cannot start, go on or be saved."""
 
 
+class SearchError(FerkitError):
+    """A search space that contradicts itself, or a search that cannot start or go on."""
+
+
 class DetectorError(FerkitError):
     """A face detector that is unknown, missing or fails."""
 
