@@ -31,7 +31,6 @@ class TrainingModel(keras.Model):  # type: ignore[misc]
         self.head_weights = dict(head_weights)
         self.smoothing = recipe.label_smoothing
         self.l2 = 0.0 if recipe.optimizer.name == "adamw" else recipe.optimizer.weight_decay
-        self.decayed = [v for v in network.trainable_variables if v.path.endswith("kernel")]
         self.trackers: dict[str, Any] = {"loss": keras.metrics.Mean(name="objective")}
         for head in head_weights:
             self.trackers[f"{head}_loss"] = keras.metrics.Mean(name=f"{head}_loss")
@@ -78,8 +77,9 @@ class TrainingModel(keras.Model):  # type: ignore[misc]
             self.trackers[f"{head}_accuracy"].update_state(right, sample_weight=counted)
         self.trackers["loss"].update_state(objective)
         if self.l2:
-            squares = [ops.sum(ops.square(ops.cast(v, "float32"))) for v in self.decayed]
-            objective = objective + 0.5 * self.l2 * sum(squares)
+            kernels = [v for v in self.network.trainable_variables if v.path.endswith("kernel")]
+            squares = sum(ops.sum(ops.square(ops.cast(v, "float32"))) for v in kernels)
+            objective = objective + 0.5 * self.l2 * squares
         return objective
 
     def compute_metrics(  # noqa: D102

@@ -35,7 +35,8 @@ def read_archive(path: str | Path) -> tuple[dict[str, NDArray[Any]], dict[str, A
         TrainingError: If the file is missing, damaged or of another kind.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # NumPy leaves a file open that it opened itself and could not read.
+        with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         meta = json.loads(arrays.pop(_META).tobytes())
     except FileNotFoundError:
@@ -89,7 +90,7 @@ def load_network_arrays(
 def _array(variable: Any) -> NDArray[Any]:
     from keras import ops
 
-    return np.array(ops.convert_to_numpy(variable.value))
+    return np.array(ops.convert_to_numpy(variable))
 
 
 def _named(network: Any, heads: tuple[str, ...]) -> dict[str, Any]:

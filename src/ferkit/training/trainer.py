@@ -146,9 +146,7 @@ class _Session:
             self.network, recipe, {h.taxonomy.id: h.weight for h in self.heads}, dtype=policy
         )
         self.optimizer = make_optimizer(recipe, len(self.faces))
-        # Averages are matched by position, and Keras does not promise this order to stay the same.
-        self.trainables = list(self.network.trainable_variables)
-        self.optimizer.build(self.trainables)
+        self.optimizer.build(self.network.trainable_variables)
         self.model.compile(optimizer=self.optimizer)
         self.history: list[Row] = []
         self.began = self.stepped = time.perf_counter()
@@ -253,7 +251,7 @@ class _Session:
         if not self.recipe.optimizer.ema:
             return None
         raw = self.network.get_weights()
-        self.optimizer.finalize_variable_values(self.trainables)
+        self.optimizer.finalize_variable_values(self.network.trainable_variables)
         return raw
 
     def validate(self) -> Row:
