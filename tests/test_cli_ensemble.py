@@ -79,7 +79,7 @@ def test_data_give_the_vote_a_temperature_of_its_own(ask, models, tmp_path, face
 def test_fitting_reports_figures_out_of_fold_beside_the_flattering_ones(ask, models, tmp_path):
     done = ask(*models, "-o", tmp_path / "e.onnx", "--fit", "--data", DATA, "--json", tmp_path / "e.json")
     assert done.status == 0
-    for line in ("equal weights, temperature out of fold", "out of fold", "in sample (flattering)"):
+    for line in ("equal weights, temperature out of fold", "out of fold", "in sample (not to be quoted)"):
         assert line in done.out
     first = json.loads((tmp_path / "e.json").read_text())["votes"][0]
     info = read_model(tmp_path / "e.onnx")[1]

@@ -135,6 +135,41 @@ def test_members_of_different_opsets_vote_together(members, crops, tmp_path):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
+def test_a_branch_inside_a_members_graph_keeps_what_it_reads(crops, tmp_path):
+    # `If` has a subgraph per branch; both read `logits_fer2013` of the graph around them.
+    model = onnx.load_from_string(graph_bytes((FER2013,), cam=False))
+    (last,) = (node for node in model.graph.node if "fer2013" in node.output)
+    outcome = onnx.helper.make_tensor_value_info("chosen", onnx.TensorProto.FLOAT, ["N", 7])
+    branches = {
+        f"{name}_branch": onnx.helper.make_graph(
+            [onnx.helper.make_node("Identity", ["logits_fer2013"], ["chosen"], name=f"take_{name}")],
+            name,
+            [],
+            [outcome],
+        )
+        for name in ("then", "else")
+    }
+    choice = onnx.helper.make_node("If", ["yes"], ["branched"], name="choice", **branches)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(True), "yes"))
+    model.graph.node.insert(len(model.graph.node) - 1, choice)
+    last.input[0] = "branched"
+    write_model(model.SerializeToString(), model_info((FER2013,), cam=False), tmp_path / "if.onnx")
+    member = load_member(tmp_path / "if.onnx")
+    found = _write([member, member], tmp_path / "e.onnx").predict(crops)["fer2013"]
+    np.testing.assert_allclose(found, _answers([member], crops)[0]["fer2013"], rtol=0, atol=1e-6)
+
+
+def test_members_with_other_versions_of_foreign_operators_are_refused(members):
+    def with_operators(member, version):
+        model = onnx.load_from_string(member.content)
+        model.opset_import.append(onnx.helper.make_opsetid("com.example", version))
+        return replace(member, content=model.SerializeToString())
+
+    assert combine([with_operators(members[0], 1), with_operators(members[1], 1)], name="voters")
+    with pytest.raises(ModelFileError, match=r"versions 1 and 2 of the operators 'com\.example'"):
+        combine([with_operators(members[0], 1), with_operators(members[1], 2)], name="voters")
+
+
 def test_the_metadata_name_every_member_its_digest_and_its_weight(members, tmp_path):
     _write(members, tmp_path / "e.onnx", weights=[1, 2, 1])
     _, info = read_model(tmp_path / "e.onnx")

@@ -95,9 +95,15 @@ def test_the_json_holds_every_protocol_and_label_set_unrounded(report):
 
 
 def test_a_folder_gets_text_json_and_a_picture_per_label_set_and_protocol(report, tmp_path):
+    scores = report.evaluation.protocols[0].scores
+    protocols = (
+        ProtocolScores("single", scores, None),
+        ProtocolScores("flip", scores[:1], None),
+    )
+    report = replace(report, evaluation=replace(report.evaluation, protocols=protocols))
     written = write_report(report, tmp_path / "out")
     assert {path.name for path in written} == {path.name for path in (tmp_path / "out").iterdir()}
-    assert len(written) == 2 + 2 * 2 * 2
+    assert len(written) == 2 + 2 * (2 + 1)  # without ferplus argmax
     assert (tmp_path / "out" / "report.txt").read_text() == format_report(report)
     for path in written[2:]:
         picture = cv2.imread(str(path))
@@ -157,6 +163,19 @@ def test_names_with_commas_survive_the_table(report, tmp_path):
     update_results(tmp_path / "r.csv", rows_of(odd))
     assert read_results(tmp_path / "r.csv") == rows_of(odd)
     assert (tmp_path / "r.csv").read_text().splitlines()[0] == ",".join(COLUMNS)
+
+
+def test_an_ensemble_says_how_many_members_it_has_and_a_run_that_it_is_not_calibrated(report):
+    ensemble = replace(report, model=replace(FACTS, architecture="ensemble", members=3))
+    assert "ensemble, 3 members," in format_report(ensemble)
+    keras = replace(report, model=replace(FACTS, kind="keras", size_bytes=None))
+    assert "not calibrated yet" in format_report(keras)
+    assert rows_of(keras)[0].size_mib == ""
+
+
+def test_an_empty_file_and_an_absent_one_are_empty_tables(tmp_path):
+    (tmp_path / "empty.csv").write_text("")
+    assert read_results(tmp_path / "empty.csv") == read_results(tmp_path / "absent.csv") == []
 
 
 @pytest.mark.parametrize(

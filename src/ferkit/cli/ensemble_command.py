@@ -139,7 +139,7 @@ def _format_vote(models: Sequence[str], vote: SplitVote, split: str) -> str:
     if vote.weights_fitted:
         rows.append(line("vote, equal weights, temperature out of fold", "", fitted.equal))
     rows.append(line(f"vote, {what} out of fold", "", fitted.out_of_fold))
-    rows.append(line(f"vote, {what} in sample (flattering)", "", fitted.in_sample))
+    rows.append(line(f"vote, {what} in sample (not to be quoted)", "", fitted.in_sample))
     return (
         f"{vote.labels}, {split_label(split)}, {fitted.n:,} faces, single view, "
         f"temperature {fitted.vote.temperature:.3f}\n{table(rows)}"
