@@ -6,12 +6,14 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from numpy.typing import NDArray
+from onnx import TensorProto, helper
 
 import modelzoo
-from ferkit import taxonomy
+from ferkit import onnxbytes, taxonomy
 from ferkit.classifier import FaceClassifier
 from ferkit.crops import views
 from ferkit.errors import ImageError, MissingDependencyError, ModelFileError, TaxonomyError
@@ -97,6 +99,60 @@ def test_maps_average_to_the_logits(classifier: FaceClassifier, crops: NDArray[n
     assert np.allclose(classifier.predict(crops)["ferplus"], expected, atol=1e-5)
 
 
+def test_maps_cost_nothing_unless_they_are_asked_for(tmp_path: Path) -> None:
+    """Nodes that only the maps need are not in the graph that answers `predict`."""
+    content = modelzoo.graph_bytes()
+    heads = onnx.load_from_string(onnxbytes.only_outputs(content, ["ferplus"]))
+    assert [o.name for o in heads.graph.output] == ["ferplus"]
+    assert not any("fer2013" in name for node in heads.graph.node for name in node.output)
+    maps = onnx.load_from_string(onnxbytes.only_outputs(content, ["cam_ferplus"]))
+    assert maps.graph.node[-1].output == ["cam_ferplus"]
+    assert onnxbytes.output_names(content) == ["fer2013", "cam_fer2013", "ferplus", "cam_ferplus"]
+
+
+def test_what_a_branch_reads_is_kept() -> None:
+    """A node inside a branch reads the outer graph's values without naming them as inputs."""
+
+    def branch(name: str, source: str) -> onnx.GraphProto:
+        result = helper.make_tensor_value_info(f"{name}_result", TensorProto.FLOAT, None)
+        return helper.make_graph([helper.make_node("Neg", [source], [f"{name}_result"])], name, [], [result])
+
+    graph = helper.make_graph(
+        [
+            helper.make_node("Relu", ["x"], ["active"]),
+            helper.make_node("Abs", ["x"], ["useless"]),
+            helper.make_node("Exp", ["x"], ["power"]),
+            helper.make_node(
+                "If", ["flag"], ["y"], then_branch=branch("a", "active"), else_branch=branch("b", "power")
+            ),
+        ],
+        "branches",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, [1]),
+            helper.make_tensor_value_info("flag", TensorProto.BOOL, []),
+        ],
+        [helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in ("y", "useless")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    pruned = onnx.load_from_string(onnxbytes.only_outputs(model.SerializeToString(), ["y"]))
+    onnx.checker.check_model(pruned)
+    assert [node.op_type for node in pruned.graph.node] == ["Relu", "Exp", "If"]
+
+
+def test_maps_of_the_wrong_form_are_refused(tmp_path: Path, crops: NDArray[np.uint8]) -> None:
+    model = onnx.load_from_string(modelzoo.graph_bytes((taxonomy.FER2013,)))
+    renamed = {"cam_fer2013": "inner", "logits_fer2013": "cam_fer2013"}
+    for node in model.graph.node:
+        node.output[:] = [renamed.get(name, name) for name in node.output]
+        node.input[:] = [renamed.get(name, name) for name in node.input]
+    del model.graph.output[1].type.tensor_type.shape.dim[2:]
+    info = modelzoo.model_info((taxonomy.FER2013,))
+    wrong = FaceClassifier(write(tmp_path / "m.onnx", model.SerializeToString(), info))
+    assert wrong.predict(crops)["fer2013"].shape == (37, 7)
+    with pytest.raises(ModelFileError, match="cam_fer2013"):
+        wrong.cams(crops)
+
+
 def test_maps_that_are_not_there_are_an_error(tmp_path: Path, crops: NDArray[np.uint8]) -> None:
     plain = FaceClassifier(modelzoo.write_tiny_model(tmp_path / "m.onnx", cam=False))
     with pytest.raises(ModelFileError, match="no class activation maps"):
@@ -171,11 +227,10 @@ def test_a_graph_that_contradicts_its_metadata_is_refused(
 
 
 def test_a_graph_that_no_runtime_opens_is_refused(tmp_path: Path) -> None:
-    from ferkit import onnxbytes
-
-    nonsense = b"\x08\x09" + onnxbytes.encode(onnxbytes.MODEL_GRAPH, onnxbytes.encode(2, b"empty"))
+    model = onnx.load_from_string(modelzoo.graph_bytes())
+    model.graph.node[0].op_type = "Nonsense"
     with pytest.raises(ModelFileError, match="cannot open"):
-        FaceClassifier(write(tmp_path / "m.onnx", nonsense, modelzoo.model_info()))
+        FaceClassifier(write(tmp_path / "m.onnx", model.SerializeToString(), modelzoo.model_info()))
 
 
 def test_a_model_can_come_as_bytes(tmp_path: Path, crops: NDArray[np.uint8]) -> None:

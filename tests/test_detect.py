@@ -137,11 +137,9 @@ def test_colours_reach_the_network_in_the_right_order(
     centerface: CenterFace, astronaut: NDArray[np.uint8]
 ) -> None:
     """A known fault: BGR fed to a network of RGB. The file's own numbers for a fixed input pin the order."""
-    from ferkit.runtime import run_session
-
     rgb = astronaut[:256, 96:352]
     feed = rgb.transpose(2, 0, 1)[None].astype(np.float32)
-    heat = run_session(centerface._session, ["537"], {"input.1": feed})[0]
+    heat = centerface._session.run(["537"], {"input.1": feed})[0]
     (face,) = centerface.detect(rgb)
     assert face.score == pytest.approx(float(heat.max()), abs=1e-5)
 

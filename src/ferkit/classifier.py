@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ferkit import onnxbytes
 from ferkit.crops import Protocol, views
 from ferkit.errors import ImageError, ModelFileError
 from ferkit.modelfile import CAM_PREFIX, INPUT, HeadInfo, ModelInfo, read_model, resolve_model
-from ferkit.runtime import first_line, open_session, run_session, runtime_errors
+from ferkit.runtime import first_line, open_session, runtime_errors
 
 _TOLERANCE = 1e-2  # on the sum of a row; int8 and float16 models round
 
@@ -42,9 +46,15 @@ class FaceClassifier:
         source = model if isinstance(model, bytes) else resolve_model(model)
         content, self._info = read_model(source)
         self._name = self._info.name if isinstance(source, bytes) else str(source)
-        self._session = open_session(
-            content, self._name, fail=ModelFileError, providers=providers, threads=threads
+        self._open = partial(
+            open_session, name=self._name, fail=ModelFileError, providers=providers, threads=threads
         )
+        self._content = content
+        self._maps: dict[str, Any] = {}
+        self._lock = threading.Lock()
+        # Class activation maps have sessions of their own: ONNX Runtime computes every node of a session,
+        # fetched or not.
+        self._session = self._open(onnxbytes.only_outputs(content, self._promised()))
         self._check_graph()
 
     @property
@@ -95,7 +105,7 @@ class FaceClassifier:
             rows = slice(start, start + batch_size)
             shown = views(crops[rows], protocol, shift=self._info.ten_crop_shift)
             for view in shown:
-                for head, answer in zip(heads, self._run(names, view), strict=True):
+                for head, answer in zip(heads, self._run(self._session, names, view), strict=True):
                     self._check_answer(head, answer)
                     sums[head.id][rows] += answer / np.float32(len(shown))
         return sums
@@ -123,20 +133,41 @@ class FaceClassifier:
                 "architectures that end in global average pooling have them"
             )
         name = CAM_PREFIX + head.id
+        with self._lock:
+            if name not in self._maps:
+                self._maps[name] = self._open(onnxbytes.only_outputs(self._content, [name]))
+        session = self._maps[name]
+        # Without a crop, one is made up to learn the shape of the maps.
+        given = crops if len(crops) else np.zeros((1, *crops.shape[1:]), np.uint8)
         parts = [
-            self._run([name], crops[start : start + batch_size])[0]
-            for start in range(0, len(crops), batch_size)
+            self._run(session, [name], given[start : start + batch_size])[0]
+            for start in range(0, len(given), batch_size)
         ]
-        if parts:
-            return np.concatenate(parts)
-        shape = self._run([name], np.zeros((1, *crops.shape[1:]), np.uint8))[0].shape
-        return np.zeros((0, *shape[1:]), np.float32)
+        if any(part.ndim != 4 or part.shape[1] != len(head.labels) for part in parts):
+            raise ModelFileError(
+                f"output {name!r} of {self._name} must be [N, {len(head.labels)}, h, w]. "
+                f"It is {list(parts[0].shape)}"
+            )
+        return np.concatenate(parts)[: len(crops)]
 
-    def _run(self, names: list[str], crops: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+    def _run(self, session: Any, names: list[str], crops: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         try:
-            return run_session(self._session, names, {INPUT: np.ascontiguousarray(crops)})
+            answers: list[NDArray[np.float32]] = session.run(names, {INPUT: np.ascontiguousarray(crops)})
         except runtime_errors() as error:
             raise ModelFileError(f"{self._name} does not run: {first_line(error)}") from error
+        return answers
+
+    def _promised(self) -> list[str]:
+        """Return the names of the heads, after checking that the graph has all that the metadata promises."""
+        heads = [head.id for head in self._info.taxonomies]
+        maps = [CAM_PREFIX + head.id for head in self._info.taxonomies if head.cam]
+        outputs = onnxbytes.output_names(self._content)
+        if absent := [name for name in heads + maps if name not in outputs]:
+            raise ModelFileError(
+                f"the metadata of {self._name} promises output {', '.join(map(repr, absent))}; "
+                f"its graph has {', '.join(outputs)}"
+            )
+        return heads
 
     def _check_crops(self, crops: NDArray[np.uint8], batch_size: int) -> None:
         size = self._info.input_size
@@ -176,13 +207,11 @@ class FaceClassifier:
             raise ModelFileError(
                 f"the graph of {self._name} takes only batches of {shape[0]}; N must be free"
             )
-        outputs = {o.name: (o.type, list(o.shape)) for o in self._session.get_outputs()}
-        for head in self._info.taxonomies:
-            for name, rank in ((head.id, 2), (CAM_PREFIX + head.id, 4))[: 1 + head.cam]:
-                kind, shape = outputs.get(name, ("", []))
-                columns = shape[1] if len(shape) == rank else 0
-                if kind != "tensor(float)" or (isinstance(columns, int) and columns != len(head.labels)):
-                    raise ModelFileError(
-                        f"the metadata of {self._name} promises output {name!r} with {len(head.labels)} "
-                        f"columns; its graph has {outputs}"
-                    )
+        for output in self._session.get_outputs():
+            labels = len(self._info.head(output.name).labels)
+            columns = output.shape[1] if len(output.shape) == 2 else 0
+            if output.type != "tensor(float)" or (isinstance(columns, int) and columns != labels):
+                raise ModelFileError(
+                    f"the metadata of {self._name} promises output {output.name!r} with {labels} columns; "
+                    f"in its graph it is {output.type} {output.shape}"
+                )

@@ -1,13 +1,10 @@
-"""Opening and running ONNX Runtime sessions: its providers, its threads, its errors."""
+"""Opening ONNX Runtime sessions: its providers, its threads, its errors."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from ferkit.errors import FerkitError, MissingDependencyError
 
@@ -59,23 +56,6 @@ def open_session(
             f"ONNX Runtime has {', '.join(absent)}, and cannot start it on this machine"
         )
     return session
-
-
-def run_session(
-    session: Any, outputs: Sequence[str], feed: Mapping[str, NDArray[Any]]
-) -> list[NDArray[np.float32]]:
-    """Compute only what the named outputs need, and return them.
-
-    Raises:
-        Exception: One of :func:`runtime_errors`.
-    """
-    from onnxruntime import RunOptions
-
-    options = RunOptions()
-    # Without it every node runs, asked for or not: heads and maps that nobody wants would cost.
-    options.only_execute_path_to_fetches = True
-    answers: list[NDArray[np.float32]] = session.run(list(outputs), dict(feed), options)
-    return answers
 
 
 def usable_cores() -> int:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ferkit import onnxbytes
 from ferkit.detect.base import Detection, suppress
 from ferkit.errors import DetectorError
-from ferkit.runtime import first_line, open_session, run_session, runtime_errors
+from ferkit.runtime import first_line, open_session, runtime_errors
 
 _STRIDE = 4
 _MULTIPLE = 32  # sides of the input
@@ -36,7 +36,6 @@ _WORTH_A_LOOK = 1.1  # a zoom below it shows nothing new
 
 _INPUT = b"input.1"
 _OUTPUTS = ("537", "538", "539", "540")  # heat map, sizes, offsets, landmarks
-_GRAPH_INPUT, _GRAPH_OUTPUT = 11, 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +80,12 @@ def free_sizes(model: bytes) -> bytes:
             continue
         graph = bytearray()
         for part in onnxbytes.fields(model, field.value, field.end):
-            if part.number not in (_GRAPH_INPUT, _GRAPH_OUTPUT):
+            if part.number not in (onnxbytes.GRAPH_INPUT, onnxbytes.GRAPH_OUTPUT):
                 graph += model[part.begin : part.end]
                 continue
             inner = {f.number: f for f in onnxbytes.fields(model, part.value, part.end)}
             name = model[inner[1].value : inner[1].end]
-            if part.number == _GRAPH_OUTPUT or name == _INPUT:
+            if part.number == onnxbytes.GRAPH_OUTPUT or name == _INPUT:
                 graph += onnxbytes.encode(part.number, _value_info(name))
         content += onnxbytes.encode(onnxbytes.MODEL_GRAPH, bytes(graph))
     return bytes(content)
@@ -216,7 +215,7 @@ class CenterFace:
         padded = np.zeros(shape, np.float32)
         padded[0, :, :height, :width] = tile.transpose(2, 0, 1)
         try:
-            outputs = run_session(self._session, _OUTPUTS, {_INPUT.decode(): padded})
+            outputs = self._session.run(_OUTPUTS, {_INPUT.decode(): padded})
         except runtime_errors() as error:
             raise DetectorError(f"CenterFace fails: {first_line(error)}") from error
         found = decode(outputs, self._min_score)
