@@ -168,9 +168,7 @@ def test_copies_fill_every_class_up_to_the_largest():
 
 
 def test_oversampling_keeps_the_length_and_evens_the_classes():
-    rows = np.concatenate(
-        [balanced_rows(LABELS, "oversample", np.random.default_rng(k)) for k in range(60)]
-    )
+    rows = np.concatenate([balanced_rows(LABELS, "oversample", np.random.default_rng(k)) for k in range(60)])
     assert len(rows) == 6000
     # Four standard deviations of a third over 6,000.
     assert np.bincount(LABELS[rows]) / 6000 == pytest.approx(np.full(3, 1 / 3), abs=0.025)

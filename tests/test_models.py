@@ -89,7 +89,9 @@ def test_a_smaller_view_ignores_the_border():
     framed = faces.copy()
     framed[:, :4] = framed[:, -4:] = 0
     framed[:, :, :4] = framed[:, :, -4:] = 255
-    np.testing.assert_array_equal(predict_logits(model, faces)["fer2013"], predict_logits(model, framed)["fer2013"])
+    np.testing.assert_array_equal(
+        predict_logits(model, faces)["fer2013"], predict_logits(model, framed)["fer2013"]
+    )
 
 
 def test_the_registry_finds_names_by_pattern():

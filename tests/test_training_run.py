@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -76,9 +75,7 @@ class StopAt(Quiet):
 
 
 def numbers(history):
-    return [
-        {k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in history
-    ]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in history]
 
 
 def test_the_folder_holds_all_that_made_the_run(finished, faces):
@@ -217,7 +214,7 @@ def test_other_settings_train_too(faces, tmp_path):
         schedule={"name": "plateau", "patience": 1, "factor": 0.5},
     )
     history = train(recipe, faces, tmp_path / "o", tensorboard=False).history
-    assert [row["learning_rate"] for row in history][0] == pytest.approx(0.01)
+    assert history[0]["learning_rate"] == pytest.approx(0.01)
     assert "ferplus_loss" not in history[0]
 
 
@@ -289,7 +286,7 @@ def test_runs_that_cannot_start_say_why(finished, faces, tmp_path, arrange, mess
     with pytest.raises(Exception, match=message) as caught:
         arrange(finished, faces, tmp_path / "new")
     assert type(caught.value).__module__ == "ferkit.errors"
-    assert not os.path.exists(tmp_path / "new" / "run.json")
+    assert not (tmp_path / "new" / "run.json").exists()
 
 
 def test_a_ferplus_head_needs_votes(faces, tmp_path):

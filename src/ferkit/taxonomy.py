@@ -36,7 +36,7 @@ class Taxonomy:
             )
         if len(set(self.labels)) != len(self.labels) or not all(self.labels):
             raise TaxonomyError(
-                f"labels of taxonomy {self.id!r} must be distinct and not empty. Received: {list(self.labels)}"
+                f"labels of {self.id!r} must be distinct and not empty. Received: {list(self.labels)}"
             )
 
     def __len__(self) -> int:

@@ -14,7 +14,7 @@ are, weighted by the inverse frequency of their class."""
 
 
 def class_weights(labels: NDArray[np.int64], classes: int) -> NDArray[np.float32]:
-    """Return float32 ``[classes]``: inverse frequencies whose mean over the rows is 1; 0 for an absent class."""
+    """Return float32 ``[classes]``: inverse frequencies, of mean 1 over the rows; 0 for an absent class."""
     counts = np.bincount(labels, minlength=classes)
     present = counts > 0
     weights = np.zeros(classes, np.float32)
@@ -22,9 +22,7 @@ def class_weights(labels: NDArray[np.int64], classes: int) -> NDArray[np.float32
     return weights
 
 
-def balanced_rows(
-    labels: NDArray[np.int64], balance: str, rng: np.random.Generator
-) -> NDArray[np.int64]:
+def balanced_rows(labels: NDArray[np.int64], balance: str, rng: np.random.Generator) -> NDArray[np.int64]:
     """Return the rows of one epoch, shuffled.
 
     Args:

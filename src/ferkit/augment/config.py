@@ -40,9 +40,7 @@ class AugmentConfig(BaseModel):
             raise ValueError(f"zoom must be 0.2 <= low <= high <= 5, not {list(self.zoom)}")
         low, high = self.erasing_area
         if not 0 < low <= high < 1:
-            raise ValueError(
-                f"erasing_area must be 0 < low <= high < 1, not {list(self.erasing_area)}"
-            )
+            raise ValueError(f"erasing_area must be 0 < low <= high < 1, not {list(self.erasing_area)}")
         return self
 
     @property

@@ -99,7 +99,7 @@ class Augmenter(keras.layers.Layer):
         return ops.clip((x - mean) * contrast + mean + light, 0, 255)
 
     def _box(self, n: Any, side: int, area: Any, aspect: Any) -> Any:
-        """Masks float32 ``[N, S, S, 1]``: 1 inside a box of that share of the image, about a random middle."""
+        """Masks float32 ``[N, S, S, 1]``: 1 inside a box of that share of the image, its middle random."""
         column = (-1, 1, 1, 1)
         grid = ops.arange(side, dtype="float32") + 0.5
         half_height = ops.sqrt(area * aspect) * side / 2
@@ -134,14 +134,14 @@ class Augmenter(keras.layers.Layer):
         if c.cutmix:
             drawn = random.beta((n,), c.cutmix, c.cutmix, seed=self.generator)
             mask = self._box(n, side, 1 - drawn, ops.ones_like(drawn))
-            mask = mask * ops.reshape(
-                ops.cast(ops.logical_and(on, cut), "float32"), (-1, 1, 1, 1)
-            )
+            mask = mask * ops.reshape(ops.cast(ops.logical_and(on, cut), "float32"), (-1, 1, 1, 1))
             mixed = mixed * (1 - mask) + other * mask
             # A box that leaves the image pastes less than was drawn: the share is what was pasted.
             share = share * (1 - ops.mean(mask, axis=(1, 2, 3)))
         column = ops.reshape(share, (-1, 1))
-        blend = {k: ops.roll(t, 1, axis=0) + column * (t - ops.roll(t, 1, axis=0)) for k, t in targets.items()}
+        blend = {
+            k: ops.roll(t, 1, axis=0) + column * (t - ops.roll(t, 1, axis=0)) for k, t in targets.items()
+        }
         return mixed, blend
 
     def get_config(self) -> dict[str, Any]:

@@ -21,7 +21,9 @@ def export(
         Path | None, typer.Option("--out", "-o", help="The model file.  [default: RUN/model.onnx]")
     ] = None,
     votes: VotesOption = None,
-    name: Annotated[str | None, typer.Option("--name", help="The model's name.  [default: the recipe's]")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="The model's name.  [default: the recipe's]")
+    ] = None,
     version: Annotated[str, typer.Option("--version", help="The model's version.")] = "1",
     precision: Annotated[
         str, typer.Option("--precision", help="How weights are stored: float32 or float16.")
@@ -33,7 +35,9 @@ def export(
         Path | None,
         typer.Option("--training-weights", help="Write the weights for --init as well (Keras, float16)."),
     ] = None,
-    cams: Annotated[bool, typer.Option(help="Add class activation maps where the network gives them.")] = True,
+    cams: Annotated[
+        bool, typer.Option(help="Add class activation maps where the network gives them.")
+    ] = True,
     notes: Annotated[str, typer.Option("--notes", help="For people; kept in the file.")] = "",
 ) -> None:
     """Write a run's network as one self-describing ONNX file.
@@ -68,8 +72,8 @@ def export(
     )
     info = release.info
     print(
-        f"{release.path}: {release.bytes / 2**20:.2f} MiB, {info.parameters:,} parameters, {info.mmac:.1f} MMAC, "
-        f"{info.precision} weights"
+        f"{release.path}: {release.bytes / 2**20:.2f} MiB, {info.parameters:,} parameters, "
+        f"{info.mmac:.1f} MMAC, {info.precision} weights"
     )
     print(
         f"against the Keras network: largest difference {release.difference:.1e}, "

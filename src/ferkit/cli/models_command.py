@@ -67,7 +67,7 @@ def models(
         out.print("no embedded model")
     for e in embedded:
         out.print(
-            f"embedded: {e['name']}  {e['architecture']}, {e['parameters']:,} parameters, {e['mmac']:.1f} MMAC, "
-            f"{e['bytes'] / 2**20:.2f} MiB, answers in {', '.join(e['taxonomies'])}"
+            f"embedded: {e['name']}  {e['architecture']}, {e['parameters']:,} parameters, "
+            f"{e['mmac']:.1f} MMAC, {e['bytes'] / 2**20:.2f} MiB, answers in {', '.join(e['taxonomies'])}"
             + (f"; train --init {e['name']}" if e["fine_tunes"] else "")
         )

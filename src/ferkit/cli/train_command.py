@@ -90,10 +90,11 @@ def train(
         if on:
             changes.append(f"{key}=true")
     if resume is not None:
-        if recipe is not None or init is not None or out is not None or len(changes) > (epochs is not None):
+        others = [change for change in changes if not change.startswith("epochs=")]
+        if recipe is not None or init is not None or out is not None or others:
             raise RecipeError(
-                "--resume goes on with the run as it was: it takes neither a recipe, nor --init or --out, and "
-                "no change to the recipe but --epochs"
+                "--resume goes on with the run as it was: it takes neither a recipe, nor --init or --out, "
+                "and no change to the recipe but --epochs"
             )
         chosen, folder = load_recipe(resume / RECIPE, changes), resume
     elif recipe is None:
@@ -193,9 +194,7 @@ class _Progress:
 
     def epoch_done(self, row: dict[str, float]) -> None:
         """Print the epoch's row."""
-        extra = (
-            f"  FER+ {100 * row['val_ferplus_accuracy']:.2f} %" if "val_ferplus_accuracy" in row else ""
-        )
+        extra = f"  FER+ {100 * row['val_ferplus_accuracy']:.2f} %" if "val_ferplus_accuracy" in row else ""
         left = (self.epochs - row["epoch"]) * row["seconds"]
         self.console.print(
             f"epoch {row['epoch']:.0f}/{self.epochs}  loss {row['loss']:.4f}  "

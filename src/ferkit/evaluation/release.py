@@ -19,7 +19,7 @@ from ferkit.data.cartoon import draw_faces
 from ferkit.data.dataset import FaceDataset
 from ferkit.errors import ModelFileError, TrainingError
 from ferkit.evaluation.calibration import fit_temperature
-from ferkit.evaluation.evaluate import SELECTION_SPLIT, Evaluation, evaluate, targets_for
+from ferkit.evaluation.evaluate import SELECTION_SPLIT, Evaluation, Target, evaluate, targets_for
 from ferkit.modelfile import HeadInfo, ModelInfo, write_model
 from ferkit.taxonomy import FERPLUS
 from ferkit.training.export import has_cam, to_onnx
@@ -207,13 +207,15 @@ def _check(precision: str, difference: float, agreement: float) -> None:
         )
     if not agreement >= AGREEMENT:
         raise ModelFileError(
-            f"with {precision} weights only {100 * agreement:.2f} % of the faces get the same label; at least "
-            f"{100 * AGREEMENT} % must, so nothing was written"
+            f"with {precision} weights only {100 * agreement:.2f} % of the faces get the same label; at "
+            f"least {100 * AGREEMENT} % must, so nothing was written"
         )
 
 
 def _check_accuracy(
-    expected: Mapping[str, NDArray[Any]], answered: Mapping[str, NDArray[Any]], targets: Any
+    expected: Mapping[str, NDArray[Any]],
+    answered: Mapping[str, NDArray[Any]],
+    targets: tuple[Target, ...],
 ) -> None:
     for target in targets:
         head, keep = target.taxonomy.id, target.keep
@@ -221,8 +223,8 @@ def _check_accuracy(
         after = float((answered[head].argmax(1) == target.labels)[keep].mean())
         if abs(before - after) > POINTS:
             raise ModelFileError(
-                f"reduced precision moves {target.name} from {100 * before:.2f} to {100 * after:.2f} %; at most "
-                f"{100 * POINTS} points are allowed, so nothing was written"
+                f"reduced precision moves {target.name} from {100 * before:.2f} to {100 * after:.2f} %; at "
+                f"most {100 * POINTS} points are allowed, so nothing was written"
             )
 
 

@@ -71,9 +71,7 @@ def get_architecture(name: str) -> Architecture:
         raise ModelError(f"unknown architecture {name!r}; known are {', '.join(ARCHITECTURES)}")
     module = importlib.import_module(ARCHITECTURES[name])
     summary = (module.__doc__ or "").strip().splitlines()[0]
-    return Architecture(
-        name, summary, module.Params, module.features, getattr(module, "head", None)
-    )
+    return Architecture(name, summary, module.Params, module.features, getattr(module, "head", None))
 
 
 def parse_params(name: str, params: Mapping[str, Any]) -> ArchitectureParams:
@@ -127,9 +125,7 @@ def build_model(
             raise ModelError(f"head {taxonomy_id!r} needs two classes or more. Received: {classes}")
     view = parsed.view_size or input_size
     if not 8 <= view <= input_size or (input_size - view) % 2:
-        raise ModelError(
-            f"view_size must lie in 8..{input_size} and leave an even border. Received: {view}"
-        )
+        raise ModelError(f"view_size must lie in 8..{input_size} and leave an even border. Received: {view}")
     previous = keras.config.dtype_policy()
     keras.config.set_dtype_policy(dtype)
     try:

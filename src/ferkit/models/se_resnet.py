@@ -1,4 +1,4 @@
-"""A residual network with squeeze-and-excitation and global average pooling; width and depth are parameters."""
+"""A residual network with squeeze-and-excitation and global pooling; width and depth are parameters."""
 
 from __future__ import annotations
 

@@ -25,9 +25,7 @@ def features(x: Any, params: Params) -> Any:
 
     if len(params.filters) != len(params.convolutions):
         raise ValueError("filters and convolutions need one entry per stage")
-    for stage, (filters, count) in enumerate(
-        zip(params.filters, params.convolutions, strict=True)
-    ):
+    for stage, (filters, count) in enumerate(zip(params.filters, params.convolutions, strict=True)):
         if stage:
             x = layers.MaxPooling2D(2)(x)
             if params.stage_dropout:

@@ -68,9 +68,7 @@ def to_onnx(
     with tempfile.TemporaryDirectory() as folder, _quiet():
         path = Path(folder) / "model.onnx"
         signature = [keras.InputSpec(dtype="uint8", shape=(None, size, size), name=INPUT)]
-        model.export(
-            str(path), format="onnx", verbose=False, input_signature=signature, opset_version=_OPSET
-        )
+        model.export(str(path), format="onnx", verbose=False, input_signature=signature, opset_version=_OPSET)
         proto = onnx.load(str(path))
     _name_outputs(proto, names, [tuple(o.shape[1:]) for o in outputs])
     proto.producer_name, proto.producer_version, proto.doc_string = "ferkit", "", ""
@@ -121,9 +119,7 @@ def _store_float16(proto: Any) -> None:
             raise ModelFileError(f"weights of {tensor.name} exceed float16; export with --precision float32")
         stored = f"{tensor.name}/float16"
         kept.append(numpy_helper.from_array(small, stored))
-        nodes.append(
-            onnx.helper.make_node("Cast", [stored], [tensor.name], to=onnx.TensorProto.FLOAT)
-        )
+        nodes.append(onnx.helper.make_node("Cast", [stored], [tensor.name], to=onnx.TensorProto.FLOAT))
     nodes += list(graph.node)
     del graph.initializer[:], graph.node[:]
     graph.initializer.extend(kept)

@@ -61,12 +61,13 @@ class TrainingModel(keras.Model):  # type: ignore[misc]
 
     def compute_loss(  # noqa: D102
         self,
-        x: Any = None,  # noqa: ARG002
-        y: Any = None,  # noqa: ARG002
+        x: Any = None,
+        y: Any = None,
         y_pred: Any = None,
-        sample_weight: Any = None,  # noqa: ARG002
-        training: bool = True,  # noqa: ARG002
+        sample_weight: Any = None,
+        training: bool = True,
     ) -> Any:
+        del x, y, sample_weight, training  # all is in what call() returned
         losses = self._cross_entropies(y_pred)
         objective = sum(self.head_weights[head] * loss for head, loss in losses.items())
         for head, loss in losses.items():
@@ -83,8 +84,9 @@ class TrainingModel(keras.Model):  # type: ignore[misc]
         return objective
 
     def compute_metrics(  # noqa: D102
-        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None  # noqa: ARG002
+        self, x: Any, y: Any, y_pred: Any, sample_weight: Any = None
     ) -> dict[str, Any]:
+        del x, y, y_pred, sample_weight  # compute_loss() has updated the trackers
         return {name: tracker.result() for name, tracker in self.trackers.items()}
 
     @property

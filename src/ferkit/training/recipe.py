@@ -58,7 +58,7 @@ class DataPart(_Part):
 
 
 class OptimizerPart(_Part):
-    """The optimiser. ``weight_decay`` is decoupled for adamw, else half its square norm's factor in the loss."""
+    """The optimiser; ``weight_decay`` is decoupled for adamw, else a factor of half the square norm."""
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
     learning_rate: float = Field(1e-3, gt=0, le=10)
@@ -101,9 +101,7 @@ class Recipe(_Part):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     mixed_precision: Literal["off", "bfloat16", "float16"] = "off"
     deterministic: bool = Field(False, description="deterministic operations, somewhat slower")
-    early_stopping: int = Field(
-        0, ge=0, description="epochs without a better validation accuracy; 0 is off"
-    )
+    early_stopping: int = Field(0, ge=0, description="epochs without a better validation accuracy; 0 is off")
     model: ModelPart
     heads: HeadsPart = HeadsPart()
     data: DataPart = DataPart()

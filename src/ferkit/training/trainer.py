@@ -174,9 +174,7 @@ class _Session:
         }
 
     def meta(self) -> dict[str, Any]:
-        return runs.weights_meta(
-            self.recipe, tuple(h.taxonomy for h in self.heads), self.training.size
-        )
+        return runs.weights_meta(self.recipe, tuple(h.taxonomy for h in self.heads), self.training.size)
 
     def begin_epoch(self, epoch: int) -> None:
         self.faces.set_epoch(epoch)
@@ -216,7 +214,9 @@ class _Session:
         weights = state.network_arrays(self.network, self.names)
         if raw is not None:
             self.network.set_weights(raw)
-        row["learning_rate"] = float(np.asarray(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(self.optimizer.learning_rate))))
+        row["learning_rate"] = float(
+            np.asarray(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(self.optimizer.learning_rate)))
+        )
         row["seconds"] = round(seconds, 3)
         row["images_per_second"] = round(len(self.faces) * self.faces.batch / seconds, 1)
         if not all(math.isfinite(value) for value in row.values()):
@@ -242,9 +242,7 @@ class _Session:
         self.watcher.epoch_done(row)
 
     def draw(self) -> None:
-        draw_curves(
-            self.folder / runs.CURVES, self.history, f"{self.recipe.name}, seed {self.recipe.seed}"
-        )
+        draw_curves(self.folder / runs.CURVES, self.history, f"{self.recipe.name}, seed {self.recipe.seed}")
 
     def average_in(self) -> list[Any] | None:
         """Put the averaged weights into the network; return what stood there, or None without EMA."""

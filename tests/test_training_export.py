@@ -1,0 +1,209 @@
+"""Export: the file answers as the network does, says all about itself, and is refused where it does not."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from ferkit.classifier import FaceClassifier
+from ferkit.errors import ModelFileError, TrainingError
+from ferkit.modelfile import read_model
+
+pytest.importorskip("keras", reason="needs ferkit[train]")
+
+import keras
+
+from ferkit.data import load_dataset
+from ferkit.evaluation import release
+from ferkit.models import build_model
+from ferkit.taxonomy import FERPLUS, Taxonomy
+from ferkit.training import runs, state
+from ferkit.training.export import to_onnx
+from ferkit.training.inference import predict_logits, predict_probabilities
+from ferkit.training.recipe import dump_recipe, parse_recipe
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def faces():
+    return load_dataset("cartoon:400:3", cache=False)
+
+
+@pytest.fixture(scope="module")
+def run(faces, tmp_path_factory):
+    """A run's folder with fresh weights: what export needs of one, without the training."""
+    recipe = parse_recipe(
+        {
+            "name": "tiny",
+            "seed": 4,
+            "model": {
+                "name": "se-resnet",
+                "params": {"stem": 4, "filters": [8, 12], "blocks": [1, 1], "view_size": 44},
+            },
+            "heads": {"label": 1.0, "ferplus": 1.0},
+        }
+    )
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    folder.mkdir()
+    taxonomies = (faces.taxonomy, FERPLUS)
+    heads = tuple(t.id for t in taxonomies)
+    network = build_model("se-resnet", {t.id: len(t) for t in taxonomies}, **recipe.model.params)
+    rng = np.random.default_rng(0)
+    for weight in network.weights:
+        # Batch normalisation with statistics other than 0 and 1, so that folding has something to fold.
+        name = weight.path.rsplit("/")[-1]
+        if name in ("moving_mean", "beta"):
+            weight.assign(rng.normal(0, 0.2, weight.shape))
+        elif name in ("moving_variance", "gamma"):
+            weight.assign(rng.uniform(0.5, 1.5, weight.shape))
+    # A head fitted by least squares: it knows something, so that a temperature has a best value.
+    pooled = keras.Model(network.input, network.get_layer("pool_fer2013").output)
+    features = pooled.predict(faces.images[..., None].astype(np.float32), verbose=0)
+    known = np.column_stack([features, np.ones(len(faces))])
+    solved = np.linalg.lstsq(known, np.eye(7)[faces.labels], rcond=None)[0]
+    dense = network.get_layer("logits_fer2013")
+    dense.kernel.assign(20 * solved[:-1])
+    dense.bias.assign(20 * solved[-1])
+    state.write_archive(
+        folder / runs.WEIGHTS, state.network_arrays(network, heads), runs.weights_meta(recipe, taxonomies, 48)
+    )
+    (folder / runs.RECIPE).write_text(dump_recipe(recipe), "utf-8")
+    (folder / runs.HISTORY).write_text("[]", "utf-8")
+    facts = {
+        "state": "finished",
+        "parameters": network.count_params(),
+        "mmac": 1.5,
+        "started": "2026-01-01T00:00:00+00:00",
+        "seconds": 60.0,
+        "data": {"fingerprint": faces.fingerprint, "validation_split": "PublicTest"},
+        "machine": {},
+        "versions": {},
+    }
+    (folder / runs.RUN).write_text(json.dumps(facts), "utf-8")
+    return runs.load_run(folder)
+
+
+@pytest.fixture(scope="module")
+def exported(run, faces, tmp_path_factory):
+    return release.export_run(run, tmp_path_factory.mktemp("out") / "m.onnx", faces, name="m", version="3")
+
+
+def test_the_file_answers_as_the_keras_network(run, exported, faces):
+    images = np.asarray(faces.images[:50])
+    temperatures = {head.id: head.temperature for head in exported.info.taxonomies}
+    classifier = FaceClassifier(exported.path)
+    for protocol in ("single", "flip", "ten-crop"):
+        # A network that sees 44 of 48 pixels is shifted by the two that it cuts off on each side.
+        expected = predict_probabilities(
+            run.network(), images, protocol=protocol, temperatures=temperatures, shift=2
+        )
+        answered = classifier.predict(images, protocol=protocol)
+        for head, array in expected.items():
+            np.testing.assert_allclose(answered[head], array, atol=1e-4, err_msg=f"{head} {protocol}")
+
+
+def test_the_file_says_what_made_it(run, exported, faces):
+    info = read_model(exported.path)[1]
+    assert info == exported.info
+    assert (info.name, info.version, info.architecture) == ("m", "3", "se-resnet")
+    assert info.default_taxonomy == "fer2013"
+    assert (info.input_size, info.view_size) == (48, 44)
+    assert info.recipe == run.recipe.model_dump(mode="json")
+    assert info.data["fingerprint"] == faces.fingerprint
+    assert info.licence
+    measured = {(m["protocol"], m["labels"], m["without_leaks"]) for m in info.metrics}
+    assert ("ten-crop", "ferplus majority", False) in measured
+    assert all(m["selection_split"] for m in info.metrics)
+
+
+def test_temperatures_minimise_the_loss_on_the_selection_split(run, exported, faces):
+    test = faces.of_split("PublicTest")
+    logits = predict_logits(run.network(), np.asarray(test.images))["fer2013"].astype(np.float64)
+
+    def loss(temperature):
+        scaled = logits / temperature
+        log_p = scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True))
+        return -log_p[np.arange(len(test)), test.labels].mean()
+
+    best = exported.info.head("fer2013").temperature
+    assert 0.1 < best < 10
+    assert loss(best) <= min(loss(best * 0.98), loss(best * 1.02))
+
+
+def test_activation_maps_average_to_the_logits(run, exported, faces):
+    images = np.asarray(faces.images[:5])
+    maps = FaceClassifier(exported.path).cams(images, "fer2013")
+    assert maps.shape == (5, 7, 11, 11)
+    bias = np.asarray(run.network().get_layer("logits_fer2013").bias)
+    np.testing.assert_allclose(
+        maps.mean(axis=(2, 3)) + bias, predict_logits(run.network(), images)["fer2013"], rtol=1e-4, atol=5e-4
+    )
+
+
+def test_a_network_without_pooling_has_no_maps():
+    graph = to_onnx(build_model("seed-cnn", {"fer2013": 7}, dense=[8]), {})
+    import onnx
+
+    assert [out.name for out in onnx.load_from_string(graph).graph.output] == ["fer2013"]
+
+
+def test_float16_weights_halve_the_file_and_keep_the_labels(run, faces, exported, tmp_path):
+    small = release.export_run(run, tmp_path / "s.onnx", faces, precision="float16", cams=False)
+    assert small.bytes < exported.bytes
+    assert small.agreement >= 0.995
+    assert small.info.precision == "float16"
+    assert not small.info.head("fer2013").cam
+
+
+def test_a_file_that_answers_differently_is_not_written(run, faces, tmp_path, monkeypatch):
+    import onnx
+    from onnx import numpy_helper
+
+    def bent(*args, **kwargs):
+        proto = onnx.load_from_string(to_onnx(*args, **kwargs))
+        kernel = max(proto.graph.initializer, key=lambda t: len(t.raw_data))
+        kernel.CopyFrom(numpy_helper.from_array(1.5 * numpy_helper.to_array(kernel), kernel.name))
+        return proto.SerializeToString()
+
+    monkeypatch.setattr(release, "to_onnx", bent)
+    with pytest.raises(ModelFileError, match="nothing was written"):
+        release.export_run(run, tmp_path / "bent.onnx", faces)
+    assert not list(tmp_path.iterdir())
+
+
+def test_reduced_precision_must_keep_labels_and_accuracy():
+    with pytest.raises(ModelFileError, match=r"only 99.00 % of the faces get the same label"):
+        release._check("float16", 1e-3, 0.99)
+    right = np.eye(7, dtype=np.float32)[np.arange(500) % 7]
+    wrong = right.copy()
+    wrong[0] = wrong[0, ::-1]
+    target = release.Target(
+        "fer2013", Taxonomy("fer2013", tuple("abcdefg")), np.arange(500) % 7, np.ones(500, bool)
+    )
+    with pytest.raises(ModelFileError, match=r"from 100.00 to 99.80 %"):
+        release._check_accuracy({"fer2013": right}, {"fer2013": wrong}, (target,))
+
+
+@pytest.mark.parametrize("precision", ["int4", "double"])
+def test_an_unknown_precision_is_refused(precision):
+    with pytest.raises(ModelFileError, match="unknown precision"):
+        to_onnx(build_model("seed-cnn", {"a": 2}, dense=[4]), {}, precision=precision)
+
+
+def test_a_head_without_labels_cannot_be_calibrated(run, faces, tmp_path):
+    from dataclasses import replace
+
+    with pytest.raises(TrainingError, match=r"ferplus cannot be fitted.*--votes"):
+        release.export_run(run, tmp_path / "x.onnx", replace(faces, votes=None))
+
+
+def test_training_weights_in_float16_start_a_network(run, tmp_path):
+    size = release.write_training_weights(run, tmp_path / "w.npz")
+    assert size == (tmp_path / "w.npz").stat().st_size
+    again = runs.load_weights(tmp_path / "w.npz")
+    images = np.random.default_rng(1).integers(0, 256, (4, 48, 48), dtype=np.uint8)
+    before, after = (predict_logits(r.network(), images)["fer2013"] for r in (run, again))
+    np.testing.assert_allclose(after, before, atol=0.02)
