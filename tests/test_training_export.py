@@ -150,12 +150,24 @@ def test_a_network_without_pooling_has_no_maps():
     assert [out.name for out in onnx.load_from_string(graph).graph.output] == ["fer2013"]
 
 
-def test_float16_weights_halve_the_file_and_keep_the_labels(run, faces, exported, tmp_path):
-    small = release.export_run(run, tmp_path / "s.onnx", faces, precision="float16", cams=False)
-    assert small.bytes < exported.bytes
-    assert small.agreement >= 0.995
-    assert small.info.precision == "float16"
-    assert not small.info.head("fer2013").cam
+def test_float16_weights_make_a_smaller_file_of_nearly_the_same_answers(run, faces, exported, tmp_path):
+    graph = to_onnx(run.network(), {}, cams=False, precision="float16")
+    info = exported.info.model_copy(
+        update={
+            "precision": "float16",
+            "taxonomies": tuple(
+                h.model_copy(update={"cam": False, "temperature": 1.0}) for h in exported.info.taxonomies
+            ),
+        }
+    )
+    path = tmp_path / "small.onnx"
+    release.write_model(graph, info, path)
+    assert path.stat().st_size < exported.bytes
+    images = np.asarray(faces.images[:100])
+    expected = predict_probabilities(run.network(), images)
+    for head, array in FaceClassifier(path).predict(images).items():
+        # Float16 keeps 11 bits: 0.05 % of each weight, some times over through five layers.
+        np.testing.assert_allclose(array, expected[head], atol=0.01)
 
 
 def test_a_file_that_answers_differently_is_not_written(run, faces, tmp_path, monkeypatch):

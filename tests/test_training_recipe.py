@@ -121,7 +121,11 @@ def test_steps_fall_at_their_epochs_after_a_warm_up():
 
 def test_a_plateau_rate_follows_from_the_history():
     recipe = parse_recipe(
-        {**MINIMAL, "optimizer": {"learning_rate": 1.0}, "schedule": {"name": "plateau", "patience": 2, "factor": 0.5}}
+        {
+            **MINIMAL,
+            "optimizer": {"learning_rate": 1.0},
+            "schedule": {"name": "plateau", "patience": 2, "factor": 0.5},
+        }
     )
     losses = [3.0, 2.0, 2.1, 2.2, 1.9, 2.0, 2.0, 2.0, 2.0]
     found = [plateau_rate(recipe, losses[:k]) for k in range(len(losses) + 1)]

@@ -74,3 +74,32 @@ def remark(text: str) -> None:
 def print_json(content: Any) -> None:
     """Print ``content`` as indented JSON on stdout; numbers that are not finite are refused."""
     print(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False))
+
+
+def load_keras() -> None:
+    """Import Keras with its backend, and keep what TensorFlow writes while it starts off stderr.
+
+    TensorFlow's own switch for it does not reach lines that are written before its log is set up. If the
+    import fails, they are printed after all.
+
+    Raises:
+        MissingDependencyError: If the extra ``train`` is not installed.
+    """
+    import tempfile
+
+    from ferkit.extras import require
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held:
+        stderr = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            require("keras", "train")
+        except BaseException:
+            held.seek(0)
+            os.write(stderr, held.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)

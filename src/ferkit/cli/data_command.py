@@ -14,6 +14,7 @@ from ferkit.cli.common import (
     JsonOption,
     VotesOption,
     console,
+    load_keras,
     new_app,
     print_json,
     remark,
@@ -168,9 +169,7 @@ def show(
 
 def _augmented(images: NDArray[np.uint8], augmentation: str, seed: int) -> NDArray[np.uint8]:
     """Return augmented copies; this alone of ``ferkit data`` needs the extra ``train``."""
-    import os
-
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    load_keras()
     from ferkit.augment import augment_preview
 
     return augment_preview(images, augmentation, seed)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ferkit.cli.common import DataOption, DropFlatOption, SplitOption, VotesOption, new_app, remark
+from ferkit.cli.common import (
+    DataOption,
+    DropFlatOption,
+    SplitOption,
+    VotesOption,
+    load_keras,
+    new_app,
+    remark,
+)
 
 app = new_app()
 
@@ -67,7 +74,8 @@ def evaluate(
     negative log-likelihood and expected calibration error; with --votes also on the FER+ labels, by both
     protocols.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if model is not None and Path(model).is_dir():
+        load_keras()
     from datetime import UTC, datetime
 
     from ferkit import __version__, files

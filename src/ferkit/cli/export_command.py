@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ferkit.cli.common import DataOption, VotesOption, new_app
+from ferkit.cli.common import DataOption, VotesOption, load_keras, new_app
 
 app = new_app()
 
@@ -45,11 +44,10 @@ def export(
     Temperatures are fitted and metrics measured on the run's validation split (FER2013: PublicTest), and the
     file's answers are compared with the network's: where they differ, nothing is written.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from ferkit.errors import ModelFileError
     from ferkit.extras import require
 
-    require("keras", "train")
+    load_keras()
     require("tf2onnx", "train")
     from ferkit.data import load_dataset
     from ferkit.evaluation.release import export_run, write_training_weights

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ferkit.cli.common import DataOption, VotesOption, console, new_app, remark
+from ferkit.cli.common import DataOption, VotesOption, console, load_keras, new_app, remark
 
 app = new_app()
 
@@ -61,12 +60,10 @@ def train(
     The run's folder gets the recipe, what made it (run.json), history.csv and .json, curves.png, a checkpoint
     per epoch and, at the end, weights.npz. Ctrl-C stops cleanly and --resume goes on.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from ferkit.errors import RecipeError
-    from ferkit.extras import require
     from ferkit.weights import training_weights
 
-    require("keras", "train")
+    load_keras()
     from ferkit.data import load_dataset
     from ferkit.training.recipe import load_recipe
     from ferkit.training.runs import RECIPE
