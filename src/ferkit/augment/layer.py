@@ -14,7 +14,7 @@ from ferkit.augment.config import PRESETS, AugmentConfig
 from ferkit.errors import RecipeError
 
 
-class Augmenter(keras.layers.Layer):
+class Augmenter(keras.layers.Layer):  # type: ignore[misc]
     """Augment a batch of faces and, where images are mixed, their targets.
 
     Example:

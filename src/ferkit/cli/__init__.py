@@ -110,7 +110,7 @@ def _call(name: str, arguments: list[str]) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     app = importlib.import_module(COMMANDS[name].module).app
     command = get_command(app)
-    command.context_settings |= {"help_option_names": ["-h", "--help"], "max_content_width": WIDTH}
+    command.context_settings.update(help_option_names=["-h", "--help"], max_content_width=WIDTH)
     try:
         command.main(args=arguments, prog_name=f"ferkit {name}")
     except SystemExit as end:

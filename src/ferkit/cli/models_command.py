@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 
 from ferkit.cli.common import JsonOption, console, new_app, print_json
@@ -33,7 +35,7 @@ def models(
         for r in map(load_recipe, shipped_recipes())
         if fnmatch.fnmatchcase(r.name, pattern)
     ]
-    embedded = []
+    embedded: list[dict[str, Any]] = []
     for name in embedded_models():
         if fnmatch.fnmatchcase(name, pattern):
             path = resolve_model(name)

@@ -107,7 +107,7 @@ def open_run(folder: Path) -> Subject:
     def predict(crops: NDArray[np.uint8], protocol: str) -> Mapping[str, NDArray[Any]]:
         if crops.shape[1:] != (size, size):
             raise DataError(f"run {folder} takes faces of {size} pixels. Received: {list(crops.shape)}")
-        return predict_probabilities(network, crops, protocol=protocol, shift=shift)
+        return predict_probabilities(network, crops, protocol=cast(Protocol, protocol), shift=shift)
 
     return Subject(
         facts=ModelFacts(

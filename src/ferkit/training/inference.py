@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.crops import views
+from ferkit.crops import Protocol, views
 
 
 def predict_logits(
@@ -32,7 +32,7 @@ def predict_probabilities(
     model: Any,
     images: NDArray[np.uint8],
     *,
-    protocol: str = "single",
+    protocol: Protocol = "single",
     temperatures: Mapping[str, float] | None = None,
     batch_size: int = 256,
     shift: int = 2,

@@ -25,7 +25,7 @@ def write_archive(path: str | Path, arrays: Mapping[str, NDArray[Any]], meta: Ma
     """
     text = np.frombuffer(json.dumps(meta, allow_nan=False).encode(), np.uint8)
     with replacing(path) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, **{_META: text}, **arrays)
+        np.savez(stream, allow_pickle=False, **{_META: text, **arrays})
 
 
 def read_archive(path: str | Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:

@@ -6,9 +6,7 @@ import contextlib
 import datetime as dt
 import json
 import math
-import os
 import platform
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,10 +21,11 @@ from numpy.typing import NDArray
 from ferkit import __version__
 from ferkit.augment import balanced_rows
 from ferkit.data import FaceDataset, majority_targets
-from ferkit.data.load import flat_rows, leaking_rows
+from ferkit.data.duplicates import flat_rows, leaking_rows
 from ferkit.errors import FerkitError, OutputError, TrainingError
 from ferkit.files import write_json, write_text
 from ferkit.models import build_model, count_macs
+from ferkit.runtime import usable_cores
 from ferkit.training import runs, state
 from ferkit.training.history import Row, draw_curves, write_history
 from ferkit.training.inference import predict_logits
@@ -98,7 +97,7 @@ class _Faces(keras.utils.PyDataset):  # type: ignore[misc]
 class _Loop(keras.callbacks.Callback):  # type: ignore[misc]
     """What happens around steps and epochs: randomness, validation, records, checkpoint."""
 
-    def __init__(self, session: _Session) -> None:
+    def __init__(self, session: Session) -> None:
         super().__init__()
         self.session = session
 
@@ -112,7 +111,7 @@ class _Loop(keras.callbacks.Callback):  # type: ignore[misc]
         self.session.end_epoch(epoch, logs or {})
 
 
-class _Session:
+class Session:
     """Everything that one run holds while it works."""
 
     def __init__(
@@ -168,15 +167,17 @@ class _Session:
                 "validation_split": data.validation_split,
             },
             "versions": _versions(),
-            "machine": {"processor": _processor(), "cores": _cores(), "python": sys.version.split()[0]},
+            "machine": {"processor": processor_name(), "cores": usable_cores()},
             "backend": keras.backend.backend(),
             "seconds": 0.0,
         }
 
     def meta(self) -> dict[str, Any]:
+        """Return what its weights files say about themselves."""
         return runs.weights_meta(self.recipe, tuple(h.taxonomy for h in self.heads), self.training.size)
 
     def begin_epoch(self, epoch: int) -> None:
+        """Set all randomness, and a plateau's rate, from what is known before the epoch."""
         self.faces.set_epoch(epoch)
         self.model.reseed(self.recipe.seed, epoch)
         if self.recipe.schedule.name == "plateau":
@@ -186,6 +187,7 @@ class _Session:
         self.began = time.perf_counter()
 
     def end_step(self, step: int, logs: dict[str, Any]) -> None:
+        """Look at the loss and tell the watcher."""
         loss = float(logs["loss"])
         if not math.isfinite(loss):
             raise TrainingError(
@@ -203,6 +205,7 @@ class _Session:
         )
 
     def end_epoch(self, epoch: int, logs: dict[str, Any]) -> None:
+        """Validate, record, and save a checkpoint; after the last epoch, the weights."""
         seconds = time.perf_counter() - self.began
         row: Row = {"epoch": epoch + 1}
         for k, name in enumerate(self.names):
@@ -242,17 +245,19 @@ class _Session:
         self.watcher.epoch_done(row)
 
     def draw(self) -> None:
+        """Draw the curves anew."""
         draw_curves(self.folder / runs.CURVES, self.history, f"{self.recipe.name}, seed {self.recipe.seed}")
 
     def average_in(self) -> list[Any] | None:
         """Put the averaged weights into the network; return what stood there, or None without EMA."""
         if not self.recipe.optimizer.ema:
             return None
-        raw = self.network.get_weights()
+        raw: list[Any] = self.network.get_weights()
         self.optimizer.finalize_variable_values(self.network.trainable_variables)
         return raw
 
     def validate(self) -> Row:
+        """Measure the network on the validation split, single view."""
         logits = predict_logits(self.network, np.asarray(self.validation.images))
         row: Row = {}
         objective = 0.0
@@ -309,6 +314,7 @@ class _Session:
         self.history = list(meta["history"])
 
     def record(self, condition: str, **more: Any) -> None:
+        """Write ``run.json`` with the run's state."""
         self.facts.update(state=condition, ended=_now(), epochs=len(self.history), **more)
         write_json(self.folder / runs.RUN, self.facts)
 
@@ -358,7 +364,7 @@ def train(
         recipe = recipe.model_copy(update={"model": start.recipe.model})
     if recipe.deterministic:
         _use_deterministic_operations()
-    session = _Session(recipe, dataset, folder, command, watcher)
+    session = Session(recipe, dataset, folder, command, watcher)
     if start is not None and not resume:
         taken = state.load_network_arrays(session.network, session.names, start.arrays, str(init))
         session.facts["init"] = {"from": Path(init or "").name, "heads": taken}
@@ -414,7 +420,7 @@ def _now() -> str:
 
 def _versions() -> dict[str, str]:
     names = ("keras", "tensorflow-cpu", "tensorflow", "jax", "numpy", "onnx")
-    found = {"ferkit": __version__}
+    found = {"ferkit": __version__, "python": platform.python_version()}
     for name in names:
         try:
             found[name] = metadata.version(name)
@@ -423,11 +429,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _processor() -> str:
+def processor_name() -> str:
+    """Return the processor's name as the system tells it."""
     try:
         for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
             if line.startswith("model name"):

@@ -1,0 +1,138 @@
+"""The laboratory's line on the command line: train, resume, export, measure, read, fine-tune."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from ferkit.cli import run
+
+pytest.importorskip("keras", reason="needs ferkit[train]")
+
+pytestmark = pytest.mark.slow
+
+TINY = [
+    "--set", "model.params={stem = 4, filters = [8, 8], blocks = [1, 1]}", "--batch-size", "32",
+    "--learning-rate", "0.05",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory):
+    """One run of two epochs and the model file made of it."""
+    folder = tmp_path_factory.mktemp("line")
+    trained = [
+        "train", "--recipe", "small", "--data", "cartoon:300", "--out", str(folder / "run"), "--epochs", "2",
+        "--no-tensorboard", *TINY,
+    ]  # fmt: skip
+    assert run(trained) == 0
+    weights = folder / "start.weights.npz"
+    exported = [
+        "export", str(folder / "run"), "--data", "cartoon:300", "-o", str(folder / "m.onnx"),
+        "--name", "mine", "--training-weights", str(weights),
+    ]  # fmt: skip
+    assert run(exported) == 0
+    return folder
+
+
+def test_training_tells_each_epoch_and_ends_with_the_accuracy(tmp_path, capfd):
+    args = [
+        "train",
+        "-r",
+        "small",
+        "--data",
+        "cartoon:300",
+        "-o",
+        str(tmp_path / "r"),
+        "--epochs",
+        "2",
+        *TINY,
+    ]
+    assert run(args) == 0
+    out, err = capfd.readouterr()
+    lines = [text for text in err.splitlines() if not text.startswith("I0000")]  # TensorFlow's
+    assert lines[0].startswith("small: se-resnet,")
+    assert [text.split()[1] for text in lines[1:]] == ["1/2", "2/2"]
+    assert "images/s" in lines[1]
+    assert out.startswith(f"{tmp_path / 'r'}: 2 epochs, PublicTest")
+
+
+def test_the_exported_file_is_measured_and_reads_a_face(line, tmp_path, capsys):
+    report = tmp_path / "report.json"
+    args = ["evaluate", str(line / "m.onnx"), "--data", "cartoon:300", "--json", str(report)]
+    assert run(args) == 0
+    measured = json.loads(report.read_text())
+    trained = json.loads((line / "run" / "history.json").read_text())[-1]["val_accuracy"]
+    assert measured["protocols"][0]["scores"][0]["accuracy"] == pytest.approx(trained)
+    assert run(["data", "convert", "cartoon:20", str(tmp_path / "faces")]) == 0
+    face = next((tmp_path / "faces").rglob("*.png"))
+    capsys.readouterr()
+    assert run(["predict", str(face), "--model", str(line / "m.onnx"), "--detector", "none", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert len(answer) == 1
+
+
+def test_a_run_is_measured_like_its_file(line, tmp_path):
+    for subject, name in ((line / "run", "keras.json"), (line / "m.onnx", "onnx.json")):
+        args = ["evaluate", str(subject), "--data", "cartoon:300", "--json", str(tmp_path / name)]
+        assert run(args) == 0
+    keras, onnx = (json.loads((tmp_path / n).read_text()) for n in ("keras.json", "onnx.json"))
+    first, second = (r["protocols"][0]["scores"][0]["confusion"] for r in (keras, onnx))
+    assert first == second
+
+
+def test_weights_fine_tune_to_a_users_own_labels(line, tmp_path, capsys):
+    assert run(["data", "convert", "cartoon:60", str(tmp_path / "faces")]) == 0
+    mine = tmp_path / "mine"
+    for k, face in enumerate(sorted((tmp_path / "faces").rglob("*.png"))):
+        folder = mine / ("calm" if k % 2 else "cross")
+        folder.mkdir(parents=True, exist_ok=True)
+        face.rename(folder / f"{k}.png")
+    args = [
+        "train", "-r", "seed", "--data", str(mine), "-o", str(tmp_path / "r"), "--epochs", "1", "--init",
+        str(line / "start.weights.npz"), "--no-tensorboard", "--quiet", "--batch-size", "16",
+    ]  # fmt: skip
+    assert run(args) == 0
+    facts = json.loads((tmp_path / "r" / "run.json").read_text())
+    assert facts["heads"] == {"own": 1.0}
+    assert facts["init"]["heads"] == []
+
+
+def test_resuming_a_finished_run_says_its_result_again(line, capsys):
+    assert run(["train", "--resume", str(line / "run"), "--data", "cartoon:300"]) == 0
+    assert "2 epochs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["train", "--data", "cartoon:70"], "name a recipe with --recipe"),
+        (["train", "-r", "nothing", "--data", "cartoon:70"], "no recipe 'nothing'"),
+        (["train", "-r", "small", "--resume", "x", "--data", "cartoon:70"], "--resume goes on"),
+        (["train", "--resume", "x", "--seed", "3", "--data", "cartoon:70"], "no change to the recipe"),
+        (["train", "--resume", "absent", "--data", "cartoon:70"], "cannot read recipe"),
+        (["train", "-r", "seed", "--init", "absent", "--data", "cartoon:70"], "there is no absent"),
+        (["train", "-r", "seed", "--set", "epochs=-1", "--data", "cartoon:70"], "epochs"),
+        (["export", "absent", "--data", "cartoon:70"], "is no run folder"),
+    ],
+)
+def test_wrong_requests_are_one_line_and_status_1(args, message, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert run(args) == 1
+    error = capfd.readouterr().err.strip()
+    assert error.startswith("error: ")
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_models_lists_what_there_is(capsys):
+    assert run(["models", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {"seed-cnn", "se-resnet"} <= {a["name"] for a in found["architectures"]}
+    assert {"seed", "small"} <= {r["name"] for r in found["recipes"]}
+    assert run(["models", "se-*"]) == 0
+    text = capsys.readouterr().out
+    assert "se-resnet" in text
+    assert "mini-xception" not in text
