@@ -7,6 +7,7 @@ import json
 import pytest
 
 from ferkit.cli import run
+from ferkit.modelfile import read_model
 
 pytest.importorskip("keras", reason="needs ferkit[train]")
 
@@ -30,7 +31,7 @@ def line(tmp_path_factory):
     weights = folder / "start.weights.npz"
     exported = [
         "export", str(folder / "run"), "--data", "cartoon:300", "-o", str(folder / "m.onnx"),
-        "--name", "mine", "--training-weights", str(weights),
+        "--name", "mine", "--training-weights", str(weights), "--card", str(folder / "m.md"),
     ]  # fmt: skip
     assert run(exported) == 0
     return folder
@@ -71,6 +72,16 @@ def test_the_exported_file_is_measured_and_reads_a_face(line, tmp_path, capsys):
     assert run(["predict", str(face), "--model", str(line / "m.onnx"), "--detector", "none", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert len(answer) == 1
+
+
+def test_the_card_tells_the_files_own_figures(line):
+    card = (line / "m.md").read_text("utf-8")
+    info = read_model(line / "m.onnx")[1]
+    assert card.startswith("# mine 1\n")
+    for row in info.metrics:
+        assert f"| {100 * row['accuracy']:.2f} |" in card
+    assert "What it tells, and what it must not decide" in card
+    assert "Research use only" in card
 
 
 def test_a_run_is_measured_like_its_file(line, tmp_path):

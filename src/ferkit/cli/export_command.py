@@ -34,6 +34,9 @@ def export(
         Path | None,
         typer.Option("--training-weights", help="Write the weights for --init as well (Keras, float16)."),
     ] = None,
+    card: Annotated[
+        Path | None, typer.Option("--card", help="Write the model card as well (Markdown).")
+    ] = None,
     cams: Annotated[
         bool, typer.Option(help="Add class activation maps where the network gives them.")
     ] = True,
@@ -44,12 +47,14 @@ def export(
     Temperatures are fitted and metrics measured on the run's validation split (FER2013: PublicTest), and the
     file's answers are compared with the network's: where they differ, nothing is written.
     """
+    from ferkit import files
     from ferkit.errors import ModelFileError
     from ferkit.extras import require
 
     load_keras()
     require("tf2onnx", "train")
     from ferkit.data import load_dataset
+    from ferkit.evaluation.card import render_card
     from ferkit.evaluation.release import export_run, write_training_weights
     from ferkit.training.runs import load_run
 
@@ -85,6 +90,9 @@ def export(
                 f"{row['split']} {row['labels']}, {row['protocol']}: {100 * row['accuracy']:.2f} % "
                 f"({100 * row['interval'][0]:.2f}-{100 * row['interval'][1]:.2f}), ECE {row['ece']:.4f}"
             )
+    if card is not None:
+        files.write_text(card, render_card(info, release.bytes))
+        print(f"{card}: the model card")
     if training_weights is not None:
         size = write_training_weights(loaded, training_weights)
         print(f"{training_weights}: {size / 2**20:.2f} MiB, for --init")

@@ -130,6 +130,8 @@ def export_run(
             "trained": run.facts["started"],
             "training_hours": round(run.facts["seconds"] / 3600, 3),
             "machine": run.facts["machine"],
+            "changed": run.facts.get("changed", []),
+            "init": run.facts.get("init"),
             "versions": run.facts["versions"],
         },
         precision=precision,

@@ -1,0 +1,130 @@
+"""The model card: what a model file says about itself, for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ferkit.modelfile import ModelInfo
+from ferkit.taxonomy import FER2013, FERPLUS
+
+_MIB = 1 << 20
+
+_LIMITS = """\
+## What it tells, and what it must not decide
+
+It tells how a face would have been labelled by the people who labelled its data, not what somebody feels.
+
+- **FER2013's label is a search query.** Images came from an image search for words of emotion and
+  were sorted by few people; FER+ had ten people look at each. The two agree on about 63 % of the
+  images (happy 92 %, neutral 87 %, fear 13 %), so a network above 70 % has learnt a labelling
+  policy as much as an expression.
+- **Who is in it is not known.** Nobody recorded age, sex, skin or origin of the people shown;
+  celebrities, actors and stock photographs are frequent, posed expressions too. How evenly the
+  model errs across groups was not measured.
+- **280 PublicTest images also stand in Training**; figures without them are marked *no leaks*.
+- Faces are 48 x 48 pixels, gray and roughly frontal. Profiles, hands over the mouth, masks and
+  small faces are read worse; quality of the photo is not judged by the model.
+- Do not use it to decide about people: not in hiring, teaching, policing, insurance, or to judge
+  truthfulness or health. In the European Union inferring emotions at work and in education is
+  forbidden, but for medical and safety reasons (Regulation (EU) 2024/1689, article 5).
+"""
+
+
+def render_card(info: ModelInfo, size_bytes: int) -> str:
+    """Return the card as Markdown.
+
+    Args:
+        info: What the file says about itself; every figure is taken from there.
+        size_bytes: Size of the model file.
+    """
+    recipe, data = info.recipe, info.data
+    parts = [
+        f"# {info.name} {info.version}",
+        f"{info.architecture}, {info.parameters:,} parameters, {info.mmac:.1f} MMAC per face, "
+        f"{size_bytes / _MIB:.2f} MiB ({info.precision} weights). Reads faces of {info.input_size} pixels.",
+    ]
+    if info.notes:
+        parts.append(info.notes)
+    heads = [("output", "labels, in order", "temperature", "default")]
+    heads += [
+        (h.id, ", ".join(h.labels), f"{h.temperature:.3f}", "yes" if h.id == info.default_taxonomy else "")
+        for h in info.taxonomies
+    ]
+    parts += ["## Outputs", _table(heads)]
+    known, heads_of = {FER2013.id, FERPLUS.id}, {h.id for h in info.taxonomies}
+    parts.append("## Data and training")
+    lines = [
+        f"- Data: {data.get('source', 'unknown')}, fingerprint `{str(data.get('fingerprint', ''))[:16]}`; "
+        f"{data.get('training', 0):,} faces of {data.get('train_split', 'Training')}"
+        + ("; FER+ votes as soft labels of the second head" if FERPLUS.id in heads_of else "")
+        + ("; no other images and no pretrained weights" if heads_of <= known else "")
+    ]
+    if recipe:
+        lines.append(
+            f"- Recipe `{recipe['name']}`: {recipe['epochs']} epochs, batches of {recipe['batch_size']}, "
+            f"{recipe['optimizer']['name']}, seed {recipe['seed']}; the whole recipe lies in the model file"
+        )
+    for change in data.get("changed", []):
+        lines.append(
+            f"- The run began with {change['epochs'][0]} epochs and was set to {change['epochs'][1]} after "
+            f"epoch {change['after']}, so its learning rate first fell more slowly than the recipe's"
+        )
+    if data.get("training_hours"):
+        machine = data.get("machine", {})
+        lines.append(
+            f"- {data['training_hours']:.1f} hours on {machine.get('processor', 'an unknown processor')}, "
+            f"{machine.get('cores', '?')} core(s)"
+        )
+    lines.append("- The weights are those of the last epoch, not of the best")
+    parts.append("\n".join(lines))
+    parts += ["## Figures", _figures(info)]
+    parts += ["## Recall by class", _recalls(info)]
+    parts.append(
+        "ECE: top label, 15 bins; *out of fold* under a temperature fitted to the other four fifths. A "
+        "perfectly calibrated model reads about 0.018 at 3,589 faces."
+    )
+    parts += [_LIMITS, f"## Licence\n\n{info.licence}."]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _figures(info: ModelInfo) -> str:
+    splits = {row["split"] for row in info.metrics}
+    rows = [
+        ("labels", "protocol", "faces", "accuracy %", "95 % interval", "macro F1 %", "ECE", "ECE out of fold")
+    ]
+    for row in info.metrics:
+        out_of_fold = row["ece_out_of_fold"]
+        rows.append(
+            (
+                row["labels"] + (", no leaks" if row["without_leaks"] else ""),
+                row["protocol"],
+                f"{row['n']:,}",
+                f"{100 * row['accuracy']:.2f}",
+                f"{100 * row['interval'][0]:.2f}-{100 * row['interval'][1]:.2f}",
+                f"{100 * row['macro_f1']:.2f}",
+                f"{row['ece']:.4f}",
+                "-" if out_of_fold is None else f"{out_of_fold:.4f}",
+            )
+        )
+    note = f"Measured on {', '.join(sorted(splits))}"
+    if any(row["selection_split"] for row in info.metrics):
+        note += ", the *selection split*: recipes were compared and temperatures fitted on it, "
+        note += "so these are no test results"
+    return f"{note}.\n\n{_table(rows)}"
+
+
+def _recalls(info: ModelInfo) -> str:
+    parts = []
+    for row in info.metrics:
+        if row["protocol"] == "single" and not row["without_leaks"] and "argmax" not in row["labels"]:
+            labels = list(row["recall"])
+            values = ["-" if v is None else f"{100 * v:.1f}" for v in row["recall"].values()]
+            parts.append(_table([(row["labels"], *labels), ("recall %", *values)]))
+    return "\n\n".join(parts)
+
+
+def _table(rows: list[Any]) -> str:
+    first, *rest = rows
+    lines = ["| " + " | ".join(first) + " |", "|" + "---|" * len(first)]
+    lines += ["| " + " | ".join(row) + " |" for row in rest]
+    return "\n".join(lines)
