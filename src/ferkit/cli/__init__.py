@@ -24,6 +24,7 @@ COMMANDS = {
     "predict": Command("ferkit.cli.predict_command", "Read the expressions of the faces in photos."),
     "data": Command("ferkit.cli.data_command", "Look at, audit and convert labelled faces."),
     "train": Command("ferkit.cli.train_command", "Train a network by a recipe."),
+    "search": Command("ferkit.cli.search_command", "Search networks and recipes at random or guided."),
     "evaluate": Command("ferkit.cli.evaluate_command", "Measure a model on a split."),
     "export": Command("ferkit.cli.export_command", "Turn a training run into one model file."),
     "ensemble": Command("ferkit.cli.ensemble_command", "Join models into one that votes."),

@@ -1,0 +1,165 @@
+"""What runs in a worker of Ray: one trial, and the counting of networks before any trial."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ferkit.data import FaceDataset
+from ferkit.errors import FerkitError, OutputError
+from ferkit.search.records import locked
+from ferkit.training.history import Row
+from ferkit.training.recipe import Recipe, parse_recipe
+from ferkit.training.runs import CHECKPOINT, RUN
+
+LOCK_PATIENCE = 60.0
+"""Seconds to wait for a lost worker that still writes into the same run."""
+
+
+class _Reporter:
+    """Tells Tune of a run; the last epoch only when the run is closed, so that nobody stops it before."""
+
+    def __init__(self, recipe: Recipe, earlier: Sequence[Row]) -> None:
+        self.epochs, self.earlier = recipe.epochs, list(earlier)
+        self.last: Row | None = None
+
+    def started(self, *, epoch: int, **_: Any) -> None:
+        """Say that training begins; repeat the epochs that an earlier attempt left."""
+        report("started", epoch - 1)
+        for row in self.earlier:
+            self.epoch_done(row)
+
+    def step(self, **_: Any) -> None:
+        """Say nothing; Tune hears of epochs."""
+
+    def epoch_done(self, row: Row) -> None:
+        """Report an epoch, but hold back the recipe's last."""
+        self.last = row
+        if row["epoch"] < self.epochs:
+            report("epoch", int(row["epoch"]), row)
+
+
+def report(phase: str, epoch: int, row: Row | None = None, **more: Any) -> None:
+    """Report to Tune; ``epoch`` and ``val_accuracy`` are what its schedulers look at."""
+    from ray import tune
+
+    metrics: dict[str, Any] = {"phase": phase, "epoch": epoch, **more}
+    if row is not None:
+        metrics.update(row=dict(row), val_accuracy=row["val_accuracy"])
+    tune.report(metrics)
+
+
+def run_trial(
+    config: Mapping[str, Any], dataset: FaceDataset | None = None, cores: int = 1, command: Sequence[str] = ()
+) -> None:
+    """Train one configuration into its run's folder, or go on with it where an earlier attempt left it.
+
+    What fails for a reason of its own (a loss that is not finite, too little memory) is reported as failed;
+    what cannot be written stops the search; every other exception is Tune's to retry.
+    """
+    assert dataset is not None
+    limit_threads(cores)
+    import keras
+
+    from ferkit.training.state import read_archive
+    from ferkit.training.trainer import train
+
+    folder, recipe = Path(config["folder"]), parse_recipe(config["recipe"], "recipe")
+    # A worker is used for many trials; what the last one built is not needed any more.
+    keras.backend.clear_session()
+    gc.collect()
+    with locked(Path(config["lock"]), LOCK_PATIENCE, "worker"):
+        resume = (folder / CHECKPOINT).exists()
+        earlier = read_archive(folder / CHECKPOINT)[1]["history"] if resume else []
+        if not resume:
+            (folder / RUN).unlink(missing_ok=True)
+        reporter = _Reporter(recipe, earlier)
+        try:
+            result = train(
+                recipe,
+                dataset,
+                folder,
+                resume=resume,
+                command=command,
+                watcher=reporter,
+                tensorboard=False,
+            )
+        except OutputError as error:
+            report("failed", 0, reason=str(error), halt=True)
+            return
+        except FerkitError as error:
+            report("failed", 0, reason=str(error), halt=False)
+            return
+        except memory_errors() as error:
+            report("failed", 0, reason=out_of_memory(error), halt=False)
+            return
+    if reporter.last is None:  # The earlier attempt had done all but tell.
+        for row in earlier[:-1]:
+            report("epoch", int(row["epoch"]), row)
+    report("finished", len(result.history), result.history[-1])
+
+
+def limit_threads(cores: int) -> None:
+    """Let the framework compute with as many threads as the trial was given cores."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import keras
+
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        if tf.config.threading.get_intra_op_parallelism_threads() != cores:
+            tf.config.threading.set_intra_op_parallelism_threads(cores)
+            tf.config.threading.set_inter_op_parallelism_threads(1)
+
+
+def memory_errors() -> tuple[type[Exception], ...]:
+    """Return what Python and the framework raise where memory does not suffice."""
+    import keras
+
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return (MemoryError, tf.errors.ResourceExhaustedError)
+    return (MemoryError,)
+
+
+def out_of_memory(error: Exception) -> str:
+    """Return a reason of one line."""
+    first = (str(error).strip().splitlines() or ["no further word"])[0]
+    return f"out of memory: {first[:200]}"
+
+
+class Surveyor:
+    """Builds networks to count what they cost; an actor, so that the driver stays small."""
+
+    def count(
+        self, recipe: Mapping[str, Any], heads: Mapping[str, int], size: int
+    ) -> tuple[int, float] | str:
+        """Return parameters and MMAC of a recipe's network, or why it cannot be built."""
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        import keras
+
+        from ferkit.models import build_model, count_macs
+
+        model = recipe["model"]
+        try:
+            network = build_model(model["name"], heads, input_size=size, **model["params"])
+            counted = int(network.count_params()), count_macs(network) / 1e6
+        except FerkitError as error:
+            return str(error)
+        except memory_errors() as error:
+            return out_of_memory(error)
+        finally:
+            keras.backend.clear_session()
+            gc.collect()
+        return counted
+
+
+def look_around(file: str) -> tuple[str, bool]:
+    """Return a node's version of ferkit, and whether it sees a file of the driver's."""
+    from ferkit import __version__
+
+    return __version__, Path(file).exists()
