@@ -1,0 +1,174 @@
+"""Why did the student's network reach 43 %? Its recipe, and what changes when one thing in it changes.
+
+    python studies/student.py --data fer2013.csv.gz
+
+Each variant is a normal run below --runs, trained if it is not there yet, so the study can be stopped and gone
+on with. The learning rate is constant, so a run's first ten epochs are those of a shorter run: variants of 10 and
+of 20 epochs are compared at epoch 10. Writes ablation.csv, ablation.md and ablation.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ferkit import files
+from ferkit.cli.common import load_keras
+
+COMPARED = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One change to the recipe ``seed``."""
+
+    name: str
+    what: str
+    epochs: int
+    changes: tuple[str, ...]
+
+
+_MIRROR = "augment.upside_down=0"
+_NO_COPIES = "data.balance=none"
+VARIANTS = (
+    Variant("as-it-was", "mirror, upside down, copies of rare classes; Adam 1e-3", 20, ()),
+    Variant("no-copies", "rare classes not filled up", COMPARED, (_NO_COPIES,)),
+    Variant("no-upside-down", "mirror only", COMPARED, (_MIRROR,)),
+    Variant("neither", "mirror only, no copies", COMPARED, (_MIRROR, _NO_COPIES)),
+    Variant(
+        "neither-lr-3e-4",
+        "the same, learning rate 3e-4",
+        COMPARED,
+        (_MIRROR, _NO_COPIES, "optimizer.learning_rate=0.0003"),
+    ),
+    Variant(
+        "neither-lr-3e-3",
+        "the same, learning rate 3e-3",
+        COMPARED,
+        (_MIRROR, _NO_COPIES, "optimizer.learning_rate=0.003"),
+    ),
+    Variant(
+        "neither-dense-128",
+        "the same, one dense layer of 128 in place of 1024 and 4096",
+        COMPARED,
+        (_MIRROR, _NO_COPIES, "model.params.dense=[128]"),
+    ),
+    Variant(
+        "no-augmentation",
+        "no flips, no copies",
+        COMPARED,
+        (_MIRROR, _NO_COPIES, "augment.mirror=0"),
+    ),
+)
+
+
+def main() -> None:
+    """Run what is missing, then write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--runs", type=Path, default=Path("runs/student"))
+    parser.add_argument("--out", type=Path, default=Path("results/student"))
+    parser.add_argument("--only-finished", action="store_true", help="train nothing; tell of what is there")
+    args = parser.parse_args()
+    rows = []
+    histories: dict[str, list[dict[str, float]]] = {}
+    for variant in VARIANTS:
+        folder = args.runs / variant.name
+        if not (folder / "weights.npz").exists():
+            if args.only_finished:
+                continue
+            _train(variant, args.data, folder)
+        history = json.loads((folder / "history.json").read_text("utf-8"))
+        facts = json.loads((folder / "run.json").read_text("utf-8"))
+        histories[variant.name] = history
+        row, last = history[COMPARED - 1], history[-1]
+        rows.append(
+            {
+                "variant": variant.name,
+                "what": variant.what,
+                "parameters": facts["parameters"],
+                "faces_per_epoch": round(row["seconds"] * row["images_per_second"]),
+                "epoch": COMPARED,
+                "training_accuracy": round(row["accuracy"], 4),
+                "accuracy": round(row["val_accuracy"], 4),
+                "loss": round(row["val_loss"], 4),
+                "best_epoch_by_loss": min(history, key=lambda r: r["val_loss"])["epoch"],
+                "epochs": len(history),
+                "last_accuracy": round(last["val_accuracy"], 4),
+                "minutes": round(sum(r["seconds"] for r in history) / 60, 1),
+                "seed": facts["seed"],
+            }
+        )
+    args.out.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write_text(args.out / "ablation.csv", text.getvalue())
+    files.write_text(args.out / "ablation.md", _table(rows))
+    _draw(args.out / "ablation.png", histories)
+    print(_table(rows))
+
+
+def _train(variant: Variant, data: str, folder: Path) -> None:
+    load_keras()
+    from ferkit.data import load_dataset
+    from ferkit.training.recipe import load_recipe
+    from ferkit.training.trainer import train
+
+    recipe = load_recipe("seed", [*variant.changes, f"epochs={variant.epochs}"])
+    resume = (folder / "checkpoint.npz").exists()
+    command = ["python", "studies/student.py"]
+    print(f"{variant.name}: {variant.epochs} epochs in {folder}", flush=True)
+    train(recipe, load_dataset(data), folder, resume=resume, command=command, tensorboard=False)
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        f"PublicTest (selection split), single view, seed 1, after epoch {COMPARED}:",
+        "",
+        "| variant | what | training % | PublicTest % | validation loss | lowest loss at epoch |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {r['variant']} | {r['what']} | {100 * r['training_accuracy']:.1f} | {100 * r['accuracy']:.1f} | "
+        f"{r['loss']:.3f} | {r['best_epoch_by_loss']:.0f} |"
+        for r in rows
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _draw(path: Path, histories: dict[str, list[dict[str, float]]]) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels: Any = figure.subplots(1, 2)
+    for panel, key, label, factor in (
+        (panels[0], "val_accuracy", "PublicTest accuracy in %", 100),
+        (panels[1], "val_loss", "PublicTest cross-entropy", 1),
+    ):
+        for name, history in histories.items():
+            panel.plot(
+                [r["epoch"] for r in history],
+                [factor * r[key] for r in history],
+                marker="o",
+                markersize=3,
+                label=name,
+            )
+        panel.set_xlabel("epoch")
+        panel.set_ylabel(label)
+        panel.grid(alpha=0.3)
+    panels[0].legend(fontsize=8)
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
