@@ -15,6 +15,10 @@ class ImageError(FerkitError):
     """A picture that cannot be read or used."""
 
 
+class VideoError(FerkitError):
+    """A clip that cannot be read, or a range of it that is empty."""
+
+
 class DataError(FerkitError):
     """A data set that cannot be read, or rows in it that are wrong."""
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from ferkit.recognize.results import Expression, Face, Photo, Unreadable, expres
 
 if TYPE_CHECKING:
     from ferkit.modelfile import ModelInfo
+    from ferkit.recognize.video import VideoOptions, VideoReading
     from ferkit.taxonomy import Taxonomy
 
 _PENDING_PHOTOS = 256
@@ -105,6 +106,21 @@ class Recognizer:
         """The label set of the answers."""
         return self._taxonomy
 
+    @property
+    def detector(self) -> Detector:
+        """What finds the faces."""
+        return self._detector
+
+    @property
+    def min_confidence(self) -> float:
+        """Below this probability the label is ``uncertain``."""
+        return self._min_confidence
+
+    @property
+    def batch_size(self) -> int:
+        """Faces that go through the network at once."""
+        return self._batch_size
+
     @overload
     def predict(self, photos: ImageSource) -> Photo: ...
 
@@ -174,6 +190,25 @@ class Recognizer:
         for k, crop in enumerate(crops):
             fitted[k] = fit_crop(crop, size)
         return self._classify(fitted)
+
+    def video(self, path: str | os.PathLike[str], **options: Unpack[VideoOptions]) -> VideoReading:
+        """Read the expressions of all faces of a clip, frame after frame.
+
+        Example:
+            >>> for frame in recognizer.video("clip.mp4", fps=10):  # doctest: +SKIP
+            ...     print(frame.time, [(face.track, face.label) for face in frame.faces])
+
+        Args:
+            path: The clip: any file that FFmpeg reads.
+            **options: See :func:`ferkit.recognize.video.recognize_video`.
+
+        Raises:
+            VideoError: If the clip cannot be read, or an option is out of range.
+            MissingDependencyError: If the extra ``video`` is not installed.
+        """
+        from ferkit.recognize.video import recognize_video
+
+        return recognize_video(self, path, **options)
 
     def crops(self, photo: ImageSource) -> NDArray[np.uint8]:
         """Return what the network sees of a photo's faces: uint8 ``[N, S, S]``, the surest face first.

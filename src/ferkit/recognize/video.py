@@ -1,0 +1,317 @@
+"""From a clip to expressions: frame after frame, each face with its person, smoothed over time."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ferkit.crops import crop_faces, fit_crop
+from ferkit.detect import Detection
+from ferkit.images import to_gray
+from ferkit.recognize.channel import in_background
+from ferkit.recognize.clip import Clip, ClipFrame, ClipInfo, Seconds
+from ferkit.recognize.results import Expression, Face, expressions
+from ferkit.recognize.smoothing import Smoother, Smoothing
+from ferkit.recognize.tracking import FaceTracker, Tracked
+
+if TYPE_CHECKING:
+    from ferkit.recognize.recognizer import Recognizer
+
+DETECT_EVERY = 5
+"""Frames from one search for faces to the next, unless the caller says otherwise."""
+
+AHEAD = 48 << 20
+"""Bytes of pictures that wait in each queue: it bounds the memory, whatever the length of the clip."""
+
+_PENDING_FRAMES = 32
+
+
+class VideoOptions(TypedDict, total=False):
+    """What :func:`recognize_video` can be told."""
+
+    start: Seconds
+    end: Seconds | None
+    every: int
+    fps: float | Fraction | None
+    detect_every: int
+    max_gap: float
+    smoothing: Smoothing | None
+    stop: threading.Event | None
+    keep_pictures: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TrackedFace:
+    """A face in a frame.
+
+    Attributes:
+        track: Number of the person, from 1: the same in every frame, also after a short gap. None for a face
+            that the detector is too unsure of to follow it.
+        face: Where it is and what it shows, smoothed over time.
+        raw: What it shows in this frame alone.
+        detected: False if the face was moved here by optical flow since the last detection.
+    """
+
+    track: int | None
+    face: Face
+    raw: Expression
+    detected: bool
+
+    @property
+    def label(self) -> str:
+        """The most probable label, or ``uncertain``."""
+        return self.face.label
+
+    @property
+    def confidence(self) -> float:
+        """The largest probability."""
+        return self.face.confidence
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types for JSON."""
+        return {
+            "track": self.track,
+            "detected": self.detected,
+            **self.face.to_dict(),
+            "raw": self.raw.to_dict(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class FrameResult:
+    """What was found in a frame.
+
+    Attributes:
+        index: Number of the frame in the clip, or in the range of it that was asked for, from 0. A stride
+            leaves gaps in it.
+        time: When the frame is shown, in seconds from the beginning of the clip.
+        duration: Seconds until the next result, or until the end.
+        width: In pixels, upright.
+        height: In pixels, upright.
+        taxonomy: Id of the label set.
+        faces: The faces, the surest first; empty if there is none.
+    """
+
+    index: int
+    time: float
+    duration: float
+    width: int
+    height: int
+    taxonomy: str
+    faces: tuple[TrackedFace, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types for JSON."""
+        return {
+            "index": self.index,
+            "time": self.time,
+            "duration": self.duration,
+            "width": self.width,
+            "height": self.height,
+            "taxonomy": self.taxonomy,
+            "faces": [face.to_dict() for face in self.faces],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A frame whose faces are cut out and wait for the network."""
+
+    frame: ClipFrame
+    width: int
+    height: int
+    found: tuple[Tracked, ...]
+    alive: tuple[int, ...]
+    crops: NDArray[np.uint8]
+
+
+class VideoReading(Iterator[FrameResult]):
+    """The results of a clip, frame after frame; made by :func:`recognize_video`.
+
+    It reads ahead in a thread of its own, which ends with the iteration, with :meth:`close`, or at the end
+    of a ``with`` block.
+    """
+
+    def __init__(self, clip: Clip, results: Iterator[tuple[FrameResult, ClipFrame]]) -> None:
+        self._clip = clip
+        self._results = results
+
+    @property
+    def info(self) -> ClipInfo:
+        """What the clip says about itself."""
+        return self._clip.info
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is unusual about the clip, as far as it has been read: damage, missing times, changes."""
+        return self._clip.notes
+
+    def __next__(self) -> FrameResult:
+        """Return the result of the next frame."""
+        return next(self._results)[0]
+
+    def with_pictures(self) -> Iterator[tuple[FrameResult, ClipFrame]]:
+        """Yield each result with its frame; for this, ``recognize_video`` was told to keep the pictures."""
+        return self._results
+
+    def close(self) -> None:
+        """Read no further."""
+        close = getattr(self._results, "close", None)
+        if close is not None:
+            close()
+
+    def __enter__(self) -> Self:
+        """Return the reading."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Read no further."""
+        self.close()
+
+
+def recognize_video(
+    recognizer: Recognizer,
+    path: str | os.PathLike[str],
+    *,
+    start: Seconds = 0,
+    end: Seconds | None = None,
+    every: int = 1,
+    fps: float | Fraction | None = None,
+    detect_every: int = DETECT_EVERY,
+    max_gap: float = 1.0,
+    smoothing: Smoothing | None = Smoothing(),  # noqa: B008
+    stop: threading.Event | None = None,
+    keep_pictures: bool = False,
+) -> VideoReading:
+    """Read the expressions of all faces of a clip, with an identity for each person.
+
+    Frames are read ahead in a thread; faces of many frames go through the network at once; memory does not
+    grow with the length of the clip. A clip that is cut off or damaged gives what can be read of it, and
+    :attr:`VideoReading.notes` says so.
+
+    Args:
+        recognizer: Finds and reads the faces.
+        path: The clip: any file that FFmpeg reads.
+        start: Leave out the frames before this time: seconds, or text like ``1:30``.
+        end: Leave out the frames from this time on.
+        every: Read each n-th frame.
+        fps: Read at most so many frames a second; their times stay those of the clip.
+        detect_every: Search for faces in each n-th of the frames that are read; in between, they move with
+            the picture.
+        max_gap: Seconds that a face may be out of sight and keep its number.
+        smoothing: How to smooth over time; None: not at all.
+        stop: When it is set, the clip ends at the next frame.
+        keep_pictures: Whether :meth:`VideoReading.with_pictures` is to give the frames.
+
+    Returns:
+        An iterator over the frames, the last one included.
+
+    Raises:
+        VideoError: If the clip cannot be read, has no video stream, or an argument is out of range; while
+            iterating, if none of its frames can be decoded.
+        MissingDependencyError: If the extra ``video`` is not installed.
+    """
+    clip = Clip(path, start=start, end=end, every=every, fps=fps, stop=stop)
+    tracker = FaceTracker(
+        recognizer.detector, every=detect_every, max_gap=max_gap, rate=_rate(clip.info.rate, every, fps)
+    )
+    work = _Work(recognizer, tracker, None if smoothing is None else Smoother(smoothing), keep_pictures)
+    return VideoReading(clip, work.results(clip))
+
+
+def _rate(rate: float | None, every: int, fps: float | Fraction | None) -> float:
+    """Return about how many frames a second are read."""
+    coded = rate or 30.0
+    return coded / every if fps is None else min(coded, float(fps))
+
+
+class _Work:
+    """What happens between the reader and the caller."""
+
+    def __init__(
+        self, recognizer: Recognizer, tracker: FaceTracker, smoother: Smoother | None, keep_pictures: bool
+    ) -> None:
+        self._recognizer = recognizer
+        self._tracker = tracker
+        self._smoother = smoother
+        self._keep_pictures = keep_pictures
+
+    def results(self, clip: Clip) -> Iterator[tuple[FrameResult, ClipFrame]]:
+        waiting: list[_Waiting] = []
+        faces = pixels = 0
+        frames = in_background(clip.frames(), limit=AHEAD, weigh=lambda frame: frame.rgb.nbytes)
+        try:
+            for frame in frames:
+                waiting.append(self._cut_out(frame))
+                faces += len(waiting[-1].found)
+                pixels += waiting[-1].frame.rgb.nbytes
+                full = len(waiting) >= _PENDING_FRAMES or pixels >= AHEAD
+                if full or faces >= self._recognizer.batch_size:
+                    yield from self._read(waiting)
+                    waiting, faces, pixels = [], 0, 0
+            yield from self._read(waiting)
+        finally:
+            frames.close()
+
+    def _cut_out(self, frame: ClipFrame) -> _Waiting:
+        """Find the faces of a frame and cut them out; the picture is let go unless it is wanted."""
+        rgb, info = frame.rgb, self._recognizer.info
+        gray = to_gray(rgb)
+        found = self._tracker.update(rgb, gray, float(frame.time))
+        if self._recognizer.detector.name == "none":
+            crops = fit_crop(gray, info.input_size)[None]
+        else:
+            marks = [face.detection.landmarks for face in found]
+            crops = crop_faces(
+                gray,
+                np.array([face.detection.box for face in found], np.float64).reshape(-1, 4),
+                None if None in marks else np.array(marks, np.float64).reshape(-1, 5, 2),
+                geometry=info.crop,
+                size=info.input_size,
+            )
+        height, width = gray.shape
+        if not self._keep_pictures:
+            frame = replace(frame, rgb=np.empty((0, 0, 3), np.uint8))
+        return _Waiting(frame, width, height, found, self._tracker.tracks, crops)
+
+    def _read(self, waiting: list[_Waiting]) -> Iterator[tuple[FrameResult, ClipFrame]]:
+        size = self._recognizer.info.input_size
+        crops = np.concatenate([np.empty((0, size, size), np.uint8), *(item.crops for item in waiting)])
+        read = iter(self._recognizer.predict_crops(crops))
+        for item in waiting:
+            time = float(item.frame.time)
+            faces = tuple(self._face(face, time, next(read)) for face in item.found)
+            if self._smoother is not None:
+                self._smoother.keep(item.alive)
+            result = FrameResult(
+                index=item.frame.index,
+                time=time,
+                duration=float(item.frame.duration),
+                width=item.width,
+                height=item.height,
+                taxonomy=self._recognizer.taxonomy.id,
+                faces=faces,
+            )
+            yield result, item.frame
+
+    def _face(self, found: Tracked, time: float, raw: Expression) -> TrackedFace:
+        shown = raw
+        if self._smoother is not None and found.track is not None:
+            smooth = self._smoother.update(found.track, time, list(raw.probabilities.values()))
+            (shown,) = expressions(
+                smooth[None].astype(np.float32),
+                self._recognizer.taxonomy,
+                min_confidence=self._recognizer.min_confidence,
+            )
+        d: Detection = found.detection
+        return TrackedFace(found.track, Face(d.box, d.score, d.landmarks, shown), raw, found.detected)
