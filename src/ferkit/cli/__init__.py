@@ -22,6 +22,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "predict": Command("ferkit.cli.predict_command", "Read the expressions of the faces in photos."),
+    "video": Command("ferkit.cli.video_command", "Follow the people in a clip and read their expressions."),
     "data": Command("ferkit.cli.data_command", "Look at, audit and convert labelled faces."),
     "train": Command("ferkit.cli.train_command", "Train a network by a recipe."),
     "search": Command("ferkit.cli.search_command", "Search networks and recipes at random or guided."),

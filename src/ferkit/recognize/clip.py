@@ -141,13 +141,14 @@ class Clip:
         self._max_pixels = max_pixels
         self._stop = stop or threading.Event()
         self._notes: list[str] = []
-        self._changed = False
+        self._changed = self._damaged = False
         with open_input(self._name) as container:
             stream = _video_stream(container, self._name)
             self._info = _describe(self._name, container, stream)
-            self._zero = _beginning(container)
+            self._zero = beginning(container)
             self._aspect = stream.sample_aspect_ratio
-            self._declared_end, self._slack = _declared_end(container, stream, self._zero)
+            self._exact_end = _stream_end(stream, self._zero)
+            self._declared_end, self._slack = _declared_end(container, self._exact_end)
         self._check_size(self._info.width, self._info.height)
 
     @property
@@ -164,6 +165,16 @@ class Clip:
     def notes(self) -> tuple[str, ...]:
         """What is unusual about the clip, as far as it has been read: damage, missing times, changes."""
         return tuple(self._notes)
+
+    @property
+    def damaged(self) -> bool:
+        """Whether a part of the clip could not be read, as far as it has been."""
+        return self._damaged
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the clip was told to end."""
+        return self._stop.is_set()
 
     def frames(self) -> Iterator[ClipFrame]:
         """Yield the frames in the order in which they are shown; the last one as well.
@@ -194,7 +205,7 @@ class Clip:
                         f"frames change from {size[0]} x {size[1]} to {width} x {height} pixels "
                         f"at {float(time):.3f} s"
                     )
-            if self._stop.is_set():
+            if self.stopped:
                 break
         if held is not None:
             yield _lasting(held, after)
@@ -240,6 +251,8 @@ class Clip:
                 backward += 1
             lasts = frame.duration * frame.time_base if frame.duration > 0 and frame.time_base else step
             after = time + lasts
+            if self._exact_end is not None and time < self._exact_end:
+                after = min(after, self._exact_end)
             yield time, after, frame
         if counted:
             self._notes.append(
@@ -252,7 +265,7 @@ class Clip:
             and after < self._declared_end - self._slack
             and not self._stop.is_set()
         ):
-            self._notes.append(
+            self._damage(
                 f"the clip declares {float(self._declared_end):.2f} s and ends after {float(after):.2f} s: "
                 "it is cut off or damaged"
             )
@@ -290,7 +303,7 @@ class Clip:
                 try:
                     packet = next(packets, None)
                 except av.FFmpegError as error:
-                    self._notes.append(f"the clip cannot be read to its end: {error.strerror}")
+                    self._damage(f"the clip cannot be read to its end: {error.strerror}")
                     break
                 if packet is None:
                     break
@@ -303,7 +316,11 @@ class Clip:
                     damaged += frame.is_corrupt
                     yield frame
         if damaged:
-            self._notes.append(f"{damaged} frames are damaged")
+            self._damage(f"{damaged} frames are damaged")
+
+    def _damage(self, note: str) -> None:
+        self._damaged = True
+        self._notes.append(note)
 
     def _check_size(self, width: int, height: int) -> None:
         if width * height > self._max_pixels:
@@ -422,7 +439,7 @@ def _describe(name: str, container: InputContainer, stream: VideoStream) -> Clip
     )
 
 
-def _beginning(container: InputContainer) -> Fraction:
+def beginning(container: InputContainer) -> Fraction:
     """Return the time where the clip begins, in its own clock: that of broadcasts does not start at 0."""
     times = [
         stream.start_time * stream.time_base
@@ -432,13 +449,18 @@ def _beginning(container: InputContainer) -> Fraction:
     return min(times, default=Fraction(0))
 
 
-def _declared_end(
-    container: InputContainer, stream: VideoStream, zero: Fraction
-) -> tuple[Fraction | None, Fraction]:
+def _stream_end(stream: VideoStream, zero: Fraction) -> Fraction | None:
+    """Return when the video stream says that it ends."""
+    if stream.duration is None or stream.time_base is None:
+        return None
+    begin = Fraction(0) if stream.start_time is None else stream.start_time * stream.time_base - zero
+    return begin + stream.duration * stream.time_base
+
+
+def _declared_end(container: InputContainer, stream_end: Fraction | None) -> tuple[Fraction | None, Fraction]:
     """Return when the clip says that it ends, and how much earlier it may end without a word."""
-    if stream.duration is not None and stream.time_base is not None:
-        begin = stream.start_time * stream.time_base - zero if stream.start_time is not None else 0
-        return begin + stream.duration * stream.time_base, Fraction(1, 2)
+    if stream_end is not None:
+        return stream_end, Fraction(1, 2)
     if container.duration is not None:
         # Of the longest stream, sound as well, and often an estimate.
         length = Fraction(container.duration, 1_000_000)

@@ -13,7 +13,7 @@ from ferkit.detect import Detection, Detector
 from ferkit.errors import VideoError
 from ferkit.extras import require
 
-_LONGEST = 640  # pixels of the picture in which motion is measured
+_LONGEST = 640  # pixels of the picture in which motion is measured, at most
 _GRID = 5  # points across a face, and as many down
 _INSIDE = (0.15, 0.85)  # part of the box they stand in: its corners show background
 _WINDOW = (15, 15)
@@ -134,8 +134,9 @@ class FaceTracker:
 
         height, width = gray.shape
         if self._size is None:
-            shrink = min(1.0, _LONGEST / max(height, width))
-            self._size = max(1, round(width * shrink)), max(1, round(height * shrink))
+            # By a whole number: OpenCV averages over whole pixels ten times as fast as over parts of them.
+            shrink = -(-max(height, width) // _LONGEST)
+            self._size = max(1, width // shrink), max(1, height // shrink)
         scale = np.array([width / self._size[0], height / self._size[1]])
         if (width, height) == self._size:
             return gray, scale

@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 DETECT_EVERY = 5
 """Frames from one search for faces to the next, unless the caller says otherwise."""
 
-AHEAD = 48 << 20
+AHEAD = 32 << 20
 """Bytes of pictures that wait in each queue: it bounds the memory, whatever the length of the clip."""
 
 _PENDING_FRAMES = 32
+_LIGHTEST = 1 << 20  # what a small picture counts: there are never more than 32 in a queue either
 
 
 class VideoOptions(TypedDict, total=False):
@@ -154,6 +155,16 @@ class VideoReading(Iterator[FrameResult]):
         """What is unusual about the clip, as far as it has been read: damage, missing times, changes."""
         return self._clip.notes
 
+    @property
+    def damaged(self) -> bool:
+        """Whether a part of the clip could not be read, as far as it has been."""
+        return self._clip.damaged
+
+    @property
+    def start(self) -> Fraction:
+        """Where the range starts, in seconds."""
+        return self._clip.start
+
     def __next__(self) -> FrameResult:
         """Return the result of the next frame."""
         return next(self._results)[0]
@@ -235,6 +246,11 @@ def _rate(rate: float | None, every: int, fps: float | Fraction | None) -> float
     return coded / every if fps is None else min(coded, float(fps))
 
 
+def weight(frame: ClipFrame) -> int:
+    """Return how much of :data:`AHEAD` a frame takes."""
+    return max(frame.rgb.nbytes, _LIGHTEST)
+
+
 class _Work:
     """What happens between the reader and the caller."""
 
@@ -249,7 +265,7 @@ class _Work:
     def results(self, clip: Clip) -> Iterator[tuple[FrameResult, ClipFrame]]:
         waiting: list[_Waiting] = []
         faces = pixels = 0
-        frames = in_background(clip.frames(), limit=AHEAD, weigh=lambda frame: frame.rgb.nbytes)
+        frames = in_background(clip.frames(), limit=AHEAD, weigh=weight)
         try:
             for frame in frames:
                 waiting.append(self._cut_out(frame))
@@ -259,6 +275,8 @@ class _Work:
                 if full or faces >= self._recognizer.batch_size:
                     yield from self._read(waiting)
                     waiting, faces, pixels = [], 0, 0
+                if clip.stopped:
+                    break
             yield from self._read(waiting)
         finally:
             frames.close()

@@ -1,0 +1,259 @@
+"""``ferkit video``: the expressions of the people in a clip, over time."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ferkit.cli.common import JsonOption, ModelOption, console, new_app, print_json, remark
+
+if TYPE_CHECKING:
+    from ferkit.recognize.timeline import Person
+    from ferkit.recognize.video import FrameResult
+    from ferkit.recognize.video_process import VideoOutputs, VideoSummary
+
+app = new_app()
+
+
+class SmoothingKind(StrEnum):
+    """Means over time."""
+
+    EMA = "ema"
+    MEAN = "mean"
+
+
+class SmoothingSpace(StrEnum):
+    """What the mean is taken of."""
+
+    PROBABILITY = "probability"
+    LOG = "log"
+
+
+@app.command()
+def video(
+    clip: Annotated[
+        Path, typer.Argument(help="A clip: MP4, MOV, MKV, WebM, AVI, or what else FFmpeg reads.")
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The clip with the faces drawn in: .mp4, .mov or .mkv."),
+    ] = None,
+    csv: Annotated[Path | None, typer.Option("--csv", help="A row per face and frame; - for stdout.")] = None,
+    jsonl: Annotated[
+        Path | None, typer.Option("--jsonl", help="A line of JSON per frame; - for stdout.")
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", help="A picture of each person's expressions over time: .png, .svg or .pdf."),
+    ] = None,
+    as_json: JsonOption = False,
+    every: Annotated[int, typer.Option("--every", min=1, help="Read each n-th frame.")] = 1,
+    fps: Annotated[
+        float | None,
+        typer.Option("--fps", min=0.001, help="Read at most so many frames a second.", show_default="all"),
+    ] = None,
+    start: Annotated[
+        str, typer.Option("--from", help="Where to start: seconds, or [hours:]minutes:seconds.")
+    ] = "0",
+    end: Annotated[
+        str | None, typer.Option("--to", help="Where to end, likewise.", show_default="the end")
+    ] = None,
+    detect_every: Annotated[
+        int,
+        typer.Option(
+            "--detect-every",
+            min=1,
+            help="Search for faces in each n-th frame; they move with the picture between.",
+        ),
+    ] = 5,
+    max_gap: Annotated[
+        float,
+        typer.Option("--max-gap", min=0, help="Seconds out of sight after which a person gets a new number."),
+    ] = 1.0,
+    no_smoothing: Annotated[
+        bool, typer.Option("--no-smoothing", help="Show what each frame says by itself.")
+    ] = False,
+    smoothing: Annotated[
+        SmoothingKind,
+        typer.Option(
+            "--smoothing", help="How frames are joined: weights that fall with time, or equal ones."
+        ),
+    ] = SmoothingKind.EMA,
+    smooth_seconds: Annotated[
+        float, typer.Option("--smooth-seconds", min=0.001, help="Time constant, or length, of the smoothing.")
+    ] = 0.5,
+    smooth_space: Annotated[
+        SmoothingSpace,
+        typer.Option("--smooth-space", help="The mean of probabilities or of their logarithms."),
+    ] = SmoothingSpace.PROBABILITY,
+    silent: Annotated[
+        bool, typer.Option("--silent", help="Leave the sound out of the annotated clip.")
+    ] = False,
+    model: ModelOption = None,
+    detector: Annotated[
+        str,
+        typer.Option(help="centerface, yunet:FILE, or none (each frame is a face crop already)."),
+    ] = "centerface",
+    min_face: Annotated[
+        float | None,
+        typer.Option(
+            min=5,
+            help="Height in pixels of the smallest face wanted; smaller values search longer.",
+            show_default="search for 48, keep what turns up",
+        ),
+    ] = None,
+    min_confidence: Annotated[
+        float, typer.Option(min=0, max=1, help="Call a face uncertain below this probability.")
+    ] = 0.0,
+    taxonomy: Annotated[
+        str | None,
+        typer.Option(
+            help="Label set to answer in, of those the model has.", show_default="the model's first"
+        ),
+    ] = None,
+) -> None:
+    """Follow the people in a clip and read their expressions.
+
+    Prints how long each person showed which expression. Tables, the annotated clip and the picture come on
+    top. Ctrl-C ends early: what was read until then is written, and can be played. A clip that is damaged or
+    cut off is read as far as it goes; that is said on stderr, and the exit status is 1.
+    """
+    from ferkit.recognize import Recognizer
+    from ferkit.recognize.smoothing import Smoothing
+    from ferkit.recognize.video_process import STDOUT, VideoOutputs, process_video
+
+    if every > 1 and fps is not None:
+        raise typer.BadParameter("--every and --fps exclude each other")
+    recognizer = Recognizer(
+        model, detector=detector, min_face=min_face, min_confidence=min_confidence, taxonomy=taxonomy
+    )
+    outputs = VideoOutputs(clip=output, csv=csv, jsonl=jsonl, plot=plot, sound=not silent)
+    how = Smoothing(smoothing.value, smooth_seconds, smooth_space.value)
+    with _stopping() as signals, _progress(clip) as progress:
+        summary = process_video(
+            recognizer,
+            clip,
+            outputs,
+            progress=progress,
+            start=start,
+            end=end,
+            every=every,
+            fps=fps,
+            detect_every=detect_every,
+            max_gap=max_gap,
+            smoothing=None if no_smoothing else how,
+            stop=signals.stop,
+        )
+    _remark(summary, outputs)
+    if STDOUT not in (csv, jsonl):
+        if as_json:
+            print_json({"source": str(clip), **summary.timeline.to_dict(), "notes": list(summary.notes)})
+        else:
+            _print_table(summary)
+    if signals.received is not None:
+        remark("interrupted; what was read until then is written")
+        raise typer.Exit(128 + signals.received)
+    if summary.damaged:
+        raise typer.Exit(1)
+
+
+class _Signals:
+    """Ctrl-C, once, as an event; the second one raises as usual."""
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self.received: int | None = None
+
+    def handle(self, number: int, _frame: FrameType | None) -> None:
+        """Take a signal."""
+        if self.stop.is_set():
+            raise KeyboardInterrupt
+        self.received = number
+        self.stop.set()
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[_Signals]:
+    signals = _Signals()
+    if threading.current_thread() is not threading.main_thread():
+        yield signals
+        return
+    before = {number: signal.signal(number, signals.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _progress(clip: Path) -> Iterator[Callable[[FrameResult], None] | None]:
+    """Yield what moves a bar on stderr; nothing where that is no terminal."""
+    screen = console(stderr=True)
+    if not screen.is_terminal:
+        yield None
+        return
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[at]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=screen, transient=True) as bar:
+        task = bar.add_task(clip.name, total=None, at="")
+        yield lambda frame: bar.update(task, at=f"{frame.time:.1f} s, frame {frame.index}")
+
+
+def _remark(summary: VideoSummary, outputs: VideoOutputs) -> None:
+    for note in summary.notes:
+        remark(f"{'error' if summary.damaged else 'note'}: {summary.source}: {note}")
+    for path in outputs.files():
+        remark(f"wrote {path}")
+    if not summary.timeline.faces:
+        remark(f"no face was found in the {summary.timeline.frames} frames that were read")
+
+
+def _print_table(summary: VideoSummary) -> None:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("person", justify="right")
+    table.add_column("seen", no_wrap=True)
+    table.add_column("seconds", justify="right")
+    table.add_column("mostly")
+    table.add_column("confidence", justify="right")
+    people = summary.timeline.people()
+    shown = [label for label in _labels(people) if any(person.by_label[label] for person in people)]
+    for label in shown:
+        table.add_column(label, justify="right")
+    for person in people:
+        table.add_row(
+            str(person.track),
+            f"{_clock(person.first)}-{_clock(person.last)}",
+            f"{person.seconds:.1f}",
+            person.label,
+            f"{person.confidence:.0%}",
+            *(f"{person.by_label[label] / (person.seconds or 1):.0%}" for label in shown),
+        )
+    if people:
+        console().print(table)
+
+
+def _labels(people: tuple[Person, ...]) -> tuple[str, ...]:
+    return tuple(people[0].by_label) if people else ()
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(seconds, 60)
+    return f"{int(minutes)}:{rest:04.1f}"

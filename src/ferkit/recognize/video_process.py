@@ -1,0 +1,179 @@
+"""A clip from file to files: read once, written as tables, an annotated clip and a timeline along the way."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO, Unpack
+
+from ferkit.errors import OutputError, VideoError
+from ferkit.extras import require
+from ferkit.files import replacing
+from ferkit.recognize.channel import Sink
+from ferkit.recognize.clip import ClipFrame
+from ferkit.recognize.timeline import Timeline
+from ferkit.recognize.video import AHEAD, FrameResult, VideoOptions, VideoReading, recognize_video, weight
+from ferkit.recognize.video_writers import ClipWriter, FrameCsv, FrameJsonLines, FrameWriter, draw_frame
+
+if TYPE_CHECKING:
+    from ferkit.recognize.recognizer import Recognizer
+
+STDOUT = Path("-")
+"""In place of a file: the table goes to the standard output."""
+
+PLOTS = (".png", ".svg", ".pdf")
+"""Suffixes that a timeline can have."""
+
+
+@dataclass(frozen=True, slots=True)
+class VideoOutputs:
+    """What is to be written; None: nothing of that kind.
+
+    Attributes:
+        clip: The clip with the faces drawn in.
+        csv: One row per face and frame; :data:`STDOUT` is possible.
+        jsonl: One line of JSON per frame; :data:`STDOUT` is possible.
+        plot: The picture of each person's expressions over time.
+        sound: Whether the annotated clip keeps the sound.
+    """
+
+    clip: Path | None = None
+    csv: Path | None = None
+    jsonl: Path | None = None
+    plot: Path | None = None
+    sound: bool = True
+
+    def files(self) -> tuple[Path, ...]:
+        """Return the files that are to be written."""
+        given = (self.clip, self.csv, self.jsonl, self.plot)
+        return tuple(path for path in given if path is not None and path != STDOUT)
+
+
+@dataclass(frozen=True, slots=True)
+class VideoSummary:
+    """What came of a clip.
+
+    Attributes:
+        source: The clip.
+        timeline: The people in it, and what they showed.
+        notes: What is unusual about the clip.
+        damaged: Whether a part of it could not be read.
+    """
+
+    source: str
+    timeline: Timeline
+    notes: tuple[str, ...]
+    damaged: bool
+
+
+def process_video(
+    recognizer: Recognizer,
+    path: str | os.PathLike[str],
+    outputs: VideoOutputs,
+    *,
+    progress: Callable[[FrameResult], None] | None = None,
+    **options: Unpack[VideoOptions],
+) -> VideoSummary:
+    """Read a clip once and write all that is asked for.
+
+    Files appear under their names when they are complete; when ``options["stop"]`` is set they hold what was
+    read until then, and can be used.
+
+    Args:
+        recognizer: Finds and reads the faces.
+        path: The clip.
+        outputs: What to write.
+        progress: Called after each frame.
+        **options: As of :func:`ferkit.recognize.video.recognize_video`.
+
+    Raises:
+        VideoError: If the clip cannot be read, or an option is out of range.
+        OutputError: If a file cannot be written, or would overwrite the clip or another file.
+        MissingDependencyError: If the extra ``video`` is not installed.
+    """
+    _check(path, outputs)
+    if outputs.plot is not None:
+        require("matplotlib", "video")
+    options["keep_pictures"] = outputs.clip is not None
+    timeline = Timeline(recognizer.taxonomy)
+    with contextlib.ExitStack() as stack:
+        reading = stack.enter_context(recognize_video(recognizer, path, **options))
+        tables: list[FrameWriter] = []
+        if outputs.csv is not None:
+            tables.append(FrameCsv(stack.enter_context(_text(outputs.csv)), recognizer.taxonomy))
+        if outputs.jsonl is not None:
+            tables.append(FrameJsonLines(stack.enter_context(_text(outputs.jsonl))))
+        draw = None
+        if outputs.clip is not None:
+            stop = options.get("stop")
+            whole = options.get("end") is None
+            draw = stack.enter_context(
+                _annotated(
+                    reading, outputs.clip, outputs.sound, lambda: whole and not (stop and stop.is_set())
+                )
+            )
+        for result, frame in reading.with_pictures():
+            for table in tables:
+                table.write(result)
+            timeline.add(result)
+            if draw is not None:
+                draw((result, frame))
+            if progress is not None:
+                progress(result)
+    if outputs.plot is not None:
+        timeline.plot(outputs.plot, title=Path(reading.info.source).name)
+    return VideoSummary(reading.info.source, timeline, reading.notes, reading.damaged)
+
+
+def _check(source: str | os.PathLike[str], outputs: VideoOutputs) -> None:
+    """Refuse outputs that would be lost or do harm, before anything is read."""
+    taken = {os.path.realpath(source): "the clip itself"}
+    for path in outputs.files():
+        place = os.path.realpath(path)
+        if place in taken:
+            raise OutputError(f"{path} would overwrite {taken[place]}; choose another name")
+        taken[place] = f"another output, {path}"
+    if outputs.csv == STDOUT and outputs.jsonl == STDOUT:
+        raise OutputError("only one table can go to the standard output")
+    if outputs.plot is not None and outputs.plot.suffix.lower() not in PLOTS:
+        raise VideoError(f"a timeline is written as {', '.join(PLOTS)}. Received: {outputs.plot}")
+
+
+@contextlib.contextmanager
+def _text(path: Path) -> Iterator[TextIO]:
+    """Yield a stream into a file that appears when it is complete."""
+    if path == STDOUT:
+        yield sys.stdout
+        return
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
+        yield stream
+
+
+@contextlib.contextmanager
+def _annotated(
+    reading: VideoReading, path: Path, sound: bool, to_the_end: Callable[[], bool]
+) -> Iterator[Callable[[tuple[FrameResult, ClipFrame]], None]]:
+    """Yield what draws a frame and adds it to the clip, in a thread of its own."""
+    info = reading.info
+    with (
+        replacing(path) as temporary,
+        ClipWriter(
+            temporary,
+            source=info.source if sound and info.audio else None,
+            start=reading.start,
+            time_base=info.time_base,
+        ) as writer,
+    ):
+
+        def consume(item: tuple[FrameResult, ClipFrame]) -> None:
+            result, frame = item
+            writer.write(draw_frame(frame.rgb, result), frame.time, frame.duration)
+
+        with Sink(consume, limit=AHEAD) as sink:
+            yield lambda item: sink.put(item, weight(item[1]))
+        if to_the_end():
+            writer.finish_sound()

@@ -1,0 +1,366 @@
+"""What is written while a clip is read: tables of frames, and the clip with its faces drawn in."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TextIO, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ferkit.errors import OutputError
+from ferkit.extras import require
+from ferkit.recognize.clip import beginning, open_input
+from ferkit.recognize.drawing import _paste, _text, colour
+from ferkit.recognize.results import LANDMARKS
+from ferkit.recognize.video import FrameResult, TrackedFace
+from ferkit.taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    from av.audio.frame import AudioFrame
+    from av.audio.stream import AudioStream
+    from av.container import OutputContainer
+    from av.packet import Packet
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
+
+CONTAINERS = (".mp4", ".mov", ".mkv")
+"""Suffixes that an annotated clip can have."""
+
+_ENCODERS = {
+    "libx264": {"preset": "veryfast", "crf": "20"},
+    "libopenh264": {"b": "6M"},
+    "mpeg4": {"b": "6M"},
+}
+"""The first of these that FFmpeg was built with encodes the pictures."""
+
+_COPIED = {"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"}  # what players know in these containers
+_BT709, _LIMITED = 1, 1  # FFmpeg's AVCOL_SPC_BT709 and its like, AVCOL_RANGE_MPEG
+
+
+class FrameWriter(ABC):
+    """Writes frame after frame into a stream that stays open."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    @abstractmethod
+    def write(self, frame: FrameResult) -> None:
+        """Write what was found in a frame."""
+
+
+class FrameJsonLines(FrameWriter):
+    """One line of JSON per frame."""
+
+    def write(self, frame: FrameResult) -> None:
+        """Write what was found in a frame."""
+        self._stream.write(json.dumps(frame.to_dict(), allow_nan=False, ensure_ascii=False) + "\n")
+
+
+class FrameCsv(FrameWriter):
+    """One row per face and frame; a frame without a face has one row, whose columns of the face are empty.
+
+    Args:
+        stream: Where to.
+        taxonomy: The label set of the results.
+    """
+
+    def __init__(self, stream: TextIO, taxonomy: Taxonomy) -> None:
+        super().__init__(stream)
+        self._rows = csv.writer(stream, lineterminator="\n")
+        marks = [f"{name}_{axis}" for name in LANDMARKS for axis in "xy"]
+        place = ["track", "left", "top", "right", "bottom", "score", "detected"]
+        shown = [
+            "label",
+            "confidence",
+            *(f"p_{name}" for name in taxonomy.labels),
+            "raw_label",
+            "raw_confidence",
+        ]
+        self._face = [*place, *marks, *shown]
+        self._rows.writerow(["frame", "time", "duration", "faces", *self._face])
+
+    def write(self, frame: FrameResult) -> None:
+        """Write what was found in a frame."""
+        when = [frame.index, frame.time, frame.duration, len(frame.faces)]
+        if not frame.faces:
+            self._rows.writerow([*when, *("" for _ in self._face)])
+        for tracked in frame.faces:
+            face = tracked.face
+            marks = [value for mark in face.landmarks or (("", ""),) * len(LANDMARKS) for value in mark]
+            track = "" if tracked.track is None else tracked.track
+            place = [track, *face.box, face.score, int(tracked.detected)]
+            shown = [face.label, face.confidence, *face.probabilities.values()]
+            raw = [tracked.raw.label, tracked.raw.confidence]
+            self._rows.writerow([*when, *place, *marks, *shown, *raw])
+
+
+def draw_frame(rgb: NDArray[np.uint8], frame: FrameResult) -> NDArray[np.uint8]:
+    """Return a copy of a frame with a box, the number of the person and the label of each face.
+
+    Args:
+        rgb: uint8 ``[H, W, 3]``.
+        frame: What was found in it.
+    """
+    picture = rgb.copy()
+    for face in reversed(frame.faces):  # the surest comes last and lies on top
+        _draw_face(picture, face)
+    return picture
+
+
+def _draw_face(picture: NDArray[np.uint8], tracked: TrackedFace) -> None:
+    import cv2
+
+    height, width = picture.shape[:2]
+    face = tracked.face
+    paint = colour(face)
+    left, top, right, bottom = (
+        int(np.clip(round(v), 0, limit - 1))
+        for v, limit in zip(face.box, (width, height, width, height), strict=True)
+    )
+    cv2.rectangle(picture, (left, top), (right, bottom), paint, max(1, round(max(height, width) / 400)))
+    who = "" if tracked.track is None else f"{tracked.track}  "
+    # One size for the whole clip: the same few texts are then drawn again and again, from a cache.
+    text = _text(f"{who}{face.label} {face.confidence:.0%}", int(np.clip(height / 24, 10, 48)))
+    _paste(picture, text, left, top - text.shape[0] if top >= text.shape[0] else bottom, paint)
+
+
+class ClipWriter:
+    """Writes pictures into a clip, each at its own time, with the sound of the clip that they come from.
+
+    Used as a context manager. Leaving it, also by an error or an interrupt, completes the file: what was
+    written until then can be played.
+
+    Args:
+        path: The new clip; its suffix is one of :data:`CONTAINERS`.
+        source: The clip whose sound it gets; None: it stays silent.
+        start: Time that becomes the beginning of the new clip.
+        time_base: Unit of the times in seconds.
+
+    Raises:
+        OutputError: If the file cannot be written.
+        MissingDependencyError: If the extra ``video`` is not installed.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        source: str | None = None,
+        start: Fraction = Fraction(0),
+        time_base: Fraction = Fraction(1, 90_000),
+    ) -> None:
+        av: Any = require("av", "video")
+        self._name = os.fspath(path)
+        self._error = av.FFmpegError
+        if Path(path).suffix.lower() not in CONTAINERS:
+            raise OutputError(
+                f"a clip is written as {', '.join(CONTAINERS)}. "
+                f"Received the suffix: {Path(path).suffix or 'none'}"
+            )
+        self._start = start
+        self._time_base = time_base
+        self._size: tuple[int, int] | None = None
+        self._last = -1
+        self._durations: dict[int, int] = {}
+        try:
+            # MP4 rounds where a stream begins to this unit; by default that is a millisecond.
+            fine = (
+                {} if Path(path).suffix.lower() == ".mkv" else {"movie_timescale": str(time_base.denominator)}
+            )
+            self._container: OutputContainer = av.open(str(Path(path).absolute()), "w", options=fine)
+        except av.FFmpegError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror}") from error
+        encoder = next(name for name in _ENCODERS if name in av.codecs_available)
+        stream: VideoStream = self._container.add_stream(encoder, rate=30, options=_ENCODERS[encoder])
+        self._stream = stream
+        self._sound = None if source is None else _Sound(source, self._container, start)
+
+    def __enter__(self) -> Self:
+        """Return the writer."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Complete the file."""
+        try:
+            if self._size is not None:
+                self._mux(self._stream.encode(None))
+                if self._sound is not None:
+                    self._sound.close()
+            self._container.close()
+        except self._error as failure:
+            if error is None:
+                raise OutputError(f"cannot write {self._name}: {failure.strerror}") from failure
+
+    def write(self, rgb: NDArray[np.uint8], time: Fraction, duration: Fraction) -> None:
+        """Write a picture, and the sound up to its end.
+
+        Args:
+            rgb: uint8 ``[H, W, 3]``; one of another size than the first is fitted into it.
+            time: In seconds, in the clock of the source.
+            duration: In seconds.
+
+        Raises:
+            OutputError: If the disk is full, or the container does not take it.
+        """
+        if self._size is None:
+            self._begin(rgb)
+        stamp = max(self._last + 1, round((time - self._start) / self._time_base))
+        self._last = stamp
+        self._durations[stamp] = max(1, round(duration / self._time_base))
+        frame = self._frame(rgb)
+        frame.pts, frame.time_base = stamp, self._time_base
+        try:
+            self._mux(self._stream.encode(frame))
+            if self._sound is not None:
+                self._sound.write_until(time + duration)
+        except self._error as error:
+            raise OutputError(f"cannot write {self._name}: {error.strerror}") from error
+
+    def finish_sound(self) -> None:
+        """Write what is left of the sound after the last picture.
+
+        Raises:
+            OutputError: As :meth:`write`.
+        """
+        try:
+            if self._sound is not None:
+                self._sound.write_until(None)
+        except self._error as error:
+            raise OutputError(f"cannot write {self._name}: {error.strerror}") from error
+
+    def _begin(self, rgb: NDArray[np.uint8]) -> None:
+        height, width = rgb.shape[:2]
+        self._size = width, height
+        context = self._stream.codec_context
+        # Colours are stored at half the resolution, which takes even sides.
+        self._stream.width, self._stream.height = width + width % 2, height + height % 2
+        self._stream.pix_fmt = "yuv420p"
+        context.time_base = self._time_base
+        context.colorspace = context.color_primaries = context.color_trc = _BT709
+        context.color_range = _LIMITED
+
+    def _frame(self, rgb: NDArray[np.uint8]) -> VideoFrame:
+        import av
+        import cv2
+
+        assert self._size is not None
+        width, height = self._size
+        if rgb.shape[:2] != (height, width):
+            rgb = _fitted(rgb, width, height)
+        if width % 2 or height % 2:
+            rgb = np.asarray(
+                cv2.copyMakeBorder(rgb, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE), np.uint8
+            )
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
+        return picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+
+    def _mux(self, packets: list[Packet[Any]]) -> None:
+        for packet in packets:
+            if packet.pts is not None:
+                packet.duration = self._durations.pop(packet.pts, packet.duration)
+            self._container.mux(packet)
+
+
+def _fitted(rgb: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    """Return a picture scaled to fit into a size, on black."""
+    import cv2
+
+    scale = min(width / rgb.shape[1], height / rgb.shape[0])
+    size = max(1, round(rgb.shape[1] * scale)), max(1, round(rgb.shape[0] * scale))
+    fitted = np.zeros((height, width, 3), np.uint8)
+    left, top = (width - size[0]) // 2, (height - size[1]) // 2
+    fitted[top : top + size[1], left : left + size[0]] = cv2.resize(rgb, size, interpolation=cv2.INTER_AREA)
+    return fitted
+
+
+class _Sound:
+    """The sound of a clip on its way into another: copied where the container takes it, else as AAC.
+
+    It reads the source on its own, as far as the pictures have come, so that nothing piles up.
+    """
+
+    def __init__(self, source: str, target: OutputContainer, start: Fraction) -> None:
+        import av
+
+        self._failures = av.FFmpegError
+        self._target = target
+        self._start = start
+        self._container = open_input(source)
+        self._zero = beginning(self._container)
+        self._routes: dict[int, tuple[AudioStream, bool]] = {}
+        taken = _COPIED & target.supported_codecs
+        for stream in self._container.streams.audio:
+            if stream.codec_context is None or not stream.codec_context.sample_rate:
+                continue
+            copied = stream.codec_context.codec.canonical_name in taken
+            if copied:
+                out = target.add_stream_from_template(stream)
+            else:
+                out = target.add_stream("aac", rate=stream.codec_context.sample_rate)
+                out.codec_context.layout = "mono" if stream.codec_context.channels == 1 else "stereo"
+            self._routes[stream.index] = out, copied
+        self._packets = self._demux()
+        self._held = self._next()
+
+    def write_until(self, time: Fraction | None) -> None:
+        """Write what sounds before ``time``; None: all that is left."""
+        while self._held is not None:
+            begins = self._begins(self._held)
+            if time is not None and begins is not None and begins >= time:
+                return
+            if begins is None or begins >= self._start or not self._start:
+                self._pass_on(self._held)
+            self._held = self._next()
+
+    def close(self) -> None:
+        """Write what the encoders still hold, and let go of the source."""
+        for out, copied in self._routes.values():
+            if not copied and out.codec_context.is_open:
+                self._target.mux(out.encode(None))
+        self._container.close()
+
+    def _demux(self) -> Iterator[Packet[Any]]:
+        streams = [self._container.streams[index] for index in self._routes]
+        if not streams:
+            return
+        if self._start:
+            self._container.seek(int((self._start + self._zero) * 1_000_000))
+        yield from self._container.demux(streams)
+
+    def _next(self) -> Packet[Any] | None:
+        try:
+            return next(self._packets, None)
+        except self._failures:
+            return None  # the sound ends where the source is damaged; the reader of its pictures says so
+
+    def _begins(self, packet: Packet[Any]) -> Fraction | None:
+        stamp = packet.dts if packet.pts is None else packet.pts
+        return None if stamp is None else stamp * packet.time_base - self._zero
+
+    def _pass_on(self, packet: Packet[Any]) -> None:
+        out, copied = self._routes[packet.stream.index]
+        shift = round((self._start + self._zero) / packet.time_base)
+        if not copied:
+            try:
+                frames = packet.decode()
+            except self._failures:
+                return
+            for frame in cast("list[AudioFrame]", frames):
+                if frame.pts is not None:
+                    frame.pts -= shift
+                self._target.mux(out.encode(frame))
+        elif packet.dts is not None and packet.pts is not None:
+            packet.pts -= shift
+            packet.dts -= shift
+            packet.stream = out
+            self._target.mux(packet)
