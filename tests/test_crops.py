@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from ferkit.crops import PROTOCOLS, CropGeometry, crop_faces, fit_crop, views
+from ferkit.crops import PROTOCOLS, CropGeometry, crop_corners, crop_faces, fit_crop, views
 from ferkit.errors import ImageError
 
 UPRIGHT = CropGeometry()
@@ -219,3 +219,17 @@ def test_views_refuse_what_they_do_not_know() -> None:
     with pytest.raises(ImageError, match="N, S, S"):
         views(crops[0], "flip")
     assert PROTOCOLS == ("single", "flip", "ten-crop")
+
+
+def test_the_corners_of_a_crop_are_those_of_what_is_cut() -> None:
+    left, top, right, bottom = UPRIGHT.box
+    box = (100 + left * 80, 50 + top * 80, 100 + right * 80, 50 + bottom * 80)
+    expected = [(100, 50), (180, 50), (180, 130), (100, 130)]
+    assert np.allclose(crop_corners([box])[0], expected)
+    assert crop_corners([]).shape == (0, 4, 2)
+    # A quarter turn clockwise: the eyes stand one below the other, so the crop's top is the picture's right.
+    marks = [[(200, 160), (200, 240), (0, 0), (0, 0), (0, 0)]]
+    (turned,) = crop_corners([box], marks, geometry=CropGeometry(align="eyes"))
+    side = 80 / 0.38  # the eyes are 0.38 of a side apart
+    assert np.allclose(turned[1] - turned[0], (0, side))
+    assert np.allclose(turned[3] - turned[0], (-side, 0))

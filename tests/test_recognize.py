@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import FrozenInstanceError
@@ -17,8 +18,8 @@ from PIL import Image
 
 import ferkit
 import modelzoo
-from ferkit import Expression, Face, FaceClassifier, Photo, Recognizer, Unreadable, load_image
-from ferkit.crops import CropGeometry, crop_faces
+from ferkit import Explanation, Expression, Face, FaceClassifier, Photo, Recognizer, Unreadable, load_image
+from ferkit.crops import CropGeometry, crop_corners, crop_faces
 from ferkit.detect import Detection, Detector, make_detector
 from ferkit.errors import (
     DetectorError,
@@ -29,6 +30,7 @@ from ferkit.errors import (
     TaxonomyError,
 )
 from ferkit.images import to_gray, write_image
+from ferkit.modelfile import write_model
 from ferkit.recognize.drawing import AnnotatedNames, colour, draw
 from ferkit.recognize.results import UNCERTAIN, expressions
 from ferkit.recognize.writers import FORMATS, make_writer
@@ -319,9 +321,101 @@ def test_results_are_frozen_and_become_plain_types(recognizer: Recognizer) -> No
     again = json.loads(json.dumps(photo.to_dict()))
     assert again == photo.to_dict()
     (face,) = again["faces"]
-    assert set(face) == {"box", "score", "landmarks", "label", "confidence", "probabilities"}
+    assert set(face) == {"box", "score", "landmarks", "quality", "label", "confidence", "probabilities"}
+    assert set(face["quality"]) == {*("size", "sharpness", "yaw", "pitch", "roll", "outside", "flags")}
     assert set(face["landmarks"]) == {"left_eye", "right_eye", "nose", "left_mouth", "right_mouth"}
     assert face["probabilities"] == dict(photo.faces[0].probabilities)
+
+
+def test_every_face_is_judged(recognizer: Recognizer) -> None:
+    (face,) = recognizer.predict(ASTRONAUT).faces
+    assert face.quality is not None
+    assert face.quality.size == face.box[3] - face.box[1]
+    assert face.quality.flags == ()
+    assert face.quality.yaw is not None
+    assert abs(face.quality.yaw) < 25
+    (cut,) = recognizer.predict(load_image(ASTRONAUT)[:, 200:]).faces  # the border runs through an eye
+    assert cut.quality is not None
+    assert "cut off" in cut.quality.flags
+
+
+def test_a_table_for_pandas_has_the_columns_and_rows_of_the_csv(recognizer: Recognizer) -> None:
+    pd = pytest.importorskip("pandas")
+    photos = recognizer.predict([ASTRONAUT, CAT, CAMERAMAN])
+    stream = io.StringIO()
+    with make_writer("csv", stream, FER2013) as writer:
+        for photo in photos:
+            writer.write(photo)
+    frame = ferkit.to_pandas(photos)
+    read = pd.read_csv(io.StringIO(stream.getvalue()))
+    assert list(frame.columns) == list(read.columns)
+    assert frame["p_happy"].tolist() == read["p_happy"].tolist()
+    assert frame["source"].tolist() == [str(ASTRONAUT), str(CAMERAMAN)]
+    assert photos[0].to_pandas()["label"].tolist() == [photos[0].faces[0].label]
+    assert len(photos[1].to_pandas()) == 0
+
+
+def test_without_pandas_the_error_says_how_to_get_it(
+    recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MissingDependencyError, match="pip install pandas"):
+        recognizer.predict(CAT).to_pandas()
+
+
+@pytest.mark.parametrize("name", ["centerface", "none"])
+def test_an_explanation_covers_what_the_network_sees(model: Path, name: str) -> None:
+    recognizer = Recognizer(model, detector=name)
+    photo = recognizer.predict(ASTRONAUT)
+    (explanation,) = recognizer.explain(ASTRONAUT, photo)
+    (face,) = photo.faces
+    assert explanation.label == face.label
+    assert explanation.heat.dtype == np.float32
+    assert explanation.heat.min() >= 0
+    assert explanation.heat.max() in (0, 1)
+    corners = np.array(explanation.corners)
+    if name == "none":
+        assert corners.tolist() == [[0, 0], [512, 0], [512, 512], [0, 512]]
+    else:
+        assert np.array_equal(corners, crop_corners([face.box])[0])
+    maps = FaceClassifier(model).cams(recognizer.crops(ASTRONAUT))
+    of_label = np.maximum(maps[0, list(face.probabilities).index(face.label)], 0)
+    assert np.allclose(explanation.heat, of_label / max(of_label.max(), 1e-30), atol=1e-6)
+
+
+def test_a_network_that_sees_the_middle_of_the_crop_is_explained_there(tmp_path: Path) -> None:
+    info = modelzoo.model_info().model_copy(update={"view_size": 24})
+    write_model(modelzoo.graph_bytes(), info, tmp_path / "middle.onnx")
+    recognizer = Recognizer(tmp_path / "middle.onnx", detector="none")
+    (explanation,) = recognizer.explain(ASTRONAUT, recognizer.predict(ASTRONAUT))
+    assert explanation.corners == ((128, 128), (384, 128), (384, 384), (128, 384))
+
+
+def test_explanations_speak_of_the_same_photo_and_need_maps(recognizer: Recognizer, tmp_path: Path) -> None:
+    photo = recognizer.predict(ASTRONAUT)
+    with pytest.raises(ImageError, match="512 x 512"):
+        recognizer.explain(CAT, photo)
+    without = Recognizer(modelzoo.write_tiny_model(tmp_path / "m.onnx", cam=False))
+    with pytest.raises(ModelFileError, match="no class activation maps"):
+        without.explain(ASTRONAUT, without.predict(ASTRONAUT))
+    assert recognizer.explain(CAT, recognizer.predict(CAT)) == ()
+
+
+def test_heat_is_laid_where_it_belongs_and_nowhere_else() -> None:
+    gray = np.full((200, 300, 3), 128, np.uint8)
+    heat = np.zeros((6, 6), np.float32)
+    heat[0, 5] = 1  # the upper right
+    corners = ((50.0, 20.0), (170.0, 20.0), (170.0, 140.0), (50.0, 140.0))
+    drawn = draw(gray, Photo(None, 300, 200, "fer2013", ()), [Explanation("happy", corners, heat)])
+    changed = np.argwhere((drawn != gray).any(axis=2))
+    assert (changed.min(axis=0) >= (20, 110)).all()
+    assert (changed.max(axis=0) <= (80, 170)).all()
+    red, _, blue = (int(value) for value in drawn[28, 160])
+    assert red > 150
+    assert red > blue
+    outside = tuple((x + 1000, y) for x, y in corners)
+    untouched = draw(gray, Photo(None, 300, 200, "fer2013", ()), [Explanation("happy", outside, heat)])
+    assert np.array_equal(untouched, gray)
 
 
 def example_face(label: str = "happy", landmarks: bool = True) -> Face:

@@ -17,31 +17,46 @@ if TYPE_CHECKING:
     from ferkit.classifier import FaceClassifier
     from ferkit.errors import FerkitError
     from ferkit.images import load_image
-    from ferkit.recognize import Expression, Face, Photo, Recognizer, Unreadable
+    from ferkit.recognize import (
+        Explanation,
+        Expression,
+        Face,
+        Photo,
+        Quality,
+        Recognizer,
+        Unreadable,
+        to_pandas,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Explanation",
     "Expression",
     "Face",
     "FaceClassifier",
     "FerkitError",
     "Photo",
+    "Quality",
     "Recognizer",
     "Unreadable",
     "__version__",
     "load_image",
+    "to_pandas",
 ]
 
 _HOMES = {
+    "Explanation": "ferkit.recognize",
     "Expression": "ferkit.recognize",
     "Face": "ferkit.recognize",
     "FaceClassifier": "ferkit.classifier",
     "FerkitError": "ferkit.errors",
     "Photo": "ferkit.recognize",
+    "Quality": "ferkit.recognize",
     "Recognizer": "ferkit.recognize",
     "Unreadable": "ferkit.recognize",
     "load_image": "ferkit.images",
+    "to_pandas": "ferkit.recognize",
 }
 
 

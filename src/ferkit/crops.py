@@ -136,9 +136,43 @@ def crop_faces(
     Raises:
         ImageError: If arrays do not fit together, or a box is empty, not finite or absurdly large.
     """
-    geometry = geometry or CropGeometry()
-    places = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     _check_gray(gray)
+    squares = _squares(boxes, landmarks, geometry or CropGeometry())
+    crops = np.empty((len(squares), size, size), np.uint8)
+    for k, square in enumerate(squares):
+        crops[k] = _cut(gray, square, size)
+    return crops
+
+
+def crop_corners(
+    boxes: ArrayLike, landmarks: ArrayLike | None = None, *, geometry: CropGeometry | None = None
+) -> NDArray[np.float64]:
+    """Return where :func:`crop_faces` cuts.
+
+    Args:
+        boxes: As in :func:`crop_faces`.
+        landmarks: As in :func:`crop_faces`.
+        geometry: As in :func:`crop_faces`.
+
+    Returns:
+        float64 ``[N, 4, 2]``: x, y in the picture of each crop's corners: upper left, upper right, lower
+        right, lower left.
+
+    Raises:
+        ImageError: As :func:`crop_faces`.
+    """
+    corners = [(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)]
+    found = np.empty((0, 4, 2))
+    for square in _squares(boxes, landmarks, geometry or CropGeometry()):
+        cos, sin = float(np.cos(square.angle)), float(np.sin(square.angle))
+        turn = square.side * np.array([[cos, sin], [-sin, cos]])
+        found = np.concatenate([found, (np.array(corners) @ turn + (square.x, square.y))[None]])
+    return found
+
+
+def _squares(boxes: ArrayLike, landmarks: ArrayLike | None, geometry: CropGeometry) -> list[_Square]:
+    """Return the square of each face after checking that there is one."""
+    places = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
     eyes = None
     if geometry.align == "eyes":
         if landmarks is None:
@@ -146,17 +180,17 @@ def crop_faces(
         eyes = np.asarray(landmarks, dtype=np.float64).reshape(-1, 5, 2)[:, :2]
         if len(eyes) != len(places):
             raise ImageError(f"{len(places)} boxes need as many landmarks. Received: {len(eyes)}")
-    crops = np.empty((len(places), size, size), np.uint8)
     if not (np.isfinite(places).all() and (places[:, 2:] > places[:, :2]).all()):
         raise ImageError(f"boxes are left, top, right, bottom. Received: {places.tolist()}")
+    squares = []
     for k, box in enumerate(places):
         square = _from_box(box, geometry) if eyes is None else _from_eyes(eyes[k], geometry)
         if not np.isfinite([square.x, square.y]).all() or not 0 < square.side <= _MAX_SIDE:
             raise ImageError(
                 f"a face needs a place and an extent of 1 to {_MAX_SIDE} pixels. Received: box {box.tolist()}"
             )
-        crops[k] = _cut(gray, square, size)
-    return crops
+        squares.append(square)
+    return squares
 
 
 def fit_crop(gray: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:

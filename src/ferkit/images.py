@@ -10,7 +10,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,6 +93,16 @@ def load_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
     )
 
 
+def is_url(name: str) -> bool:
+    """Tell whether a name is a URL; ``Path`` has taken one of the two slashes of some.
+
+    Example:
+        >>> is_url("https://example.org/a.jpg"), is_url("https:/example.org/a.jpg"), is_url("C:/a.jpg")
+        (True, True, False)
+    """
+    return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+:/", name) is not None
+
+
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """Return the content of a picture file.
 
@@ -100,7 +110,7 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         ImageError: If it is a URL, a folder, no regular file, empty, larger than 512 MiB, or unreadable.
     """
     name = os.fspath(path)
-    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", name):
+    if is_url(name):
         raise ImageError(f"{name} is a URL, and nothing is fetched from the network; download it first")
     try:
         state = Path(name).stat()
@@ -113,6 +123,27 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         return Path(name).read_bytes()
     except (OSError, ValueError) as error:
         raise ImageError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def read_stream(stream: IO[bytes], name: str) -> bytes:
+    """Return all that comes from a stream, such as standard input.
+
+    Args:
+        stream: The stream.
+        name: How messages call it.
+
+    Raises:
+        ImageError: If nothing comes, more than 512 MiB, or it cannot be read.
+    """
+    try:
+        content = stream.read(_MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise ImageError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from error
+    if not content:
+        raise ImageError(f"{name} is empty; a picture was expected")
+    if len(content) > _MAX_FILE_BYTES:
+        raise ImageError(f"{name} has more than {_MAX_FILE_BYTES >> 20} MiB; it is not read as a picture")
+    return content
 
 
 def to_gray(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -92,6 +92,4 @@ def get_taxonomy(taxonomy_id: str) -> Taxonomy:
     try:
         return KNOWN[taxonomy_id]
     except KeyError:
-        raise TaxonomyError(
-            f"unknown taxonomy {taxonomy_id!r}; known are {', '.join(KNOWN)}"
-        ) from None
+        raise TaxonomyError(f"unknown taxonomy {taxonomy_id!r}; known are {', '.join(KNOWN)}") from None

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
+from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,9 +17,13 @@ import typer
 from ferkit.cli.common import JsonOption, ModelOption, console, new_app, remark
 
 if TYPE_CHECKING:
+    from ferkit.errors import ImageError
+    from ferkit.images import ImageSource
     from ferkit.recognize import Photo, Recognizer
 
 app = new_app()
+
+_LABELS_WITH_DECIMALS = 7  # more columns than these have no room for them
 
 
 class Format(StrEnum):
@@ -30,7 +37,13 @@ class Format(StrEnum):
 
 @app.command()
 def predict(
-    photos: Annotated[list[Path], typer.Argument(help="Photos: JPEG, PNG, WebP, TIFF, BMP or GIF.")],
+    photos: Annotated[
+        list[str],
+        typer.Argument(
+            help="Photos (JPEG, PNG, WebP, TIFF, BMP, GIF), folders with all below them, patterns in quotes, "
+            "or - for standard input."
+        ),
+    ],
     model: ModelOption = None,
     output_format: Annotated[Format, typer.Option("--format", "-f", help="How to print.")] = Format.TABLE,
     as_json: JsonOption = False,
@@ -38,6 +51,12 @@ def predict(
         Path | None,
         typer.Option(help="Folder for copies of the photos with the faces drawn in.", show_default=False),
     ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain", help="Show in the annotated copies which parts of a face speak for its label."
+        ),
+    ] = False,
     detector: Annotated[
         str,
         typer.Option(help="centerface, yunet:FILE, or none (each photo is a face crop already)."),
@@ -59,25 +78,50 @@ def predict(
             help="Label set to answer in, of those the model has.", show_default="the model's first"
         ),
     ] = None,
+    provider: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="ONNX Runtime execution provider, such as CUDAExecutionProvider; may be repeated, in order "
+            "of preference. One that is not there is an error.",
+            show_default="the CPU",
+        ),
+    ] = None,
 ) -> None:
     """Find the faces in photos and read their expressions.
 
-    Faces come with box, score, landmarks, label and all probabilities. A photo without a face is no error. A
-    photo that cannot be read is one: it is named on stderr, the others are read all the same, and the exit
-    status is 1.
+    Faces come with box, score, landmarks, quality, label and all probabilities. A photo without a face is no
+    error. A photo that cannot be read is one: it is named on stderr, the others are read all the same, and
+    the exit status is 1.
     """
+    if explain and annotate is None:
+        raise typer.BadParameter(
+            "it draws into the annotated copies; add --annotate FOLDER", param_hint="--explain"
+        )
+    from ferkit.errors import ModelFileError
     from ferkit.recognize import Recognizer
+    from ferkit.recognize.sources import find_photos
 
     recognizer = Recognizer(
-        model, detector=detector, min_face=min_face, min_confidence=min_confidence, taxonomy=taxonomy
+        model,
+        detector=detector,
+        min_face=min_face,
+        min_confidence=min_confidence,
+        taxonomy=taxonomy,
+        providers=provider,
     )
+    if explain and not recognizer.info.head(recognizer.taxonomy.id).cam:
+        raise ModelFileError(
+            f"model {recognizer.info.name!r} has no class activation maps for {recognizer.taxonomy.id!r}, so "
+            "there is nothing to --explain; networks that end in global average pooling have them"
+        )
     kind = Format.JSON if as_json else output_format
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold what no encoding has
-    readable = _Readable(recognizer, photos)
-    results = readable if annotate is None else _annotated(readable, photos, annotate)
+    # All names first: a copy must not take the name of a photo that is still to be read.
+    readable = _Readable(recognizer, list(find_photos(photos, leave_out=annotate)))
+    results = readable if annotate is None else _annotated(recognizer, readable, annotate, explain=explain)
     if kind is Format.TABLE:
-        _print_table(recognizer, results, photos)
+        _print_table(recognizer, results, readable.names)
     else:
         from ferkit.recognize.writers import make_writer
 
@@ -85,71 +129,112 @@ def predict(
             for photo in results:
                 writer.write(photo)
     if readable.failures:
-        if len(photos) > 1:
-            remark(f"{readable.failures} of {len(photos)} photos could not be read")
+        if readable.count > 1:
+            remark(f"{readable.failures} of {readable.count} photos could not be read")
         raise typer.Exit(1)
 
 
 class _Readable:
     """The photos that can be read; it prints and counts the others."""
 
-    def __init__(self, recognizer: Recognizer, photos: list[Path]) -> None:
+    def __init__(self, recognizer: Recognizer, found: list[str | ImageError]) -> None:
         self._recognizer = recognizer
-        self._photos = photos
+        self._found = found
+        self._content: bytes | None = None
+        self.names = [name for name in found if isinstance(name, str)]
+        self.count = len(found)
         self.failures = 0
 
     def __iter__(self) -> Iterator[Photo]:
         from ferkit.recognize import Unreadable
 
-        for result in self._recognizer.predict_each(self._photos):
+        taken: deque[str] = deque()
+        for result in self._recognizer.predict_each(self._sources(taken)):
+            name = taken.popleft()
             if isinstance(result, Unreadable):
-                self.failures += 1
-                remark(f"error: {result.error}")
+                self._fail(result.error)
             else:
-                yield result
+                yield replace(result, source=name)
+
+    def source(self, name: str) -> ImageSource:
+        """Return what is to be read for a name: the name itself, or what came from standard input."""
+        from ferkit.images import read_stream
+        from ferkit.recognize.sources import STDIN
+
+        if name != STDIN:
+            return name
+        if self._content is None:
+            self._content = read_stream(sys.stdin.buffer, "standard input")
+        return self._content
+
+    def _sources(self, taken: deque[str]) -> Iterator[ImageSource]:
+        from ferkit.errors import ImageError
+
+        for item in self._found:
+            if isinstance(item, ImageError):
+                self._fail(item)
+                continue
+            try:
+                source = self.source(item)
+            except ImageError as error:
+                self._fail(error)
+                continue
+            taken.append(item)
+            yield source
+
+    def _fail(self, error: ImageError) -> None:
+        self.failures += 1
+        remark(f"error: {error}")
 
 
-def _annotated(results: _Readable, photos: list[Path], folder: Path) -> Iterator[Photo]:
+def _annotated(recognizer: Recognizer, results: _Readable, folder: Path, *, explain: bool) -> Iterator[Photo]:
     """Write the annotated copy of each photo, and pass the result on."""
     from ferkit.images import load_image, write_image
     from ferkit.recognize.drawing import AnnotatedNames, draw
+    from ferkit.recognize.sources import STDIN
 
-    names = AnnotatedNames(folder, photos)
+    names = AnnotatedNames(folder, results.names)
     for photo in results:
-        if photo.source is not None:
-            target = names.name(photo.source)
-            # Decoded once more: to keep pictures until their faces are read would take memory by the photo.
-            write_image(target, draw(load_image(photo.source), photo))
-            remark(f"wrote {target}")
+        name = photo.source or STDIN
+        target = names.name("stdin" if name == STDIN else name)
+        # Decoded once more: to keep pictures until their faces are read would take memory by the photo.
+        rgb = load_image(results.source(name))
+        explanations = recognizer.explain(rgb, photo) if explain else ()
+        write_image(target, draw(rgb, photo, explanations))
+        remark(f"wrote {target}")
         yield photo
 
 
-def _print_table(recognizer: Recognizer, results: Iterator[Photo] | _Readable, photos: list[Path]) -> None:
-    import os
-
+def _print_table(recognizer: Recognizer, results: Iterator[Photo] | _Readable, names: list[str]) -> None:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("photo", overflow="fold", min_width=16)
+    from ferkit.recognize.sources import STDIN
+
+    files = [name for name in names if name != STDIN]
+    folder = os.path.commonpath([Path(name).absolute().parent for name in files]) if files else ""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
+    digits = 1 if len(recognizer.taxonomy) <= _LABELS_WITH_DECIMALS else 0
+    table.add_column("photo", overflow="fold")
     table.add_column("box", no_wrap=True)
     table.add_column("face", justify="right")
-    table.add_column("expression")
+    table.add_column("expression", no_wrap=True)
     for label in recognizer.taxonomy.labels:
-        table.add_column(label, justify="right")
-    folder = os.path.commonpath([path.absolute().parent for path in photos])
+        table.add_column(label, justify="right", overflow="fold")
     for photo in results:
-        name = os.path.relpath(Path(photo.source or "").absolute(), folder)
+        name = photo.source or STDIN
+        shown = name if name == STDIN else os.path.relpath(Path(name).absolute(), folder)
         if not photo.faces:
-            table.add_row(name, "no face")
+            table.add_row(shown, "no face")
         for face in photo.faces:
             left, top, right, bottom = (round(value) for value in face.box)
+            flags = face.quality.flags if face.quality else ()
             table.add_row(
-                name,
+                shown,
                 f"{left},{top} {right - left}x{bottom - top}",
                 f"{face.score:.0%}",
-                f"{face.label} {face.confidence:.0%}",
-                *(f"{value:.1%}" for value in face.probabilities.values()),
+                "\n".join([f"{face.label} {face.confidence:.0%}", *flags]),
+                *(f"{value:.{digits}%}" for value in face.probabilities.values()),
             )
-            name = ""
+            shown = ""
     console().print(table)

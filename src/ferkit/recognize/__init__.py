@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from ferkit.recognize.quality import Quality
 from ferkit.recognize.recognizer import Recognizer
-from ferkit.recognize.results import Expression, Face, Photo, Unreadable
+from ferkit.recognize.results import Explanation, Expression, Face, Photo, Unreadable, to_pandas
 
-__all__ = ["Expression", "Face", "Photo", "Recognizer", "Unreadable"]
+__all__ = [
+    "Explanation",
+    "Expression",
+    "Face",
+    "Photo",
+    "Quality",
+    "Recognizer",
+    "Unreadable",
+    "to_pandas",
+]

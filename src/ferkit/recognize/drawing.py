@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferkit.images import WRITABLE
-from ferkit.recognize.results import UNCERTAIN, Face, Photo
+from ferkit.recognize.results import UNCERTAIN, Explanation, Face, Photo
 
 _COLOURS = (
     (228, 26, 28),
@@ -27,16 +27,23 @@ _COLOURS = (
 )  # fmt: skip
 _GRAY = (128, 128, 128)
 _DARK_TEXT_ABOVE = 140
+_HEAT_SIDE = 96
+_RED = 230  # in OpenCV's colour map; above it darkens
+_HEAT_SHARE = 0.6  # of the colour where the map is hottest
 
 
-def draw(rgb: NDArray[np.uint8], photo: Photo) -> NDArray[np.uint8]:
+def draw(rgb: NDArray[np.uint8], photo: Photo, explanations: Sequence[Explanation] = ()) -> NDArray[np.uint8]:
     """Return a copy of the photo with a box, the landmarks and the label of each face.
 
     Args:
         rgb: uint8 ``[H, W, 3]``, the upright photo that ``photo`` was read from.
         photo: What was found in it.
+        explanations: Maps to lay over the faces: blue, green, yellow, red, the more a place speaks for the
+            label; where nothing does the photo stays as it is.
     """
     picture = rgb.copy()
+    for explanation in explanations:
+        _draw_heat(picture, explanation)
     for face in reversed(photo.faces):  # the surest comes last and lies on top
         _draw_face(picture, face)
     return picture
@@ -65,6 +72,29 @@ def _draw_face(picture: NDArray[np.uint8], face: Face) -> None:
     size = int(np.clip(max((right - left) / 7, height / 45), 10, 96))
     text = _text(f"{face.label} {face.confidence:.0%}", size)
     _paste(picture, text, left, top - text.shape[0] if top >= text.shape[0] else bottom, colour(face))
+
+
+def _draw_heat(picture: NDArray[np.uint8], explanation: Explanation) -> None:
+    """Lay a map over the photo."""
+    import cv2
+
+    corners = np.array(explanation.corners)
+    limit = (picture.shape[1], picture.shape[0])
+    left, top = (int(v) for v in np.clip(np.floor(corners.min(axis=0)), 0, limit))
+    right, bottom = (int(v) for v in np.clip(np.ceil(corners.max(axis=0)), 0, limit))
+    if right <= left or bottom <= top:
+        return
+    # Enlarged first: the map has a few cells, and between them it is to change smoothly.
+    fine = cv2.resize(explanation.heat, (_HEAT_SIDE, _HEAT_SIDE), interpolation=cv2.INTER_CUBIC)
+    # Corners are pixel edges, OpenCV counts pixel centres: half a pixel lies between the two.
+    edges = np.array([(0, 0), (_HEAT_SIDE, 0), (_HEAT_SIDE, _HEAT_SIDE)], np.float32) - 0.5
+    target = (corners[:3] - (left, top) - 0.5).astype(np.float32)
+    heat = cv2.warpAffine(fine, cv2.getAffineTransform(edges, target), (right - left, bottom - top))
+    heat = np.clip(heat, 0, 1)
+    shown = cv2.applyColorMap(np.rint(heat * _RED).astype(np.uint8), cv2.COLORMAP_JET)[:, :, ::-1]
+    place = picture[top:bottom, left:right]
+    share = _HEAT_SHARE * heat[:, :, None]
+    place[:] = np.rint(place * (1 - share) + shown * share).astype(np.uint8)
 
 
 @lru_cache(maxsize=256)

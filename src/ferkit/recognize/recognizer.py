@@ -6,17 +6,18 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Unpack, overload
+from typing import TYPE_CHECKING, TypeAlias, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ferkit.classifier import FaceClassifier
-from ferkit.crops import Protocol, crop_faces, fit_crop
+from ferkit.crops import Protocol, crop_corners, crop_faces, fit_crop
 from ferkit.detect import Detection, Detector, make_detector
 from ferkit.errors import FerkitError, ImageError
 from ferkit.images import DEFAULT_MAX_PIXELS, ImageSource, load_image, to_gray
-from ferkit.recognize.results import Expression, Face, Photo, Unreadable, expressions
+from ferkit.recognize.quality import Quality, measure_quality
+from ferkit.recognize.results import Explanation, Expression, Face, Photo, Unreadable, expressions
 
 if TYPE_CHECKING:
     from ferkit.modelfile import ModelInfo
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from ferkit.taxonomy import Taxonomy
 
 _PENDING_PHOTOS = 256
+
+_Box: TypeAlias = tuple[float, float, float, float]
+_Marks: TypeAlias = tuple[tuple[float, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,7 @@ class _Cropped:
     width: int
     height: int
     detections: tuple[Detection, ...]
+    qualities: tuple[Quality, ...]
     crops: NDArray[np.uint8]
 
 
@@ -58,7 +63,8 @@ class Recognizer:
             searched for, and smaller ones kept where they turn up.
         min_confidence: Below this probability the label is ``uncertain``.
         protocol: ``single`` (one look at each face), ``flip`` or ``ten-crop`` (the mean of more looks).
-        providers: ONNX Runtime execution providers for the model, in order of preference; the CPU by default.
+        providers: ONNX Runtime execution providers, in order of preference, for the model and CenterFace; the
+            CPU by default.
         threads: Threads of one call; by default the cores this process may use.
         batch_size: Faces that go through the network at once; it does not change the result.
         max_pixels: Photos with more are refused.
@@ -90,7 +96,11 @@ class Recognizer:
             raise FerkitError("min_face is for detectors by name; set it in the detector object itself")
         self._classifier = FaceClassifier(model, providers=providers, threads=threads)
         self._taxonomy = self._classifier.info.head(taxonomy).taxonomy
-        self._detector = make_detector(detector, min_face=min_face) if isinstance(detector, str) else detector
+        self._detector = (
+            make_detector(detector, min_face=min_face, providers=providers, threads=threads)
+            if isinstance(detector, str)
+            else detector
+        )
         self._min_confidence = min_confidence
         self._protocol = protocol
         self._batch_size = batch_size
@@ -221,26 +231,80 @@ class Recognizer:
             raise cropped.error
         return cropped.crops
 
+    def explain(self, source: ImageSource, photo: Photo) -> tuple[Explanation, ...]:
+        """Return where in each face the network saw its leading label.
+
+        Args:
+            source: The photo that ``photo`` was read from.
+            photo: What this recognizer found in it.
+
+        Returns:
+            One map per face, in the order of ``photo.faces``.
+
+        Raises:
+            ImageError: If the photo cannot be read, or is not of the size that ``photo`` tells.
+            ModelFileError: If the model has no class activation maps for this taxonomy.
+        """
+        rgb = load_image(source, max_pixels=self._max_pixels)
+        if rgb.shape[:2] != (photo.height, photo.width):
+            raise ImageError(
+                f"the result speaks of a photo of {photo.width} x {photo.height} pixels. "
+                f"Received: {rgb.shape[1]} x {rgb.shape[0]}"
+            )
+        boxes, marks = [face.box for face in photo.faces], [face.landmarks for face in photo.faces]
+        crops = self._crop(to_gray(rgb), boxes, marks)
+        maps = self._classifier.cams(crops, self._taxonomy.id, batch_size=self._batch_size)
+        seen = self.info.view_size / self.info.input_size
+        explained = []
+        for square, face, of_labels in zip(
+            self._corners(photo, boxes, marks), photo.faces, maps, strict=True
+        ):
+            best = int(np.argmax(list(face.probabilities.values())))
+            heat = np.maximum(of_labels[best], 0)
+            middle = square.mean(axis=0)
+            corners = (square - middle) * seen + middle
+            explained.append(
+                Explanation(
+                    self._taxonomy.labels[best],
+                    tuple((float(x), float(y)) for x, y in corners),
+                    heat / (heat.max() or np.float32(1)),
+                )
+            )
+        return tuple(explained)
+
+    def _corners(
+        self, photo: Photo, boxes: Sequence[_Box], marks: Sequence[_Marks | None]
+    ) -> NDArray[np.float64]:
+        if self._detector.name != "none":
+            return crop_corners(*_as_arrays(boxes, marks), geometry=self.info.crop)
+        half, x, y = max(photo.width, photo.height) / 2, photo.width / 2, photo.height / 2
+        return np.array(
+            [[(x - half, y - half), (x + half, y - half), (x + half, y + half), (x - half, y + half)]]
+        )
+
     def _cut_out(self, photo: ImageSource) -> _Cropped | Unreadable:
         source = os.fspath(photo) if isinstance(photo, (str, os.PathLike)) else None
         try:
             rgb = load_image(photo, max_pixels=self._max_pixels)
         except ImageError as error:
             return Unreadable(source, error)
+        height, width = rgb.shape[:2]
         detections = self._detector.detect(rgb)
-        gray, size = to_gray(rgb), self.info.input_size
+        boxes, marks = [d.box for d in detections], [d.landmarks for d in detections]
+        crops = self._crop(to_gray(rgb), boxes, marks)
+        qualities = tuple(
+            measure_quality(d.box, d.landmarks, crop, width, height)
+            for d, crop in zip(detections, crops, strict=True)
+        )
+        return _Cropped(source, width, height, detections, qualities, crops)
+
+    def _crop(
+        self, gray: NDArray[np.uint8], boxes: Sequence[_Box], marks: Sequence[_Marks | None]
+    ) -> NDArray[np.uint8]:
+        size = self.info.input_size
         if self._detector.name == "none":
-            crops = fit_crop(gray, size)[None]
-        else:
-            marks = [d.landmarks for d in detections]
-            crops = crop_faces(
-                gray,
-                np.array([d.box for d in detections], np.float64).reshape(-1, 4),
-                None if None in marks else np.array(marks, np.float64).reshape(-1, 5, 2),
-                geometry=self.info.crop,
-                size=size,
-            )
-        return _Cropped(source, rgb.shape[1], rgb.shape[0], detections, crops)
+            return fit_crop(gray, size)[None]
+        return crop_faces(gray, *_as_arrays(boxes, marks), geometry=self.info.crop, size=size)
 
     def _read(self, waiting: list[_Cropped | Unreadable]) -> Iterator[Photo | Unreadable]:
         size = self.info.input_size
@@ -251,8 +315,10 @@ class Recognizer:
                 yield item
                 continue
             faces = tuple(
-                Face(d.box, d.score, d.landmarks, expression)
-                for d, expression in zip(item.detections, islice(read, len(item.detections)), strict=True)
+                Face(d.box, d.score, d.landmarks, expression, quality)
+                for d, quality, expression in zip(
+                    item.detections, item.qualities, islice(read, len(item.detections)), strict=True
+                )
             )
             yield Photo(item.source, item.width, item.height, self._taxonomy.id, faces)
 
@@ -262,3 +328,11 @@ class Recognizer:
             crops, protocol=self._protocol, batch_size=self._batch_size, taxonomies=[name]
         )[name]
         return expressions(probabilities, self._taxonomy, min_confidence=self._min_confidence)
+
+
+def _as_arrays(
+    boxes: Sequence[_Box], marks: Sequence[_Marks | None]
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+    """Return boxes ``[N, 4]`` and landmarks ``[N, 5, 2]``, None where a face has none."""
+    known = None if None in marks else np.array(marks, np.float64).reshape(-1, 5, 2)
+    return np.array(boxes, np.float64).reshape(-1, 4), known

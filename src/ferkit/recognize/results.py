@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.errors import ImageError
+from ferkit.errors import ImageError, MissingDependencyError
+from ferkit.recognize.quality import Quality
 from ferkit.taxonomy import Taxonomy
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 UNCERTAIN = "uncertain"
 """The label where no probability reaches the confidence that the caller asks for."""
@@ -53,12 +57,14 @@ class Face:
         landmarks: x, y in pixels of left eye, right eye, nose, left and right corner of the mouth (left
             and right as seen in the picture); None where the detector gives none.
         expression: What the face shows.
+        quality: Size, sharpness, pose, and what speaks against the face; None where nobody looked.
     """
 
     box: tuple[float, float, float, float]
     score: float
     landmarks: tuple[tuple[float, float], ...] | None
     expression: Expression
+    quality: Quality | None = None
 
     @property
     def label(self) -> str:
@@ -84,6 +90,7 @@ class Face:
             "landmarks": None
             if marks is None
             else {n: list(m) for n, m in zip(LANDMARKS, marks, strict=True)},
+            "quality": None if self.quality is None else self.quality.to_dict(),
             **self.expression.to_dict(),
         }
 
@@ -116,6 +123,27 @@ class Photo:
             "faces": [face.to_dict() for face in self.faces],
         }
 
+    def to_pandas(self) -> DataFrame:
+        """Return a table with a row per face; see :func:`to_pandas`."""
+        return to_pandas([self])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Explanation:
+    """Where in a face the network saw its leading label: a class activation map (Zhou et al. 2016).
+
+    Attributes:
+        label: The most probable label, also where the face is called ``uncertain``.
+        corners: x, y in pixels of the photo of the map's upper left, upper right, lower right and lower left
+            corner.
+        heat: float32 ``[h, w]``, 0..1: how much each place speaks for the label, 1 where the most; all 0
+            where none does.
+    """
+
+    label: str
+    corners: tuple[tuple[float, float], ...]
+    heat: NDArray[np.float32]
+
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
@@ -142,3 +170,57 @@ def expressions(
         named = MappingProxyType(dict(zip(taxonomy.labels, values, strict=True)))
         found.append(Expression(label, values[best], named))
     return tuple(found)
+
+
+def face_columns(labels: Iterable[str]) -> list[str]:
+    """Return the names of a table's columns: those of :func:`face_row`."""
+    marks = [f"{name}_{axis}" for name in LANDMARKS for axis in "xy"]
+    return [
+        *("source", "face", "left", "top", "right", "bottom", "score"),
+        *marks,
+        *("size", "sharpness", "yaw", "pitch", "roll", "outside", "flags"),
+        *("label", "confidence"),
+        *(f"p_{label}" for label in labels),
+    ]
+
+
+def face_row(photo: Photo, number: int) -> list[Any]:
+    """Return face ``number`` of a photo as a row of a table; None stands where nothing is known.
+
+    Flags are separated by ``;``.
+    """
+    face = photo.faces[number]
+    marks = [value for mark in face.landmarks or ((None, None),) * len(LANDMARKS) for value in mark]
+    q = face.quality
+    quality = (
+        [None] * 7
+        if q is None
+        else [q.size, q.sharpness, q.yaw, q.pitch, q.roll, q.outside, ";".join(q.flags)]
+    )
+    place = [photo.source, number, *face.box, face.score]
+    return [*place, *marks, *quality, face.label, face.confidence, *face.probabilities.values()]
+
+
+def to_pandas(photos: Iterable[Photo]) -> DataFrame:
+    """Return a table with a row per face, in the columns of the CSV; a photo without a face has no row.
+
+    Args:
+        photos: Results of one recognizer.
+
+    Raises:
+        MissingDependencyError: If pandas is not installed; ferkit itself does not need it.
+    """
+    try:
+        import pandas as pd
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(
+            "to_pandas needs the library pandas, which ferkit does not bring; "
+            "install it with `pip install pandas`"
+        ) from error
+    rows: list[list[Any]] = []
+    labels: tuple[str, ...] = ()
+    for photo in photos:
+        for number, face in enumerate(photo.faces):
+            labels = tuple(face.probabilities)
+            rows.append(face_row(photo, number))
+    return pd.DataFrame(rows, columns=face_columns(labels))

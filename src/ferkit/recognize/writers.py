@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self, TextIO
 
 from ferkit.errors import FerkitError
-from ferkit.recognize.results import LANDMARKS, Photo
+from ferkit.recognize.results import Photo, face_columns, face_row
 from ferkit.taxonomy import Taxonomy
 
 FORMATS = ("json", "jsonl", "csv")
@@ -70,19 +70,12 @@ class CsvWriter(ResultWriter):
 
     def __init__(self, stream: TextIO, taxonomy: Taxonomy) -> None:
         super().__init__(stream)
-        self._labels = taxonomy.labels
         self._rows = csv.writer(stream, lineterminator="\n")
-        marks = [f"{name}_{axis}" for name in LANDMARKS for axis in "xy"]
-        place = ["source", "face", "left", "top", "right", "bottom", "score"]
-        self._rows.writerow([*place, *marks, "label", "confidence", *(f"p_{name}" for name in self._labels)])
+        self._rows.writerow(face_columns(taxonomy.labels))
 
     def write(self, photo: Photo) -> None:
         """Write what was found in a photo."""
-        for number, face in enumerate(photo.faces):
-            marks = [value for mark in face.landmarks or (("", ""),) * len(LANDMARKS) for value in mark]
-            place = [photo.source or "", number, *face.box, face.score]
-            probabilities = [face.probabilities[name] for name in self._labels]
-            self._rows.writerow([*place, *marks, face.label, face.confidence, *probabilities])
+        self._rows.writerows(face_row(photo, number) for number in range(len(photo.faces)))
 
 
 def make_writer(kind: str, stream: TextIO, taxonomy: Taxonomy) -> ResultWriter:

@@ -1,0 +1,169 @@
+"""How well a face can be read: its size, sharpness, pose, and whether the border cuts it off."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+FLAGS = ("small", "blurred", "turned", "tilted", "cut off")
+"""What may be said against a face; see :class:`Quality`."""
+
+SMALL = 24.0
+"""Pixels of height below which a face is ``small``: half of what the networks were trained on."""
+
+BLURRED = 0.45
+"""Sharpness below which a face is ``blurred``: less than 1 % of FER2013's own crops are."""
+
+TURNED = 35.0
+"""Degrees of yaw or pitch from which a face is ``turned``."""
+
+TILTED = 30.0
+"""Degrees of roll from which a face is ``tilted``: networks here are trained on less."""
+
+CUT_OFF = 0.04
+"""Nearness of the face's box to the border, in sides of the box, from which a face is ``cut off``.
+
+Boxes of faces that the border cuts end there, or hardly beyond it.
+"""
+
+# A frontal face in distances of the eyes: x to the right, y down, z away from the viewer. x and y are the
+# medians of CenterFace's landmarks on FER2013, made symmetric; the depths are those of an average head.
+_HEAD = np.array(
+    [(-0.5, 0, 0), (0.5, 0, 0), (0, 0.55, -0.5), (-0.4, 0.97, -0.05), (0.4, 0.97, -0.05)], np.float64
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """What speaks for or against a face; nothing is left out because of it.
+
+    Attributes:
+        size: Height of the face's box in pixels of the photo.
+        sharpness: Detail of the face at the size that the network sees: standard deviation of the
+            Laplacian over that of the pixels; about 0.5 to 1.2 in FER2013.
+        yaw: Degrees by which the face turns to the right of the picture; None without landmarks.
+        pitch: Degrees by which it looks up.
+        roll: Degrees by which it is tilted clockwise.
+        outside: Share of the face's box that lies beyond the border of the photo, 0..1.
+        flags: Those of :data:`FLAGS` that apply.
+    """
+
+    size: float
+    sharpness: float
+    yaw: float | None
+    pitch: float | None
+    roll: float | None
+    outside: float
+    flags: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types for JSON."""
+        return {
+            "size": self.size,
+            "sharpness": self.sharpness,
+            "yaw": self.yaw,
+            "pitch": self.pitch,
+            "roll": self.roll,
+            "outside": self.outside,
+            "flags": list(self.flags),
+        }
+
+
+def measure_quality(
+    box: tuple[float, float, float, float],
+    landmarks: ArrayLike | None,
+    crop: NDArray[np.uint8],
+    width: int,
+    height: int,
+) -> Quality:
+    """Judge a face.
+
+    Args:
+        box: Left, top, right, bottom in pixels of the photo.
+        landmarks: float ``[5, 2]``, or None.
+        crop: uint8 ``[S, S]``, what the network sees of it.
+        width: Of the photo, in pixels.
+        height: Of the photo, in pixels.
+    """
+    left, top, right, bottom = box
+    inside = max(0.0, min(right, width) - max(left, 0.0)) * max(0.0, min(bottom, height) - max(top, 0.0))
+    area = (right - left) * (bottom - top)
+    outside = min(1.0, max(0.0, 1 - inside / area)) if area > 0 else 0.0
+    detail = sharpness(crop)
+    angles = None if landmarks is None else head_pose(landmarks)
+    yaw, pitch, roll = angles or (None, None, None)
+    judged = {
+        "small": bottom - top < SMALL,
+        "blurred": detail < BLURRED,
+        "turned": angles is not None and max(abs(angles[0]), abs(angles[1])) >= TURNED,
+        "tilted": angles is not None and abs(angles[2]) >= TILTED,
+        "cut off": _reaches_border(box, width, height),
+    }
+    return Quality(
+        bottom - top, detail, yaw, pitch, roll, outside, tuple(flag for flag in FLAGS if judged[flag])
+    )
+
+
+def _reaches_border(box: tuple[float, float, float, float], width: int, height: int) -> bool:
+    left, top, right, bottom = box
+    if box == (0, 0, width, height):  # a face crop, taken whole
+        return False
+    across, down = CUT_OFF * (right - left), CUT_OFF * (bottom - top)
+    return left < across or top < down or right > width - across or bottom > height - down
+
+
+def sharpness(crop: NDArray[np.uint8]) -> float:
+    """Return the detail of a face crop uint8 ``[S, S]``; brightness and contrast do not matter.
+
+    It is the standard deviation of the Laplacian (four neighbours) over that of the pixels; 0 for a crop of
+    a single gray.
+
+    Example:
+        >>> import numpy as np
+        >>> checkers = (np.indices((48, 48)).sum(axis=0) % 2 * 255).astype(np.uint8)
+        >>> sharpness(checkers)
+        8.0
+        >>> sharpness(np.full((48, 48), 90, np.uint8))
+        0.0
+    """
+    grays = crop.astype(np.float64)
+    spread = float(grays.std())
+    if spread == 0 or min(crop.shape) < 3:
+        return 0.0
+    middle = grays[1:-1, 1:-1]
+    around = grays[:-2, 1:-1] + grays[2:, 1:-1] + grays[1:-1, :-2] + grays[1:-1, 2:]
+    return float((around - 4 * middle).std()) / spread
+
+
+def head_pose(landmarks: ArrayLike) -> tuple[float, float, float] | None:
+    """Return yaw, pitch and roll in degrees, or None where the landmarks are no face.
+
+    An average head is fitted to the landmarks under scaled orthographic projection (least squares, then the
+    nearest rotation). Five points tell it roughly, to about 10 degrees, and less of a profile.
+
+    Args:
+        landmarks: float ``[5, 2]``: eyes, nose, corners of the mouth, left to right as seen in the picture.
+
+    Example:
+        >>> head_pose([(40, 50), (60, 50), (50, 61), (42, 69.4), (58, 69.4)])
+        (0.0, 0.0, 0.0)
+    """
+    points = np.asarray(landmarks, np.float64).reshape(5, 2)
+    if not np.isfinite(points).all() or np.abs(points).max() > 1e6:
+        return None
+    head = _HEAD - _HEAD.mean(axis=0)
+    projection = np.linalg.lstsq(head, points - points.mean(axis=0), rcond=None)[0].T
+    left, scale, right = np.linalg.svd(projection, full_matrices=False)
+    if scale[1] < 1e-6 * max(1.0, scale[0]):
+        return None
+    across, down = left @ right
+    forward = -np.array([across[2], down[2], across[0] * down[1] - across[1] * down[0]])
+    yaw = np.arctan2(forward[0], -forward[2])
+    pitch = np.arctan2(-forward[1], np.hypot(forward[0], forward[2]))
+    roll = np.arctan2(down[0], across[0])
+    # Rounding errors would otherwise show as -0.0 or 1e-15 in every frontal face of a test picture.
+    yaw, pitch, roll = (round(float(np.degrees(angle)), 6) + 0.0 for angle in (yaw, pitch, roll))
+    return yaw, pitch, roll

@@ -1,0 +1,107 @@
+"""What a user names and which photos are meant by it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from ferkit.errors import ImageError
+from ferkit.recognize.sources import find_photos, is_photo
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("b.jpg", "a.PNG", "notes.txt", ".hidden.jpg", "sub/c.webp", "sub/deep/d.tif", ".git/e.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    return tmp_path
+
+
+def found(folder: Path, *names: str, leave_out: Path | None = None) -> list[str]:
+    """Paths relative to the folder; errors by their text."""
+    given = [name if name in ("-",) or ":" in name else str(folder / name) for name in names]
+    results = []
+    for item in find_photos(given, leave_out=leave_out):
+        text = str(item)
+        results.append(text.replace(str(folder) + os.sep, "").replace(os.sep, "/"))
+    return results
+
+
+def test_a_folder_is_all_photos_in_it_and_below_it(folder: Path) -> None:
+    assert found(folder, ".") == ["a.PNG", "b.jpg", "sub/c.webp", "sub/deep/d.tif"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("*.jpg", ["b.jpg"]),
+        ("*", ["a.PNG", "b.jpg"]),
+        ("**/*", ["a.PNG", "b.jpg", "sub/c.webp", "sub/deep/d.tif"]),
+        ("sub/?.webp", ["sub/c.webp"]),
+        ("[ab].*", ["a.PNG", "b.jpg"]),
+    ],
+)
+def test_a_pattern_is_all_photos_that_match(folder: Path, pattern: str, names: list[str]) -> None:
+    assert found(folder, pattern) == names
+
+
+def test_a_named_file_may_have_any_suffix_and_need_not_exist(folder: Path) -> None:
+    """That it is missing is said when it is read, like all else that can be wrong with a file."""
+    assert found(folder, "notes.txt", "absent.jpg", "-") == ["notes.txt", "absent.jpg", "-"]
+
+
+def test_a_file_with_the_signs_of_a_pattern_in_its_name_is_itself(folder: Path) -> None:
+    (folder / "face[1].jpg").write_bytes(b"x")
+    (folder / "face1.jpg").write_bytes(b"x")
+    assert found(folder, "face[1].jpg") == ["face[1].jpg"]
+
+
+def test_what_several_names_mean_comes_once_and_what_is_named_twice_comes_twice(folder: Path) -> None:
+    assert found(folder, "b.jpg", "*.jpg", "sub", "sub/*") == ["b.jpg", "sub/c.webp", "sub/deep/d.tif"]
+    assert found(folder, "b.jpg", "b.jpg") == ["b.jpg", "b.jpg"]
+
+
+def test_a_folder_can_be_left_out(folder: Path) -> None:
+    assert found(folder, ".", leave_out=folder / "sub") == ["a.PNG", "b.jpg"]
+    assert found(folder, "**/*", leave_out=folder / "sub") == ["a.PNG", "b.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("*.bmp", "no photo matches"),
+        ("nowhere/*.jpg", "no photo matches"),
+        ("empty", "is a folder without photos"),
+        ("http://example.org/a.jpg", "nothing is fetched"),
+        ("HTTPS://example.org/*.jpg", "nothing is fetched"),
+    ],
+)
+def test_a_name_that_means_no_photo_is_an_error_of_its_own(folder: Path, name: str, message: str) -> None:
+    (folder / "empty").mkdir()
+    given = name if "://" in name else str(folder / name)
+    error, after = find_photos([given, str(folder / "b.jpg")])
+    assert isinstance(error, ImageError)
+    assert message in str(error)
+    assert after == str(folder / "b.jpg")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_linked_folder_that_contains_itself_is_no_trap(folder: Path) -> None:
+    (folder / "sub" / "loop").symlink_to(folder)
+    assert found(folder, "sub") == ["sub/c.webp", "sub/deep/d.tif"]
+
+
+@pytest.mark.parametrize("name", ["a\0b.jpg", "x" * 5000 + ".jpg", ""])
+def test_odd_names_do_no_harm(name: str) -> None:
+    assert list(find_photos([name])) == [name]
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [("a.jpeg", True), ("a/b.TIFF", True), (".a.jpg", False), ("a.mp4", False), ("jpg", False)],
+)
+def test_photos_are_known_by_their_names(name: str, counts: bool) -> None:
+    assert is_photo(name) is counts
