@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,6 +132,16 @@ def test_a_run_resumes_with_other_epochs_and_tells(finished, faces, tmp_path):
     assert run.facts["command"] == ["first"]
     assert [again["command"] for again in run.facts["resumed"]] == [["second"]]
     assert run.recipe.epochs == 2
+
+
+def test_weights_that_a_kill_prevented_are_written_on_resuming(finished, faces, tmp_path):
+    shutil.copytree(finished, tmp_path / "c")
+    before, _ = read_archive(tmp_path / "c" / "weights.npz")
+    (tmp_path / "c" / "weights.npz").unlink()
+    train(tiny(), faces, tmp_path / "c", resume=True)
+    after, _ = read_archive(tmp_path / "c" / "weights.npz")
+    for name, array in before.items():
+        np.testing.assert_array_equal(after[name], array, err_msg=name)
 
 
 def test_resuming_a_finished_run_does_nothing(finished, faces):

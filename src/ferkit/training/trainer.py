@@ -244,6 +244,23 @@ class Session:
         self.draw()
         self.watcher.epoch_done(row)
 
+    def complete(self) -> None:
+        """Write what a finished run has beside its checkpoint, where it is not there yet.
+
+        A run may have been killed between its last checkpoint and its weights, or be over because it was
+        resumed with fewer epochs.
+        """
+        if (self.folder / runs.WEIGHTS).exists():
+            return
+        self.average_in()
+        weights = state.network_arrays(self.network, self.names)
+        state.write_archive(self.folder / runs.WEIGHTS, weights, self.meta())
+        write_text(self.folder / runs.RECIPE, dump_recipe(self.recipe))
+        write_history(self.folder, self.history)
+        self.draw()
+        self.facts["seconds"] = round(sum(row["seconds"] for row in self.history), 1)
+        self.record("finished")
+
     def draw(self) -> None:
         """Draw the curves anew."""
         draw_curves(self.folder / runs.CURVES, self.history, f"{self.recipe.name}, seed {self.recipe.seed}")
@@ -371,6 +388,7 @@ def train(
     if resume:
         session.resume()
         if session.finished():
+            session.complete()
             return Result(folder, session.history, True)
     write_text(folder / runs.RECIPE, dump_recipe(recipe))
     session.record("running")
