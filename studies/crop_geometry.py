@@ -1,0 +1,357 @@
+"""Where the detector's box and the eyes sit in FER2013's crops, and what cutting photos so is worth.
+
+Images of FER2013 are enlarged (by 1.5 to 6, drawn from a seed) and laid in the middle of a picture twice as
+large, its rest replicated from the image's border. In such a picture the right crop is known. On Training the
+geometry is measured; on PublicTest (a selection split) faces are found, cut by several geometries, read, and
+compared with what the network says of the original crop.
+
+    python studies/crop_geometry.py --data fer2013.csv.gz --out results/crop-geometry
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ferkit import files
+from ferkit.classifier import FaceClassifier
+from ferkit.crops import CropGeometry, crop_corners, crop_faces
+from ferkit.data import load_dataset
+from ferkit.detect import Detection
+from ferkit.detect.centerface import CenterFace
+from ferkit.evaluation.metrics import expected_calibration_error, negative_log_likelihood, wilson_interval
+from ferkit.recognize.quality import head_pose, sharpness
+
+SMALLEST, LARGEST = 1.5, 6.0
+LOOK = 192
+"""Side in pixels of the second look, in which the face's box has half of that."""
+
+Marks = NDArray[np.float64]
+Cut = Callable[[NDArray[np.uint8], "Found"], NDArray[np.uint8]]
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """An image of FER2013 in a larger picture: gray uint8 ``[H, H]``, and where the image lies in it."""
+
+    gray: NDArray[np.uint8]
+    start: int
+    side: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A face as found: box ``[4]`` and landmarks ``[5, 2]``, in pixels of the scene."""
+
+    box: NDArray[np.float64]
+    marks: Marks
+
+
+def make_scene(image: NDArray[np.uint8], zoom: float) -> Scene:
+    """Enlarge an image uint8 ``[S, S]`` and replicate its border by half its side."""
+    side = round(len(image) * zoom)
+    large = cv2.resize(image, (side, side), interpolation=cv2.INTER_CUBIC)
+    pad = side // 2
+    scene = cv2.copyMakeBorder(large, pad, pad, pad, pad, cv2.BORDER_REPLICATE)
+    return Scene(np.asarray(scene, np.uint8), pad, side)
+
+
+def make_scenes(images: NDArray[np.uint8], seed: int) -> list[Scene]:
+    """Lay every image in a scene of its own scale."""
+    rng = np.random.default_rng(seed)
+    zooms = np.exp(rng.uniform(math.log(SMALLEST), math.log(LARGEST), len(images)))
+    return [make_scene(image, zoom) for image, zoom in zip(images, zooms, strict=True)]
+
+
+def first_look(detector: CenterFace, scene: Scene) -> Found | None:
+    """Find the face as the recognizer does; the surest one, where there are several."""
+    return _found(detector.detect(np.repeat(scene.gray[:, :, None], 3, axis=2)))
+
+
+def second_look(detector: CenterFace, scene: Scene, face: Found) -> Found:
+    """Look again, at a scale at which the box has half of :data:`LOOK`; keep the first if that fails."""
+    x, y = (face.box[:2] + face.box[2:]) / 2
+    span = 2 * math.sqrt(float(np.prod(face.box[2:] - face.box[:2])))
+    scale = LOOK / span
+    there = np.array([[scale, 0, LOOK / 2 - scale * x], [0, scale, LOOK / 2 - scale * y]])
+    patch = cv2.warpAffine(
+        scene.gray, there, (LOOK, LOOK), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
+    faces = detector.detect(np.repeat(np.asarray(patch, np.uint8)[:, :, None], 3, axis=2))
+    near = [
+        f
+        for f in faces
+        if math.hypot((f.box[0] + f.box[2] - LOOK) / 2, (f.box[1] + f.box[3] - LOOK) / 2) < LOOK / 6
+    ]
+    again = _found(tuple(near))
+    if again is None:
+        return face
+    corner = np.array([x, y]) - span / 2
+    return Found(again.box / scale + np.tile(corner, 2), again.marks / scale + corner)
+
+
+def _found(faces: tuple[Detection, ...]) -> Found | None:
+    if not faces or faces[0].landmarks is None:
+        return None
+    return Found(np.array(faces[0].box), np.array(faces[0].landmarks))
+
+
+def measure(scenes: list[Scene], found: list[Found | None]) -> tuple[NDArray[np.float64], Marks]:
+    """Return boxes ``[N, 4]`` and landmarks ``[N, 5, 2]`` of the faces, as fractions of the image's side."""
+    pairs = [(s, f) for s, f in zip(scenes, found, strict=True) if f is not None]
+    boxes = np.array([(f.box - s.start) / s.side for s, f in pairs])
+    return boxes, np.array([(f.marks - s.start) / s.side for s, f in pairs])
+
+
+def medians(boxes: NDArray[np.float64], marks: Marks) -> tuple[CropGeometry, CropGeometry]:
+    """Return the geometry of the medians, rounded to hundredths: by the box, and by the eyes."""
+    box = [round(float(v), 2) for v in np.median(boxes, axis=0)]
+    eyes = np.median(marks[:, :2], axis=0)
+    # Faces lean to neither side on the whole; what the medians of the two eyes differ by is the detector's.
+    half = round(float(eyes[1, 0] - eyes[0, 0]) / 2, 2)
+    height = round(float(eyes[:, 1].mean()), 2)
+    places = {
+        "box": (box[0], box[1], box[2], box[3]),
+        "left_eye": (0.5 - half, height),
+        "right_eye": (0.5 + half, height),
+    }
+    by_box = CropGeometry.model_validate({"align": "box", **places})
+    return by_box, by_box.model_copy(update={"align": "eyes"})
+
+
+def cut_by(geometry: CropGeometry) -> Cut:
+    """Return what cuts by a geometry, as the recognizer does."""
+
+    def cut(gray: NDArray[np.uint8], face: Found) -> NDArray[np.uint8]:
+        crops = crop_faces(gray, [face.box], [face.marks], geometry=geometry)
+        return np.asarray(crops[0], np.uint8)
+
+    return cut
+
+
+def squeezed(gray: NDArray[np.uint8], face: Found) -> NDArray[np.uint8]:
+    """Cut the box alone and squeeze it into a square: what a network gets that nobody thought about."""
+    height, width = gray.shape
+    left, top, right, bottom = np.rint(face.box).astype(int)
+    part = gray[max(top, 0) : min(bottom, height), max(left, 0) : min(right, width)]
+    return np.asarray(cv2.resize(part, (48, 48), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def scaled(geometry: CropGeometry, factor: float) -> CropGeometry:
+    """Return a geometry whose crops are larger by ``factor`` around the same centre."""
+    left, top, right, bottom = (0.5 + (v - 0.5) / factor for v in geometry.box)
+    return geometry.model_copy(update={"box": (left, top, right, bottom)})
+
+
+def spread(boxes: NDArray[np.float64], marks: Marks, geometry: CropGeometry) -> tuple[float, float, float]:
+    """Return how far crops lie off: median of the centre's distance; median and 90 % of abs(log side)."""
+    corners = crop_corners(boxes, marks, geometry=geometry)
+    off = np.hypot(*(corners.mean(axis=1) - 0.5).T)
+    size = np.abs(np.log(np.hypot(*(corners[:, 1] - corners[:, 0]).T)))
+    return float(np.median(off)), float(np.median(size)), float(np.quantile(size, 0.9))
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a network said of the faces found, over all rounds: probabilities, truth, which image."""
+
+    probabilities: NDArray[np.float32]
+    truth: NDArray[np.int64]
+    image: NDArray[np.intp]
+
+    def right(self) -> NDArray[np.bool_]:
+        """Which answers are right."""
+        return np.asarray(self.probabilities.argmax(axis=1) == self.truth)
+
+
+def difference(a: Reading, b: Reading) -> tuple[float, float]:
+    """Return by how much ``a`` is more often right than ``b``, and half of the 95 % interval.
+
+    Rounds show the same images again, so the mean over the rounds of an image is one observation.
+    """
+    delta = a.right().astype(float) - b.right()
+    count = np.bincount(a.image)
+    means = np.bincount(a.image, weights=delta)[count > 0] / count[count > 0]
+    return float(delta.mean()), 1.96 * float(means.std()) / math.sqrt(len(means))
+
+
+def row_of(
+    name: str, look: str, reading: Reading, original: Reading, box: Reading, shown: int
+) -> dict[str, str]:
+    """Return a line of the table of accuracies."""
+    right = reading.right()
+    low, high = wilson_interval(int(right.sum()), len(right))
+    cells = {
+        "crop": name,
+        "look": look,
+        "faces": f"{len(right)} of {shown}",
+        "accuracy %": f"{100 * right.mean():.2f}",
+        "low": f"{100 * low:.2f}",
+        "high": f"{100 * high:.2f}",
+        "missed count as wrong %": f"{100 * right.sum() / shown:.2f}",
+        "NLL": f"{negative_log_likelihood(reading.probabilities, reading.truth):.4f}",
+        "ECE": f"{expected_calibration_error(reading.probabilities, reading.truth):.4f}",
+        "label of the original crop %": (
+            f"{100 * (reading.probabilities.argmax(1) == original.probabilities.argmax(1)).mean():.2f}"
+        ),
+    }
+    for title, other in (("against original", original), ("against box", box)):
+        points, half = difference(reading, other)
+        cells[title] = f"{100 * points:+.2f} +- {100 * half:.2f}"
+    return cells
+
+
+def draw(images: NDArray[np.uint8], shown: dict[str, list[NDArray[np.uint8]]], path: Path) -> None:
+    """Write a sheet: a column per image, a row per way of cutting, and the mean of all crops at the end."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    columns = len(images)
+    figure, axes = plt.subplots(
+        len(shown), columns + 1, figsize=(1.1 * (columns + 1) + 1.2, 1.2 * len(shown))
+    )
+    for line, (name, crops) in zip(axes, shown.items(), strict=True):
+        mean = np.mean(np.stack(crops), axis=0)
+        for axis, picture in zip(line, [*crops[:columns], mean], strict=True):
+            axis.imshow(picture, cmap="gray", vmin=0, vmax=255)
+            axis.set_xticks([])
+            axis.set_yticks([])
+        line[0].set_ylabel(name, fontsize=8)
+    axes[0][-1].set_title("mean", fontsize=8)
+    figure.tight_layout(pad=0.3)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=90)
+    plt.close(figure)
+    files.write_bytes(path, buffer.getvalue())
+
+
+def main() -> None:
+    """Measure, compare, and write ``geometry.json``, ``accuracy.csv`` and ``crops.png``."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--data", required=True, help="FER2013")
+    parser.add_argument("--model", default=None, help="a model file; by default the embedded model")
+    parser.add_argument("--out", type=Path, default=Path("results/crop-geometry"))
+    parser.add_argument("--faces", type=int, default=2000, help="Training images that are measured")
+    parser.add_argument("--rounds", type=int, default=2, help="times that PublicTest is shown, scaled anew")
+    parser.add_argument("--limit", type=int, default=None, help="PublicTest images, for a quick trial")
+    arguments = parser.parse_args()
+
+    dataset = load_dataset(arguments.data, drop_flat=True)
+    training, public = dataset.of_split("Training"), dataset.of_split("PublicTest")
+    chosen = np.random.default_rng(0).permutation(len(training.images))[: arguments.faces]
+    detector, model = CenterFace(), FaceClassifier(arguments.model)
+
+    sample = np.asarray(training.images[np.sort(chosen)])
+    scenes = make_scenes(sample, seed=1)
+    first = [first_look(detector, scene) for scene in scenes]
+    again = [None if f is None else second_look(detector, s, f) for s, f in zip(scenes, first, strict=True)]
+    boxes, marks = measure(scenes, first)
+    by_box, by_eyes = medians(boxes, marks)
+    again_box, _ = medians(*measure(scenes, again))
+    print(f"found {len(boxes)} of {len(sample)}; {by_box}", flush=True)
+    poses = np.array([pose for pose in map(head_pose, marks) if pose is not None])
+    sharp = np.array([sharpness(image) for image in sample])
+    levels = [0.05, 0.25, 0.5, 0.75, 0.95]
+    geometry = {
+        "images": len(sample),
+        "found": len(boxes),
+        "zoom": [SMALLEST, LARGEST],
+        "quantiles": levels,
+        "box": np.quantile(boxes, levels, axis=0).round(4).T.tolist(),
+        "left_eye": np.quantile(marks[:, 0], levels, axis=0).round(4).T.tolist(),
+        "right_eye": np.quantile(marks[:, 1], levels, axis=0).round(4).T.tolist(),
+        "geometry": by_box.model_dump(mode="json"),
+        "geometry_second_look": again_box.model_dump(mode="json"),
+        "spread": {
+            "columns": ["centre, median", "|log side|, median", "|log side|, 90 %"],
+            "box": np.round(spread(boxes, marks, by_box), 4).tolist(),
+            "eyes": np.round(spread(boxes, marks, by_eyes), 4).tolist(),
+            "box, second look": np.round(spread(*measure(scenes, again), again_box), 4).tolist(),
+        },
+        "yaw_pitch_roll": np.quantile(poses, levels, axis=0).round(1).T.tolist(),
+        "sharpness": {
+            f"{level:g}": round(float(np.quantile(sharp, level)), 3) for level in (0.01, 0.05, 0.5, 0.95)
+        },
+    }
+
+    images = np.asarray(public.images)[: arguments.limit]
+    labels = np.asarray(public.labels)[: arguments.limit]
+    rounds: list[tuple[list[Scene], dict[str, list[Found | None]]]] = []
+    seconds = {"first": 0.0, "second": 0.0}
+    for k in range(arguments.rounds):
+        scenes = make_scenes(images, seed=2 + k)
+        begin = time.perf_counter()
+        first = [first_look(detector, scene) for scene in scenes]
+        middle = time.perf_counter()
+        again = [
+            None if f is None else second_look(detector, s, f) for s, f in zip(scenes, first, strict=True)
+        ]
+        seconds["first"] += middle - begin
+        seconds["second"] += time.perf_counter() - middle
+        rounds.append((scenes, {"first": first, "second": again}))
+        print(f"round {k + 1}: found {sum(f is not None for f in first)} of {len(first)}", flush=True)
+
+    whole = CropGeometry(box=(0.0, 0.0, 1.0, 1.0))
+    ways: dict[str, tuple[str, Cut]] = {
+        "box": ("first", cut_by(by_box)),
+        "box alone, squeezed": ("first", squeezed),
+        "box alone, as a square": ("first", cut_by(whole)),
+        "eyes": ("first", cut_by(by_eyes)),
+        "box, 10 % smaller": ("first", cut_by(scaled(by_box, 0.9))),
+        "box, 10 % larger": ("first", cut_by(scaled(by_box, 1.1))),
+        "box, second look": ("second", cut_by(again_box)),
+        "eyes, second look": ("second", cut_by(by_eyes)),
+    }
+    seen = [np.flatnonzero([f is not None for f in found["first"]]) for _, found in rounds]
+    at = np.concatenate(seen)
+    shown = len(images) * arguments.rounds
+    answers = model.predict(images)["fer2013"]
+    original = Reading(answers[at], labels[at], at)
+    readings: dict[str, Reading] = {}
+    sheet = {"original": [images[k] for k in at]}
+    for name, (look, cut) in ways.items():
+        crops = [
+            cut(scene.gray, face)
+            for scenes, found in rounds
+            for scene, face in zip(scenes, found[look], strict=True)
+            if face is not None
+        ]
+        readings[name] = Reading(model.predict(np.stack(crops))["fer2013"], labels[at], at)
+        sheet[name] = crops
+    box = readings["box"]
+    every = Reading(answers, labels, np.arange(len(labels)))
+    rows = [row_of("original crop, all images", "-", every, every, every, len(images))]
+    rows.append(row_of("original crop", "-", original, original, box, shown))
+    rows += [row_of(name, ways[name][0], reading, original, box, shown) for name, reading in readings.items()]
+    buffer = io.StringIO()
+    table = csv.DictWriter(buffer, rows[0], lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    print(buffer.getvalue())
+    faces = len(at)
+    geometry["milliseconds"] = {
+        "first look, per picture": round(1000 * seconds["first"] / shown, 1),
+        "second look, per face": round(1000 * seconds["second"] / faces, 1),
+    }
+    geometry["model"] = {"name": model.info.name, "version": model.info.version}
+    geometry["rounds"] = arguments.rounds
+    files.write_json(arguments.out / "geometry.json", geometry)
+    files.write_text(arguments.out / "accuracy.csv", buffer.getvalue())
+    kept = ("original", "box", "box alone, squeezed", "eyes", "box, second look")
+    draw(images[at[:10]], {name: sheet[name] for name in kept}, arguments.out / "crops.png")
+
+
+if __name__ == "__main__":
+    main()
