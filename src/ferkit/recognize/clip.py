@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import os
 import re
 import struct
@@ -31,10 +32,13 @@ _WIDEST_PIXEL = 4  # times as wide as high, or the other way round; beyond it th
 _HD_HEIGHT = 576  # above it, colours without a tag are taken for BT.709, as players do
 _UNSPECIFIED = 2  # FFmpeg's AVCOL_SPC_UNSPECIFIED
 _DEFAULT_RATE = Fraction(25)
-_NUMBER = (
-    r"\d+(?:\.\d*)?|\.\d+|\d+/[1-9]\d*|\d+(?:\.\d+)?e[+-]?\d+"  # as int, float and Fraction print themselves
-)
-_NO_NETWORK = {"protocol_whitelist": "file"}  # a playlist may name anything
+# A number, also as floats and fractions print themselves.
+_NUMBER = r"\d+(?:\.\d*)?|\.\d+|\d+/[1-9]\d*|\d+(?:\.\d+)?e[+-]?\d+"
+_SET_BACK = 1  # second by which the clock of a clip must go back to have been set, and not to be wrong once
+_OPTIONS = {
+    "protocol_whitelist": "file",  # a playlist may name anything
+    "correct_ts_overflow": "0",  # it takes a clock that was set back for one that ran over, 26 hours ahead
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +94,7 @@ def seconds(value: Seconds) -> Fraction:
         VideoError: If it is no time, or negative.
     """
     text = str(value)
-    match = re.fullmatch(
-        r"(?:(?:(\d+):)?([0-5]?\d):)?(\d+(?:\.\d*)?|\.\d+|\d+/\d+|\d+(?:\.\d+)?e-?\d+)", text
-    )
+    match = re.fullmatch(rf"(?:(?:(\d+):)?([0-5]?\d):)?({_NUMBER})", text)
     if match is None or (match[2] is not None and Fraction(match[3]) >= 60):
         raise VideoError(f"a time is seconds, or [hours:]minutes:seconds. Received: {text!r}")
     return 3600 * Fraction(match[1] or 0) + 60 * Fraction(match[2] or 0) + Fraction(match[3])
@@ -142,6 +144,7 @@ class Clip:
         self._stop = stop or threading.Event()
         self._notes: list[str] = []
         self._changed = self._damaged = False
+        self._broken = 0
         with open_input(self._name) as container:
             stream = _video_stream(container, self._name)
             self._info = _describe(self._name, container, stream)
@@ -207,6 +210,8 @@ class Clip:
                     )
             if self.stopped:
                 break
+        if self._broken:
+            self._damage(f"{self._broken} frames are damaged")
         if held is not None:
             yield _lasting(held, after)
 
@@ -220,6 +225,7 @@ class Clip:
             last = after
             if time >= self._start:
                 found = True
+                self._broken += frame.is_corrupt
                 yield time, after if self._end is None else min(after, self._end), frame
         if last is None:
             raise VideoError(f"no frame of {self._name} could be decoded: it is damaged or cut off")
@@ -234,23 +240,27 @@ class Clip:
         """Yield frames from the start of the range, or somewhat before, with time and end."""
         time: Fraction | None = None
         step = 1 / (Fraction(self._info.rate) if self._info.rate else _DEFAULT_RATE)
+        offset = -self._zero
         counted = backward = 0
-        after = self._zero
+        after = Fraction(0)
         for frame in self._decoded():
             previous = time
-            # Some containers, AVI among them, tell only when a frame was decoded; in order, that is the same.
-            stamp = frame.pts if frame.pts is not None else frame.dts
-            if stamp is not None and frame.time_base:
-                time = stamp * frame.time_base - self._zero
-            else:
+            unit = frame.time_base or self._info.time_base
+            step = frame.duration * unit if frame.duration > 0 else step
+            stamp = frame.dts if frame.pts is None else frame.pts
+            if stamp is None:
                 counted += 1
                 time = Fraction(0) if previous is None else previous + step
-            if previous is not None and time > previous:
-                step = time - previous
-            elif previous is not None:
-                backward += 1
-            lasts = frame.duration * frame.time_base if frame.duration > 0 and frame.time_base else step
-            after = time + lasts
+            else:
+                time = stamp * unit + offset
+                if previous is not None and time <= previous:
+                    backward += 1
+                    if time < previous - _SET_BACK:
+                        offset += previous + step - time
+                    time = previous + step
+                elif previous is not None and frame.duration <= 0:
+                    step = time - previous
+            after = time + step
             if self._exact_end is not None and time < self._exact_end:
                 after = min(after, self._exact_end)
             yield time, after, frame
@@ -259,7 +269,9 @@ class Clip:
                 f"{counted} frames carry no time; they were counted at {float(1 / step):g} a second"
             )
         if backward:
-            self._notes.append(f"{backward} frames carry a time that is not after the one before")
+            self._notes.append(
+                f"{backward} frames carry no later time than the one before; they were counted on"
+            )
         if (
             self._declared_end is not None
             and after < self._declared_end - self._slack
@@ -288,7 +300,6 @@ class Clip:
     def _decoded_from(self, place: Fraction | None) -> Iterator[VideoFrame]:
         import av
 
-        damaged = 0
         with open_input(self._name) as container:
             stream = _video_stream(container, self._name)
             stream.thread_type = "AUTO"
@@ -299,6 +310,10 @@ class Clip:
                 except av.FFmpegError:
                     return
             packets = container.demux(stream)
+            # AVI has no times of its own: packets have one each, in the order in which they are decoded, and
+            # the frames have the same ones in the order in which they are shown.
+            avi = container.format.name == "avi"
+            stamps: list[int] = []
             while True:
                 try:
                     packet = next(packets, None)
@@ -310,13 +325,14 @@ class Clip:
                 try:
                     frames = packet.decode()
                 except av.FFmpegError:
-                    damaged += 1
+                    self._broken += 1
                     continue
+                if avi and packet.dts is not None:
+                    heapq.heappush(stamps, packet.dts)
                 for frame in frames:
-                    damaged += frame.is_corrupt
+                    if stamps:
+                        frame.pts = heapq.heappop(stamps)
                     yield frame
-        if damaged:
-            self._damage(f"{damaged} frames are damaged")
 
     def _damage(self, note: str) -> None:
         self._damaged = True
@@ -374,7 +390,7 @@ def open_input(path: str) -> InputContainer:
     """
     av: Any = require("av", "video")
     try:
-        container: InputContainer = av.open(path, options=dict(_NO_NETWORK), metadata_errors="replace")
+        container: InputContainer = av.open(path, options=dict(_OPTIONS), metadata_errors="replace")
     except av.FFmpegError as error:
         with Path(path).open("rb") as file:
             begins = file.read(12)

@@ -233,9 +233,10 @@ def recognize_video(
         MissingDependencyError: If the extra ``video`` is not installed.
     """
     clip = Clip(path, start=start, end=end, every=every, fps=fps, stop=stop)
-    tracker = FaceTracker(
-        recognizer.detector, every=detect_every, max_gap=max_gap, rate=_rate(clip.info.rate, every, fps)
-    )
+    if recognizer.detector.name == "none":
+        detect_every = 1  # a frame that is a face as a whole does not move in itself
+    rate = _rate(clip.info.rate, every, fps)
+    tracker = FaceTracker(recognizer.detector, every=detect_every, max_gap=max_gap, rate=rate)
     work = _Work(recognizer, tracker, None if smoothing is None else Smoother(smoothing), keep_pictures)
     return VideoReading(clip, work.results(clip))
 

@@ -35,11 +35,14 @@ CONTAINERS = (".mp4", ".mov", ".mkv")
 """Suffixes that an annotated clip can have."""
 
 _ENCODERS = {
-    "libx264": {"preset": "veryfast", "crf": "20"},
+    "libx264": {"preset": "veryfast", "crf": "20", "bf": "0"},
     "libopenh264": {"b": "6M"},
     "mpeg4": {"b": "6M"},
 }
-"""The first of these that FFmpeg was built with encodes the pictures."""
+"""The first of these that FFmpeg was built with encodes the pictures.
+
+Without B-frames: pictures are then stored in the order of their times, and each has its own duration.
+"""
 
 _COPIED = {"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"}  # what players know in these containers
 _BT709, _LIMITED = 1, 1  # FFmpeg's AVCOL_SPC_BT709 and its like, AVCOL_RANGE_MPEG
@@ -145,7 +148,7 @@ class ClipWriter:
         time_base: Unit of the times in seconds.
 
     Raises:
-        OutputError: If the file cannot be written.
+        OutputError: If the suffix is none of those.
         MissingDependencyError: If the extra ``video`` is not installed.
     """
 
@@ -210,7 +213,7 @@ class ClipWriter:
             duration: In seconds.
 
         Raises:
-            OutputError: If the disk is full, or the container does not take it.
+            OutputError: If the file cannot be made, the disk is full, or the container does not take it.
         """
         if self._size is None:
             self._begin(rgb)

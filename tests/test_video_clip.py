@@ -1,0 +1,452 @@
+"""Reading clips: every frame, at its exact time, upright; and a word where something is wrong."""
+
+from __future__ import annotations
+
+import itertools
+import struct
+import threading
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from clips import CELL, SIZE, number_in, numbered, write_clip
+from ferkit.errors import VideoError
+from ferkit.recognize.clip import Clip, seconds, turned
+
+FRAMES = 20
+
+
+def pictures(count: int = FRAMES, **options: Any) -> list[Any]:
+    return [numbered(k, **options) for k in range(count)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("clips")
+
+
+@pytest.fixture(scope="module")
+def plain(folder: Path) -> Path:
+    """Twenty frames at 30 a second, with B-frames, one keyframe, and sound."""
+    return write_clip(folder / "plain.mp4", pictures(), sound="aac")
+
+
+CONTAINERS: dict[str, dict[str, Any]] = {
+    "a.mp4": {},
+    "b.mkv": {},
+    "c.ts": {},
+    "d.avi": {"codec": "mpeg4"},
+    "e.avi": {},  # with B-frames, whose packets tell only the order of decoding
+    "f.webm": {"codec": "libvpx", "options": {"deadline": "realtime"}},
+    "g.mov": {"codec": "mjpeg", "pixels": "yuvj420p"},
+    "h.mkv": {"codec": "ffv1"},
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_every_frame_comes_once_in_order_and_the_last_one_too(folder: Path, name: str) -> None:
+    """A known fault: frames that the decoder still holds are lost at the end."""
+    clip = Clip(write_clip(folder / name, pictures(), **CONTAINERS[name]))
+    frames = list(clip.frames())
+    assert [number_in(frame.rgb) for frame in frames] == list(range(FRAMES))
+    assert [frame.index for frame in frames] == list(range(FRAMES))
+    # Matroska counts in milliseconds.
+    assert [float(frame.time) for frame in frames] == pytest.approx([k / 30 for k in range(FRAMES)], abs=6e-4)
+    assert clip.notes == ()
+    assert not clip.damaged
+
+
+def test_times_are_exact_fractions(folder: Path) -> None:
+    times = [1001 * k for k in range(FRAMES)]
+    path = write_clip(folder / "ntsc.mp4", pictures(), times=times, time_base=Fraction(1, 24_000))
+    clip = Clip(path)
+    assert [frame.time for frame in clip.frames()] == [Fraction(1001 * k, 24_000) for k in range(FRAMES)]
+    assert clip.info.rate == pytest.approx(24, rel=0.02)
+    assert clip.info.time_base == Fraction(1, 24_000)
+
+
+UNEVEN = [0, 10, 20, 500, 510, 511, 900, 2000]
+
+
+def test_a_variable_frame_rate_keeps_its_times_and_durations_fill_the_clip(folder: Path) -> None:
+    path = write_clip(folder / "vfr.mp4", pictures(8), times=UNEVEN, time_base=Fraction(1, 1000))
+    frames = list(Clip(path).frames())
+    assert [frame.time for frame in frames] == [Fraction(t, 1000) for t in UNEVEN]
+    for frame, after in itertools.pairwise(frames):
+        assert frame.time + frame.duration == after.time
+    assert frames[-1].duration > 0
+
+
+def test_a_clock_that_does_not_start_at_zero_is_set_to_zero(folder: Path) -> None:
+    times = [90_000 * 3600 + 3000 * k for k in range(FRAMES)]
+    path = write_clip(folder / "late.ts", pictures(), times=times, time_base=Fraction(1, 90_000))
+    frames = list(Clip(path).frames())
+    assert [frame.time for frame in frames] == [Fraction(k, 30) for k in range(FRAMES)]
+    (late,) = (frame for frame in Clip(path, start="1/2", end=Fraction(16, 30)).frames())
+    assert number_in(late.rgb) == 15
+
+
+@pytest.mark.parametrize("every", [2, 3, 7, 100])
+def test_a_stride_keeps_the_times_and_loses_no_duration(plain: Path, every: int) -> None:
+    """A known fault: a stride that loses timestamps."""
+    frames = list(Clip(plain, every=every).frames())
+    assert [frame.index for frame in frames] == list(range(0, FRAMES, every))
+    assert [number_in(frame.rgb) for frame in frames] == [frame.index for frame in frames]
+    assert [frame.time for frame in frames] == [Fraction(k, 30) for k in range(0, FRAMES, every)]
+    assert sum(frame.duration for frame in frames) == Fraction(FRAMES, 30)
+
+
+@pytest.mark.parametrize(
+    ("fps", "expected"),
+    [
+        (10, [0, 3, 6, 9, 12, 15, 18]),
+        (7.5, [0, 4, 8, 12, 16]),
+        (30, list(range(FRAMES))),
+        (1000, list(range(FRAMES))),
+        (20, [0, 2, 3, 5, 6, 8, 9, 11, 12, 14, 15, 17, 18]),
+        (0.5, [0]),
+    ],
+)
+def test_fps_takes_the_first_frame_of_each_step_of_time(plain: Path, fps: float, expected: list[int]) -> None:
+    frames = list(Clip(plain, fps=fps).frames())
+    assert [frame.index for frame in frames] == expected
+    assert [frame.time for frame in frames] == [Fraction(k, 30) for k in expected]
+    assert sum(frame.duration for frame in frames) == Fraction(FRAMES, 30)
+
+
+def test_fps_on_a_variable_frame_rate_goes_by_time(folder: Path) -> None:
+    path = write_clip(folder / "vfr2.mp4", pictures(8), times=UNEVEN, time_base=Fraction(1, 1000))
+    frames = list(Clip(path, fps=2).frames())
+    assert [int(frame.time * 1000) for frame in frames] == [0, 500, 2000]
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "expected"),
+    [
+        (0, None, list(range(20))),
+        ("0.1", None, list(range(3, 20))),
+        (0.1, 0.2, [3, 4, 5]),  # the float 0.1 lies a little above one tenth, and means it
+        ("0:00.51", "0:00:00.6", [16, 17]),
+        (Fraction(19, 30), None, [19]),
+        (0, 1000, list(range(20))),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".mp4", ".ts", ".avi"])
+def test_a_range_holds_its_start_and_not_its_end(
+    folder: Path, suffix: str, start: Any, end: Any, expected: list[int]
+) -> None:
+    path = folder / f"range{suffix}"
+    if not path.exists():
+        write_clip(path, pictures(), options={"g": "6"})
+    frames = list(Clip(path, start=start, end=end).frames())
+    assert [number_in(frame.rgb) for frame in frames] == expected
+    assert [frame.index for frame in frames] == list(range(len(expected)))
+    assert [frame.time for frame in frames] == [Fraction(k, 30) for k in expected]
+
+
+def test_a_range_shows_the_same_pixels_as_the_whole_clip(plain: Path) -> None:
+    whole = list(Clip(plain).frames())
+    part = list(Clip(plain, start="0.4").frames())
+    assert len(part) == 8
+    for a, b in zip(whole[12:], part, strict=True):
+        assert np.array_equal(a.rgb, b.rgb)
+
+
+def test_a_range_behind_the_end_is_said(plain: Path) -> None:
+    with pytest.raises(VideoError, match=r"no frame from 5 s on; the last one before ends at 0\.66"):
+        list(Clip(plain, start=5).frames())
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("90", Fraction(90)),
+        ("1:30", Fraction(90)),
+        ("1:02:03.25", Fraction(372_325, 100)),
+        (".5", Fraction(1, 2)),
+        (0.1, Fraction(1, 10)),
+        (1e-5, Fraction(1, 100_000)),
+        (Fraction(1, 3), Fraction(1, 3)),
+    ],
+)
+def test_times_are_read_exactly(text: Any, value: Fraction) -> None:
+    assert seconds(text) == value
+
+
+@pytest.mark.parametrize(
+    "text", ["", "-1", -1, "1:60", "1:2:3:4", "ten", "nan", float("inf"), "1/0", "1:1e9"]
+)
+def test_what_is_no_time_is_refused(text: Any) -> None:
+    with pytest.raises(VideoError, match="a time is"):
+        seconds(text)
+
+
+def corners(rgb: Any) -> str:
+    """The colours of the corners, clockwise from the upper left."""
+    names = {(1, 0, 0): "R", (0, 1, 0): "G", (0, 0, 1): "B", (1, 1, 1): "W", (0, 0, 0): "K"}
+    places = [(2, 2), (2, -3), (-3, -3), (-3, 2)]
+    return "".join(names[tuple(int(v > 128) for v in rgb[y, x])] for y, x in places)
+
+
+def four_corners(width: int = 64, height: int = 48) -> Any:
+    picture = np.zeros((height, width, 3), np.uint8)
+    picture[: height // 2, : width // 2, 0] = 255
+    picture[: height // 2, width // 2 :, 1] = 255
+    picture[height // 2 :, width // 2 :, 2] = 255
+    return picture
+
+
+@pytest.mark.parametrize(
+    ("rotation", "expected", "shape"),
+    [(0, "RGBK", (48, 64)), (90, "GBKR", (64, 48)), (180, "BKRG", (48, 64)), (-90, "KRGB", (64, 48))],
+)
+def test_a_turned_phone_gives_upright_pictures(
+    folder: Path, rotation: float, expected: str, shape: tuple[int, int]
+) -> None:
+    """The rotation counts counterclockwise, as FFmpeg and PyAV do."""
+    path = write_clip(folder / f"turned{rotation}.mp4", [four_corners()] * 3, rotation=rotation)
+    frames = list(Clip(path).frames())
+    assert len(frames) == 3
+    for frame in frames:
+        assert frame.rgb.shape[:2] == shape
+        assert corners(frame.rgb) == expected
+
+
+@pytest.mark.parametrize(
+    ("matrix", "expected"),
+    [
+        ((1, 0, 0, 1), "RGBK"),
+        ((-1, 0, 0, 1), "GRKB"),  # mirrored
+        ((1, 0, 0, -1), "KBGR"),  # upside down and mirrored
+        ((-1, 0, 0, -1), "BKRG"),
+        ((0, 1, -1, 0), "KRGB"),
+        ((0, -1, 1, 0), "GBKR"),
+        ((0, 1, 1, 0), "RKBG"),  # mirrored along the diagonal
+        ((0, -1, -1, 0), "BGRK"),
+    ],
+)
+def test_every_display_matrix_is_carried_out(matrix: tuple[int, int, int, int], expected: str) -> None:
+    a, b, c, d = (value << 16 for value in matrix)
+    packed = struct.pack("=9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    shown = turned(four_corners(), packed)
+    assert corners(shown) == expected
+    assert shown.flags.c_contiguous
+
+
+def test_pixels_that_are_not_square_are_made_so(folder: Path) -> None:
+    path = write_clip(folder / "wide.mp4", [four_corners(60, 48)] * 2, aspect=Fraction(16, 15))
+    assert next(Clip(path).frames()).rgb.shape == (48, 64, 3)
+    path = write_clip(folder / "high.mp4", [four_corners(64, 48)] * 2, aspect=Fraction(1, 2))
+    assert next(Clip(path).frames()).rgb.shape == (96, 64, 3)
+
+
+@pytest.mark.parametrize(
+    "colour", [(200, 30, 30), (30, 200, 30), (30, 30, 200), (128, 128, 128), (250, 250, 250)]
+)
+def test_colours_are_red_green_and_blue_in_this_order(folder: Path, colour: tuple[int, int, int]) -> None:
+    """A known fault: BGR fed to an RGB network."""
+    path = write_clip(folder / "colour.mp4", [np.full((48, 64, 3), colour, np.uint8)] * 2)
+    assert next(Clip(path).frames()).rgb[10, 10].tolist() == pytest.approx(colour, abs=4)
+
+
+def test_a_clip_tells_what_it_is(plain: Path) -> None:
+    info = Clip(plain).info
+    assert (info.codec, info.width, info.height, info.rate, info.audio) == ("h264", *SIZE, 30.0, ("aac",))
+    assert info.duration == pytest.approx(FRAMES / 30)
+    assert info.source == str(plain)
+
+
+def test_a_stopped_clip_ends_at_the_next_frame(plain: Path) -> None:
+    stop = threading.Event()
+    clip = Clip(plain, stop=stop)
+    frames = []
+    for frame in clip.frames():
+        frames.append(frame)
+        if frame.index == 4:
+            stop.set()
+    assert [frame.index for frame in frames] == [0, 1, 2, 3, 4, 5]
+    assert sum(frame.duration for frame in frames) == Fraction(6, 30)
+    assert clip.notes == ()
+
+
+# What is wrong with a file
+
+
+def test_a_clip_without_pictures_says_what_it_holds(folder: Path) -> None:
+    path = folder / "sound.m4a"
+    with av.open(str(path), "w", format="mp4") as target:
+        stream: Any = target.add_stream("aac", rate=44_100)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 44_100
+        stream.codec_context.layout = "mono"
+        target.mux(stream.encode(frame))
+        target.mux(stream.encode(None))
+    with pytest.raises(VideoError, match=r"sound\.m4a has no video stream; it holds: audio \(aac\)"):
+        Clip(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "it is empty"),
+        (b"This is a text, and no clip.\n" * 40, "it is no video, or damaged"),
+        (bytes(4096), "it is no video, or damaged"),
+    ],
+)
+def test_a_file_that_is_no_clip_is_refused(folder: Path, content: bytes, message: str) -> None:
+    path = folder / "other.mp4"
+    path.write_bytes(content)
+    with pytest.raises(VideoError, match=message):
+        Clip(path)
+
+
+def test_a_clip_cut_off_before_its_index_is_refused_with_the_reason(folder: Path, plain: Path) -> None:
+    path = folder / "cut.mp4"
+    path.write_bytes(plain.read_bytes()[:-600])
+    with pytest.raises(VideoError, match="its index is missing: it was cut off"):
+        Clip(path)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("absent.mp4", "no file"),
+        (".", "is a folder"),
+        ("https://example.org/clip.mp4", "is a URL"),
+        ("rtsp://camera/1", "is a URL"),
+        ("bad\0name.mp4", "cannot read|no file"),
+    ],
+)
+def test_what_is_no_file_is_refused(given: str, message: str) -> None:
+    with pytest.raises(VideoError, match=message):
+        Clip(given)
+
+
+def test_a_number_is_no_clip() -> None:
+    with pytest.raises(TypeError):
+        Clip(0)  # type: ignore[arg-type]
+
+
+def test_a_playlist_fetches_nothing(folder: Path) -> None:
+    path = folder / "list.m3u8"
+    path.write_text(
+        "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n"
+    )
+    with pytest.raises(VideoError):
+        list(Clip(path).frames())
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".ts", ".avi"])
+def test_a_truncated_clip_gives_what_is_there_and_says_so(folder: Path, suffix: str) -> None:
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 256, (48, 80, 3), np.uint8) for _ in range(90)]
+    whole = write_clip(folder / f"whole{suffix}", noise, options={"g": "10", "bf": "0"})
+    path = folder / f"half{suffix}"
+    content = whole.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    clip = Clip(path)
+    frames = list(clip.frames())
+    assert 30 < len(frames) < 60
+    assert [frame.time for frame in frames] == sorted(frame.time for frame in frames)
+    if suffix != ".ts":  # a transport stream has no length to fall short of
+        assert clip.damaged
+    if suffix == ".mkv":
+        assert any("the clip declares 3.00 s and ends after 1." in note for note in clip.notes)
+
+
+def test_damage_in_the_middle_is_said_and_the_rest_is_read(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 256, (48, 80, 3), np.uint8) for _ in range(60)]
+    path = write_clip(folder / "scratched.mp4", noise, options={"g": "10"})
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 3000] = rng.bytes(3000)
+    path.write_bytes(content)
+    clip = Clip(path)
+    frames = list(clip.frames())
+    assert frames[0].time == 0
+    assert frames[-1].time == Fraction(59, 30)
+    assert clip.damaged
+    assert any("damaged" in note for note in clip.notes)
+
+
+def test_frames_that_change_size_midway_keep_their_own_size(folder: Path) -> None:
+    first = write_clip(
+        folder / "small.ts", pictures(5), times=range(0, 15_000, 3000), time_base=Fraction(1, 90_000)
+    )
+    second = write_clip(
+        folder / "large.ts",
+        pictures(5, size=(160, 96)),
+        times=range(15_000, 30_000, 3000),
+        time_base=Fraction(1, 90_000),
+    )
+    path = folder / "both.ts"
+    path.write_bytes(first.read_bytes() + second.read_bytes())
+    clip = Clip(path)
+    frames = list(clip.frames())
+    assert [frame.rgb.shape[:2] for frame in frames] == [(48, 80)] * 5 + [(96, 160)] * 5
+    assert [number_in(frame.rgb) for frame in frames] == [0, 1, 2, 3, 4] * 2
+    assert "frames change from 80 x 48 to 160 x 96 pixels at 0.167 s" in clip.notes
+
+
+def test_a_clock_that_is_set_back_goes_on(folder: Path) -> None:
+    """Two recordings in one file: the second begins at its own zero."""
+    parts = [
+        write_clip(
+            folder / f"part{k}.ts",
+            pictures(40),
+            times=[90_000 * 100 * (2 - k) + 3000 * n for n in range(40)],
+            time_base=Fraction(1, 90_000),
+        )
+        for k in range(2)
+    ]
+    path = folder / "joined.ts"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    clip = Clip(path)
+    times = [frame.time for frame in clip.frames()]
+    assert len(times) == 80
+    assert times == sorted(set(times))
+    assert any("counted on" in note for note in clip.notes)
+
+
+def test_frames_without_times_are_counted(folder: Path) -> None:
+    clip = Clip(write_clip(folder / "raw.h264", pictures()))
+    frames = list(clip.frames())
+    assert [frame.time for frame in frames] == [Fraction(k, 30) for k in range(FRAMES)]
+    assert clip.notes == ("20 frames carry no time; they were counted at 30 a second",)
+
+
+def test_frames_too_large_are_refused(plain: Path) -> None:
+    with pytest.raises(VideoError, match="80 x 48 pixels, more than the limit"):
+        Clip(plain, max_pixels=1000)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"every": 0}, "a stride is"),
+        ({"fps": 0}, "fps is above 0"),
+        ({"fps": -1}, "fps is above 0"),
+        ({"fps": float("nan")}, "fps is above 0"),
+        ({"fps": 5, "every": 2}, "takes the place of a stride"),
+        ({"start": 2, "end": 1}, "must end after it starts"),
+        ({"start": 1, "end": 1}, "must end after it starts"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(plain: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(VideoError, match=message):
+        Clip(plain, **options)
+
+
+def test_a_still_picture_is_a_clip_of_one_frame(folder: Path) -> None:
+    from ferkit.images import write_image
+
+    path = folder / "still.png"
+    write_image(path, numbered(5, size=(96, 64)))
+    (frame,) = Clip(path).frames()
+    assert number_in(frame.rgb) == 5
+    assert frame.rgb[:CELL].shape == (CELL, 96, 3)

@@ -1,0 +1,361 @@
+"""What is written about a clip: tables, the annotated clip with its sound, sums and the timeline."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from clips import BITS, CELL, number_in, numbered, sound_of, tone, write_clip
+from ferkit.errors import OutputError, VideoError
+from ferkit.images import load_image
+from ferkit.recognize.clip import Clip
+from ferkit.recognize.results import UNCERTAIN, Expression, Face
+from ferkit.recognize.timeline import Timeline
+from ferkit.recognize.video import FrameResult, TrackedFace
+from ferkit.recognize.video_process import VideoOutputs, process_video
+from ferkit.recognize.video_writers import ClipWriter, FrameCsv, FrameJsonLines, draw_frame
+from ferkit.taxonomy import FER2013
+
+BOX = (10.25, 20.5, 60.0, 80.0)
+MARKS = tuple((20.0 + k, 30.0 + k) for k in range(5))
+
+
+def shown(label: str, confidence: float = 0.7) -> Expression:
+    rest = (1 - confidence) / 6
+    best = "fear" if label == UNCERTAIN else label
+    return Expression(label, confidence, {n: confidence if n == best else rest for n in FER2013.labels})
+
+
+def face(track: int | None = 1, label: str = "happy", marks: Any = MARKS) -> TrackedFace:
+    return TrackedFace(track, Face(BOX, 0.9, marks, shown(label)), shown("sad", 0.5), detected=True)
+
+
+def result(index: int, *faces: TrackedFace, rate: float = 10.0) -> FrameResult:
+    return FrameResult(index, index / rate, 1 / rate, 160, 120, "fer2013", faces)
+
+
+# Tables
+
+
+def test_csv_has_a_row_per_face_and_one_for_a_frame_without() -> None:
+    stream = io.StringIO()
+    writer = FrameCsv(stream, FER2013)
+    writer.write(result(0, face(1), face(None, "fear", marks=None)))
+    writer.write(result(3))
+    writer.write(result(7, face(2)))
+    rows = list(csv.DictReader(io.StringIO(stream.getvalue())))
+    assert [(row["frame"], row["time"], row["faces"], row["track"]) for row in rows] == [
+        ("0", "0.0", "2", "1"),
+        ("0", "0.0", "2", ""),
+        ("3", "0.3", "0", ""),
+        ("7", "0.7", "1", "2"),
+    ]
+    assert (float(rows[0]["left"]), float(rows[0]["bottom"])) == (10.25, 80.0)
+    assert [float(rows[0][f"p_{name}"]) for name in FER2013.labels] == list(
+        shown("happy").probabilities.values()
+    )
+    assert (rows[0]["label"], rows[0]["raw_label"], rows[0]["detected"]) == ("happy", "sad", "1")
+    assert (rows[0]["nose_x"], rows[1]["nose_x"], rows[2]["label"]) == ("22.0", "", "")
+
+
+def test_json_lines_hold_a_frame_each() -> None:
+    stream = io.StringIO()
+    writer = FrameJsonLines(stream)
+    for frame in (result(0, face()), result(1)):
+        writer.write(frame)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert lines == [json.loads(json.dumps(f.to_dict())) for f in (result(0, face()), result(1))]
+    assert lines[0]["faces"][0]["probabilities"]["happy"] == 0.7
+
+
+# Drawing
+
+
+def test_faces_are_drawn_into_a_copy() -> None:
+    rgb = np.zeros((120, 160, 3), np.uint8)
+    drawn = draw_frame(rgb, result(0, face(12), face(None)))
+    assert not rgb.any()
+    assert drawn.any()
+    assert np.array_equal(draw_frame(rgb, result(0)), rgb)
+
+
+def test_a_face_beyond_the_border_is_drawn_as_far_as_it_goes() -> None:
+    far = TrackedFace(1, Face((-50, -50, 500, 500), 0.9, None, shown("happy")), shown("happy"), detected=True)
+    assert draw_frame(np.zeros((40, 30, 3), np.uint8), result(0, far)).any()
+
+
+# The annotated clip
+
+
+def copy_clip(
+    source: Path, target: Path, *, start: Fraction = Fraction(0), sound: bool = True, **options: Any
+) -> Path:
+    clip = Clip(source, start=start, **options)
+    with ClipWriter(
+        target, source=str(source) if sound else None, start=start, time_base=clip.info.time_base
+    ) as writer:
+        for frame in clip.frames():
+            writer.write(frame.rgb, frame.time, frame.duration)
+        if "end" not in options:
+            writer.finish_sound()
+    return target
+
+
+UNEVEN = [0, 10, 20, 500, 510, 511, 900, 1200]
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
+def test_pictures_keep_their_times_also_at_a_variable_rate(tmp_path: Path, suffix: str) -> None:
+    pictures = [numbered(k) for k in range(8)]
+    source = write_clip(tmp_path / "in.mp4", pictures, times=UNEVEN, time_base=Fraction(1, 1000))
+    copy = list(Clip(copy_clip(source, tmp_path / f"out{suffix}")).frames())
+    assert [frame.time for frame in copy] == [Fraction(t, 1000) for t in UNEVEN]
+    assert [number_in(frame.rgb) for frame in copy] == list(range(8))
+
+
+def test_the_last_picture_is_shown_as_long_as_in_the_source(tmp_path: Path) -> None:
+    path = tmp_path / "out.mp4"
+    with ClipWriter(path, time_base=Fraction(1, 1000)) as writer:
+        for k in range(3):
+            writer.write(numbered(k), Fraction(k, 10), Fraction(1, 10) if k < 2 else Fraction(7, 10))
+    assert Clip(path).info.duration == pytest.approx(0.9)
+
+
+def test_colours_stay_as_they_are(tmp_path: Path) -> None:
+    """Large untagged clips are BT.709, small ones BT.601; what is written says what it is."""
+    colours = [(200, 30, 30), (30, 200, 30), (30, 30, 200), (240, 240, 240), (90, 120, 150)]
+    path = tmp_path / "out.mp4"
+    with ClipWriter(path) as writer:
+        for k, colour in enumerate(colours):
+            writer.write(np.full((720, 1280, 3), colour, np.uint8), Fraction(k, 30), Fraction(1, 30))
+    with av.open(str(path)) as written:
+        assert written.streams.video[0].codec_context.colorspace == 1
+    for frame, colour in zip(Clip(path).frames(), colours, strict=True):
+        assert frame.rgb[300, 300].tolist() == pytest.approx(colour, abs=4)
+
+
+@pytest.mark.parametrize("size", [(81, 49), (80, 49), (81, 48), (80, 48)])
+def test_odd_sizes_get_one_more_row_or_column(tmp_path: Path, size: tuple[int, int]) -> None:
+    path = tmp_path / "out.mp4"
+    with ClipWriter(path) as writer:
+        for k in range(3):
+            writer.write(numbered(k, size=size), Fraction(k, 30), Fraction(1, 30))
+    frames = list(Clip(path).frames())
+    assert {frame.rgb.shape for frame in frames} == {(48 + size[1] % 2 * 2, 80 + size[0] % 2 * 2, 3)}
+    assert [number_in(frame.rgb) for frame in frames] == [0, 1, 2]
+
+
+def test_a_picture_of_another_size_is_fitted_in(tmp_path: Path) -> None:
+    path = tmp_path / "out.mp4"
+    with ClipWriter(path) as writer:
+        writer.write(np.full((48, 80, 3), 200, np.uint8), Fraction(0), Fraction(1, 30))
+        writer.write(np.full((96, 96, 3), 200, np.uint8), Fraction(1, 30), Fraction(1, 30))
+    first, second = (frame.rgb for frame in Clip(path).frames())
+    assert first.shape == second.shape == (48, 80, 3)
+    assert second[24, 40].mean() == pytest.approx(200, abs=6)
+    assert second[24, 4].mean() < 12
+
+
+def silence_before(samples: NDArray[np.float64]) -> int:
+    return int(np.flatnonzero(np.abs(samples) > 0.02)[0])
+
+
+@pytest.mark.parametrize("codec", ["aac", "mp3"])
+def test_sound_is_copied_as_it_is(tmp_path: Path, codec: str) -> None:
+    pictures = [numbered(k) for k in range(30)]
+    source = write_clip(tmp_path / "in.mp4", pictures, sound=codec, sound_seconds=1.5)
+    target = copy_clip(source, tmp_path / "out.mp4")
+    with av.open(str(source)) as a, av.open(str(target)) as b:
+        assert [bytes(p) for p in a.demux(audio=0)] == [bytes(p) for p in b.demux(audio=0)]
+    before, after = sound_of(source), sound_of(target)
+    assert after[0] == pytest.approx(before[0], abs=1e-3)
+    assert np.array_equal(before[1], after[1])
+
+
+@pytest.mark.parametrize(
+    ("source", "target"), [("in.mkv", "out.mp4"), ("in.avi", "out.mkv"), ("in.mov", "out.mov")]
+)
+def test_sound_that_players_would_not_know_becomes_aac(tmp_path: Path, source: str, target: str) -> None:
+    pictures = [numbered(k) for k in range(30)]
+    path = write_clip(tmp_path / source, pictures, sound="pcm_s16le", options={"bf": "0"})
+    copy = copy_clip(path, tmp_path / target)
+    assert Clip(copy).info.audio == ("aac",)
+    begin, samples = sound_of(copy)
+    wanted = tone(1.0) / 32768
+    assert len(samples) / 44_100 == pytest.approx(1.0, abs=0.05)
+    start = round(begin * 44_100)
+    heard = np.zeros(max(len(wanted), start + len(samples)))
+    heard[start : start + len(samples)] = samples
+    assert np.corrcoef(heard[: len(wanted)], wanted)[0, 1] > 0.99
+
+
+def test_the_sound_of_a_range_stays_in_step(tmp_path: Path) -> None:
+    pictures = [numbered(k) for k in range(60)]
+    source = write_clip(tmp_path / "in.mp4", pictures, sound="aac", sound_seconds=2.0)
+    target = copy_clip(source, tmp_path / "out.mp4", start=Fraction(1, 2), end=Fraction(3, 2))
+    frames = list(Clip(target).frames())
+    assert [number_in(frame.rgb) for frame in frames] == list(range(15, 45))
+    begin, samples = sound_of(target)
+    assert begin == pytest.approx(0, abs=0.03)
+    assert len(samples) / 44_100 == pytest.approx(1.0, abs=0.06)
+    # The tone swells: how loud it is tells which second it is from.
+    wanted = tone(2.0) / 32768
+    at = round((0.5 + begin) * 44_100)
+    middle = slice(10_000, 30_000)
+    loud = np.abs(wanted[at:][middle]).mean()
+    assert np.abs(samples[middle]).mean() == pytest.approx(loud, rel=0.05)
+
+
+def test_a_clip_that_was_interrupted_can_be_played(tmp_path: Path) -> None:
+    source = write_clip(tmp_path / "in.mp4", [numbered(k) for k in range(60)], sound="aac", sound_seconds=2.0)
+    path = tmp_path / "out.mp4"
+    clip = Clip(source)
+
+    def interrupted() -> None:
+        with ClipWriter(path, source=str(source), time_base=clip.info.time_base) as writer:
+            for frame in clip.frames():
+                writer.write(frame.rgb, frame.time, frame.duration)
+                if frame.index == 20:
+                    raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert [number_in(frame.rgb) for frame in Clip(path).frames()] == list(range(21))
+    assert len(sound_of(path)[1]) / 44_100 == pytest.approx(0.7, abs=0.06)
+
+
+def test_a_clip_of_no_pictures_is_closed_without_a_crash(tmp_path: Path) -> None:
+    with ClipWriter(tmp_path / "out.mp4"):
+        pass
+
+
+@pytest.mark.parametrize("name", ["out.avi", "out", "out.gif", "no/such/folder.mp4"])
+def test_a_clip_that_cannot_be_written_is_said(tmp_path: Path, name: str) -> None:
+    def write() -> None:
+        with ClipWriter(tmp_path / name) as writer:
+            for k in range(90):
+                writer.write(numbered(k), Fraction(k, 30), Fraction(1, 30))
+
+    with pytest.raises(OutputError):
+        write()
+
+
+# Sums
+
+
+def test_seconds_of_each_label_add_up_for_each_person() -> None:
+    timeline = Timeline(FER2013)
+    for k in range(10):
+        timeline.add(
+            result(k, face(1, "happy" if k < 7 else UNCERTAIN), *([face(2, "sad")] if k > 7 else []))
+        )
+    timeline.add(result(10))
+    first, second = timeline.people()
+    assert (first.track, first.frames, first.label) == (1, 10, "happy")
+    assert first.by_label["happy"] == pytest.approx(0.7)
+    assert first.by_label[UNCERTAIN] == pytest.approx(0.3)
+    assert sum(first.by_label.values()) == pytest.approx(first.seconds) == pytest.approx(1.0)
+    assert first.confidence == pytest.approx(0.7)
+    assert sum(first.probabilities.values()) == pytest.approx(1)
+    assert (second.track, second.seconds) == (2, pytest.approx(0.2))
+    assert (second.first, second.last) == (0.8, pytest.approx(1.0))
+    assert (timeline.frames, timeline.seconds) == (11, pytest.approx(1.1))
+    assert json.loads(json.dumps(timeline.to_dict()))["people"][0]["seconds_by_label"][
+        "happy"
+    ] == pytest.approx(0.7)
+
+
+def test_a_frame_counts_for_as_long_as_it_is_shown() -> None:
+    timeline = Timeline(FER2013)
+    for time, lasts, label in ((0.0, 0.1, "happy"), (0.1, 5.0, "sad"), (5.1, 0.1, "happy")):
+        timeline.add(FrameResult(0, time, lasts, 9, 9, "fer2013", (face(1, label),)))
+    (person,) = timeline.people()
+    assert person.label == "sad"
+    assert person.by_label["sad"] == 5.0
+
+
+def test_faces_that_are_not_followed_belong_to_nobody() -> None:
+    timeline = Timeline(FER2013)
+    timeline.add(result(0, face(None)))
+    assert timeline.people() == ()
+    assert timeline.faces == 1
+
+
+def test_what_a_timeline_holds_does_not_grow_with_the_clip() -> None:
+    timeline = Timeline(FER2013)
+    for k in range(4000):
+        timeline.add(result(k, face(1), rate=0.5))  # two hours and more
+    (runs,) = [timeline._runs(sums) for sums in timeline._people.values()]
+    ((times, shares),) = runs
+    assert len(times) <= 1025
+    assert times[-1] == pytest.approx(8000, rel=0.02)
+    assert shares.sum(axis=1) == pytest.approx(np.ones(len(shares)))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_the_timeline_is_a_picture(tmp_path: Path, suffix: str) -> None:
+    timeline = Timeline(FER2013)
+    for k in range(60):
+        timeline.add(result(k, face(1, "happy"), *([face(2, "sad")] if 10 < k < 20 or 40 < k < 45 else [])))
+    path = tmp_path / f"timeline{suffix}"
+    timeline.plot(path, title="clip.mp4")
+    if suffix == ".png":
+        picture = load_image(path)
+        assert picture.shape[1] == 1200
+        assert (picture == (255, 200, 40)).all(axis=2).any()  # happy's colour, as in annotated pictures
+    else:
+        assert "person 2" in path.read_text() or path.stat().st_size > 5000
+
+
+def test_the_timeline_of_nobody_is_a_picture_too(tmp_path: Path) -> None:
+    timeline = Timeline(FER2013)
+    timeline.add(result(0))
+    timeline.plot(tmp_path / "nobody.png")
+    assert load_image(tmp_path / "nobody.png").size
+
+
+def test_of_many_people_those_seen_longest_are_drawn(tmp_path: Path) -> None:
+    timeline = Timeline(FER2013)
+    for k in range(30):
+        timeline.add(result(k, *(face(track) for track in range(1, 31 - k))))
+    timeline.plot(tmp_path / "crowd.png")
+    assert load_image(tmp_path / "crowd.png").shape[0] < 2000
+
+
+# All at once
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [
+        ({"clip": "in.mp4"}, "would overwrite the clip itself"),
+        ({"csv": "sub/../in.mp4"}, "would overwrite the clip itself"),
+        ({"csv": "a.txt", "jsonl": "a.txt"}, "would overwrite another output"),
+        ({"csv": "-", "jsonl": "-"}, "only one table"),
+        ({"plot": "plot.xyz"}, "a timeline is written as"),
+    ],
+)
+def test_outputs_that_would_do_harm_are_refused_first(
+    tmp_path: Path, outputs: dict[str, str], message: str
+) -> None:
+    source = write_clip(tmp_path / "in.mp4", [numbered(0)])
+    (tmp_path / "sub").mkdir()
+    content = source.read_bytes()
+    given = {kind: Path("-") if name == "-" else tmp_path / name for kind, name in outputs.items()}
+    with pytest.raises((OutputError, VideoError), match=message):
+        process_video(None, source, VideoOutputs(**given))  # type: ignore[arg-type]
+    assert source.read_bytes() == content
+
+
+def test_the_strip_of_numbers_is_wide_enough() -> None:
+    assert number_in(numbered(2**BITS - 1)) == 2**BITS - 1
+    assert CELL * BITS == 80
