@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import sys
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,28 @@ def test_huge_pictures_are_refused_by_their_header_before_they_are_decoded() -> 
     with pytest.raises(ImageError, match="more than the limit"):
         load_image(encoded(PIXELS, "JPEG"), max_pixels=44 * 30 - 1)
     assert load_image(encoded(PIXELS, "PNG"), max_pixels=44 * 30).shape == (30, 44, 3)
+
+
+def tiff_claiming(side: int) -> bytes:
+    """A small TIFF whose header promises ``side`` x ``side`` pixels in a single strip."""
+    content = bytearray(encoded(Image.fromarray(PIXELS).convert("1"), "TIFF", compression="group4"))
+    (start,) = struct.unpack("<I", content[4:8])
+    (entries,) = struct.unpack("<H", content[start : start + 2])
+    for k in range(entries):
+        at = start + 2 + 12 * k
+        if struct.unpack("<H", content[at : at + 2])[0] in (256, 257, 278):  # width, height, rows per strip
+            content[at + 2 : at + 12] = struct.pack("<HIHH", 3, 1, side, 0)
+    return bytes(content)
+
+
+def test_a_header_that_promises_more_than_the_file_can_hold_is_refused_at_once() -> None:
+    """A damaged TIFF of 520 bytes once took 1.2 seconds and 430 MiB, and came out as 85 million pixels."""
+    begin = time.process_time()
+    with pytest.raises(ImageError, match="9200 x 9200 pixels in 5.. bytes"):
+        load_image(tiff_claiming(9200))
+    assert time.process_time() - begin < 0.2
+    flat = Image.new("L", (3000, 2000), 90)  # a legitimate picture of one gray is read
+    assert load_image(encoded(flat, "PNG")).shape == (2000, 3000, 3)
 
 
 def test_the_limit_of_pillow_is_neither_used_nor_changed(monkeypatch: pytest.MonkeyPatch) -> None:

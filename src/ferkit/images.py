@@ -43,6 +43,8 @@ WRITABLE = {
 
 _MAX_FILE_BYTES = 1 << 29
 _STRIP_PIXELS = 1 << 22
+_SMALL_PIXELS = 1 << 22  # decoded whatever is promised
+_DENSEST = 2000  # pixels per byte: JPEG reaches 170, a GIF or PNG of one single gray 1,300
 _ORIENTATION = 0x0112
 _WHITE = 255
 
@@ -199,7 +201,14 @@ def _decode(content: bytes, name: str, max_pixels: int) -> NDArray[np.uint8]:
     if not content:
         raise ImageError(f"{name} is empty")
     factory = _factory(content, name)
-    return _guarded(lambda: _from_pillow(factory(io.BytesIO(content)), name, max_pixels), name)
+
+    def decode() -> NDArray[np.uint8]:
+        image = factory(io.BytesIO(content))
+        _check_size(*image.size, name, max_pixels)
+        _check_density(*image.size, len(content), name)
+        return _from_pillow(image, name, max_pixels)
+
+    return _guarded(decode, name)
 
 
 def _factory(content: bytes, name: str) -> Callable[[io.BytesIO], PillowImage]:
@@ -235,6 +244,18 @@ def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
         raise ImageError(
             f"{name} has {width} x {height} pixels, more than the limit of {max_pixels / 1e6:.0f} million; "
             "shrink it, or raise max_pixels"
+        )
+
+
+def _check_density(width: int, height: int, size: int, name: str) -> None:
+    """Refuse a header that promises more than its file can hold.
+
+    Decoders take the memory and the time for what is promised, before they notice that it is not there.
+    """
+    if width * height > max(_SMALL_PIXELS, size * _DENSEST):
+        raise ImageError(
+            f"{name} promises {width} x {height} pixels in {size} bytes, which no photo is packed in: it is "
+            "damaged, or made to take memory"
         )
 
 
