@@ -174,7 +174,7 @@ def draw_parallel_coordinates(
     Raises:
         OutputError: If the picture cannot be written.
     """
-    colour_map = require("matplotlib", "train").colormaps["viridis"]
+    colour_map = require("matplotlib", "train").colormaps["viridis_r"]
     cm = require("matplotlib.cm", "train")
     colors = require("matplotlib.colors", "train")
 
@@ -187,7 +187,13 @@ def draw_parallel_coordinates(
     figure = _new_figure(2.2 + 0.95 * columns, 5.8)
     axes = figure.add_subplot()
     for place, trial in reversed(list(enumerate(trials))):
-        heights = [_height(p, trial.values[p.name]) if p.name in trial.values else _ABSENT for p in shown]
+        # Lines through the same value are spread a little, so that one can see how many there are.
+        spread = 0.03 * (place / len(trials) - 0.5)
+        heights = [
+            (_height(p, trial.values[p.name]) if p.name in trial.values else _ABSENT)
+            + (0.0 if p.continuous else spread)
+            for p in shown
+        ]
         heights += [_share(trial.mmac, min(costs), max(costs)), _share(accuracies[place], low, high)]
         axes.plot(
             range(columns),

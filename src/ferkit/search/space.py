@@ -230,10 +230,10 @@ class Space:
 
     def most_epochs(self) -> int:
         """Return the most epochs that a configuration can have."""
-        found = [value for key, value in self.fixed if key == ("epochs",)] or [self.base.epochs]
-        for parameter in self.parameters:
-            if parameter.key == ("epochs",):
-                found += parameter.extremes()
+        varied = [p for p in self.parameters if p.key == ("epochs",)]
+        found = [value for p in varied for value in p.extremes()]
+        if all(p.when for p in varied):  # There can be configurations in which none of them is active.
+            found.append(dict(self.fixed).get(("epochs",), self.base.epochs))
         return int(max(found))
 
 

@@ -1,0 +1,193 @@
+"""Ray, on this machine or a cluster: started, connected to, and asked what it has."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ferkit import __version__
+from ferkit.data import FaceDataset
+from ferkit.errors import SearchError
+from ferkit.extras import require
+from ferkit.search.worker import look_around
+
+# Nothing is sent anywhere, nothing is written that we do not read, Tune leaves signals to us, and trials run at
+# the command's own priority (Ray's default is 15 below).
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+_WORKER_ENVIRONMENT = {
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+    "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where trials run; it may change when a search goes on.
+
+    Args:
+        cores: Cores for each trial.
+        gpus: GPUs for each trial; a fraction shares one.
+        parallel: Trials at a time; None: as many as the cores and GPUs allow.
+        address: A Ray cluster's address (``auto`` on one of its nodes); None: this machine alone.
+    """
+
+    cores: int = 1
+    gpus: float = 0.0
+    parallel: int | None = None
+    address: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no machine has."""
+        if self.cores < 1 or self.gpus < 0 or (self.parallel is not None and self.parallel < 1):
+            raise SearchError(
+                "a trial needs at least one core and 0 GPUs, and at least one trial runs at a time. "
+                f"Received: {self.cores} cores, {self.gpus:g} GPUs, {self.parallel} in parallel"
+            )
+        if self.address and self.address.startswith("ray://"):
+            raise SearchError(
+                "run the search on a node of the cluster, with --address auto. "
+                f"Received: {self.address}, which is Ray's client protocol"
+            )
+
+
+@contextlib.contextmanager
+def ray_running(machine: Machine, dataset: FaceDataset | None) -> Iterator[bool]:
+    """Connect to Ray or start it on this machine, and stop it afterwards; a running one is used as it is.
+
+    Yields:
+        Whether it will be stopped afterwards.
+
+    Raises:
+        SearchError: If there is no cluster at the address, or it has not what a trial needs.
+    """
+    with _environment({**_ENVIRONMENT, **_WORKER_ENVIRONMENT}):
+        import ray
+
+        if ray.is_initialized():
+            _check_resources(machine)
+            yield False
+            return
+        temporary = None
+        common: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+        try:
+            if machine.address:
+                try:
+                    ray.init(
+                        address=machine.address, runtime_env={"env_vars": dict(_WORKER_ENVIRONMENT)}, **common
+                    )
+                except (ConnectionError, ValueError, RuntimeError) as error:
+                    raise SearchError(f"no Ray cluster answers at {machine.address!r}: {error}") from error
+            else:
+                # Of its own and short: sockets lie in it, whose paths have little room.
+                temporary = tempfile.mkdtemp(prefix="ferkit-")
+                images = 0 if dataset is None else dataset.images.nbytes
+                ray.init(
+                    num_cpus=max(count_cores(), machine.cores * (machine.parallel or 1)),
+                    include_dashboard=False,
+                    object_store_memory=max(128 << 20, 2 * images),
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=temporary,
+                    **common,
+                )
+            _check_resources(machine)
+            yield True
+        finally:
+            ray.shutdown()
+            if temporary is not None:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_resources(machine: Machine) -> None:
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not any(n.get("CPU", 0) >= machine.cores and n.get("GPU", 0) >= machine.gpus for n in nodes):
+        have = "; ".join(f"{n.get('CPU', 0):g} cores and {n.get('GPU', 0):g} GPUs" for n in nodes)
+        raise SearchError(
+            f"a trial needs {machine.cores} cores and {machine.gpus:g} GPUs on one machine; there are: {have}"
+        )
+
+
+def require_libraries() -> None:
+    """Refuse to start where a library is missing; only the workers load Keras, and only they pay for it."""
+    for module, extra in (("keras", "train"), ("ray", "tune"), ("optuna", "tune"), ("pandas", "tune")):
+        if importlib.util.find_spec(module) is None:
+            require(module, extra)
+
+
+def count_places(machine: Machine) -> int:
+    """Return how many trials fit at a time."""
+    import ray
+
+    slots = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            have = node["Resources"]
+            fit = int(have.get("CPU", 0) // machine.cores)
+            if machine.gpus:
+                fit = min(fit, int(have.get("GPU", 0) / machine.gpus + 1e-9))
+            slots += fit
+    return max(1, slots if machine.parallel is None else min(machine.parallel, slots))
+
+
+def check_nodes(folder: Path) -> None:
+    """Refuse a cluster whose nodes cannot see the search's folder or run another version."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    look = ray.remote(look_around)
+    file = str(folder / ".lock")
+    for node in ray.nodes():
+        if not node["Alive"]:
+            continue
+        place = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
+        name = node["NodeManagerHostname"]
+        try:
+            version, visible = ray.get(look.options(num_cpus=0, scheduling_strategy=place).remote(file))
+        except ray.exceptions.RayError as error:
+            words = str(error).strip().splitlines()[-1:]
+            raise SearchError(f"node {name} of the cluster cannot run ferkit: {' '.join(words)}") from error
+        if version != __version__:
+            raise SearchError(f"node {name} of the cluster has ferkit {version}, this one {__version__}")
+        if not visible:
+            raise SearchError(
+                f"node {name} of the cluster does not see {folder}; --out must lie in a folder that all "
+                "nodes share by the same path"
+            )
+
+
+def count_cores() -> int:
+    """Return the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables while the block runs."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,154 @@
+"""What the conductor hands to Tune and makes of its words, without anything that trains."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from ferkit.errors import OutputError, SearchError
+
+pytest.importorskip("ray", reason="needs ferkit[tune]")
+
+from ferkit import __version__
+from ferkit.search.cluster import Machine
+from ferkit.search.conductor import Conductor, _last_words, _replay, signals_kept
+from ferkit.search.engine import Silent
+from ferkit.search.propose import Gate, RandomProposer
+from ferkit.search.records import JOURNAL, Journal, read_events, read_search
+from ferkit.search.space import parse_space
+from ferkit.search.worker import look_around
+from searchfiles import TINY, cost_of, write_search
+
+SPACE = parse_space(TINY)
+
+
+@pytest.fixture
+def conductor(tmp_path):
+    """Over a search of which one trial is done and two wait; three more are wanted."""
+    folder = write_search(
+        tmp_path / "s", SPACE, [("finished", [0.3, 0.5]), ("running", [0.2]), ("waiting", [])]
+    )
+    found = read_search(folder)
+    found = replace(found, settings=replace(found.settings, trials=6))
+    gate = Gate(SPACE, found.settings, cost_of)
+    gate.remember(t.values for t in found.trials.values())
+    with contextlib.closing(Journal(folder / JOURNAL)) as journal:
+        yield Conductor(found, journal, RandomProposer(gate), Silent(), stops_ray=False)
+
+
+def test_what_was_interrupted_comes_first_and_then_what_is_new(conductor) -> None:
+    assert conductor.wanted() == 5
+    assert [conductor.next().number for _ in range(5)] == [2, 3, 4, 5, 6]
+    assert conductor.next() is None
+    drawn = [e["trial"] for e in read_events(conductor.journal.path) if e["event"] == "drawn"]
+    assert drawn == [1, 2, 3, 4, 5, 6]
+
+
+def test_no_trial_starts_once_the_training_time_is_used_up(conductor) -> None:
+    # 30 s are done: two epochs of 10 s, and one of the trial that was interrupted.
+    for hours, expected in ((31 / 3600, True), (29 / 3600, False)):
+        conductor.search = replace(
+            conductor.search, settings=replace(conductor.search.settings, max_hours=hours)
+        )
+        assert (conductor.next() is not None) is expected
+
+
+def test_only_the_first_end_of_a_trial_counts(conductor) -> None:
+    trial = conductor.next()
+    conductor.started(trial)
+    conductor.heard(trial, {"phase": "started", "hostname": "h", "pid": 7})
+    row = {"epoch": 3, "val_accuracy": 0.6, "seconds": 1.0}
+    conductor.heard(trial, {"phase": "finished", "row": row})
+    conductor.ended(trial, "stopped", "ASHA")  # what Tune says of every trial that ends
+    assert (trial.state, trial.accuracy, trial.pid) == ("finished", 0.6, 7)
+    ends = [e["event"] for e in read_events(conductor.journal.path) if e.get("trial") == 2]
+    assert ends == ["drawn", "started", "started", "finished"]
+
+
+def test_an_epoch_that_is_told_twice_counts_once(conductor) -> None:
+    trial = conductor.next()
+    conductor.started(trial)
+    for epoch in (1, 2, 1, 2, 3):
+        conductor.heard(
+            trial, {"phase": "epoch", "row": {"epoch": epoch, "val_accuracy": 0.1 * epoch, "seconds": 1.0}}
+        )
+    assert [row["epoch"] for row in trial.history] == [1, 2, 3]
+
+
+def test_what_cannot_be_written_ends_the_search_and_not_the_trial(conductor) -> None:
+    trial = conductor.next()
+    conductor.started(trial)
+    with pytest.raises(OutputError, match="trial 2 cannot go on: disk full"):
+        conductor.heard(trial, {"phase": "failed", "reason": "disk full", "halt": True})
+    assert read_search(conductor.search.folder).trials[2].state == "waiting"
+
+
+def test_a_new_asha_scheduler_judges_by_the_trials_of_the_search_so_far(tmp_path) -> None:
+    from ray.tune.schedulers import ASHAScheduler
+
+    found = read_search(write_search(tmp_path / "s", SPACE, [("finished", [0.5, 0.6, 0.7])] * 3))
+    scheduler = ASHAScheduler(
+        time_attr="epoch", metric="val_accuracy", mode="max", max_t=3, reduction_factor=3
+    )
+    _replay(scheduler, found)
+    for accuracy, expected in ((0.1, "STOP"), (0.9, "CONTINUE")):
+        newcomer = SimpleNamespace(trial_id=str(accuracy))
+        scheduler.on_trial_add(None, newcomer)
+        assert scheduler.on_trial_result(None, newcomer, {"epoch": 1, "val_accuracy": accuracy}) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Failure # 1\nThe actor died unexpectedly before finishing this task.\n", "the worker died"),
+        ("Failure # 1\nActorDiedError\nFailure # 2\nTask was killed due to the node running low on memory.\n"
+         "ray.exceptions.OutOfMemoryError\n", "out of memory: Ray ended the worker"),
+        ("Failure # 1\nray::train()\n  File x\nValueError: what it was\n", "ValueError: what it was"),
+        ("", "without a word"),
+    ],
+)  # fmt: skip
+def test_a_lost_trial_is_explained_in_one_line(tmp_path, text: str, expected: str) -> None:
+    path = tmp_path / "error.txt"
+    path.write_text(text)
+    assert expected in _last_words(SimpleNamespace(error_file=str(path)))
+    assert "without a word" in _last_words(SimpleNamespace(error_file=None))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_kept_for_the_end_of_the_step_and_the_second_ctrl_c_is_not(
+    conductor, number: int
+) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with signals_kept(conductor):
+        os.kill(os.getpid(), number)
+        assert isinstance(conductor.wrong, KeyboardInterrupt)
+        assert conductor.next() is None
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(
+    ("machine", "message"),
+    [
+        ({"cores": 0}, "at least one core"),
+        ({"gpus": -1.0}, "0 GPUs"),
+        ({"parallel": 0}, "at least one trial"),
+        ({"address": "ray://head:10001"}, "Ray's client protocol"),
+    ],
+)
+def test_a_machine_that_makes_no_sense_is_refused(machine, message: str) -> None:
+    with pytest.raises(SearchError, match=message):
+        Machine(**machine)
+
+
+def test_a_node_tells_its_version_and_whether_it_sees_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "here").touch()
+    assert look_around(str(tmp_path / "here")) == (__version__, True)
+    assert look_around(str(tmp_path / "there")) == (__version__, False)
