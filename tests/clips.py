@@ -16,9 +16,11 @@ CELL = 8
 SIZE = (BITS * CELL, 48)
 
 
-def numbered(index: int, size: tuple[int, int] = SIZE, colour: tuple[int, int, int] = (60, 60, 60)) -> Any:
+def numbered(index: int, size: tuple[int, int] = SIZE) -> Any:
     """A picture uint8 ``[H, W, 3]`` that shows ``index`` as black and white cells along its upper edge."""
-    picture = np.full((size[1], size[0], 3), colour, np.uint8)
+    across, down = np.arange(size[0]) / size[0], np.arange(size[1]) / size[1]
+    waves = np.sin(7 * across)[None, :] * np.cos(5 * down)[:, None]
+    picture = np.repeat((120 + 100 * waves).astype(np.uint8)[:, :, None], 3, axis=2)
     for bit in range(BITS):
         picture[:CELL, bit * CELL : (bit + 1) * CELL] = 255 if index >> bit & 1 else 0
     return picture
