@@ -114,9 +114,9 @@ def test_steps_fall_at_their_epochs_after_a_warm_up():
     values = rates({"name": "step", "milestones": [4, 8], "factor": 0.1, "warmup_epochs": 2})
     assert values[0] < 0.1
     assert values[21] == pytest.approx(0.5)
-    assert values[40] == pytest.approx(0.5)
-    assert values[41] == pytest.approx(0.05)
-    assert values[81] == pytest.approx(0.005)
+    assert values[39] == pytest.approx(0.5)
+    assert values[40] == pytest.approx(0.05)
+    assert values[80] == pytest.approx(0.005)
 
 
 def test_a_plateau_rate_follows_from_the_history():

@@ -252,7 +252,8 @@ def test_fine_tuning_takes_the_body_and_the_heads_that_fit(finished, faces, tmp_
     train(recipe, faces, tmp_path / "i", init=finished, tensorboard=False)
     run = load_run(tmp_path / "i")
     assert run.recipe.model.name == "se-resnet"
-    assert run.facts["init"] == {"from": "tiny", "heads": ["fer2013", "ferplus"]}
+    assert run.facts["init"]["from"] == "tiny"
+    assert run.facts["init"]["heads"] == ["fer2013", "ferplus"]
     start = load_run(finished).arrays
     for name, array in run.arrays.items():
         if array.ndim == 4:
@@ -298,6 +299,60 @@ def test_runs_that_cannot_start_say_why(finished, faces, tmp_path, arrange, mess
         arrange(finished, faces, tmp_path / "new")
     assert type(caught.value).__module__ == "ferkit.errors"
     assert not (tmp_path / "new" / "run.json").exists()
+
+
+def test_a_run_killed_in_its_first_epoch_can_be_started_again(faces, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(epochs=1), faces, tmp_path / "one", watcher=StopAt(1), tensorboard=False)
+    assert len(train(tiny(epochs=1), faces, tmp_path / "one", tensorboard=False).history) == 1
+
+
+def test_weights_of_a_run_that_goes_on_are_not_taken_for_its_last(finished, faces, tmp_path):
+    shutil.copytree(finished, tmp_path / "x")
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(epochs=5), faces, tmp_path / "x", resume=True, watcher=StopAt(4), tensorboard=False)
+    with pytest.raises(TrainingError, match="is not finished"):
+        load_run(tmp_path / "x")
+    with pytest.raises(TrainingError, match="cannot undo"):
+        train(tiny(epochs=2), faces, tmp_path / "x", resume=True)
+
+
+def test_a_head_of_other_labels_starts_afresh_though_its_id_is_the_same(finished, faces, tmp_path):
+    from dataclasses import replace
+
+    from ferkit.taxonomy import Taxonomy
+
+    turned = replace(faces, taxonomy=Taxonomy("fer2013", tuple(reversed(faces.taxonomy.labels))))
+    train(tiny(epochs=1), turned, tmp_path / "t", init=finished, tensorboard=False)
+    assert load_run(tmp_path / "t").facts["init"]["heads"] == ["ferplus"]
+
+
+def test_tensorboard_hears_of_the_validation(finished):
+    assert list((finished / "tensorboard" / "validation").glob("events*"))
+
+
+@pytest.mark.parametrize("name", ["run.json", "history.json"])
+def test_a_damaged_record_is_an_error_of_the_run(finished, tmp_path, name):
+    shutil.copytree(finished, tmp_path / "d")
+    (tmp_path / "d" / name).write_text("{", "utf-8")
+    with pytest.raises(TrainingError, match="damaged"):
+        load_run(tmp_path / "d")
+
+
+def test_float16_keeps_the_scale_of_its_loss_over_a_resume(faces, tmp_path):
+    recipe = tiny(epochs=2, mixed_precision="float16", optimizer={"name": "sgd", "learning_rate": 0.01})
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, faces, tmp_path / "h", watcher=StopAt(2), tensorboard=False)
+    before = read_archive(tmp_path / "h" / "checkpoint.npz")[0]
+    # The optimiser's step, rate and momenta, and beside them the scale and the steps since it last changed.
+    assert any(array.ndim == 0 and array == 2.0**15 for array in before.values())
+    assert len(train(recipe, faces, tmp_path / "h", resume=True, tensorboard=False).history) == 2
+
+
+def test_ferplus_labels_and_a_ferplus_head_are_one_too_many(tmp_path):
+    data = load_dataset("cartoon:140:3", labels="ferplus-majority", cache=False)
+    with pytest.raises(TrainingError, match=r"FER\+ labels already"):
+        train(tiny(), data, tmp_path / "p")
 
 
 def test_a_ferplus_head_needs_votes(faces, tmp_path):

@@ -37,6 +37,9 @@ def export(
     card: Annotated[
         Path | None, typer.Option("--card", help="Write the model card as well (Markdown).")
     ] = None,
+    licence: Annotated[
+        str | None, typer.Option("--licence", help="Of the weights.  [default: by the data's labels]")
+    ] = None,
     cams: Annotated[
         bool, typer.Option(help="Add class activation maps where the network gives them.")
     ] = True,
@@ -71,6 +74,7 @@ def export(
         precision=precision,
         default_taxonomy=taxonomy,
         cams=cams,
+        licence=licence,
         notes=notes,
     )
     info = release.info

@@ -66,7 +66,7 @@ def train(
     load_keras()
     from ferkit.data import load_dataset
     from ferkit.training.recipe import load_recipe
-    from ferkit.training.runs import RECIPE
+    from ferkit.training.runs import CHECKPOINT, RECIPE
     from ferkit.training.trainer import Quiet
     from ferkit.training.trainer import train as run_training
 
@@ -114,7 +114,11 @@ def train(
             tensorboard=tensorboard,
         )
     except KeyboardInterrupt:
-        remark(f"interrupted; go on with: ferkit train --resume {folder} --data {data}")
+        if (folder / CHECKPOINT).exists():
+            with_votes = "" if votes is None else f" --votes {votes}"
+            remark(f"interrupted; go on with: ferkit train --resume {folder} --data {data}{with_votes}")
+        else:
+            remark("interrupted in the first epoch: there is no checkpoint to go on from")
         raise
     finally:
         if isinstance(progress, _Progress):

@@ -82,7 +82,8 @@ def check_member_name(path: Path, name: str) -> None:
 
 def is_hidden(name: str) -> bool:
     """Tell whether an archive member is bookkeeping of macOS or a hidden file."""
-    return name.startswith((".", "__MACOSX/")) or "/." in name or "/__MACOSX/" in name
+    # A path drops the leading "./" that `tar czf x.tgz .` writes.
+    return any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
 
 
 def choose_table(path: Path, names: list[str]) -> str:

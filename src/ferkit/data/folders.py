@@ -168,13 +168,11 @@ def _taxonomy_of(source: str, labels: Sequence[str]) -> tuple[Taxonomy, dict[str
 def _splits_of(source: str, names: Sequence[str], groups: Sequence[str | None]) -> list[int | None]:
     """Return each picture's split, None where it is to be worked out from the images."""
     splits: list[int | None] = [None] * len(names)
-    told_by_name = False
     for group in dict.fromkeys(groups):
         rows = [k for k, g in enumerate(groups) if g == group]
         tags = [_TAG.fullmatch(PurePosixPath(names[k]).name) for k in rows]
         folder = None if group is None else _SPLIT_FOLDERS[group.lower()]
         if all(tags):
-            told_by_name = True
             for k, tag in zip(rows, tags, strict=True):
                 splits[k] = SPLITS.index(tag[1]) if tag is not None else None
         elif folder == _TEST and any(tags):
@@ -186,7 +184,7 @@ def _splits_of(source: str, names: Sequence[str], groups: Sequence[str | None]) 
         else:
             for k in rows:
                 splits[k] = folder
-    if told_by_name or _VALIDATION in splits:
+    if _VALIDATION in splits:
         return splits
     # nobody named a PublicTest: Training is to be divided by content
     return [None if split == _TRAIN else split for split in splits]

@@ -154,6 +154,12 @@ def make_dataset(
     return FaceDataset(images, labels, split, taxonomy, votes, source, fingerprint)
 
 
+def faces_digest(dataset: FaceDataset) -> str:
+    """Return the fingerprint that the data would have without votes: the same faces, labels and splits."""
+    images = digest_of(dataset.images)
+    return fingerprint_of(images, dataset.labels, dataset.split, None, dataset.taxonomy)
+
+
 def fingerprint_of(
     images_digest: str,
     labels: NDArray[np.int64],

@@ -30,6 +30,14 @@ It tells how a face would have been labelled by the people who labelled its data
 """
 
 
+_OWN_LIMITS = """\
+## What it tells, and what it must not decide
+
+It tells how a face would have been labelled by the people who labelled its data, not what somebody feels.
+How evenly it errs across groups of people was not measured. Do not use it to decide about people.
+"""
+
+
 def render_card(info: ModelInfo, size_bytes: int) -> str:
     """Return the card as Markdown.
 
@@ -51,18 +59,21 @@ def render_card(info: ModelInfo, size_bytes: int) -> str:
         for h in info.taxonomies
     ]
     parts += ["## Outputs", _table(heads)]
+    start = data.get("init")
     known, heads_of = {FER2013.id, FERPLUS.id}, {h.id for h in info.taxonomies}
     parts.append("## Data and training")
     lines = [
         f"- Data: {data.get('source', 'unknown')}, fingerprint `{str(data.get('fingerprint', ''))[:16]}`; "
         f"{data.get('training', 0):,} faces of {data.get('train_split', 'Training')}"
         + ("; FER+ votes as soft labels of the second head" if FERPLUS.id in heads_of else "")
-        + ("; no other images and no pretrained weights" if heads_of <= known else "")
+        + ("; no other images and no pretrained weights" if heads_of <= known and not start else "")
+        + (f"; started from the weights `{start['from']}`" if start else "")
     ]
     if recipe:
         lines.append(
-            f"- Recipe `{recipe['name']}`: {recipe['epochs']} epochs, batches of {recipe['batch_size']}, "
-            f"{recipe['optimizer']['name']}, seed {recipe['seed']}; the whole recipe lies in the model file"
+            f"- Recipe `{recipe['name']}`: {data.get('epochs', recipe['epochs'])} epochs, batches of "
+            f"{recipe['batch_size']}, {recipe['optimizer']['name']}, seed {recipe['seed']}; "
+            "the whole recipe lies in the model file"
         )
     for change in data.get("changed", []):
         lines.append(
@@ -76,6 +87,11 @@ def render_card(info: ModelInfo, size_bytes: int) -> str:
             f"{machine.get('cores', '?')} core(s)"
         )
     lines.append("- The weights are those of the last epoch, not of the best")
+    if parity := data.get("parity_with_keras"):
+        lines.append(
+            "- Against the Keras network in float32: largest difference of a probability "
+            f"{parity['largest_difference']:.1e}, same label on {100 * parity['same_label']:.2f} % of faces"
+        )
     parts.append("\n".join(lines))
     parts += ["## Figures", _figures(info)]
     parts += ["## Recall by class", _recalls(info)]
@@ -83,7 +99,7 @@ def render_card(info: ModelInfo, size_bytes: int) -> str:
         "ECE: top label, 15 bins; *out of fold* under a temperature fitted to the other four fifths. A "
         "perfectly calibrated model reads about 0.018 at 3,589 faces."
     )
-    parts += [_LIMITS, f"## Licence\n\n{info.licence}."]
+    parts += [_LIMITS if heads_of & known else _OWN_LIMITS, f"## Licence\n\n{info.licence}."]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 

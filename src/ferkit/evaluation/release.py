@@ -15,16 +15,18 @@ from numpy.typing import NDArray
 from ferkit import __version__
 from ferkit.classifier import FaceClassifier
 from ferkit.crops import PROTOCOLS
+from ferkit.data import faces_digest
 from ferkit.data.cartoon import draw_faces
 from ferkit.data.dataset import FaceDataset
-from ferkit.errors import ModelFileError, TrainingError
-from ferkit.evaluation.calibration import fit_temperature
+from ferkit.errors import DataError, ModelFileError, TrainingError
+from ferkit.evaluation.calibration import FOLDS, TEMPERATURE_RANGE, fit_temperature
 from ferkit.evaluation.evaluate import SELECTION_SPLIT, Evaluation, Target, evaluate, targets_for
+from ferkit.files import write_json
 from ferkit.modelfile import HeadInfo, ModelInfo, write_model
-from ferkit.taxonomy import FERPLUS
+from ferkit.taxonomy import FER2013, FERPLUS
 from ferkit.training.export import has_cam, to_onnx
 from ferkit.training.inference import predict_logits, predict_probabilities
-from ferkit.training.runs import Run, weights_meta
+from ferkit.training.runs import TEMPERATURES, Run, weights_meta
 from ferkit.training.state import network_arrays, write_archive
 
 TOLERANCE = 1e-4
@@ -65,7 +67,7 @@ def export_run(
     precision: str = "float32",
     default_taxonomy: str | None = None,
     cams: bool = True,
-    licence: str = LICENCE,
+    licence: str | None = None,
     notes: str = "",
 ) -> Release:
     """Write a run's network as a model file.
@@ -80,7 +82,8 @@ def export_run(
         precision: ``float32``, or ``float16`` weights.
         default_taxonomy: The head that a user meets; by default the first.
         cams: Whether class activation maps are added.
-        licence: Of the weights.
+        licence: Of the weights; by default :data:`LICENCE` for FER2013's and FER+'s labels and for what
+            was fine-tuned from other weights, else "not stated by who trained it".
         notes: For people.
 
     Raises:
@@ -92,21 +95,22 @@ def export_run(
     split = str(run.facts.get("data", {}).get("validation_split", SELECTION_SPLIT))
     network = run.network()
     heads = {t.id: t for t in run.taxonomies}
+    _check_data(run, dataset)
     chosen = dataset.of_split(split)
     faces = np.ascontiguousarray(chosen.images)
     logits = predict_logits(network, faces)
-    temperatures = {}
+    temperatures: dict[str, float] = {}
     for target in targets_for(chosen, heads):
         if target.taxonomy.id not in temperatures:  # majority stands before argmax
             keep = target.keep
-            temperatures[target.taxonomy.id] = round(
-                fit_temperature(logits[target.taxonomy.id][keep], target.labels[keep]), 6
+            temperatures[target.taxonomy.id] = _temperature(
+                logits[target.taxonomy.id][keep], target.labels[keep]
             )
     missing = [t for t in heads if t not in temperatures]
     if missing:
         raise TrainingError(
-            f"the temperature of {missing[0]} cannot be fitted: the data has no labels for it"
-            + ("; add --votes" if missing[0] == FERPLUS.id else "")
+            f"the temperature of {missing[0]} cannot be fitted: {dataset.source} has no labels for it "
+            f"in {split}" + ("; add --votes" if missing[0] == FERPLUS.id and dataset.votes is None else "")
         )
     default = default_taxonomy or run.taxonomies[0].id
     info = ModelInfo(
@@ -128,6 +132,7 @@ def export_run(
         data={
             **run.facts["data"],
             "trained": run.facts["started"],
+            "epochs": len(run.history),
             "training_hours": round(run.facts["seconds"] / 3600, 3),
             "machine": run.facts["machine"],
             "changed": run.facts.get("changed", []),
@@ -135,7 +140,7 @@ def export_run(
             "versions": run.facts["versions"],
         },
         precision=precision,
-        licence=licence,
+        licence=licence or _licence(run),
         created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         ferkit_version=__version__,
         notes=notes,
@@ -162,9 +167,42 @@ def export_run(
             return classifier.predict(crops, protocol=protocol)
 
         measured = evaluate(predict, dataset, heads=heads, split=split, protocols=PROTOCOLS, drop_leaks=True)
-    info = info.model_copy(update={"metrics": summary_rows(measured)})
+    parity = {"largest_difference": difference, "same_label": agreement, "faces": len(sample)}
+    info = info.model_copy(
+        update={"metrics": summary_rows(measured), "data": {**info.data, "parity_with_keras": parity}}
+    )
     write_model(graph, info, out)
+    if run.folder is not None:
+        write_json(run.folder / TEMPERATURES, temperatures)
     return Release(Path(out), info, difference, agreement, Path(out).stat().st_size)
+
+
+def _check_data(run: Run, dataset: FaceDataset) -> None:
+    """Refuse other faces, labels or splits than the run's; votes may come or go."""
+    known = run.facts["data"]
+    if dataset.fingerprint == known.get("fingerprint"):
+        return
+    if faces_digest(dataset) not in (known.get("faces"), known.get("fingerprint")):
+        raise DataError(
+            f"{dataset.source} is not the data of this run ({known.get('source')}): its faces, labels or "
+            "splits differ, so temperatures and figures would be those of other data"
+        )
+
+
+def _temperature(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
+    """Fit a temperature; 1 where the faces are too few or too well told apart to determine one."""
+    if len(labels) < 2 * FOLDS:
+        return 1.0
+    fitted = fit_temperature(logits, labels)
+    low, high = TEMPERATURE_RANGE
+    return round(fitted, 6) if low * 1.01 < fitted < high * 0.99 else 1.0
+
+
+def _licence(run: Run) -> str:
+    known = {FER2013.id, FERPLUS.id}
+    if {t.id for t in run.taxonomies} & known or run.facts.get("init"):
+        return LICENCE
+    return "Not stated by who trained it"
 
 
 def summary_rows(evaluation: Evaluation) -> list[dict[str, Any]]:

@@ -85,7 +85,7 @@ def open_subject(model: str | os.PathLike[str] | None, *, threads: int | None = 
 
 
 def open_run(folder: Path) -> Subject:
-    """Open a finished training run: its Keras network, at temperature 1.
+    """Open a finished training run: its Keras network, at the temperatures of its last export, else at 1.
 
     Args:
         folder: The run's folder.
@@ -95,19 +95,23 @@ def open_run(folder: Path) -> Subject:
         MissingDependencyError: If the training framework is not installed.
     """
     from ferkit.training.inference import predict_probabilities
-    from ferkit.training.runs import load_run
+    from ferkit.training.runs import TEMPERATURES, load_run, read_json
 
     run = load_run(folder)
     require("keras", "train")
     network = run.network()
     size = run.input_size
+    told = folder / TEMPERATURES
+    temperatures = read_json(told) if told.exists() else None
     # The same rule as ModelInfo.ten_crop_shift, so that the exported file gives the same figures.
     shift = (size - int(run.recipe.model.params.get("view_size") or size)) // 2 or 2
 
     def predict(crops: NDArray[np.uint8], protocol: str) -> Mapping[str, NDArray[Any]]:
         if crops.shape[1:] != (size, size):
             raise DataError(f"run {folder} takes faces of {size} pixels. Received: {list(crops.shape)}")
-        return predict_probabilities(network, crops, protocol=cast(Protocol, protocol), shift=shift)
+        return predict_probabilities(
+            network, crops, protocol=cast(Protocol, protocol), temperatures=temperatures, shift=shift
+        )
 
     return Subject(
         facts=ModelFacts(
@@ -168,7 +172,8 @@ def facts_of(info: ModelInfo, size_bytes: int | None, sha256: str | None, kind: 
         complete = len(hours) == len(info.members)
     else:
         seeds = [int(info.recipe["seed"])] if info.recipe.get("seed") is not None else []
-        epochs = [int(info.recipe["epochs"])] if info.recipe.get("epochs") is not None else []
+        trained = info.data.get("epochs", info.recipe.get("epochs"))
+        epochs = [] if trained is None else [int(trained)]
         hours = [float(info.data["training_hours"])] if info.data.get("training_hours") is not None else []
         complete = bool(hours)
     return ModelFacts(

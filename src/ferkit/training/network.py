@@ -48,16 +48,14 @@ class TrainingModel(keras.Model):  # type: ignore[misc]
             **{f"mass_{head}": mass[head] for head in mass},
         }
 
-    def _cross_entropies(self, answers: dict[str, Any]) -> dict[str, Any]:
-        losses = {}
-        for head in self.head_weights:
-            mass = answers[f"mass_{head}"]
-            if self.smoothing:
-                total = ops.sum(mass, axis=-1, keepdims=True)
-                mass = mass * (1 - self.smoothing) + total * (self.smoothing / mass.shape[-1])
-            log_p = ops.log_softmax(ops.cast(answers[f"logits_{head}"], "float32"), axis=-1)
-            losses[head] = -ops.mean(ops.sum(mass * log_p, axis=-1))
-        return losses
+    def _cross_entropy(self, head: str, answers: dict[str, Any], smoothing: float) -> Any:
+        """Sum over classes of mass times -log p, for each face."""
+        mass = ops.cast(answers[f"mass_{head}"], "float32")
+        if smoothing:
+            total = ops.sum(mass, axis=-1, keepdims=True)
+            mass = mass * (1 - smoothing) + total * (smoothing / mass.shape[-1])
+        log_p = ops.log_softmax(ops.cast(answers[f"logits_{head}"], "float32"), axis=-1)
+        return -ops.sum(mass * log_p, axis=-1)
 
     def compute_loss(  # noqa: D102
         self,
@@ -68,13 +66,17 @@ class TrainingModel(keras.Model):  # type: ignore[misc]
         training: bool = True,
     ) -> Any:
         del x, y, sample_weight, training  # all is in what call() returned
-        losses = self._cross_entropies(y_pred)
-        objective = sum(self.head_weights[head] * loss for head, loss in losses.items())
-        for head, loss in losses.items():
-            self.trackers[f"{head}_loss"].update_state(loss)
-            mass, logits = y_pred[f"mass_{head}"], y_pred[f"logits_{head}"]
-            right = ops.argmax(mass, axis=-1) == ops.argmax(logits, axis=-1)
-            counted = ops.cast(ops.sum(mass, axis=-1) > 0, "float32")
+        objective = 0.0
+        for head, weight in self.head_weights.items():
+            smoothed = ops.mean(self._cross_entropy(head, y_pred, self.smoothing))
+            objective = objective + weight * smoothed
+            # What is shown is comparable with the validation's: without smoothing, per unit of mass.
+            mass = ops.sum(ops.cast(y_pred[f"mass_{head}"], "float32"), axis=-1)
+            plain = self._cross_entropy(head, y_pred, 0.0) / ops.maximum(mass, 1e-12)
+            self.trackers[f"{head}_loss"].update_state(plain, sample_weight=mass)
+            asked, answered = y_pred[f"mass_{head}"], y_pred[f"logits_{head}"]
+            right = ops.argmax(asked, axis=-1) == ops.argmax(answered, axis=-1)
+            counted = ops.cast(mass > 0, "float32")
             self.trackers[f"{head}_accuracy"].update_state(right, sample_weight=counted)
         self.trackers["loss"].update_state(objective)
         if self.l2:

@@ -43,7 +43,8 @@ def _schedule(recipe: Recipe, steps_per_epoch: int) -> Any:
             warmup_target=rate if warmup else None,
             warmup_steps=warmup,
         )
-    boundaries = [epoch * steps_per_epoch for epoch in part.milestones]
+    # Keras keeps a value up to and including its boundary.
+    boundaries = [epoch * steps_per_epoch - 1 for epoch in part.milestones]
     values = [rate * part.factor**k for k in range(len(boundaries) + 1)]
     if warmup:
         ramp = 10

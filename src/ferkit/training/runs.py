@@ -20,6 +20,7 @@ CHECKPOINT = "checkpoint.npz"
 WEIGHTS = "weights.npz"
 HISTORY = "history.json"
 CURVES = "curves.png"
+TEMPERATURES = "temperatures.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,18 @@ def load_weights(path: str | Path) -> Run:
     return Run(None, recipe, {}, [], taxonomies, size, arrays)
 
 
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a run's folder.
+
+    Raises:
+        TrainingError: If it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"cannot read {path}, so the run is damaged: {error}") from error
+
+
 def load_run(folder: str | Path) -> Run:
     """Read a finished run.
 
@@ -90,14 +103,14 @@ def load_run(folder: str | Path) -> Run:
     folder = Path(folder)
     if not (folder / RUN).is_file():
         raise TrainingError(f"{folder} is no run folder: it has no {RUN}")
-    facts = json.loads((folder / RUN).read_text("utf-8"))
-    if not (folder / WEIGHTS).is_file():
+    facts = read_json(folder / RUN)
+    if facts.get("state") != "finished" or not (folder / WEIGHTS).is_file():
         raise TrainingError(
             f"run {folder} is not finished (it is {facts.get('state')}); go on with: "
-            f"ferkit train --resume {folder}"
+            f"ferkit train --resume {folder} and the --data and --votes that it began with"
         )
     run = load_weights(folder / WEIGHTS)
-    history = json.loads((folder / HISTORY).read_text("utf-8"))
+    history = read_json(folder / HISTORY)
     return Run(
         folder, load_recipe(folder / RECIPE), facts, history, run.taxonomies, run.input_size, run.arrays
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zipfile
 from collections.abc import Mapping
@@ -54,12 +55,26 @@ def network_arrays(network: Any, heads: tuple[str, ...]) -> dict[str, NDArray[An
     return {name: _array(v) for name, v in _named(network, heads).items()}
 
 
+def digest_arrays(arrays: Mapping[str, NDArray[Any]]) -> str:
+    """Return the SHA-256 (hex) of named arrays."""
+    state = hashlib.sha256()
+    for name in sorted(arrays):
+        state.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
+        state.update(np.ascontiguousarray(arrays[name]).tobytes())
+    return state.hexdigest()
+
+
 def load_network_arrays(
-    network: Any, heads: tuple[str, ...], arrays: Mapping[str, NDArray[Any]], source: str
+    network: Any,
+    heads: tuple[str, ...],
+    arrays: Mapping[str, NDArray[Any]],
+    source: str,
+    wanted: tuple[str, ...] | None = None,
 ) -> list[str]:
     """Set a network's weights from arrays of :func:`network_arrays`.
 
-    The body must fit exactly; a head that is absent, or of another number of classes, is left as it is.
+    The body must fit exactly. Of the heads, those in ``wanted`` (None: all) are set; one that is absent, or
+    of another number of classes, is left as it is.
 
     Returns:
         The heads that were set.
@@ -78,13 +93,18 @@ def load_network_arrays(
     for name, variable in body.items():
         variable.assign(arrays[name].astype(np.float32))
     done = []
-    for head in heads:
+    for head in heads if wanted is None else wanted:
         mine = {k: v for k, v in named.items() if k.startswith(f"head/{head}/")}
         if all(k in arrays and arrays[k].shape == tuple(v.shape) for k, v in mine.items()):
             for name, variable in mine.items():
                 variable.assign(arrays[name].astype(np.float32))
             done.append(head)
     return done
+
+
+def _head_layers(head: str) -> tuple[str, ...]:
+    """Names of the layers that belong to a head, as ``ferkit.models`` gives them."""
+    return (f"logits_{head}", f"maps_{head}", f"pool_{head}", f"drop_{head}")
 
 
 def _array(variable: Any) -> NDArray[Any]:
@@ -97,7 +117,7 @@ def _named(network: Any, heads: tuple[str, ...]) -> dict[str, Any]:
     named: dict[str, Any] = {}
     bodies = 0
     for layer in network.layers:
-        owner = next((h for h in heads if layer.name.endswith(f"_{h}")), None)
+        owner = next((h for h in heads if layer.name in _head_layers(h)), None)
         for variable in layer.weights:
             if owner is None:
                 named[f"body/{bodies:04d}"] = variable

@@ -32,6 +32,11 @@ def heads_of(recipe: Recipe, taxonomy: Taxonomy, has_votes: bool) -> tuple[Head,
     if recipe.heads.label:
         heads.append(Head(taxonomy, recipe.heads.label))
     if recipe.heads.ferplus:
+        if taxonomy == FERPLUS:
+            raise TrainingError(
+                f"recipe {recipe.name!r} trains a FER+ head on votes beside the data's own labels, but these "
+                "are FER+ labels already; leave the second head out with --set heads.ferplus=0"
+            )
         if not has_votes:
             raise TrainingError(
                 f"recipe {recipe.name!r} trains a FER+ head, but the data has no votes; "

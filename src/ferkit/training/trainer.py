@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import json
 import math
 import platform
 import time
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from ferkit import __version__
 from ferkit.augment import balanced_rows
-from ferkit.data import FaceDataset, majority_targets
+from ferkit.data import FaceDataset, faces_digest, majority_targets
 from ferkit.data.duplicates import flat_rows, leaking_rows
 from ferkit.errors import FerkitError, OutputError, TrainingError
 from ferkit.files import write_json, write_text
@@ -77,7 +76,6 @@ class _Faces(keras.utils.PyDataset):  # type: ignore[misc]
         super().__init__(workers=1)
         self.recipe, self.dataset, self.mass = recipe, dataset, mass
         self.batch = min(recipe.batch_size, len(dataset))
-        self.waited = 0.0
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -108,7 +106,9 @@ class _Loop(keras.callbacks.Callback):  # type: ignore[misc]
         self.session.end_step(batch, logs or {})
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        self.session.end_epoch(epoch, logs or {})
+        row = self.session.end_epoch(epoch, logs or {})
+        if logs is not None:  # callbacks after this one, TensorBoard's, get to see the validation
+            logs.update({key: value for key, value in row.items() if key.startswith("val_")})
 
 
 class Session:
@@ -144,9 +144,10 @@ class Session:
         self.model = TrainingModel(
             self.network, recipe, {h.taxonomy.id: h.weight for h in self.heads}, dtype=policy
         )
-        self.optimizer = make_optimizer(recipe, len(self.faces))
+        self.model.compile(optimizer=make_optimizer(recipe, len(self.faces)))
+        # In float16 it is wrapped in one that scales the loss, whose state belongs to the checkpoint too.
+        self.optimizer = self.model.optimizer
         self.optimizer.build(self.network.trainable_variables)
-        self.model.compile(optimizer=self.optimizer)
         self.history: list[Row] = []
         self.began = self.stepped = time.perf_counter()
         self.facts: dict[str, Any] = {
@@ -161,6 +162,7 @@ class Session:
             "data": {
                 "source": Path(dataset.source).name,
                 "fingerprint": dataset.fingerprint,
+                "faces": faces_digest(dataset),
                 "training": len(self.training),
                 "validation": len(self.validation),
                 "train_split": data.train_split,
@@ -204,8 +206,8 @@ class Session:
             accuracy=float(logs[f"{self.names[0]}_accuracy"]),
         )
 
-    def end_epoch(self, epoch: int, logs: dict[str, Any]) -> None:
-        """Validate, record, and save a checkpoint; after the last epoch, the weights."""
+    def end_epoch(self, epoch: int, logs: dict[str, Any]) -> Row:
+        """Validate, record, save a checkpoint and after the last epoch the weights; return the row."""
         seconds = time.perf_counter() - self.began
         row: Row = {"epoch": epoch + 1}
         for k, name in enumerate(self.names):
@@ -243,6 +245,7 @@ class Session:
         write_history(self.folder, self.history)
         self.draw()
         self.watcher.epoch_done(row)
+        return row
 
     def complete(self) -> None:
         """Write what a finished run has beside its checkpoint, where it is not there yet.
@@ -250,7 +253,9 @@ class Session:
         A run may have been killed between its last checkpoint and its weights, or be over because it was
         resumed with fewer epochs.
         """
-        if (self.folder / runs.WEIGHTS).exists():
+        before = runs.read_json(self.folder / runs.RUN)
+        written = (self.folder / runs.WEIGHTS).exists() and (self.folder / runs.HISTORY).exists()
+        if before.get("state") == "finished" and written:
             return
         self.average_in()
         weights = state.network_arrays(self.network, self.names)
@@ -269,8 +274,10 @@ class Session:
         """Put the averaged weights into the network; return what stood there, or None without EMA."""
         if not self.recipe.optimizer.ema:
             return None
-        raw: list[Any] = self.network.get_weights()
+        raw = [np.array(weight) for weight in self.network.get_weights()]
         self.optimizer.finalize_variable_values(self.network.trainable_variables)
+        # On JAX the averages' own buffers are now the network's, and the next step would give them away.
+        self.network.set_weights([np.array(weight) for weight in self.network.get_weights()])
         return raw
 
     def validate(self) -> Row:
@@ -315,6 +322,11 @@ class Session:
             raise TrainingError(
                 f"{path} is of another recipe; a run resumes with the recipe it began with, but for epochs"
             )
+        if self.recipe.epochs < len(meta["history"]):
+            raise TrainingError(
+                f"{path} is {len(meta['history'])} epochs old already; "
+                f"--epochs {self.recipe.epochs} cannot undo them"
+            )
         if begun.epochs != self.recipe.epochs:
             # The schedule is another from here on, so this is not the run that either number alone gives.
             change = {"after": len(meta["history"]), "epochs": [begun.epochs, self.recipe.epochs]}
@@ -324,7 +336,7 @@ class Session:
         state.load_network_arrays(self.network, self.names, arrays, str(path))
         state.load_optimizer_arrays(self.optimizer, arrays, str(path))
         self.facts.setdefault("changed", meta.get("changed", []))
-        before = json.loads((self.folder / runs.RUN).read_text("utf-8"))
+        before = runs.read_json(self.folder / runs.RUN)
         again = {"at": self.facts["started"], "after": len(meta["history"]), "command": self.facts["command"]}
         self.facts.update({k: before[k] for k in ("started", "command", "init") if k in before})
         self.facts["resumed"] = [*before.get("resumed", []), again]
@@ -371,7 +383,8 @@ def train(
     """
     folder = Path(out)
     watcher = watcher or Quiet()
-    if (folder / runs.RUN).exists() and not resume:
+    begun = (folder / runs.CHECKPOINT).exists() or (folder / runs.WEIGHTS).exists()
+    if begun and not resume:
         raise TrainingError(f"{folder} holds a run already; --resume goes on with it, or name another --out")
     if resume and not (folder / runs.CHECKPOINT).exists():
         raise TrainingError(f"{folder} has no checkpoint to resume from")
@@ -383,14 +396,22 @@ def train(
         _use_deterministic_operations()
     session = Session(recipe, dataset, folder, command, watcher)
     if start is not None and not resume:
-        taken = state.load_network_arrays(session.network, session.names, start.arrays, str(init))
-        session.facts["init"] = {"from": Path(init or "").name, "heads": taken}
+        known = {t.id: t for t in start.taxonomies}
+        same = tuple(h.taxonomy.id for h in session.heads if known.get(h.taxonomy.id) == h.taxonomy)
+        taken = state.load_network_arrays(session.network, session.names, start.arrays, str(init), same)
+        session.facts["init"] = {
+            "from": Path(init or "").name,
+            "sha256": state.digest_arrays(start.arrays),
+            "heads": taken,
+        }
     if resume:
         session.resume()
         if session.finished():
             session.complete()
             return Result(folder, session.history, True)
     write_text(folder / runs.RECIPE, dump_recipe(recipe))
+    # Weights of a run that goes on are no longer its last.
+    (folder / runs.WEIGHTS).unlink(missing_ok=True)
     session.record("running")
     watcher.started(
         recipe=recipe,
