@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from ferkit.cli.common import (
-    DataOption,
     DropFlatOption,
     SplitOption,
     VotesOption,
@@ -53,11 +52,36 @@ ThreadsOption = Annotated[
 ]
 
 
+DataChoice = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        help="Labelled faces: a csv (.gz, .xz, .zip, .tar.gz), a folder, a zip of a folder, or "
+        "cartoon[:N[:SEED]].",
+        show_default=False,
+    ),
+]
+PhotosOption = Annotated[
+    Path | None,
+    typer.Option("--photos", help="Photos in folders named by label, instead of --data.", show_default=False),
+]
+DetectorOption = Annotated[
+    str, typer.Option("--detector", help="For --photos: centerface, yunet:FILE, or none.")
+]
+TaxonomyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--taxonomy", help="For --photos: the label set.", show_default="the first that knows the folders"
+    ),
+]
+
+
 @app.command()
 def evaluate(
     model: ModelArgument = None,
     *,
-    data: DataOption,
+    data: DataChoice = None,
+    photos: PhotosOption = None,
     votes: VotesOption = None,
     split: SplitOption = "PublicTest",
     protocol: ProtocolOption = "single",
@@ -67,13 +91,32 @@ def evaluate(
     out: FolderOption = None,
     results: ResultsOption = None,
     threads: ThreadsOption = None,
+    detector: DetectorOption = "centerface",
+    taxonomy: TaxonomyOption = None,
 ) -> None:
-    """Measure a model on a split.
+    """Measure a model on a split, or the whole pipeline on labelled photos.
 
-    Accuracy with its 95 % Wilson interval, macro F1, precision and recall of each class, confusion matrix,
-    negative log-likelihood and expected calibration error; with --votes also on the FER+ labels, by both
-    protocols.
+    With --photos: faces are found and read as in `ferkit predict`; accuracy, faces missed, and scores of each
+    class.
+
+    With --data: accuracy with its 95 % Wilson interval, macro F1, precision and recall of each class,
+    confusion matrix, negative log-likelihood and expected calibration error; with --votes also on the FER+
+    labels, by both protocols.
     """
+    if (data is None) == (photos is None):
+        raise typer.BadParameter("name either --data or --photos", param_hint="--data")
+    if photos is not None:
+        given = {
+            "--votes": votes,
+            "--drop-leaks": drop_leaks,
+            "--drop-flat": drop_flat,
+            "--results": results,
+        }
+        if foreign := [name for name, value in given.items() if value]:
+            raise typer.BadParameter("it goes with --data, not with --photos", param_hint=", ".join(foreign))
+        _measure_photos(model, photos, protocol, detector, taxonomy, threads, json, out)
+        return
+    assert data is not None
     if model is not None and Path(model).is_dir():
         load_keras()
     from datetime import UTC, datetime
@@ -111,3 +154,50 @@ def evaluate(
     if results is not None:
         update_results(results, rows_of(report))
         remark(f"wrote {len(chosen)} {'row' if len(chosen) == 1 else 'rows'} to {results}")
+
+
+def _measure_photos(
+    model: str | None,
+    photos: Path,
+    protocol: str,
+    detector: str,
+    taxonomy: str | None,
+    threads: int | None,
+    json: Path | None,
+    out: Path | None,
+) -> None:
+    from ferkit import files
+    from ferkit.cli.labelled_photos import (
+        find_labelled,
+        format_photo_report,
+        judge,
+        photo_report_as_json,
+        read_labelled,
+        taxonomy_for,
+        write_photo_report,
+    )
+    from ferkit.crops import PROTOCOLS
+    from ferkit.modelfile import read_model, resolve_model
+    from ferkit.recognize import Recognizer
+
+    if protocol not in PROTOCOLS:
+        raise typer.BadParameter(f"{protocol!r} is none of {', '.join(PROTOCOLS)}", param_hint="--protocol")
+    labelled = find_labelled(photos)
+    content, info = read_model(resolve_model(model))
+    chosen = taxonomy_for(info, {label for _, label in labelled}, taxonomy)
+    recognizer = Recognizer(
+        content, detector=detector, taxonomy=chosen.id, protocol=protocol, threads=threads
+    )
+    answers = read_labelled(recognizer, labelled)
+    for answer in answers:
+        if answer.error:
+            remark(f"error: {answer.error}")
+    report = judge(recognizer, answers, source=str(photos), protocol=protocol)
+    print(format_photo_report(report), end="")
+    if json is not None:
+        files.write_json(json, photo_report_as_json(report))
+    if out is not None:
+        write_photo_report(report, answers, chosen, out)
+        remark(f"wrote 3 files to {out}")
+    if report.unreadable:
+        raise typer.Exit(1)
