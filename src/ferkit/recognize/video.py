@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 DETECT_EVERY = 5
 """Frames from one search for faces to the next, unless the caller says otherwise."""
 
-AHEAD = 32 << 20
+AHEAD = 24 << 20
 """Bytes of pictures that wait in each queue: it bounds the memory, whatever the length of the clip."""
 
 _PENDING_FRAMES = 32
-_LIGHTEST = 1 << 20  # what a small picture counts: there are never more than 32 in a queue either
+_LIGHTEST = AHEAD // 24  # what a small picture counts: there are never more than 24 in a queue either
 
 
 class VideoOptions(TypedDict, total=False):

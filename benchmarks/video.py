@@ -1,0 +1,372 @@
+"""Measures `ferkit video`: frames per second, where the time goes, what searching less often costs, memory.
+
+The 720p clips are made from a clip with one face: enlarged, or five times side by side. What is compared is
+measured in turns. Needs the extra `video`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from bench import describe_machine
+from numpy.typing import NDArray
+
+from ferkit import Recognizer
+from ferkit.crops import crop_faces
+from ferkit.detect import Detection, make_detector
+from ferkit.images import load_image, to_gray
+from ferkit.recognize.clip import Clip
+from ferkit.recognize.smoothing import Smoother, Smoothing
+from ferkit.recognize.tracking import FaceTracker
+from ferkit.recognize.video import FrameResult
+from ferkit.recognize.video_process import VideoOutputs, process_video
+from ferkit.recognize.video_writers import ClipWriter, draw_frame
+
+EVERY = (1, 3, 5, 10)
+WIDTH, HEIGHT = 1280, 720
+RATE = 30
+MOST = 100  # frames of the profile, which holds them all
+REAL_TIME = 30.0
+SAME_FACE = 0.5  # intersection over union
+
+Picture = NDArray[np.uint8]
+
+
+def source_frames(clip: Path | None) -> list[Picture]:
+    """Return the frames of a clip; without one, the astronaut of scikit-image, drifting."""
+    if clip is not None:
+        return [frame.rgb for frame in Clip(clip, end=10).frames()]
+    from importlib.metadata import distribution
+
+    photo = load_image(str(distribution("scikit-image").locate_file("skimage/data/astronaut.png")))
+    return [np.roll(photo[:360], 2 * k, axis=1) for k in range(60)]
+
+
+def scene(frames: Sequence[Picture], index: int, faces: int) -> Picture:
+    """Return frame ``index`` of a 720p scene with one or five faces; the source runs to and fro."""
+
+    def at(k: int) -> Picture:
+        k %= 2 * len(frames) - 2
+        return frames[k if k < len(frames) else 2 * len(frames) - 2 - k]
+
+    if faces == 1:
+        return np.asarray(cv2.resize(at(index), (WIDTH, HEIGHT)), np.uint8)
+    picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    tile = WIDTH // 3, HEIGHT // 2
+    for k in range(faces):
+        left, top = k % 3 * tile[0], k // 3 * tile[1]
+        picture[top : top + tile[1], left : left + tile[0]] = cv2.resize(at(index + 7 * k), tile)
+    return picture
+
+
+def write_scene(path: Path, frames: Sequence[Picture], faces: int, count: int) -> Path:
+    """Write a 720p clip."""
+    with ClipWriter(path, time_base=Fraction(1, RATE)) as writer:
+        for k in range(count):
+            writer.write(scene(frames, k, faces), Fraction(k, RATE), Fraction(1, RATE))
+    return path
+
+
+def write_long(path: Path, frames: Sequence[Picture], seconds: int) -> Path:
+    """Write a clip of 320x240 and any length: ten seconds, over and over, without encoding them again."""
+    import av
+
+    loop = path.with_name("loop.mp4")
+    with ClipWriter(loop, time_base=Fraction(1, RATE)) as writer:
+        for k in range(10 * RATE):
+            picture = np.asarray(cv2.resize(scene(frames, k, 1), (320, 240)), np.uint8)
+            writer.write(picture, Fraction(k, RATE), Fraction(1, RATE))
+    with av.open(str(path), "w") as target:
+        out = None
+        for turn in range(max(1, seconds // 10)):
+            with av.open(str(loop)) as source:
+                stream = source.streams.video[0]
+                out = out or target.add_stream_from_template(stream)
+                for packet in source.demux(stream):
+                    if packet.pts is None or packet.dts is None or stream.time_base is None:
+                        continue
+                    shift = int(10 * turn / stream.time_base)
+                    packet.pts += shift
+                    packet.dts += shift
+                    packet.stream = out
+                    target.mux(packet)
+    return path
+
+
+def frame_rates(folder: Path, frames: Sequence[Picture], count: int, rounds: int) -> dict[str, Any]:
+    """Frames per second of a 720p clip, by faces, by frames from search to search, and by output."""
+    recognizer = Recognizer()
+    jobs: dict[str, Callable[[], int]] = {}
+    for faces in (1, 5):
+        clip = write_scene(folder / f"{faces}.mp4", frames, faces, count)
+        jobs[f"{faces} face(s), decoding alone"] = _decode(clip)
+        for every in EVERY:
+            for drawn in (False, True):
+                outputs = VideoOutputs(csv=folder / "out.csv", clip=folder / "out.mp4" if drawn else None)
+                name = f"{faces} face(s), search every {every}, csv{' and annotated clip' if drawn else ''}"
+                jobs[name] = _process(recognizer, clip, outputs, every)
+    seen: dict[str, list[float]] = {name: [] for name in jobs}
+    for turn in range(rounds + 1):
+        for name, job in jobs.items():
+            start = time.perf_counter()
+            done = job()
+            if turn or rounds == 0:
+                seen[name].append(done / (time.perf_counter() - start))
+            if turn == 0 and rounds:
+                break  # warms up; one job is enough for that
+    rates = {name: statistics.median(values) for name, values in seen.items()}
+    return {name: {"frames_per_s": rate, "real_time": rate / REAL_TIME} for name, rate in rates.items()}
+
+
+def _decode(clip: Path) -> Callable[[], int]:
+    return lambda: sum(1 for _ in Clip(clip).frames())
+
+
+def _process(recognizer: Recognizer, clip: Path, outputs: VideoOutputs, every: int) -> Callable[[], int]:
+    return lambda: process_video(recognizer, clip, outputs, detect_every=every).timeline.frames
+
+
+def cost_of_searching_less(clips: Sequence[Path]) -> dict[str, Any]:
+    """What is lost against searching in every frame: faces, the place of their boxes, their expressions."""
+    recognizer = Recognizer()
+    result: dict[str, Any] = {}
+    for clip in clips:
+        reference = list(recognizer.video(clip, detect_every=1, smoothing=None))
+        for every in (2, 3, 5, 10, 20):
+            found = list(recognizer.video(clip, detect_every=every, smoothing=None))
+            result[f"{clip.name}, every {every}"] = compare(reference, found)
+    return result
+
+
+def compare(reference: Sequence[FrameResult], found: Sequence[FrameResult]) -> dict[str, Any]:
+    """Compare frame by frame; each face of the reference with the one that lies on it, if one does."""
+    faces = extra = looks = 0
+    overlaps, distances, same = [], [], []
+    for wanted, got in zip(reference, found, strict=True):
+        faces += len(wanted.faces)
+        extra += max(0, len(got.faces) - len(wanted.faces))
+        looks += not got.faces or any(face.detected for face in got.faces)
+        for face in wanted.faces:
+            best = max(got.faces, key=lambda other: overlap(face.face.box, other.face.box), default=None)
+            if best is None or overlap(face.face.box, best.face.box) < SAME_FACE:
+                continue
+            overlaps.append(overlap(face.face.box, best.face.box))
+            p, q = (np.array(list(one.raw.probabilities.values())) for one in (face, best))
+            distances.append(float(np.abs(p - q).sum() / 2))
+            same.append(face.raw.label == best.raw.label)
+    return {
+        "faces": faces,
+        "recall": len(overlaps) / faces if faces else 1.0,
+        "extra": extra,
+        "overlap": float(np.mean(overlaps)) if overlaps else 1.0,
+        "same_label": float(np.mean(same)) if same else 1.0,
+        "probability_moved": float(np.mean(distances)) if distances else 0.0,
+        "tracks": len({face.track for frame in found for face in frame.faces}),
+    }
+
+
+def overlap(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return the intersection over union of two boxes."""
+    width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
+    height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    shared = width * height
+    return shared / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared)
+
+
+def profile(folder: Path, frames: Sequence[Picture], count: int) -> dict[str, Any]:
+    """Milliseconds of each stage per 720p frame, one stage after the other, and their share."""
+    result: dict[str, Any] = {}
+    for faces in (1, 5):
+        clip = folder / f"{faces}.mp4"
+        if not clip.exists():
+            write_scene(clip, frames, faces, count)
+        spent = _stages(clip, folder / "profile.mp4")
+        whole = sum(processor for _, processor in spent.values())
+        result |= {
+            f"{faces} face(s), {stage}": {
+                "ms": 1000 * wall,
+                "cpu_ms": 1000 * processor,
+                "share": processor / whole,
+            }
+            for stage, (wall, processor) in spent.items()
+        }
+    return result
+
+
+def _stages(path: Path, target: Path) -> dict[str, tuple[float, float]]:
+    """Return the seconds, of the clock and of the processors, of each stage for a frame.
+
+    Each stage runs over all frames by itself: threads of the libraries would else work on beside the next.
+    """
+    spent: dict[str, tuple[float, float]] = {}
+
+    def timed(stage: str, work: Callable[[], Any]) -> Any:
+        wall, processor = time.perf_counter(), time.process_time()
+        value = work()
+        count = len(results)
+        spent[stage] = (time.perf_counter() - wall) / count, (time.process_time() - processor) / count
+        return value
+
+    recognizer, detector, smoother = Recognizer(), make_detector(), Smoother(Smoothing())
+    results = list(recognizer.video(path, end=MOST / RATE))
+    boxes = [[face.face.box for face in frame.faces] for frame in results]
+    told = _Told([[Detection(f.face.box, f.face.score, f.face.landmarks) for f in r.faces] for r in results])
+    tracker = FaceTracker(told, every=1_000_000)
+    detector.detect(np.zeros((HEIGHT, WIDTH, 3), np.uint8))
+    frames = timed("decode, to RGB", lambda: list(Clip(path, end=MOST / RATE).frames()))
+    grays = timed("to gray", lambda: [to_gray(f.rgb) for f in frames])
+    timed("search (if on each frame)", lambda: [detector.detect(f.rgb) for f in frames])
+
+    def move() -> None:
+        for told.index, (f, gray) in enumerate(zip(frames, grays, strict=True)):
+            tracker.update(f.rgb, gray, float(f.time))
+
+    timed("move and track", move)
+    crops = timed("crop", lambda: [crop_faces(g, b) for g, b in zip(grays, boxes, strict=True)])
+    read = timed("classify", lambda: recognizer.predict_crops(np.concatenate(crops)))
+
+    def smooth() -> None:
+        values = iter(read)
+        for result in results:
+            for face in result.faces:
+                smoother.update(face.track or 0, result.time, list(next(values).probabilities.values()))
+
+    timed("smooth", smooth)
+    drawn = timed("draw", lambda: [draw_frame(f.rgb, r) for f, r in zip(frames, results, strict=True)])
+
+    def encode() -> None:
+        with ClipWriter(target, time_base=Fraction(1, RATE)) as writer:
+            for picture, frame in zip(drawn, frames, strict=True):
+                writer.write(picture, frame.time, frame.duration)
+
+    timed("encode", encode)
+    return spent
+
+
+class _Told:
+    """A detector that costs nothing: it finds what it was told about each frame."""
+
+    name = "told"
+
+    def __init__(self, faces: Sequence[Sequence[Detection]]) -> None:
+        self._faces = faces
+        self.index = 0
+
+    def detect(self, image: Picture) -> tuple[Detection, ...]:
+        """Return the faces of frame ``index``."""
+        del image
+        return tuple(self._faces[self.index])
+
+
+MEMORY = """
+import sys, time
+from pathlib import Path
+from ferkit import Recognizer
+
+def resident():
+    (line,) = [row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith("VmRSS")]
+    return int(line.split()[1]) / 1024
+
+path, frames = sys.argv[1], int(sys.argv[2])
+start, sizes = time.perf_counter(), []
+for frame in Recognizer().video(path, detect_every=int(sys.argv[3])):
+    if frame.index % (frames // 10) == frames // 10 - 1:
+        sizes.append(f"{resident():.1f}")
+print(frame.index + 1, frame.time, time.perf_counter() - start, *sizes)
+"""
+
+
+def memory(folder: Path, frames: Sequence[Picture], seconds: int) -> dict[str, Any]:
+    """Resident memory in MiB after each tenth of a long clip of 320x240."""
+    path = write_long(folder / "long.mp4", frames, seconds)
+    line = [sys.executable, "-c", MEMORY, str(path), str(seconds * RATE), "10"]
+    done = subprocess.run(line, capture_output=True, text=True, check=True).stdout.split()
+    count, last, took, *sizes = (float(value) for value in done)
+    return {
+        f"{seconds} s": {
+            "frames": int(count),
+            "last_frame_at": last,
+            "frames_per_s": count / took,
+            "resident_mib": sizes,
+        }
+    }
+
+
+def as_text(report: dict[str, Any]) -> str:
+    """Return the report as tables for people."""
+    machine = report["machine"]
+    lines = [
+        f"{machine['cpu']}, {machine['usable_cores']} of {machine['cores']} cores, load {machine['load']}; "
+        f"Python {machine['python']}, ferkit {machine['ferkit']}, {machine['date']}"
+    ]
+    for title, rows in report["parts"].items():
+        lines += ["", title]
+        for name, row in rows.items():
+            figures = [f"{key} {_figure(value)}" for key, value in row.items()]
+            lines.append(f"  {name:<52} {'  '.join(figures)}")
+    return "\n".join(lines)
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(f"{item:.0f}" for item in value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    """Measure, print, and write ``video.json`` and ``video.txt``."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("clips", nargs="*", type=Path, help="clips with faces; the first makes the scenes")
+    parser.add_argument("--out", type=Path, default=Path("bench-out"), help="folder for the results")
+    parser.add_argument("--frames", type=int, default=300, help="frames of a 720p scene")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each measurement")
+    parser.add_argument("--minutes", type=float, default=60, help="length of the clip for the memory")
+    parser.add_argument("--parts", default="rate,profile,cost,memory", help="what to measure")
+    arguments = parser.parse_args()
+    frames = source_frames(arguments.clips[0] if arguments.clips else None)
+    report: dict[str, Any] = {"machine": describe_machine(), "parts": {}}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        parts: dict[str, tuple[str, Callable[[], dict[str, Any]]]] = {
+            "rate": (
+                f"Frames per second, {WIDTH} x {HEIGHT}",
+                lambda: frame_rates(folder, frames, arguments.frames, arguments.rounds),
+            ),
+            "profile": (
+                f"Where the time goes, {WIDTH} x {HEIGHT}, ms per frame",
+                lambda: profile(folder, frames, arguments.frames),
+            ),
+            "cost": (
+                "Searching less often, against every frame",
+                lambda: cost_of_searching_less(arguments.clips),
+            ),
+            "memory": (
+                "Memory over a long clip, 320 x 240, MiB after each tenth",
+                lambda: memory(folder, frames, round(arguments.minutes * 60)),
+            ),
+        }
+        for part in arguments.parts.split(","):
+            title, measure = parts[part]
+            print(f"measuring: {title}", file=sys.stderr, flush=True)
+            report["parts"][title] = measure()
+    text = as_text(report)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "video.json").write_text(json.dumps(report, indent=2) + "\n")
+    (arguments.out / "video.txt").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
