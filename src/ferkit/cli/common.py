@@ -94,12 +94,13 @@ def load_keras() -> None:
     with tempfile.TemporaryFile() as held:
         stderr = os.dup(2)
         os.dup2(held.fileno(), 2)
+        started = False
         try:
             require("keras", "train")
-        except BaseException:
-            held.seek(0)
-            os.write(stderr, held.read())
-            raise
+            started = True
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
+            if not started:
+                held.seek(0)
+                os.write(2, held.read())

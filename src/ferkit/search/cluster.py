@@ -18,8 +18,8 @@ from ferkit.errors import SearchError
 from ferkit.extras import require
 from ferkit.search.worker import look_around
 
-# Nothing is sent anywhere, nothing is written that we do not read, Tune leaves signals to us, and trials run at
-# the command's own priority (Ray's default is 15 below).
+# Nothing is sent anywhere, nothing is written that we do not read, Tune leaves signals to us, and trials run
+# at the command's own priority (Ray's default is 15 below).
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",

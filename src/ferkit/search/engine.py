@@ -113,9 +113,8 @@ def search(
                 create_search(folder, space, settings, facts)
                 _write_drawn(folder, proposals, refused)
                 _conduct(folder, dataset, machine, watcher or Silent(), command, counter, owned)
-        except BaseException:
+        finally:
             _remove_if_empty(folder)
-            raise
     return read_search(folder)
 
 
