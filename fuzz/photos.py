@@ -1,0 +1,235 @@
+"""Fuzzing of what reads photos: mutated pictures must be read or refused, in bounded time and memory.
+
+    python fuzz/photos.py --decode 100000 --pipeline 2000
+    python fuzz/photos.py --atheris corpus/          # coverage-guided, where atheris is installed
+
+Anything but a result or an ImageError is a finding, and so is a case that takes more than --seconds of
+processor time or raises the process's memory above --memory. Findings are written into --out and named; a
+case that hangs or crashes the interpreter is found there as `current`. Exit status 1 if there is any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import faulthandler
+import io
+import os
+import random
+import resource
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ferkit.errors import ImageError
+from ferkit.images import load_image
+
+HANG = 120
+"""Seconds after which a case counts as hung, and the process ends itself."""
+
+EXTREME = (
+    b"\0",
+    b"\xff",
+    b"\x7f",
+    b"\x80",
+    b"\xff\xff",
+    b"\x7f\xff",
+    b"\0\0\0\0",
+    b"\xff\xff\xff\xff",
+    b"\x7f\xff\xff\xff",
+)
+Case = Callable[[bytes], object]
+
+
+def encodings(picture: Image.Image) -> Iterator[bytes]:
+    """Yield a picture in every format that is read, and most of their variants."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    gray, palette, alpha = picture.convert("L"), picture.convert("P"), picture.convert("RGBA")
+    wide = Image.fromarray(np.asarray(gray, np.uint16) * 257)
+    variants: list[tuple[Image.Image, str, dict[str, Any]]] = [
+        (picture, "JPEG", {"quality": 80, "exif": exif}),
+        (picture, "JPEG", {"progressive": True}),
+        (gray, "JPEG", {}),
+        (picture.convert("CMYK"), "JPEG", {}),
+        (picture, "PNG", {}),
+        (alpha, "PNG", {"exif": exif}),
+        (palette, "PNG", {"transparency": 3}),
+        (wide, "PNG", {}),
+        (gray.convert("1"), "PNG", {}),
+        (picture, "PNG", {"save_all": True, "append_images": [picture]}),
+        (picture, "WEBP", {"quality": 60}),
+        (alpha, "WEBP", {"lossless": True, "exif": exif}),
+        (picture, "WEBP", {"save_all": True, "append_images": [picture]}),
+        (picture, "TIFF", {"exif": exif}),
+        *((picture, "TIFF", {"compression": f"tiff_{kind}"}) for kind in ("lzw", "deflate", "adobe_deflate")),
+        (picture, "TIFF", {"compression": "jpeg"}),
+        (palette, "TIFF", {"compression": "packbits"}),
+        (gray.convert("1"), "TIFF", {"compression": "group4"}),
+        (wide, "TIFF", {}),
+        (picture.convert("CMYK"), "TIFF", {}),
+        (picture, "BMP", {}),
+        (palette, "BMP", {}),
+        (palette, "GIF", {}),
+        (picture, "GIF", {"save_all": True, "append_images": [picture.rotate(90)]}),
+    ]
+    for image, kind, options in variants:
+        buffer = io.BytesIO()
+        image.save(buffer, kind, **options)
+        yield buffer.getvalue()
+
+
+def mutate(rng: random.Random, seeds: list[bytes]) -> bytes:
+    """Return a seed with one to eight changes, most of them near its beginning or its end."""
+    content = bytearray(rng.choice(seeds))
+    for _ in range(rng.randint(1, 8)):
+        size = len(content)
+        if not size:
+            break
+        near = min(size, 400)
+        at = rng.choice((rng.randrange(near), size - 1 - rng.randrange(near), rng.randrange(size)))
+        match rng.randrange(7):
+            case 0:
+                content[at] ^= 1 << rng.randrange(8)
+            case 1:
+                content[at] = rng.randrange(256)
+            case 2:
+                value = rng.choice(EXTREME)
+                content[at : at + len(value)] = value
+            case 3:
+                del content[at : at + rng.randint(1, 64)]
+            case 4:
+                content[at:at] = content[at : at + rng.randint(1, 64)]
+            case 5:
+                other = rng.choice(seeds)
+                start = rng.randrange(len(other))
+                content[at : at + 32] = other[start : start + 32]
+            case _:
+                if rng.random() < 0.3:
+                    del content[at:]
+    return bytes(content)
+
+
+def run_cases(
+    name: str, count: int, seeds: list[bytes], case: Case, rng: random.Random, limits: argparse.Namespace
+) -> int:
+    """Run mutated cases and return the number of findings."""
+    outcomes: Counter[str] = Counter()
+    slowest, findings = 0.0, 0
+    current = limits.out / "current"
+    begin = time.monotonic()
+    for number in range(count):
+        content = mutate(rng, seeds)
+        current.write_bytes(content)
+        faulthandler.dump_traceback_later(HANG, exit=True)
+        start = time.process_time()
+        finding = ""
+        try:
+            case(content)
+            outcomes["read"] += 1
+        except ImageError:
+            outcomes["refused"] += 1
+        except Exception as error:  # noqa: BLE001  # whatever it is, it is what this program looks for
+            finding = f"{type(error).__name__}: {error}"
+        faulthandler.cancel_dump_traceback_later()
+        seconds = time.process_time() - start
+        slowest = max(slowest, seconds)
+        memory = peak_mib()
+        if not finding and seconds > limits.seconds:
+            finding = f"took {seconds:.1f} s"
+        if not finding and memory > limits.memory:
+            finding = f"memory rose to {memory} MiB"
+            limits.memory = memory + 64  # the peak stays: the next finding has to be higher
+        if finding:
+            findings += 1
+            path = limits.out / f"{name}-{number}"
+            path.write_bytes(content)
+            print(f"{path}: {finding}", flush=True)
+    current.unlink(missing_ok=True)
+    said = ", ".join(f"{n:,} {what}" for what, n in sorted(outcomes.items()))
+    print(
+        f"{name}: {count:,} cases in {time.monotonic() - begin:.0f} s: {said}, {findings} findings; "
+        f"slowest {slowest:.2f} s, peak memory {peak_mib()} MiB",
+        flush=True,
+    )
+    return findings
+
+
+def peak_mib() -> int:
+    """Return the most memory that this process has held, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak >> 20 if sys.platform == "darwin" else peak >> 10
+
+
+def fuzz_with_atheris(arguments: list[str]) -> None:
+    """Hand decoding to atheris, with its own arguments (a corpus, ``-runs=N``, ...)."""
+    try:
+        import atheris
+    except ModuleNotFoundError:
+        sys.exit("error: atheris is not installed; `pip install atheris`, or run without --atheris")
+
+    def one(content: bytes) -> None:
+        with contextlib.suppress(ImageError):
+            load_image(content, max_pixels=4_000_000)
+
+    atheris.instrument_all()
+    atheris.Setup([sys.argv[0], *arguments], one)
+    atheris.Fuzz()
+
+
+def main() -> None:
+    """Fuzz as the command line says."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--decode", type=int, default=10_000, help="cases through decoding")
+    parser.add_argument("--pipeline", type=int, default=200, help="cases through the whole pipeline")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=5.0, help="processor time that a case may take")
+    parser.add_argument("--memory", type=int, default=900, help="MiB that the process may reach")
+    parser.add_argument("--out", type=Path, default=Path("fuzz-out"), help="where findings go")
+    parser.add_argument("--photo", type=Path, help="a photo with a face; by default scikit-image's astronaut")
+    parser.add_argument(
+        "--atheris", nargs=argparse.REMAINDER, help="hand decoding, and what follows, to atheris"
+    )
+    arguments = parser.parse_args()
+    if arguments.atheris is not None:
+        fuzz_with_atheris(arguments.atheris)
+        return
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    warnings.simplefilter("ignore")
+    # libtiff writes its complaints to stderr itself.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    faulthandler.enable(file=sys.stdout)
+    rng = random.Random(arguments.seed)
+    noise = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    findings = run_cases(
+        "decode", arguments.decode, list(encodings(Image.fromarray(noise))), load_image, rng, arguments
+    )
+    if arguments.pipeline:
+        from ferkit import Recognizer
+
+        photo = Image.open(arguments.photo or _astronaut()).convert("RGB").resize((192, 192))
+        recognizer = Recognizer()
+        findings += run_cases(
+            "pipeline", arguments.pipeline, list(encodings(photo)), recognizer.predict, rng, arguments
+        )
+    sys.exit(1 if findings else 0)
+
+
+def _astronaut() -> Path:
+    import importlib.util
+
+    spec = importlib.util.find_spec("skimage")
+    if spec is None or not spec.submodule_search_locations:
+        sys.exit("error: scikit-image is not installed; name a photo with --photo")
+    return Path(spec.submodule_search_locations[0]) / "data" / "astronaut.png"
+
+
+if __name__ == "__main__":
+    main()
