@@ -159,8 +159,8 @@ def test_more_trials_are_added_and_finished_ones_are_not_repeated(finished, face
 def test_trials_that_diverge_or_lack_memory_fail_with_their_reason_and_the_others_go_on(
     faces, one, tmp_path
 ) -> None:
-    # Plain SGD without normalisation diverges at a rate of 10 within a few steps. The wide network is built in
-    # a few hundred MiB, but its first activations of a batch, 168 x 48 x 48 x 4096 floats, take 6 GiB.
+    # Plain SGD without normalisation diverges at a rate of 10 within a few steps. The wide network is built
+    # in a few hundred MiB, but its first activations of a batch, 168 x 48 x 48 x 4096 floats, take 6 GiB.
     text = TINY.replace("choice = [2, 4, 8]", "choice = [2, 4096]").replace(
         "choice = [1, 2]", "choice = [1, 3]"
     )
