@@ -2,9 +2,9 @@
 
     python benchmarks/training.py [--recipe small] [--seconds 20] [--out bench-out]
 
-Three steps are timed in turn in one run: the step as training does it, inside Keras' ``fit`` with its input; the
-same step with a batch that lies ready; and that without augmentation. The first less the second is waiting for
-input, the second less the third is augmentation; shares are of the first. Medians.
+Three steps are timed in turn in one run: the step as training does it, inside Keras' ``fit`` with its input;
+the same step with a batch that lies ready; and that without augmentation. The first less the second is
+waiting for input, the second less the third is augmentation; shares are of the first. Medians.
 """
 
 from __future__ import annotations
@@ -91,10 +91,10 @@ def _fit(session: Any, times: list[float]) -> None:
     class Clock(keras.callbacks.Callback):  # type: ignore[misc]
         began = 0.0
 
-        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
             self.began = time.perf_counter()
 
-        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002
             if batch:  # the first starts the pipeline
                 times.append(time.perf_counter() - self.began)
 
