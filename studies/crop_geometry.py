@@ -1,9 +1,10 @@
 """Where the detector's box and the eyes sit in FER2013's crops, and what cutting photos so is worth.
 
-Images of FER2013 are enlarged (by 1.5 to 6, drawn from a seed) and laid in the middle of a picture twice as
-large, its rest replicated from the image's border. In such a picture the right crop is known. On Training the
-geometry is measured; on PublicTest (a selection split) faces are found, cut by several geometries, read, and
-compared with what the network says of the original crop.
+Images of FER2013 are enlarged to sides of 64 to 440 pixels and laid into pictures of 640 x 480, by a seed.
+Around each its border is replicated by half its side, since FER2013 has no more of the photos; the rest is
+gray. In such a picture the right crop is known. On Training the geometry is measured; on PublicTest (a
+selection split) faces are found, cut by several geometries, read, and compared with what is read from the
+original crop.
 
     python studies/crop_geometry.py --data fer2013.csv.gz --out results/crop-geometry
 """
@@ -17,6 +18,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -32,9 +34,15 @@ from ferkit.detect.centerface import CenterFace
 from ferkit.evaluation.metrics import expected_calibration_error, negative_log_likelihood, wilson_interval
 from ferkit.recognize.quality import head_pose, sharpness
 
-SMALLEST, LARGEST = 1.5, 6.0
-LOOK = 192
+WIDTH, HEIGHT = 640, 480
+SMALLEST, LARGEST = 64, 440
+"""Sides of an image in its picture, in pixels; the logarithm is drawn evenly."""
+
+LOOK = 448
 """Side in pixels of the second look, in which the face's box has half of that."""
+
+FIRST_MEASUREMENT = CropGeometry(box=(0.11, 0.05, 0.90, 0.98))
+"""That of 400 images, all enlarged four times, which ferkit's first models carry."""
 
 Marks = NDArray[np.float64]
 Cut = Callable[[NDArray[np.uint8], "Found"], NDArray[np.uint8]]
@@ -42,10 +50,10 @@ Cut = Callable[[NDArray[np.uint8], "Found"], NDArray[np.uint8]]
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """An image of FER2013 in a larger picture: gray uint8 ``[H, H]``, and where the image lies in it."""
+    """A picture, gray uint8 ``[H, W]``, and the upper left corner and the side of the image in it."""
 
     gray: NDArray[np.uint8]
-    start: int
+    corner: tuple[int, int]
     side: int
 
 
@@ -57,20 +65,20 @@ class Found:
     marks: Marks
 
 
-def make_scene(image: NDArray[np.uint8], zoom: float) -> Scene:
-    """Enlarge an image uint8 ``[S, S]`` and replicate its border by half its side."""
-    side = round(len(image) * zoom)
-    large = cv2.resize(image, (side, side), interpolation=cv2.INTER_CUBIC)
-    pad = side // 2
-    scene = cv2.copyMakeBorder(large, pad, pad, pad, pad, cv2.BORDER_REPLICATE)
-    return Scene(np.asarray(scene, np.uint8), pad, side)
-
-
 def make_scenes(images: NDArray[np.uint8], seed: int) -> list[Scene]:
-    """Lay every image in a scene of its own scale."""
+    """Lay each image uint8 ``[S, S]`` into a picture of its own; the seed tells place and size."""
     rng = np.random.default_rng(seed)
-    zooms = np.exp(rng.uniform(math.log(SMALLEST), math.log(LARGEST), len(images)))
-    return [make_scene(image, zoom) for image, zoom in zip(images, zooms, strict=True)]
+    scenes = []
+    for image in images:
+        side = round(math.exp(rng.uniform(math.log(SMALLEST), math.log(LARGEST))))
+        x, y = int(rng.integers(0, WIDTH - side + 1)), int(rng.integers(0, HEIGHT - side + 1))
+        large = cv2.resize(image, (side, side), interpolation=cv2.INTER_CUBIC)
+        pad = side // 2
+        around = cv2.copyMakeBorder(large, pad, pad, pad, pad, cv2.BORDER_REPLICATE)
+        gray = np.full((HEIGHT + 2 * pad, WIDTH + 2 * pad), 128, np.uint8)
+        gray[y : y + side + 2 * pad, x : x + side + 2 * pad] = around
+        scenes.append(Scene(np.ascontiguousarray(gray[pad : pad + HEIGHT, pad : pad + WIDTH]), (x, y), side))
+    return scenes
 
 
 def first_look(detector: CenterFace, scene: Scene) -> Found | None:
@@ -109,8 +117,8 @@ def _found(faces: tuple[Detection, ...]) -> Found | None:
 def measure(scenes: list[Scene], found: list[Found | None]) -> tuple[NDArray[np.float64], Marks]:
     """Return boxes ``[N, 4]`` and landmarks ``[N, 5, 2]`` of the faces, as fractions of the image's side."""
     pairs = [(s, f) for s, f in zip(scenes, found, strict=True) if f is not None]
-    boxes = np.array([(f.box - s.start) / s.side for s, f in pairs])
-    return boxes, np.array([(f.marks - s.start) / s.side for s, f in pairs])
+    boxes = np.array([(f.box - np.tile(s.corner, 2)) / s.side for s, f in pairs])
+    return boxes, np.array([(f.marks - np.array(s.corner)) / s.side for s, f in pairs])
 
 
 def medians(boxes: NDArray[np.float64], marks: Marks) -> tuple[CropGeometry, CropGeometry]:
@@ -244,7 +252,9 @@ def main() -> None:
     parser.add_argument("--model", default=None, help="a model file; by default the embedded model")
     parser.add_argument("--out", type=Path, default=Path("results/crop-geometry"))
     parser.add_argument("--faces", type=int, default=2000, help="Training images that are measured")
-    parser.add_argument("--rounds", type=int, default=2, help="times that PublicTest is shown, scaled anew")
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="times that PublicTest is shown, in new pictures"
+    )
     parser.add_argument("--limit", type=int, default=None, help="PublicTest images, for a quick trial")
     arguments = parser.parse_args()
 
@@ -261,17 +271,23 @@ def main() -> None:
     by_box, by_eyes = medians(boxes, marks)
     again_box, _ = medians(*measure(scenes, again))
     print(f"found {len(boxes)} of {len(sample)}; {by_box}", flush=True)
+    sides = np.array([s.side for s, f in zip(scenes, first, strict=True) if f is not None])
+    bounds = np.quantile(sides, [0, 1 / 3, 2 / 3, 1]).round().astype(int).tolist()
     poses = np.array([pose for pose in map(head_pose, marks) if pose is not None])
     sharp = np.array([sharpness(image) for image in sample])
     levels = [0.05, 0.25, 0.5, 0.75, 0.95]
     geometry = {
         "images": len(sample),
         "found": len(boxes),
-        "zoom": [SMALLEST, LARGEST],
+        "sides": [SMALLEST, LARGEST],
         "quantiles": levels,
         "box": np.quantile(boxes, levels, axis=0).round(4).T.tolist(),
         "left_eye": np.quantile(marks[:, 0], levels, axis=0).round(4).T.tolist(),
         "right_eye": np.quantile(marks[:, 1], levels, axis=0).round(4).T.tolist(),
+        "box_by_side": {
+            f"{low}..{high}": np.median(boxes[(sides >= low) & (sides <= high)], axis=0).round(3).tolist()
+            for low, high in pairwise(bounds)
+        },
         "geometry": by_box.model_dump(mode="json"),
         "geometry_second_look": again_box.model_dump(mode="json"),
         "spread": {
@@ -308,6 +324,7 @@ def main() -> None:
         "box": ("first", cut_by(by_box)),
         "box alone, squeezed": ("first", squeezed),
         "box alone, as a square": ("first", cut_by(whole)),
+        "box, first measurement": ("first", cut_by(FIRST_MEASUREMENT)),
         "eyes": ("first", cut_by(by_eyes)),
         "box, 10 % smaller": ("first", cut_by(scaled(by_box, 0.9))),
         "box, 10 % larger": ("first", cut_by(scaled(by_box, 1.1))),

@@ -16,6 +16,7 @@ Protocol = Literal["single", "flip", "ten-crop"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 """Test-time protocols: the crop alone; it and its mirror image; five shifts, each mirrored."""
 
+_FINEST = 16  # samples for a pixel of the crop, along each side
 _MAX_SIDE = 30_000  # cv2.warpAffine counts pixels in 16 bits
 
 Fraction = Annotated[float, Field(ge=-1.0, le=2.0, allow_inf_nan=False)]
@@ -93,12 +94,22 @@ def _cut(gray: NDArray[np.uint8], square: _Square, size: int) -> NDArray[Any]:
     region = np.ascontiguousarray(gray[top : bottom + 1, left : right + 1])
     # Sampled at about the picture's own resolution first, then averaged over whole pixels of the crop:
     # area interpolation that keeps fractions of a pixel and works at any angle.
-    over = max(1, int(np.ceil(side / size)))
+    over = min(max(1, int(np.ceil(side / size))), _FINEST)
     grid = size * over
     step, middle = side / grid, (grid - 1) / 2
     # Boxes are counted in pixel edges, OpenCV counts pixel centres: half a pixel lies between the two.
     to_region = step * np.array([[cos, -sin, -middle * (cos - sin)], [sin, cos, -middle * (sin + cos)]])
     to_region[:, 2] += (square.x - 0.5 - left, square.y - 0.5 - top)
+    if step >= 2:
+        # A face of thousands of pixels would take a grid of millions: the region is shrunk to meet it.
+        shrunk = [max(1, round(length / step)) for length in region.shape]
+        scale = np.array([[shrunk[1] / region.shape[1]], [shrunk[0] / region.shape[0]]])
+        to_region[:, 2] += 0.5
+        to_region *= scale
+        to_region[:, 2] -= 0.5
+        region = np.asarray(
+            cv2.resize(region, (shrunk[1], shrunk[0]), interpolation=cv2.INTER_AREA), np.uint8
+        )
     sampled = cv2.warpAffine(
         region,
         to_region,

@@ -136,7 +136,7 @@ def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple
     Example:
         >>> low, high = wilson_interval(2387, 3589)
         >>> round(low, 4), round(high, 4)
-        (0.6495, 0.6804)
+        (0.6495, 0.6803)
     """
     if total < 1 or not 0 <= correct <= total:
         raise DataError(f"an interval needs 0 <= correct <= total, total > 0. Received: {correct} of {total}")
