@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import faulthandler
 import io
+import logging
 import os
 import random
 import resource
@@ -128,7 +129,7 @@ def run_cases(
     for number in range(count):
         content = mutate(rng, seeds)
         current.write_bytes(content)
-        faulthandler.dump_traceback_later(HANG, exit=True)
+        faulthandler.dump_traceback_later(HANG, exit=True, file=sys.stdout)
         start = time.process_time()
         finding = ""
         try:
@@ -203,8 +204,10 @@ def main() -> None:
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter("ignore")
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
     # libtiff writes its complaints to stderr itself.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    sys.stderr = sys.stdout
     faulthandler.enable(file=sys.stdout)
     rng = random.Random(arguments.seed)
     noise = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)

@@ -130,8 +130,8 @@ def medians(boxes: NDArray[np.float64], marks: Marks) -> tuple[CropGeometry, Cro
     height = round(float(eyes[:, 1].mean()), 2)
     places = {
         "box": (box[0], box[1], box[2], box[3]),
-        "left_eye": (0.5 - half, height),
-        "right_eye": (0.5 + half, height),
+        "left_eye": (round(0.5 - half, 2), height),
+        "right_eye": (round(0.5 + half, 2), height),
     }
     by_box = CropGeometry.model_validate({"align": "box", **places})
     return by_box, by_box.model_copy(update={"align": "eyes"})
@@ -219,26 +219,28 @@ def row_of(
     return cells
 
 
-def draw(images: NDArray[np.uint8], shown: dict[str, list[NDArray[np.uint8]]], path: Path) -> None:
-    """Write a sheet: a column per image, a row per way of cutting, and the mean of all crops at the end."""
+def draw(means: dict[str, NDArray[np.float64]], boxes: NDArray[np.float64], marks: Marks, path: Path) -> None:
+    """Write the mean of all crops for every way of cutting; the first with boxes and landmarks drawn in.
+
+    Means only: the images themselves are FER2013's.
+    """
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    columns = len(images)
-    figure, axes = plt.subplots(
-        len(shown), columns + 1, figsize=(1.1 * (columns + 1) + 1.2, 1.2 * len(shown))
-    )
-    for line, (name, crops) in zip(axes, shown.items(), strict=True):
-        mean = np.mean(np.stack(crops), axis=0)
-        for axis, picture in zip(line, [*crops[:columns], mean], strict=True):
-            axis.imshow(picture, cmap="gray", vmin=0, vmax=255)
-            axis.set_xticks([])
-            axis.set_yticks([])
-        line[0].set_ylabel(name, fontsize=8)
-    axes[0][-1].set_title("mean", fontsize=8)
-    figure.tight_layout(pad=0.3)
+    figure, axes = plt.subplots(1, len(means), figsize=(2.6 * len(means), 3))
+    for axis, (name, mean) in zip(axes, means.items(), strict=True):
+        axis.imshow(mean, cmap="gray", extent=(0, 1, 1, 0))
+        axis.set_title(name, fontsize=10)
+        axis.set_xticks([])
+        axis.set_yticks([])
+    left, top, right, bottom = np.median(boxes, axis=0)
+    axes[0].plot([left, right, right, left, left], [top, top, bottom, bottom, top], color="gold")
+    for place in marks[:400].transpose(1, 0, 2):
+        axes[0].scatter(*place.T, s=1, alpha=0.4)
+    axes[0].set(xlim=(0, 1), ylim=(1, 0))
+    figure.tight_layout(pad=0.4)
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=90)
     plt.close(figure)
@@ -246,7 +248,7 @@ def draw(images: NDArray[np.uint8], shown: dict[str, list[NDArray[np.uint8]]], p
 
 
 def main() -> None:
-    """Measure, compare, and write ``geometry.json``, ``accuracy.csv`` and ``crops.png``."""
+    """Measure, compare, and write ``geometry.json``, ``accuracy.csv`` and ``means.png``."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--data", required=True, help="FER2013")
     parser.add_argument("--model", default=None, help="a model file; by default the embedded model")
@@ -337,7 +339,7 @@ def main() -> None:
     answers = model.predict(images)["fer2013"]
     original = Reading(answers[at], labels[at], at)
     readings: dict[str, Reading] = {}
-    sheet = {"original": [images[k] for k in at]}
+    means = {"original crop": images[at].mean(axis=0)}
     for name, (look, cut) in ways.items():
         crops = [
             cut(scene.gray, face)
@@ -346,7 +348,7 @@ def main() -> None:
             if face is not None
         ]
         readings[name] = Reading(model.predict(np.stack(crops))["fer2013"], labels[at], at)
-        sheet[name] = crops
+        means[name] = np.mean(crops, axis=0)
     box = readings["box"]
     every = Reading(answers, labels, np.arange(len(labels)))
     rows = [row_of("original crop, all images", "-", every, every, every, len(images))]
@@ -358,6 +360,13 @@ def main() -> None:
     table.writerows(rows)
     print(buffer.getvalue())
     faces = len(at)
+    shown_sides = np.array([scene.side for scenes, _ in rounds for scene in scenes])
+    hit = np.concatenate([[f is not None for f in found["first"]] for _, found in rounds])
+    cuts = np.quantile(shown_sides, [0, 1 / 3, 2 / 3, 1]).round().astype(int).tolist()
+    geometry["found_by_side"] = {
+        f"{low}..{high}": round(float(hit[(shown_sides >= low) & (shown_sides <= high)].mean()), 4)
+        for low, high in pairwise(cuts)
+    }
     geometry["milliseconds"] = {
         "first look, per picture": round(1000 * seconds["first"] / shown, 1),
         "second look, per face": round(1000 * seconds["second"] / faces, 1),
@@ -366,8 +375,8 @@ def main() -> None:
     geometry["rounds"] = arguments.rounds
     files.write_json(arguments.out / "geometry.json", geometry)
     files.write_text(arguments.out / "accuracy.csv", buffer.getvalue())
-    kept = ("original", "box", "box alone, squeezed", "eyes", "box, second look")
-    draw(images[at[:10]], {name: sheet[name] for name in kept}, arguments.out / "crops.png")
+    kept = ("original crop", "box", "box alone, squeezed", "eyes", "box, second look")
+    draw({name: means[name] for name in kept}, boxes, marks, arguments.out / "means.png")
 
 
 if __name__ == "__main__":

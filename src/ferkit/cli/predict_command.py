@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
@@ -114,6 +116,9 @@ def predict(
             f"model {recognizer.info.name!r} has no class activation maps for {recognizer.taxonomy.id!r}, so "
             "there is nothing to --explain; networks that end in global average pooling have them"
         )
+    # What Pillow says of damaged files would come between our lines; what cannot be read is an error of ours.
+    warnings.filterwarnings("ignore", module="PIL")
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
     kind = Format.JSON if as_json else output_format
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold what no encoding has
