@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 import modelzoo
 from ferkit.cli import run
@@ -260,6 +261,52 @@ def test_a_file_name_that_is_no_text_is_printed_all_the_same(model: str, tmp_pat
             check=False,
         )
         assert (done.returncode, done.stderr) == (0, b"")
+
+
+OFFLINE = """
+import socket, sys
+def refuse(*args, **kwargs):
+    raise AssertionError("something asks the network")
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+import ferkit
+from ferkit.cli import run
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+def test_nothing_is_fetched_from_the_network(model: str) -> None:
+    """A known fault: weights that are downloaded when a package is imported or first used."""
+    command = [sys.executable, "-c", OFFLINE, "predict", ASTRONAUT, "-m", model, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert len(json.loads(done.stdout)[0]["faces"]) == 1
+
+
+def test_labels_come_from_the_model_file_and_not_from_its_name(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A known fault: the order of labels guessed from a file's name."""
+    renamed = tmp_path / "affectnet-7-neutral-first.onnx"
+    renamed.write_bytes(Path(model).read_bytes())
+    results = []
+    for file in (model, str(renamed)):
+        assert run(["predict", ASTRONAUT, "-m", file, "--json"]) == 0
+        results.append(json.loads(capsys.readouterr().out))
+    assert results[0] == results[1]
+
+
+def test_what_libraries_say_of_a_damaged_file_does_not_come_between_our_lines(
+    model: str, tmp_path: Path
+) -> None:
+    content = io.BytesIO()
+    Image.fromarray(load_image(ASTRONAUT)[:40, :40]).save(content, "TIFF")
+    damaged = bytearray(content.getvalue())
+    damaged[damaged.index(b"\x15\x01\x03\x00") + 8] = 91  # samples per pixel
+    (tmp_path / "a.tif").write_bytes(damaged)
+    command = [sys.executable, "-m", "ferkit", "predict", str(tmp_path / "a.tif"), "-m", model]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "a.tif is damaged" in done.stderr
 
 
 MEASURE = """
