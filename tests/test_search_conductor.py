@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import signal
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,6 +50,12 @@ def test_what_was_interrupted_comes_first_and_then_what_is_new(conductor) -> Non
     assert conductor.next() is None
     drawn = [e["trial"] for e in read_events(conductor.journal.path) if e["event"] == "drawn"]
     assert drawn == [1, 2, 3, 4, 5, 6]
+
+
+def test_tune_may_pickle_it_though_it_holds_what_cannot_be_pickled(conductor) -> None:
+    # Tune pickles its searcher and callbacks when it starts; a live table's lock is somewhere below them.
+    conductor.watcher = threading.Lock()
+    pickle.dumps(conductor)
 
 
 def test_no_trial_starts_once_the_training_time_is_used_up(conductor) -> None:

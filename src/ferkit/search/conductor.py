@@ -83,6 +83,10 @@ class Conductor:
         self.queue = [t.number for t in search.trials.values() if t.state == "waiting"]
         self.wrong: BaseException | None = None
 
+    def __reduce__(self) -> Any:
+        """Stand aside where Tune pickles what it was given; a search goes on from its journal."""
+        return object, ()
+
     def wanted(self) -> int:
         """Return how many trials are to be started at most."""
         return len(self.queue) + max(self.search.settings.trials - len(self.search.trials), 0)
