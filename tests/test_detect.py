@@ -14,7 +14,7 @@ import modelzoo
 from ferkit import onnxbytes
 from ferkit.detect import DETECTORS, Detection, make_detector
 from ferkit.detect.base import suppress
-from ferkit.detect.centerface import CenterFace, decode, free_sizes, model_path, scales
+from ferkit.detect.centerface import CenterFace, _Found, decode, free_sizes, model_path, scales
 from ferkit.errors import DetectorError
 from ferkit.images import load_image
 from samples import FACELESS, sample
@@ -32,6 +32,11 @@ def centerface() -> CenterFace:
 @pytest.fixture(scope="module")
 def astronaut() -> NDArray[np.uint8]:
     return load_image(sample("astronaut.png"))
+
+
+def nothing() -> _Found:
+    """What a look finds where nothing is."""
+    return _Found(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty((0, 5, 2), np.float32))
 
 
 def overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
@@ -118,6 +123,18 @@ def test_small_faces_of_a_large_picture_are_found_once_each(
     found = centerface.detect(picture)
     assert len(found) == count
     assert max(overlap(a.box, b.box) for a in found for b in found if a is not b) == 0
+
+
+def test_a_very_large_picture_is_searched_for_an_eightieth_of_its_side_unless_less_is_asked_for(
+    centerface: CenterFace, astronaut: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[float] = []
+    detector = CenterFace()
+    monkeypatch.setattr(detector, "_look", lambda image, scale: looked.append(scale) or nothing())
+    for detector._min_face, finest in ((None, 24 / 75), (48.0, 0.5)):
+        looked.clear()
+        detector.detect(np.zeros((40, 6000, 3), np.uint8))
+        assert max(looked) == pytest.approx(finest)
 
 
 def test_min_face_searches_closer_and_leaves_out_smaller_faces(astronaut: NDArray[np.uint8]) -> None:

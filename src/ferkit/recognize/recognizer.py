@@ -59,8 +59,9 @@ class Recognizer:
         detector: ``centerface``, ``yunet:FILE``, ``none`` (each photo is a face crop already), or an object
             of the :class:`ferkit.detect.Detector` interface.
         taxonomy: Id of the label set to answer in; by default the model's default.
-        min_face: Height in pixels of the smallest face wanted. By default faces from 48 pixels on are
-            searched for, and smaller ones kept where they turn up.
+        min_face: Height in pixels of the smallest face wanted. By default faces from 48 pixels on (where a
+            side exceeds 3840, from an eightieth of it on) are searched for, and smaller ones kept where they
+            turn up.
         min_confidence: Below this probability the label is ``uncertain``.
         protocol: ``single`` (one look at each face), ``flip`` or ``ten-crop`` (the mean of more looks).
         providers: ONNX Runtime execution providers, in order of preference, for the model and CenterFace; the
