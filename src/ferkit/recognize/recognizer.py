@@ -233,7 +233,7 @@ class Recognizer:
         return cropped.crops
 
     def explain(self, source: ImageSource, photo: Photo) -> tuple[Explanation, ...]:
-        """Return where in each face the network saw its leading label.
+        """Return where in each face the network saw its leading label, as the mean of crop and mirror image.
 
         Args:
             source: The photo that ``photo`` was read from.
@@ -254,7 +254,13 @@ class Recognizer:
             )
         boxes, marks = [face.box for face in photo.faces], [face.landmarks for face in photo.faces]
         crops = self._crop(to_gray(rgb), boxes, marks)
-        maps = self._classifier.cams(crops, self._taxonomy.id, batch_size=self._batch_size)
+        # Strided convolutions pad to one side, so their maps lie a little to the upper left of what they saw:
+        # of the embedded model by 5 % of the crop. Together with the mirror image's they do not, sideways.
+        maps, mirrored = (
+            self._classifier.cams(shown, self._taxonomy.id, batch_size=self._batch_size)
+            for shown in (crops, np.ascontiguousarray(crops[:, :, ::-1]))
+        )
+        maps = (maps + mirrored[:, :, :, ::-1]) / 2
         seen = self.info.view_size / self.info.input_size
         explained = []
         for square, face, of_labels in zip(
