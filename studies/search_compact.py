@@ -25,7 +25,7 @@ from ferkit.data import load_dataset
 from ferkit.files import write_json, write_text
 from ferkit.search import engine, plots, report
 from ferkit.search.records import SETTINGS, Search, Settings, read_search
-from ferkit.search.space import load_space
+from ferkit.search.space import Space, load_space
 
 KEPT = (report.LEADERBOARD, report.WINNER, report.SUMMARY)
 
@@ -41,16 +41,15 @@ class Printing(engine.Silent):
 
 
 def search_or_resume(
-    folder: Path, space: str, settings: Settings, data: Any, machine: engine.Machine
+    folder: Path, space: Space, settings: Settings, data: Any, machine: engine.Machine
 ) -> Search:
     """Run a search to its end, from wherever it is."""
-    print(f"{folder}: {space}, {settings}", flush=True)
+    print(f"{folder}: {space.name}, {settings}", flush=True)
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
     if (folder / SETTINGS).exists():
         engine.resume(folder, data, machine=machine, watcher=Printing(), command=command)
     else:
-        chosen = load_space(space, settings.overrides)
-        engine.search(chosen, data, folder, settings, machine=machine, watcher=Printing(), command=command)
+        engine.search(space, data, folder, settings, machine=machine, watcher=Printing(), command=command)
     report.write_report(folder)
     return read_search(folder)
 
@@ -111,18 +110,18 @@ def main() -> None:
     given = parser.parse_args()
     data = load_dataset(given.data)
     machine = engine.Machine(parallel=given.parallel)
-    epochs = f"epochs={given.epochs}"
+    compact = load_space("compact", [f"epochs={given.epochs}"])
 
     random = search_or_resume(
         given.work / "random",
-        "compact",
-        Settings(trials=given.trials, seed=1, max_mmac=20.0, overrides=(epochs,)),
+        compact,
+        Settings(trials=given.trials, seed=1, max_mmac=20.0),
         data,
         machine,
     )
     guided = search_or_resume(
         given.work / "tpe-asha",
-        "compact",
+        compact,
         Settings(
             trials=2 * given.trials,
             method="tpe",
@@ -130,15 +129,14 @@ def main() -> None:
             seed=2,
             max_mmac=20.0,
             max_hours=training_hours(random),
-            overrides=(epochs,),
         ),
         data,
         machine,
     )
     study = search_or_resume(
         given.work / "study-2021",
-        "study-2021",
-        Settings(trials=given.study_trials, seed=1, overrides=("model.params.width=0.25", "epochs=3")),
+        load_space("study-2021", ["model.params.width=0.25", "epochs=3"]),
+        Settings(trials=given.study_trials, seed=1),
         data,
         machine,
     )

@@ -114,6 +114,7 @@ def test_a_new_asha_scheduler_judges_by_the_trials_of_the_search_so_far(tmp_path
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        ("Failure # 1\nThe actor 12 is unavailable: RpcError: Socket closed\n", "the worker died"),
         ("Failure # 1\nThe actor died unexpectedly before finishing this task.\n", "the worker died"),
         ("Failure # 1\nActorDiedError\nFailure # 2\nTask was killed due to the node running low on memory.\n"
          "ray.exceptions.OutOfMemoryError\n", "out of memory: Ray ended the worker"),

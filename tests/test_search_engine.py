@@ -299,6 +299,8 @@ def test_a_lost_node_costs_a_retry_and_no_result(cluster, two, faces, tmp_path) 
     assert cluster.second is None
     assert [t.state for t in found.trials.values()] == ["finished"] * 3
     assert sum(t.retries for t in found.trials.values()) == 1
+    reasons = [e["reason"] for e in read_events(found.folder / "journal.jsonl") if e["event"] == "retried"]
+    assert reasons == ["the worker died (killed, or its machine was lost)"]
     for trial in found.trials.values():
         assert [row["epoch"] for row in trial.history] == list(range(1, 13))
         assert load_run(found.trial_folder(trial.number)).facts["state"] == "finished"

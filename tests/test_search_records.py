@@ -29,14 +29,15 @@ DRAWN = {"values": {"depth": 1}, "parameters": 5, "mmac": 0.1}
 
 def test_a_search_is_read_as_it_was_written(tmp_path) -> None:
     space = parse_space(TINY, overrides=["epochs=2"])
-    settings = Settings(trials=3, method="tpe", asha=True, max_mmac=20.0, overrides=("epochs=2",))
+    settings = Settings(trials=3, method="tpe", asha=True, max_mmac=20.0)
     create_search(tmp_path, space, settings, {"data": {"fingerprint": "f"}})
     found = read_search(tmp_path)
     assert found.settings == settings
-    assert found.facts == {"data": {"fingerprint": "f"}}
+    assert found.facts == {"data": {"fingerprint": "f"}, "overrides": ["epochs=2"]}
     assert found.space.parameters == space.parameters
     assert found.space.base == space.base
     assert found.space.fixed == space.fixed
+    assert found.space.most_epochs() == 2
     assert (found.trials, found.refused) == ({}, [])
 
 
@@ -146,7 +147,7 @@ def test_a_folder_without_a_search_or_with_a_damaged_one_is_said(tmp_path) -> No
         read_search(tmp_path)
     create_search(tmp_path, SPACE, Settings(trials=1), {})
     settings = asdict(Settings(trials=1))
-    for content in ("{", "{}", json.dumps({"settings": {**settings, "colour": 1}})):
+    for content in ("{", "{}", json.dumps({"settings": {**settings, "colour": 1}, "overrides": []})):
         (tmp_path / "search.json").write_text(content)
         with pytest.raises(SearchError, match="no search that this version can read"):
             read_search(tmp_path)

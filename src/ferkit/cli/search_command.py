@@ -142,12 +142,11 @@ def search(
         "max_params": max_params,
         "max_hours": max_hours,
         "retries": retries,
-        "overrides": tuple(overrides) if overrides else None,
     }
     chosen = {name: value for name, value in options.items() if value is not None}
     if (space is None) == (resume is None):
         raise SearchError("name a space to search (see --list), or a search to go on with by --resume")
-    if resume is not None and (chosen or out is not None or draw_only):
+    if resume is not None and (chosen or overrides or out is not None or draw_only):
         raise SearchError(
             "--resume goes on with the search as it was; it takes only --trials, --retry-failed and options "
             "that say where to run"
@@ -159,7 +158,7 @@ def search(
     watcher = engine.Silent() if quiet else _Live()
     if resume is None:
         settings = Settings(trials=20 if trials is None else trials, **chosen)
-        what = load_space(str(space), settings.overrides)
+        what = load_space(str(space), overrides or ())
         folder = out or Path("runs") / f"search-{what.name}"
     else:
         folder = resume

@@ -314,7 +314,7 @@ def _last_words(trial: Any) -> str:
     last = text.rsplit("Failure #", 1)[-1]
     if "OutOfMemory" in last or "memory pressure" in last:
         return "out of memory: Ray ended the worker because the machine was almost full"
-    if "ActorDiedError" in last or "actor died" in last or "ActorUnavailable" in last:
+    if any(words in last for words in ("ActorDiedError", "actor died", "ActorUnavailable", "is unavailable")):
         return "the worker died (killed, or its machine was lost)"
     lines = [line.strip() for line in last.splitlines() if line.strip()]
     return lines[-1][:300] if lines else "the worker was lost without a word"

@@ -44,7 +44,6 @@ class Settings:
         max_params: Refuse networks of more parameters; None: none.
         max_hours: Start no trial once all have trained for so long together; None: no limit.
         retries: How often a trial is started again whose worker was lost.
-        overrides: Keys of the recipe that are the same in every trial, as ``key=value``.
     """
 
     trials: int
@@ -57,7 +56,6 @@ class Settings:
     max_params: int | None = None
     max_hours: float | None = None
     retries: int = 3
-    overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse numbers that make no search."""
@@ -245,7 +243,7 @@ def create_search(folder: Path, space: Space, settings: Settings, facts: Mapping
         raise SearchError(f"{folder} holds a search already; --resume goes on with it, or name another --out")
     write_text(folder / SPACE, space.text)
     write_text(folder / BASE, dump_recipe(space.base))
-    write_settings(folder, settings, facts)
+    write_settings(folder, settings, {**facts, "overrides": list(space.overrides)})
 
 
 def write_settings(folder: Path, settings: Settings, facts: Mapping[str, Any]) -> None:
@@ -268,14 +266,13 @@ def read_search(folder: str | Path) -> Search:
         raise SearchError(f"{folder} holds no search: it has no {SETTINGS}")
     try:
         facts = json.loads((folder / SETTINGS).read_text("utf-8"))
-        chosen = facts.pop("settings")
-        chosen["overrides"] = tuple(chosen["overrides"])
-        settings = Settings(**chosen)
+        settings = Settings(**facts.pop("settings"))
+        overrides = [str(text) for text in facts["overrides"]]
         text = (folder / SPACE).read_text("utf-8")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SearchError(f"{folder} is no search that this version can read: {error!r}") from error
     base = load_recipe(folder / BASE)
-    space = parse_space(text, str(folder / SPACE), base=base, overrides=settings.overrides)
+    space = parse_space(text, str(folder / SPACE), base=base, overrides=overrides)
     trials, refused = fold(read_events(folder / JOURNAL) if (folder / JOURNAL).exists() else ())
     for trial in trials.values():
         trial.history = read_history(trial_folder(folder, trial.number))

@@ -156,6 +156,7 @@ class Space:
         fixed: Keys that are the same in every configuration, with their values.
         winner: Keys that the winner's recipe gets for its full training.
         text: The file, as it was read.
+        overrides: Further fixed keys that came with it, as ``key=value``.
         source: Where it was read, for messages.
     """
 
@@ -166,6 +167,7 @@ class Space:
     fixed: tuple[tuple[Key, Any], ...]
     winner: tuple[tuple[Key, Any], ...]
     text: str
+    overrides: tuple[str, ...]
     source: str
 
     def active(self, values: Values) -> Iterator[Parameter]:
@@ -342,6 +344,7 @@ def parse_space(
         fixed=tuple(dict(fixed).items()),
         winner=tuple(_leaves(part.winner)),
         text=text,
+        overrides=tuple(overrides),
         source=source,
     )
     _check(space)
