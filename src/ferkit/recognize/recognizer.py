@@ -260,7 +260,7 @@ class Recognizer:
             self._classifier.cams(shown, self._taxonomy.id, batch_size=self._batch_size)
             for shown in (crops, np.ascontiguousarray(crops[:, :, ::-1]))
         )
-        maps = (maps + mirrored[:, :, :, ::-1]) / 2
+        maps = (maps + mirrored[:, :, :, ::-1]) * np.float32(0.5)
         seen = self.info.view_size / self.info.input_size
         explained = []
         for square, face, of_labels in zip(
