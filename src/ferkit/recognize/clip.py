@@ -145,6 +145,7 @@ class Clip:
         self._notes: list[str] = []
         self._changed = self._damaged = False
         self._broken = 0
+        self._turn: tuple[int, bytes | None] | None = None
         with open_input(self._name) as container:
             stream = _video_stream(container, self._name)
             self._info = _describe(self._name, container, stream)
@@ -356,9 +357,13 @@ class Clip:
             format="rgb24",
             src_colorspace="ITU709" if untagged else None,
         ).to_ndarray()
-        matrix = frame.side_data.get("DISPLAYMATRIX")
+        if self._turn is None or self._turn[0] != frame.rotation:
+            # Only now and then: PyAV ties a frame whose side data were looked at into a cycle, so that it
+            # would stay until the garbage collector comes.
+            matrix = frame.side_data.get("DISPLAYMATRIX")
+            self._turn = frame.rotation, None if matrix is None else bytes(cast(Any, matrix))
         rgb = np.asarray(picture, np.uint8)
-        return rgb if matrix is None else turned(rgb, bytes(cast(Any, matrix)))
+        return rgb if self._turn[1] is None else turned(rgb, self._turn[1])
 
 
 def turned(rgb: NDArray[np.uint8], matrix: bytes) -> NDArray[np.uint8]:
