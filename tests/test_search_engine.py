@@ -31,7 +31,7 @@ from searchfiles import TINY
 # Three of these fail now and then where other work takes the cores: until they are steady, on request only.
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.timeout(600),
+    pytest.mark.timeout(1200),
     pytest.mark.skipif(
         os.environ.get("FERKIT_RAY_TESTS") != "1",
         reason="NOT STEADY YET: the search on a live Ray cluster; FERKIT_RAY_TESTS=1 runs these tests",
@@ -88,6 +88,10 @@ class Listener(Silent):
         if (trial.number, what) == self.wanted and self.action is not None:
             action, self.action = self.action, None
             action(trial)
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def kill(trial) -> None:
@@ -168,7 +172,7 @@ def test_trials_that_diverge_or_lack_memory_fail_with_their_reason_and_the_other
     faces, one, tmp_path
 ) -> None:
     # At a rate of 10 a weight decay of 10 multiplies every weight by 1 - 100 a step, which no float outlasts.
-    # The wide network is built in 76 MiB, but each of its first maps, 8 x 48 x 48 x 4096 floats, has 288 MiB.
+    # The wide network is built in 76 MiB, but each of its first maps, 64 x 48 x 48 x 4096 floats, is 2.3 GiB.
     text = TINY.replace("choice = [2, 4, 8]", "choice = [2, 4096]").replace(
         "choice = [1, 2]", "choice = [1, 3]"
     )
@@ -176,7 +180,7 @@ def test_trials_that_diverge_or_lack_memory_fail_with_their_reason_and_the_other
         "low = 0.0005\nhigh = 0.02\nlog = true", "choice = [0.001, 10.0]"
     )
     space = parse_space(
-        text, overrides=["batch_size=8", "optimizer.name=sgd", "optimizer.weight_decay=10", "epochs=2"]
+        text, overrides=["batch_size=64", "optimizer.name=sgd", "optimizer.weight_decay=10", "epochs=4"]
     )
 
     class Rationing(Listener):
@@ -282,16 +286,15 @@ def test_a_trial_that_fits_on_no_machine_is_refused(faces, two, tmp_path) -> Non
 
 def test_a_lost_node_costs_a_retry_and_no_result(cluster, two, faces, tmp_path) -> None:
     # Last of those on the cluster: the node does not come back.
-    used = set()
+    raylet = cluster.second.all_processes["raylet"][0].process.pid
 
     class Loss(Listener):
         def changed(self, trial, what: str) -> None:
             super().changed(trial, what)
-            if what == "epoch":
-                used.add(trial.pid)
-                if len(used) == 2 and cluster.second is not None:
-                    gone, cluster.second = cluster.second, None
-                    cluster.remove_node(gone, allow_graceful=False)
+            there = what == "epoch" and parent(trial.pid) == raylet
+            if there and cluster.second is not None:
+                gone, cluster.second = cluster.second, None
+                cluster.remove_node(gone, allow_graceful=False)
 
     listener = Loss()
     space = parse_space(TINY, overrides=["epochs=12"])
@@ -322,7 +325,7 @@ def command(out: Path, *more: str) -> list[str]:
 
 
 def wait_for(path: Path, what: str, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + 500
     while not path.exists() or what not in path.read_text():
         assert process.poll() is None, "the search ended early"
         assert time.monotonic() < deadline, f"no {what} in {path}"
@@ -358,7 +361,7 @@ def test_a_search_survives_its_driver_and_an_interrupt(tmp_path) -> None:
     process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for(out / "trials" / "0002" / "history.json", '"epoch": 2', process)
     process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=120)
+    stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 130, stderr
     assert "1 finished" in stdout
     assert "best: trial 1" in stdout
