@@ -198,6 +198,43 @@ def test_sound_that_players_would_not_know_becomes_aac(tmp_path: Path, source: s
     assert np.corrcoef(heard[: len(wanted)], wanted)[0, 1] > 0.99
 
 
+@pytest.mark.parametrize(
+    ("codec", "rates", "begins"),
+    [("mp2", (44_100, 32_000), (0, 1)), ("mp2", (44_100, 44_100), (5, 0)), ("aac", (44_100, 44_100), (5, 0))],
+    ids=["another rate", "set back, encoded", "set back, copied"],
+)
+def test_sound_of_two_recordings_in_one_file_goes_on(
+    tmp_path: Path, codec: str, rates: tuple[int, int], begins: tuple[int, int]
+) -> None:
+    """Found by the fuzzer: the sound changes its form midway, or its clock is set back."""
+    parts = []
+    for k, (rate, begin) in enumerate(zip(rates, begins, strict=True)):
+        path = tmp_path / f"{k}.ts"
+        with av.open(str(path), "w") as target:
+            stream: Any = target.add_stream("libx264", rate=30)
+            stream.height, stream.width = 48, 80
+            audio: Any = target.add_stream(codec, rate=rate)
+            audio.codec_context.layout = "mono"
+            for n in range(30):
+                picture = av.VideoFrame.from_ndarray(numbered(n), format="rgb24")
+                picture.pts, picture.time_base = 30 * begin + n, Fraction(1, 30)
+                target.mux(stream.encode(picture))
+                samples = np.full((1, rate // 30), 8000, np.int16)
+                samples[:, ::2] = -8000
+                heard = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+                heard.sample_rate, heard.time_base = rate, Fraction(1, rate)
+                heard.pts = rate * begin + n * (rate // 30)
+                target.mux(audio.encode(heard))
+            target.mux(stream.encode(None))
+            target.mux(audio.encode(None))
+        parts.append(path.read_bytes())
+    source = tmp_path / "both.ts"
+    source.write_bytes(b"".join(parts))
+    target_path = copy_clip(source, tmp_path / "out.mp4")
+    assert len(list(Clip(target_path).frames())) == 60
+    assert len(sound_of(target_path)[1]) / 44_100 == pytest.approx(2.0, abs=0.15)
+
+
 def test_the_sound_of_a_range_stays_in_step(tmp_path: Path) -> None:
     pictures = [numbered(k) for k in range(60)]
     source = write_clip(tmp_path / "in.mp4", pictures, sound="aac", sound_seconds=2.0)

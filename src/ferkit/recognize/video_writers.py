@@ -7,6 +7,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +26,7 @@ from ferkit.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
+    from av.audio.resampler import AudioResampler
     from av.audio.stream import AudioStream
     from av.container import OutputContainer
     from av.packet import Packet
@@ -45,6 +47,7 @@ Without B-frames: pictures are then stored in the order of their times, and each
 """
 
 _COPIED = {"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"}  # what players know in these containers
+_JITTER = Fraction(1, 20)  # second by which times of sound may be off without meaning anything
 _BT709, _LIMITED = 1, 1  # FFmpeg's AVCOL_SPC_BT709 and its like, AVCOL_RANGE_MPEG
 
 
@@ -286,8 +289,31 @@ def _fitted(rgb: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8
     return fitted
 
 
+@dataclass(slots=True)
+class _Route:
+    """One stream of sound on its way.
+
+    Attributes:
+        out: Where it goes.
+        copied: Whether its packets go as they are.
+        end: Where what went so far ends, in units of the packets, or in samples.
+        last: Where the last packet began.
+        shift: What continues the packets after a clock that went back, in their units.
+        form: How the sound comes: format, channels, samples a second.
+        resampler: What brings it from there into the encoder's form.
+    """
+
+    out: AudioStream
+    copied: bool
+    end: int | None = None
+    last: int | None = None
+    shift: int = 0
+    form: tuple[str, str, int] | None = None
+    resampler: AudioResampler | None = None
+
+
 class _Sound:
-    """The sound of a clip on its way into another: copied where the container takes it, else as AAC.
+    """The sound of a clip on its way into another: copied where players know it there, else as AAC.
 
     It reads the source on its own, as far as the pictures have come, so that nothing piles up.
     """
@@ -300,7 +326,7 @@ class _Sound:
         self._start = start
         self._container = open_input(source)
         self._zero = beginning(self._container)
-        self._routes: dict[int, tuple[AudioStream, bool]] = {}
+        self._routes: dict[int, _Route] = {}
         taken = _COPIED & target.supported_codecs
         for stream in self._container.streams.audio:
             if stream.codec_context is None or not stream.codec_context.sample_rate:
@@ -311,7 +337,7 @@ class _Sound:
             else:
                 out = target.add_stream("aac", rate=stream.codec_context.sample_rate)
                 out.codec_context.layout = "mono" if stream.codec_context.channels == 1 else "stereo"
-            self._routes[stream.index] = out, copied
+            self._routes[stream.index] = _Route(out, copied)
         self._packets = self._demux()
         self._held = self._next()
 
@@ -322,14 +348,18 @@ class _Sound:
             if time is not None and begins is not None and begins >= time:
                 return
             if begins is None or begins >= self._start or not self._start:
-                self._pass_on(self._held)
+                route = self._routes[self._held.stream.index]
+                if route.copied:
+                    self._copy(self._held, route)
+                else:
+                    self._encode(self._held, route)
             self._held = self._next()
 
     def close(self) -> None:
         """Write what the encoders still hold, and let go of the source."""
-        for out, copied in self._routes.values():
-            if not copied and out.codec_context.is_open:
-                self._target.mux(out.encode(None))
+        for route in self._routes.values():
+            if not route.copied and route.out.codec_context.is_open:
+                self._target.mux(route.out.encode(None))
         self._container.close()
 
     def _demux(self) -> Iterator[Packet[Any]]:
@@ -350,20 +380,45 @@ class _Sound:
         stamp = packet.dts if packet.pts is None else packet.pts
         return None if stamp is None else stamp * packet.time_base - self._zero
 
-    def _pass_on(self, packet: Packet[Any]) -> None:
-        out, copied = self._routes[packet.stream.index]
-        shift = round((self._start + self._zero) / packet.time_base)
-        if not copied:
-            try:
-                frames = packet.decode()
-            except self._failures:
-                return
-            for frame in cast("list[AudioFrame]", frames):
-                if frame.pts is not None:
-                    frame.pts -= shift
-                self._target.mux(out.encode(frame))
-        elif packet.dts is not None and packet.pts is not None:
-            packet.pts -= shift
-            packet.dts -= shift
-            packet.stream = out
-            self._target.mux(packet)
+    def _copy(self, packet: Packet[Any], route: _Route) -> None:
+        if packet.dts is None or packet.pts is None:
+            return
+        ahead = max(0, packet.pts - packet.dts)
+        stamp = packet.dts - round((self._start + self._zero) / packet.time_base) + route.shift
+        if route.end is not None and stamp < route.end - round(_JITTER / packet.time_base):
+            route.shift += route.end - stamp
+            stamp = route.end
+        stamp = stamp if route.last is None else max(stamp, route.last + 1)
+        route.last = stamp
+        route.end = stamp + (packet.duration or 1)
+        packet.dts, packet.pts, packet.stream = stamp, stamp + ahead, route.out
+        self._target.mux(packet)
+
+    def _encode(self, packet: Packet[Any], route: _Route) -> None:
+        try:
+            frames = [
+                even for frame in cast("list[AudioFrame]", packet.decode()) for even in _even(frame, route)
+            ]
+        except self._failures:
+            return  # a damaged packet is left out
+        for frame in frames:
+            stamp = route.end or 0
+            if frame.pts is not None and frame.time_base is not None:
+                told = frame.pts * frame.time_base - self._zero - self._start
+                # Samples follow one another, whatever their times are rounded to; only a gap stays.
+                if route.end is None or round((told - _JITTER) * frame.sample_rate) > route.end:
+                    stamp = round(told * frame.sample_rate)
+            route.end = stamp + frame.samples
+            frame.pts, frame.time_base = stamp, Fraction(1, frame.sample_rate)
+            self._target.mux(route.out.encode(frame))
+
+
+def _even(frame: AudioFrame, route: _Route) -> list[AudioFrame]:
+    """Return a frame in the form that the encoder takes, whatever form the sound changes to midway."""
+    import av
+
+    form = frame.format.name, frame.layout.name, frame.sample_rate
+    if route.resampler is None or route.form != form:
+        context = route.out.codec_context
+        route.form, route.resampler = form, av.AudioResampler("fltp", context.layout, context.sample_rate)
+    return route.resampler.resample(frame)
