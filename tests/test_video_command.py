@@ -177,6 +177,7 @@ def test_a_clip_that_is_cut_off_is_read_as_far_as_it_goes_with_status_1(
         (["{clip}", "--plot", "{folder}/out.doc"], "a timeline is written as"),
         (["{clip}", "--csv", "{clip}/out.csv"], "cannot write"),
         (["{clip}", "--taxonomy", "mood"], "does not answer in taxonomy 'mood'"),
+        (["{clip}", "--provider", "NoSuchExecutionProvider"], "offers no NoSuchExecutionProvider"),
     ],
 )
 def test_what_does_not_work_is_one_line_and_leaves_nothing(

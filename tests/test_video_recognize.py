@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import io
 import json
 import subprocess
 import sys
@@ -18,12 +19,14 @@ from numpy.typing import NDArray
 
 import modelzoo
 from clips import BITS, CELL, number_in, write_clip
-from ferkit import Recognizer
+from ferkit import Recognizer, to_pandas
 from ferkit.detect import Detection
 from ferkit.errors import MissingDependencyError, VideoError
 from ferkit.recognize.clip import Clip
 from ferkit.recognize.smoothing import Smoothing
 from ferkit.recognize.video import FrameResult
+from ferkit.recognize.video_writers import FrameCsv
+from ferkit.taxonomy import FER2013
 
 WIDTH, HEIGHT = 160, 120
 FRAMES = 24
@@ -115,10 +118,39 @@ def test_a_frame_reads_as_the_photo_of_it_does(recognizer: Recognizer, clip: Pat
         assert tracked.face.box == pytest.approx(photo.box, abs=1e-9)
         assert tracked.face.landmarks is not None
         assert tracked.face.score == photo.score
+        assert tracked.face.quality == photo.quality
         assert list(tracked.face.probabilities.values()) == pytest.approx(
             list(photo.probabilities.values()), abs=1e-6
         )
         assert tracked.raw == tracked.face.expression
+
+
+def test_every_face_of_every_frame_is_judged_also_where_it_was_moved(
+    recognizer: Recognizer, clip: Path
+) -> None:
+    for frame in recognizer.video(clip):
+        (tracked,) = frame.faces
+        box, quality = tracked.face.box, tracked.face.quality
+        assert quality is not None
+        assert quality.size == box[3] - box[1]
+        assert quality.yaw is not None
+        assert frame.to_dict()["faces"][0]["quality"] == quality.to_dict()
+
+
+def test_a_table_for_pandas_has_the_columns_and_rows_of_the_csv(model: Path, clip: Path) -> None:
+    pd = pytest.importorskip("pandas")
+    frames = list(Recognizer(model, detector=ByNumber(empty=range(3))).video(clip, detect_every=1))
+    stream = io.StringIO()
+    writer = FrameCsv(stream, FER2013)
+    for frame in frames:
+        writer.write(frame)
+    read = pd.read_csv(io.StringIO(stream.getvalue()))
+    table = to_pandas(frames)
+    assert list(table.columns) == list(read.columns)
+    assert table["p_happy"].tolist()[3:] == read["p_happy"].tolist()[3:]
+    assert table["faces"].tolist() == [0] * 3 + [1] * (FRAMES - 3)
+    assert table["label"].isna().tolist() == [True] * 3 + [False] * (FRAMES - 3)
+    assert frames[5].to_pandas()["frame"].tolist() == [5]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 64])

@@ -18,6 +18,7 @@ from clips import BITS, CELL, number_in, numbered, sound_of, tone, write_clip
 from ferkit.errors import OutputError, VideoError
 from ferkit.images import load_image
 from ferkit.recognize.clip import Clip
+from ferkit.recognize.quality import Quality
 from ferkit.recognize.results import UNCERTAIN, Expression, Face
 from ferkit.recognize.timeline import Timeline
 from ferkit.recognize.video import FrameResult, TrackedFace
@@ -36,7 +37,8 @@ def shown(label: str, confidence: float = 0.7) -> Expression:
 
 
 def face(track: int | None = 1, label: str = "happy", marks: Any = MARKS) -> TrackedFace:
-    return TrackedFace(track, Face(BOX, 0.9, marks, shown(label)), shown("sad", 0.5), detected=True)
+    quality = None if marks is None else Quality(59.5, 0.8, -4.5, 3.0, 1.0, 0.0, ("small", "cut off"))
+    return TrackedFace(track, Face(BOX, 0.9, marks, shown(label), quality), shown("sad", 0.5), detected=True)
 
 
 def result(index: int, *faces: TrackedFace, rate: float = 10.0) -> FrameResult:
@@ -65,6 +67,7 @@ def test_csv_has_a_row_per_face_and_one_for_a_frame_without() -> None:
     )
     assert (rows[0]["label"], rows[0]["raw_label"], rows[0]["detected"]) == ("happy", "sad", "1")
     assert (rows[0]["nose_x"], rows[1]["nose_x"], rows[2]["label"]) == ("22.0", "", "")
+    assert (rows[0]["yaw"], rows[0]["flags"], rows[1]["flags"]) == ("-4.5", "small;cut off", "")
 
 
 def test_json_lines_hold_a_frame_each() -> None:

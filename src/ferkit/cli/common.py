@@ -35,6 +35,15 @@ ModelOption = Annotated[
         "--model", "-m", help="A model file, or the name of an embedded model.", show_default="embedded"
     ),
 ]
+ProviderOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--provider",
+        help="ONNX Runtime execution provider, such as CUDAExecutionProvider; may be repeated, in order "
+        "of preference. One that is not there is an error.",
+        show_default="the CPU",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 SplitOption = Annotated[str, typer.Option("--split", help="Training, PublicTest or PrivateTest.")]
 DropLeaksOption = Annotated[

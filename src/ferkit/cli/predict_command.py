@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ferkit.cli.common import JsonOption, ModelOption, console, new_app, remark
+from ferkit.cli.common import JsonOption, ModelOption, ProviderOption, console, new_app, remark
 
 if TYPE_CHECKING:
     from ferkit.errors import ImageError
@@ -80,14 +80,7 @@ def predict(
             help="Label set to answer in, of those the model has.", show_default="the model's first"
         ),
     ] = None,
-    provider: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="ONNX Runtime execution provider, such as CUDAExecutionProvider; may be repeated, in order "
-            "of preference. One that is not there is an error.",
-            show_default="the CPU",
-        ),
-    ] = None,
+    provider: ProviderOption = None,
 ) -> None:
     """Find the faces in photos and read their expressions.
 

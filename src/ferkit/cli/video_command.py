@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ferkit.cli.common import JsonOption, ModelOption, console, new_app, print_json, remark
+from ferkit.cli.common import JsonOption, ModelOption, ProviderOption, console, new_app, print_json, remark
 
 if TYPE_CHECKING:
     from ferkit.recognize.timeline import Person
@@ -119,6 +119,7 @@ def video(
             help="Label set to answer in, of those the model has.", show_default="the model's first"
         ),
     ] = None,
+    provider: ProviderOption = None,
 ) -> None:
     """Follow the people in a clip and read their expressions.
 
@@ -133,7 +134,12 @@ def video(
     if every > 1 and fps is not None:
         raise typer.BadParameter("--every and --fps exclude each other")
     recognizer = Recognizer(
-        model, detector=detector, min_face=min_face, min_confidence=min_confidence, taxonomy=taxonomy
+        model,
+        detector=detector,
+        min_face=min_face,
+        min_confidence=min_confidence,
+        taxonomy=taxonomy,
+        providers=provider,
     )
     outputs = VideoOutputs(clip=output, csv=csv, jsonl=jsonl, plot=plot, sound=not silent)
     how = Smoothing(smoothing.value, smooth_seconds, smooth_space.value)

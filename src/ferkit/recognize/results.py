@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from ferkit.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+Table: TypeAlias = tuple[list[str], list[list[Any]]]
+"""Names of columns, and rows; None stands where nothing is known."""
 
 UNCERTAIN = "uncertain"
 """The label where no probability reaches the confidence that the caller asks for."""
@@ -127,6 +130,11 @@ class Photo:
         """Return a table with a row per face; see :func:`to_pandas`."""
         return to_pandas([self])
 
+    def table(self) -> Table:
+        """Return the names of the columns, and a row per face."""
+        labels = self.faces[0].probabilities if self.faces else ()
+        return face_columns(labels), [face_row(self, number) for number in range(len(self.faces))]
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Explanation:
@@ -172,40 +180,63 @@ def expressions(
     return tuple(found)
 
 
+class Tabular(Protocol):
+    """A result that can be a part of a table."""
+
+    def table(self) -> Table:
+        """Return the names of the columns, and the rows."""
+        ...
+
+
+def landmark_columns() -> list[str]:
+    """Return the names of the columns of :func:`landmark_cells`."""
+    return [f"{name}_{axis}" for name in LANDMARKS for axis in "xy"]
+
+
+def landmark_cells(face: Face) -> list[float | None]:
+    """Return a face's landmarks as cells of a table; None where it has none."""
+    return [value for mark in face.landmarks or ((None, None),) * len(LANDMARKS) for value in mark]
+
+
+QUALITY_COLUMNS = ("size", "sharpness", "yaw", "pitch", "roll", "outside", "flags")
+"""Names of the columns of :func:`quality_cells`."""
+
+
+def quality_cells(face: Face) -> list[Any]:
+    """Return a face's quality as cells of a table; flags are separated by ``;``. None where nobody looked."""
+    q = face.quality
+    if q is None:
+        return [None] * len(QUALITY_COLUMNS)
+    return [q.size, q.sharpness, q.yaw, q.pitch, q.roll, q.outside, ";".join(q.flags)]
+
+
 def face_columns(labels: Iterable[str]) -> list[str]:
     """Return the names of a table's columns: those of :func:`face_row`."""
-    marks = [f"{name}_{axis}" for name in LANDMARKS for axis in "xy"]
     return [
         *("source", "face", "left", "top", "right", "bottom", "score"),
-        *marks,
-        *("size", "sharpness", "yaw", "pitch", "roll", "outside", "flags"),
+        *landmark_columns(),
+        *QUALITY_COLUMNS,
         *("label", "confidence"),
         *(f"p_{label}" for label in labels),
     ]
 
 
 def face_row(photo: Photo, number: int) -> list[Any]:
-    """Return face ``number`` of a photo as a row of a table; None stands where nothing is known.
-
-    Flags are separated by ``;``.
-    """
+    """Return face ``number`` of a photo as a row of a table; None stands where nothing is known."""
     face = photo.faces[number]
-    marks = [value for mark in face.landmarks or ((None, None),) * len(LANDMARKS) for value in mark]
-    q = face.quality
-    quality = (
-        [None] * 7
-        if q is None
-        else [q.size, q.sharpness, q.yaw, q.pitch, q.roll, q.outside, ";".join(q.flags)]
-    )
     place = [photo.source, number, *face.box, face.score]
-    return [*place, *marks, *quality, face.label, face.confidence, *face.probabilities.values()]
+    shown = [face.label, face.confidence, *face.probabilities.values()]
+    return [*place, *landmark_cells(face), *quality_cells(face), *shown]
 
 
-def to_pandas(photos: Iterable[Photo]) -> DataFrame:
-    """Return a table with a row per face, in the columns of the CSV; a photo without a face has no row.
+def to_pandas(results: Iterable[Tabular]) -> DataFrame:
+    """Return a table of photos, or of the frames of a clip, in the columns of the CSV.
+
+    It has a row per face. A photo without a face has no row; a frame without one has a row, whose columns of
+    the face are empty.
 
     Args:
-        photos: Results of one recognizer.
+        results: Of one recognizer: photos, or frames.
 
     Raises:
         MissingDependencyError: If pandas is not installed; ferkit itself does not need it.
@@ -217,10 +248,11 @@ def to_pandas(photos: Iterable[Photo]) -> DataFrame:
             "to_pandas needs the library pandas, which ferkit does not bring; "
             "install it with `pip install pandas`"
         ) from error
+    columns: list[str] = []
     rows: list[list[Any]] = []
-    labels: tuple[str, ...] = ()
-    for photo in photos:
-        for number, face in enumerate(photo.faces):
-            labels = tuple(face.probabilities)
-            rows.append(face_row(photo, number))
-    return pd.DataFrame(rows, columns=face_columns(labels))
+    for result in results:
+        names, some = result.table()
+        # What shows no face does not know the labels either.
+        columns = max(columns, names, key=len)
+        rows += some
+    return pd.DataFrame([row + [None] * (len(columns) - len(row)) for row in rows], columns=columns)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from types import TracebackType
@@ -18,11 +18,24 @@ from ferkit.detect import Detection
 from ferkit.images import to_gray
 from ferkit.recognize.channel import in_background
 from ferkit.recognize.clip import Clip, ClipFrame, ClipInfo, Seconds
-from ferkit.recognize.results import Expression, Face, expressions
+from ferkit.recognize.quality import Quality, measure_quality
+from ferkit.recognize.results import (
+    QUALITY_COLUMNS,
+    Expression,
+    Face,
+    Table,
+    expressions,
+    landmark_cells,
+    landmark_columns,
+    quality_cells,
+    to_pandas,
+)
 from ferkit.recognize.smoothing import Smoother, Smoothing
 from ferkit.recognize.tracking import FaceTracker, Tracked
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from ferkit.recognize.recognizer import Recognizer
 
 DETECT_EVERY = 5
@@ -121,6 +134,41 @@ class FrameResult:
             "faces": [face.to_dict() for face in self.faces],
         }
 
+    def to_pandas(self) -> DataFrame:
+        """Return a table with a row per face; see :func:`ferkit.to_pandas`."""
+        return to_pandas([self])
+
+    def table(self) -> Table:
+        """Return the names of the columns, and a row per face, or one row if there is none."""
+        labels = self.faces[0].face.probabilities if self.faces else ()
+        return frame_columns(labels), frame_rows(self)
+
+
+def frame_columns(labels: Iterable[str]) -> list[str]:
+    """Return the names of a table's columns: those of :func:`frame_rows`."""
+    return [
+        *("frame", "time", "duration", "faces"),
+        *("track", "left", "top", "right", "bottom", "score", "detected"),
+        *landmark_columns(),
+        *QUALITY_COLUMNS,
+        *("label", "confidence"),
+        *(f"p_{label}" for label in labels),
+        *("raw_label", "raw_confidence"),
+    ]
+
+
+def frame_rows(frame: FrameResult) -> list[list[Any]]:
+    """Return the faces of a frame as rows of a table; a frame without a face is a row that ends early."""
+    when = [frame.index, frame.time, frame.duration, len(frame.faces)]
+    rows: list[list[Any]] = []
+    for tracked in frame.faces:
+        face = tracked.face
+        place = [tracked.track, *face.box, face.score, int(tracked.detected)]
+        shown = [face.label, face.confidence, *face.probabilities.values()]
+        raw = [tracked.raw.label, tracked.raw.confidence]
+        rows.append([*when, *place, *landmark_cells(face), *quality_cells(face), *shown, *raw])
+    return rows or [when]
+
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
@@ -132,6 +180,7 @@ class _Waiting:
     found: tuple[Tracked, ...]
     alive: tuple[int, ...]
     crops: NDArray[np.uint8]
+    qualities: tuple[Quality, ...]
 
 
 class VideoReading(Iterator[FrameResult]):
@@ -301,7 +350,11 @@ class _Work:
         height, width = gray.shape
         if not self._keep_pictures:
             frame = replace(frame, rgb=np.empty((0, 0, 3), np.uint8))
-        return _Waiting(frame, width, height, found, self._tracker.tracks, crops)
+        qualities = tuple(
+            measure_quality(face.detection.box, face.detection.landmarks, crop, width, height)
+            for face, crop in zip(found, crops, strict=True)
+        )
+        return _Waiting(frame, width, height, found, self._tracker.tracks, crops, qualities)
 
     def _read(self, waiting: list[_Waiting]) -> Iterator[tuple[FrameResult, ClipFrame]]:
         size = self._recognizer.info.input_size
@@ -309,7 +362,10 @@ class _Work:
         read = iter(self._recognizer.predict_crops(crops))
         for item in waiting:
             time = float(item.frame.time)
-            faces = tuple(self._face(face, time, next(read)) for face in item.found)
+            faces = tuple(
+                self._face(face, quality, time, next(read))
+                for face, quality in zip(item.found, item.qualities, strict=True)
+            )
             if self._smoother is not None:
                 self._smoother.keep(item.alive)
             result = FrameResult(
@@ -323,7 +379,7 @@ class _Work:
             )
             yield result, item.frame
 
-    def _face(self, found: Tracked, time: float, raw: Expression) -> TrackedFace:
+    def _face(self, found: Tracked, quality: Quality, time: float, raw: Expression) -> TrackedFace:
         shown = raw
         if self._smoother is not None and found.track is not None:
             smooth = self._smoother.update(found.track, time, list(raw.probabilities.values()))
@@ -333,4 +389,5 @@ class _Work:
                 min_confidence=self._recognizer.min_confidence,
             )
         d: Detection = found.detection
-        return TrackedFace(found.track, Face(d.box, d.score, d.landmarks, shown), raw, found.detected)
+        face = Face(d.box, d.score, d.landmarks, shown, quality)
+        return TrackedFace(found.track, face, raw, found.detected)

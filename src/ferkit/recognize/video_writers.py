@@ -20,8 +20,7 @@ from ferkit.errors import OutputError
 from ferkit.extras import require
 from ferkit.recognize.clip import beginning, open_input
 from ferkit.recognize.drawing import _paste, _text, colour
-from ferkit.recognize.results import LANDMARKS
-from ferkit.recognize.video import FrameResult, TrackedFace
+from ferkit.recognize.video import FrameResult, TrackedFace, frame_columns, frame_rows
 from ferkit.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -81,31 +80,13 @@ class FrameCsv(FrameWriter):
     def __init__(self, stream: TextIO, taxonomy: Taxonomy) -> None:
         super().__init__(stream)
         self._rows = csv.writer(stream, lineterminator="\n")
-        marks = [f"{name}_{axis}" for name in LANDMARKS for axis in "xy"]
-        place = ["track", "left", "top", "right", "bottom", "score", "detected"]
-        shown = [
-            "label",
-            "confidence",
-            *(f"p_{name}" for name in taxonomy.labels),
-            "raw_label",
-            "raw_confidence",
-        ]
-        self._face = [*place, *marks, *shown]
-        self._rows.writerow(["frame", "time", "duration", "faces", *self._face])
+        self._columns = frame_columns(taxonomy.labels)
+        self._rows.writerow(self._columns)
 
     def write(self, frame: FrameResult) -> None:
         """Write what was found in a frame."""
-        when = [frame.index, frame.time, frame.duration, len(frame.faces)]
-        if not frame.faces:
-            self._rows.writerow([*when, *("" for _ in self._face)])
-        for tracked in frame.faces:
-            face = tracked.face
-            marks = [value for mark in face.landmarks or (("", ""),) * len(LANDMARKS) for value in mark]
-            track = "" if tracked.track is None else tracked.track
-            place = [track, *face.box, face.score, int(tracked.detected)]
-            shown = [face.label, face.confidence, *face.probabilities.values()]
-            raw = [tracked.raw.label, tracked.raw.confidence]
-            self._rows.writerow([*when, *place, *marks, *shown, *raw])
+        for row in frame_rows(frame):
+            self._rows.writerow(row + [None] * (len(self._columns) - len(row)))
 
 
 def draw_frame(rgb: NDArray[np.uint8], frame: FrameResult) -> NDArray[np.uint8]:
