@@ -21,33 +21,12 @@ pytest.importorskip("keras", reason="needs ferkit[train]")
 from ferkit.data import load_dataset
 from ferkit.training import runs
 from ferkit.training.inference import predict_logits
-from ferkit.training.recipe import parse_recipe
 from ferkit.training.runs import load_run
 from ferkit.training.state import read_archive
-from ferkit.training.trainer import Quiet, train
+from ferkit.training.trainer import train
+from tinyruns import StopAt, numbers, tiny
 
 pytestmark = pytest.mark.slow
-
-
-def tiny(**changes):
-    """A recipe that uses most of what there is and takes a second an epoch."""
-    values = {
-        "name": "tiny",
-        "seed": 5,
-        "epochs": 3,
-        "batch_size": 32,
-        "label_smoothing": 0.1,
-        "deterministic": True,
-        "model": {
-            "name": "se-resnet",
-            "params": {"stem": 4, "filters": [8, 8], "blocks": [1, 1], "drop_path": 0.2, "dropout": 0.2},
-        },
-        "heads": {"label": 1.0, "ferplus": 0.5},
-        "augment": {"preset": "strong"},
-        "optimizer": {"name": "sgd", "learning_rate": 0.05, "weight_decay": 5e-4, "ema": 0.9},
-        "schedule": {"name": "cosine", "warmup_epochs": 1},
-    }
-    return parse_recipe({**values, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -60,23 +39,6 @@ def finished(faces, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "tiny"
     train(tiny(), faces, folder, command=["ferkit", "train"])
     return folder
-
-
-class StopAt(Quiet):
-    """Presses Ctrl-C, or does something else, at one step."""
-
-    def __init__(self, epoch, action=None):
-        self.epoch, self.action = epoch, action
-
-    def step(self, *, epoch, step, steps, images, loss, accuracy):
-        if epoch == self.epoch and step == 2:
-            if self.action is None:
-                raise KeyboardInterrupt
-            self.action()
-
-
-def numbers(history):
-    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in history]
 
 
 def test_the_folder_holds_all_that_made_the_run(finished, faces):

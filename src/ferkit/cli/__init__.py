@@ -25,6 +25,7 @@ COMMANDS = {
     "video": Command("ferkit.cli.video_command", "Follow the people in a clip and read their expressions."),
     "data": Command("ferkit.cli.data_command", "Look at, audit and convert labelled faces."),
     "train": Command("ferkit.cli.train_command", "Train a network by a recipe."),
+    "distil": Command("ferkit.cli.distil_command", "Train a student on a teacher's answers and the labels."),
     "search": Command("ferkit.cli.search_command", "Search networks and recipes at random or guided."),
     "evaluate": Command("ferkit.cli.evaluate_command", "Measure a model on a split."),
     "export": Command("ferkit.cli.export_command", "Turn a training run into one model file."),

@@ -69,6 +69,13 @@ def render_card(info: ModelInfo, size_bytes: int) -> str:
         + ("; no other images and no pretrained weights" if heads_of <= known and not start else "")
         + (f"; started from the weights `{start['from']}`" if start else "")
     ]
+    if teacher := data.get("teacher"):
+        names = ", ".join(f"`{model['name']}`" for model in teacher["models"])
+        part = recipe.get("distil", {})
+        lines.append(
+            f"- Distilled from {names}: {teacher['protocol']} answers about the training faces, temperature "
+            f"{part.get('temperature', 1):g}, {100 * part.get('weight', 0):.0f} % of the loss"
+        )
     if recipe:
         lines.append(
             f"- Recipe `{recipe['name']}`: {data.get('epochs', recipe['epochs'])} epochs, batches of "

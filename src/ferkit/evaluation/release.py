@@ -137,6 +137,7 @@ def export_run(
             "machine": run.facts["machine"],
             "changed": run.facts.get("changed", []),
             "init": run.facts.get("init"),
+            "teacher": run.facts.get("teacher"),
             "versions": run.facts["versions"],
         },
         precision=precision,

@@ -35,6 +35,9 @@ class _Reporter:
     def step(self, **_: Any) -> None:
         """Say nothing; Tune hears of epochs."""
 
+    def asking(self, **_: Any) -> None:
+        """Say nothing; a trial has no teacher."""
+
     def epoch_done(self, row: Row) -> None:
         """Report an epoch, but hold back the recipe's last."""
         self.last = row

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import keras
@@ -12,40 +13,59 @@ from ferkit.augment import Augmenter
 from ferkit.training.recipe import Recipe
 
 
+def teacher_key(head: str) -> str:
+    """Return the name under which a batch holds the teacher's answers for a head."""
+    return f"teacher_{head}"
+
+
 class TrainingModel(keras.Model):  # type: ignore[misc]
     """A network with what surrounds it in training.
 
     ``fit`` gets dicts with ``face`` (uint8 ``[N, S, S]``) and, per head, target mass ``[N, K]`` (see
-    :mod:`ferkit.training.targets`); both are augmented inside the compiled step.
+    :mod:`ferkit.training.targets`); both are augmented inside the compiled step. A teacher's answers are
+    mass of their own, under :func:`teacher_key`.
 
     Args:
         network: From :func:`ferkit.models.build_model`.
         recipe: Augmentation, smoothing and weight decay are read from it.
         head_weights: Weight of the loss by taxonomy id.
+        taught: The heads that a teacher answers for.
     """
 
-    def __init__(self, network: Any, recipe: Recipe, head_weights: dict[str, float], **kwargs: Any) -> None:
+    def __init__(
+        self,
+        network: Any,
+        recipe: Recipe,
+        head_weights: dict[str, float],
+        taught: Collection[str] = (),
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.network = network
         self.augmenter = Augmenter(recipe.augment, dtype="float32")
         self.head_weights = dict(head_weights)
+        self.taught = frozenset(taught)
+        self.distil = recipe.distil
         self.smoothing = recipe.label_smoothing
         self.l2 = 0.0 if recipe.optimizer.name == "adamw" else recipe.optimizer.weight_decay
         self.trackers: dict[str, Any] = {"loss": keras.metrics.Mean(name="objective")}
         for head in head_weights:
             self.trackers[f"{head}_loss"] = keras.metrics.Mean(name=f"{head}_loss")
             self.trackers[f"{head}_accuracy"] = keras.metrics.Mean(name=f"{head}_accuracy")
+        for head in sorted(self.taught):
+            self.trackers[f"{head}_teacher_loss"] = keras.metrics.Mean(name=f"{head}_teacher_loss")
 
     def call(self, inputs: dict[str, Any], training: bool = False) -> dict[str, Any]:
         """Return ``logits_*`` and the mixed targets ``mass_*`` by head."""
         faces = ops.expand_dims(inputs["face"], -1)
         mass = {head: inputs[head] for head in self.head_weights}
+        mass |= {teacher_key(head): inputs[teacher_key(head)] for head in self.taught}
         if training:
             faces, mass = self.augmenter(faces, mass)
         logits = self.network(ops.cast(faces, "float32"), training=training)
         return {
-            **{f"logits_{head}": logits[head] for head in mass},
-            **{f"mass_{head}": mass[head] for head in mass},
+            **{f"logits_{head}": logits[head] for head in self.head_weights},
+            **{f"mass_{key}": mass[key] for key in mass},
         }
 
     def _cross_entropy(self, head: str, answers: dict[str, Any], smoothing: float) -> Any:
@@ -69,6 +89,14 @@ class TrainingModel(keras.Model):  # type: ignore[misc]
         objective = 0.0
         for head, weight in self.head_weights.items():
             smoothed = ops.mean(self._cross_entropy(head, y_pred, self.smoothing))
+            if head in self.taught:
+                share, t = self.distil.weight, self.distil.temperature
+                log_p = ops.log_softmax(ops.cast(y_pred[f"logits_{head}"], "float32") / t, axis=-1)
+                asked = ops.cast(y_pred[f"mass_{teacher_key(head)}"], "float32")
+                taught = -ops.sum(asked * log_p, axis=-1)
+                self.trackers[f"{head}_teacher_loss"].update_state(taught)
+                # Gradients shrink with the square of the temperature; the share stays what it says.
+                smoothed = (1 - share) * smoothed + share * t**2 * ops.mean(taught)
             objective = objective + weight * smoothed
             # What is shown is comparable with the validation's: without smoothing, per unit of mass.
             mass = ops.sum(ops.cast(y_pred[f"mass_{head}"], "float32"), axis=-1)

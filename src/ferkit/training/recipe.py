@@ -11,6 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ferkit.augment.config import PRESETS, AugmentConfig
+from ferkit.crops import Protocol
 from ferkit.errors import ModelError, RecipeError
 from ferkit.models.build import parse_params
 
@@ -55,6 +56,14 @@ class DataPart(_Part):
     drop_flat: bool = Field(False, description="leave out images of one gray value")
     train_split: str = "Training"
     validation_split: str = "PublicTest"
+
+
+class DistilPart(_Part):
+    """How a teacher's answers enter the loss (Hinton et al. 2015); ``ferkit distil`` names the teacher."""
+
+    weight: float = Field(0.0, ge=0, le=1, description="share of the loss; the labels have the rest")
+    temperature: float = Field(1.0, ge=0.1, le=100, description="of both the teacher and the student")
+    protocol: Protocol = Field("flip", description="views that the teacher's answers are averaged over")
 
 
 class OptimizerPart(_Part):
@@ -106,6 +115,7 @@ class Recipe(_Part):
     heads: HeadsPart = HeadsPart()
     data: DataPart = DataPart()
     augment: AugmentConfig = AugmentConfig()
+    distil: DistilPart = DistilPart()
     optimizer: OptimizerPart = OptimizerPart()
     schedule: SchedulePart = SchedulePart()
 

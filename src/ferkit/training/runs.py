@@ -21,6 +21,7 @@ WEIGHTS = "weights.npz"
 HISTORY = "history.json"
 CURVES = "curves.png"
 TEMPERATURES = "temperatures.json"
+TEACHER = "teacher.npz"
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import datetime as dt
 import math
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -26,12 +26,13 @@ from ferkit.files import write_json, write_text
 from ferkit.models import build_model, count_macs
 from ferkit.runtime import usable_cores
 from ferkit.training import runs, state
+from ferkit.training.distil import Answers, ask_teachers, read_answers, teacher_facts, write_answers
 from ferkit.training.history import Row, draw_curves, write_history
 from ferkit.training.inference import predict_logits
-from ferkit.training.network import TrainingModel
+from ferkit.training.network import TrainingModel, teacher_key
 from ferkit.training.optimize import make_optimizer, plateau_rate
 from ferkit.training.recipe import Recipe, dump_recipe, parse_recipe
-from ferkit.training.targets import heads_of, target_mass
+from ferkit.training.targets import Head, heads_of, target_mass
 
 
 class Watcher(Protocol):
@@ -46,6 +47,9 @@ class Watcher(Protocol):
     def epoch_done(self, row: Row) -> None:
         """Hear the epoch's row of the history."""
 
+    def asking(self, *, teacher: str, done: int, faces: int) -> None:
+        """Hear how many of the faces a teacher has answered."""
+
 
 class Quiet:
     """A watcher that says nothing."""
@@ -57,6 +61,9 @@ class Quiet:
         """Say nothing."""
 
     def epoch_done(self, row: Row) -> None:
+        """Say nothing."""
+
+    def asking(self, *, teacher: str, done: int, faces: int) -> None:
         """Say nothing."""
 
 
@@ -115,7 +122,13 @@ class Session:
     """Everything that one run holds while it works."""
 
     def __init__(
-        self, recipe: Recipe, dataset: FaceDataset, folder: Path, command: Sequence[str], watcher: Watcher
+        self,
+        recipe: Recipe,
+        dataset: FaceDataset,
+        folder: Path,
+        command: Sequence[str],
+        watcher: Watcher,
+        teach: Callable[[FaceDataset, tuple[Head, ...]], Answers] | None = None,
     ) -> None:
         self.recipe, self.folder, self.watcher = recipe, folder, watcher
         data = recipe.data
@@ -128,7 +141,13 @@ class Session:
         self.validation = dataset.of_split(data.validation_split)
         self.heads = heads_of(recipe, dataset.taxonomy, dataset.votes is not None)
         self.names = tuple(head.taxonomy.id for head in self.heads)
-        self.faces = _Faces(recipe, self.training, target_mass(self.training, self.heads, data.balance))
+        mass = target_mass(self.training, self.heads, data.balance)
+        self.answers = None if teach is None else teach(self.training, self.heads)
+        self.taught = () if self.answers is None else tuple(self.answers.probabilities)
+        if self.answers is not None:
+            targets = self.answers.targets(recipe.distil.temperature)
+            mass |= {teacher_key(head): target for head, target in targets.items()}
+        self.faces = _Faces(recipe, self.training, mass)
         if not len(self.faces):
             raise TrainingError(f"{dataset.source}: no face to train on after the recipe's filters")
         self.validation_mass = target_mass(self.validation, self.heads)
@@ -142,7 +161,7 @@ class Session:
             **recipe.model.params,
         )
         self.model = TrainingModel(
-            self.network, recipe, {h.taxonomy.id: h.weight for h in self.heads}, dtype=policy
+            self.network, recipe, {h.taxonomy.id: h.weight for h in self.heads}, self.taught, dtype=policy
         )
         self.model.compile(optimizer=make_optimizer(recipe, len(self.faces)))
         # In float16 it is wrapped in one that scales the loss, whose state belongs to the checkpoint too.
@@ -173,6 +192,9 @@ class Session:
             "backend": keras.backend.backend(),
             "seconds": 0.0,
         }
+        if self.answers is not None:
+            labels = np.asarray(self.training.labels)
+            self.facts["teacher"] = teacher_facts(self.answers, self.training.taxonomy.id, labels)
 
     def meta(self) -> dict[str, Any]:
         """Return what its weights files say about themselves."""
@@ -214,6 +236,8 @@ class Session:
             prefix = "" if k == 0 else f"{name}_"
             row[f"{prefix}loss"] = float(logs[f"{name}_loss"])
             row[f"{prefix}accuracy"] = float(logs[f"{name}_accuracy"])
+            if name in self.taught:
+                row[f"{prefix}teacher_loss"] = float(logs[f"{name}_teacher_loss"])
         raw = self.average_in()
         row.update(self.validate())
         weights = state.network_arrays(self.network, self.names)
@@ -354,6 +378,7 @@ def train(
     out: str | Path,
     *,
     init: str | Path | None = None,
+    teachers: Sequence[str | Path] = (),
     resume: bool = False,
     command: Sequence[str] = (),
     watcher: Watcher | None = None,
@@ -367,6 +392,8 @@ def train(
         out: The run's folder; it must not hold a run unless ``resume``.
         init: Weights to start from: a run's folder or a ``.npz`` of training weights. The network's
             architecture is theirs; heads of other labels start fresh.
+        teachers: Model files, or names of embedded models, whose answers the recipe's ``distil`` part mixes
+            into the targets; a run that goes on has them in its folder.
         resume: Go on from the folder's last checkpoint, to the same result as if it had not stopped. Only
             ``epochs`` may differ from the recipe that the run began with; ``run.json`` then tells.
         command: The command line, for the record.
@@ -388,13 +415,31 @@ def train(
         raise TrainingError(f"{folder} holds a run already; --resume goes on with it, or name another --out")
     if resume and not (folder / runs.CHECKPOINT).exists():
         raise TrainingError(f"{folder} has no checkpoint to resume from")
+    if bool(recipe.distil.weight) != bool(teachers) and not resume:
+        raise TrainingError(
+            f"recipe {recipe.name!r} learns from a teacher; name one with: ferkit distil --teacher MODEL"
+            if recipe.distil.weight
+            else f"recipe {recipe.name!r} gives a teacher no share of the loss; set distil.weight above 0"
+        )
+
+    def teach(training: FaceDataset, heads: tuple[Head, ...]) -> Answers:
+        if resume:
+            return read_answers(folder / runs.TEACHER, np.asarray(training.images))
+        return ask_teachers(
+            teachers,
+            np.asarray(training.images),
+            [head.taxonomy for head in heads],
+            recipe.distil.protocol,
+            told=watcher.asking,
+        )
+
     start = None
     if init is not None:
         start = runs.load_run(init) if Path(init).is_dir() else runs.load_weights(init)
         recipe = recipe.model_copy(update={"model": start.recipe.model})
     if recipe.deterministic:
         _use_deterministic_operations()
-    session = Session(recipe, dataset, folder, command, watcher)
+    session = Session(recipe, dataset, folder, command, watcher, teach if recipe.distil.weight else None)
     if start is not None and not resume:
         known = {t.id: t for t in start.taxonomies}
         same = tuple(h.taxonomy.id for h in session.heads if known.get(h.taxonomy.id) == h.taxonomy)
@@ -410,6 +455,8 @@ def train(
             session.complete()
             return Result(folder, session.history, True)
     write_text(folder / runs.RECIPE, dump_recipe(recipe))
+    if session.answers is not None and not resume:
+        write_answers(folder / runs.TEACHER, session.answers)
     # Weights of a run that goes on are no longer its last.
     (folder / runs.WEIGHTS).unlink(missing_ok=True)
     session.record("running")

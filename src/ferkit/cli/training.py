@@ -1,0 +1,212 @@
+"""What the commands that train share: their options, the run itself, and the progress that it shows."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ferkit.cli.common import console, load_keras, remark
+
+RecipeOption = Annotated[
+    str | None,
+    typer.Option("--recipe", "-r", help="A shipped recipe's name (see `ferkit models`) or a TOML file."),
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", "-o", help="The run's folder.  [default: runs/RECIPE]")
+]
+ResumeOption = Annotated[
+    Path | None, typer.Option("--resume", help="Go on with this run, by the recipe in its folder.")
+]
+InitOption = Annotated[
+    str | None,
+    typer.Option("--init", help="Start from a run, a weights file, or an embedded model's training weights."),
+]
+EpochsOption = Annotated[int | None, typer.Option("--epochs", help="In place of the recipe's.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="In place of the recipe's.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", help="Any other key of the recipe: model.params.dropout=0.3"),
+]
+TensorboardOption = Annotated[bool, typer.Option(help="Write a TensorBoard log.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only the last line.")]
+
+
+def run_recipe(
+    *,
+    recipe: str | None,
+    changes: Sequence[str],
+    data: str,
+    votes: Path | None,
+    out: Path | None,
+    resume: Path | None,
+    init: str | None,
+    tensorboard: bool,
+    quiet: bool,
+    teachers: Sequence[str] = (),
+) -> None:
+    """Train by a recipe, or go on with a run, and print the last accuracy.
+
+    Args:
+        recipe: A name or a file; None only with ``resume``.
+        changes: ``key=value`` for the recipe.
+        data: As ``--data``.
+        votes: As ``--votes``.
+        out: The run's folder, or None for ``runs/`` and the recipe's name.
+        resume: The run to go on with.
+        init: Weights to start from.
+        tensorboard: Whether to write a TensorBoard log.
+        quiet: Whether to show no progress.
+        teachers: What the recipe distils from.
+
+    Raises:
+        FerkitError: If the run cannot start or go on.
+        KeyboardInterrupt: On Ctrl-C.
+    """
+    from ferkit.errors import RecipeError
+    from ferkit.weights import training_weights
+
+    load_keras()
+    from ferkit.data import load_dataset
+    from ferkit.training.recipe import load_recipe
+    from ferkit.training.runs import CHECKPOINT, RECIPE
+    from ferkit.training.trainer import Quiet, train
+
+    if resume is not None:
+        others = [change for change in changes if not change.startswith("epochs=")]
+        if recipe is not None or init is not None or out is not None or others or teachers:
+            raise RecipeError(
+                "--resume goes on with the run as it was: it takes neither a recipe, nor --init, --out or "
+                "--teacher, and no change to the recipe but --epochs"
+            )
+        chosen, folder = load_recipe(resume / RECIPE, changes), resume
+    elif recipe is None:
+        raise RecipeError("name a recipe with --recipe, or a run to go on with by --resume")
+    else:
+        chosen = load_recipe(recipe, changes)
+        folder = out or Path("runs") / chosen.name
+    dataset = load_dataset(data, votes=votes)
+    start = None if init is None else (training_weights(init) or init)
+    progress = Quiet() if quiet else Progress()
+    try:
+        result = train(
+            chosen,
+            dataset,
+            folder,
+            init=start,
+            teachers=teachers,
+            resume=resume is not None,
+            command=["ferkit", *sys.argv[1:]],
+            watcher=progress,
+            tensorboard=tensorboard,
+        )
+    except KeyboardInterrupt:
+        if (folder / CHECKPOINT).exists():
+            with_votes = "" if votes is None else f" --votes {votes}"
+            remark(f"interrupted; go on with: ferkit train --resume {folder} --data {data}{with_votes}")
+        else:
+            remark("interrupted in the first epoch: there is no checkpoint to go on from")
+        raise
+    finally:
+        if isinstance(progress, Progress):
+            progress.close()
+    last = result.history[-1]
+    print(
+        f"{folder}: {len(result.history)} epochs, {chosen.data.validation_split} "
+        f"{100 * last['val_accuracy']:.2f} % (single view, last epoch)"
+    )
+
+
+class Progress:
+    """A bar per epoch and a line for each epoch done; lines only where stderr is no terminal."""
+
+    def __init__(self) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self.console = console(stderr=True)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=False),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self.task: Any = None
+        self.asked: tuple[str, Any] | None = None
+        self.epochs = 0
+        self.rate = 0.0
+        self.shown = (0.0, 0)
+
+    def started(self, *, recipe: Any, faces: int, parameters: int, mmac: float, epoch: int) -> None:
+        """Say what is trained."""
+        self.epochs = recipe.epochs
+        self.console.print(
+            f"{recipe.name}: {recipe.model.name}, {parameters:,} parameters, {mmac:.1f} MMAC; "
+            f"{faces:,} faces; epochs {epoch} to {recipe.epochs}"
+        )
+        self.first = epoch
+        self.bar.start()
+
+    def step(self, *, epoch: int, step: int, steps: int, images: int, loss: float, accuracy: float) -> None:
+        """Move the bar; it spans all epochs, so that the time left is the run's."""
+        import time
+
+        now = time.perf_counter()
+        if self.task is None:
+            self.task = self.bar.add_task(
+                "", total=self.epochs * steps, completed=(self.first - 1) * steps, figures=""
+            )
+        at = (epoch - 1) * steps + step
+        before, done = self.shown
+        if now - before > 1:
+            if before:
+                self.rate = (at - done) * images / (now - before)
+            self.shown = (now, at)
+        self.bar.update(
+            self.task,
+            completed=at,
+            description=f"epoch {epoch}/{self.epochs}",
+            figures=f"loss {loss:.4f}  accuracy {100 * accuracy:.2f} %  {self.rate:,.0f} images/s",
+        )
+
+    def epoch_done(self, row: dict[str, float]) -> None:
+        """Print the epoch's row."""
+        extra = f"  FER+ {100 * row['val_ferplus_accuracy']:.2f} %" if "val_ferplus_accuracy" in row else ""
+        left = (self.epochs - row["epoch"]) * row["seconds"]
+        self.console.print(
+            f"epoch {row['epoch']:.0f}/{self.epochs}  loss {row['loss']:.4f}  "
+            f"accuracy {100 * row['accuracy']:.2f} %  validation loss {row['val_loss']:.4f}  "
+            f"accuracy {100 * row['val_accuracy']:.2f} %{extra}  {row['images_per_second']:,.0f} images/s  "
+            f"{row['seconds']:.0f} s  about {left / 60:.0f} min left",
+            soft_wrap=True,
+        )
+
+    def asking(self, *, teacher: str, done: int, faces: int) -> None:
+        """Show how far a teacher has come."""
+        if self.asked is None or self.asked[0] != teacher:
+            self.asked = (teacher, self.bar.add_task("", total=faces, figures=""))
+            self.bar.start()
+        self.bar.update(self.asked[1], completed=done, description=f"asking {teacher}")
+        if done == faces:
+            self.bar.remove_task(self.asked[1])
+            self.asked = None
+            self.console.print(f"{teacher} has answered for {faces:,} faces")
+
+    def close(self) -> None:
+        """Take the bar down."""
+        self.bar.stop()

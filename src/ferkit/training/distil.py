@@ -1,0 +1,226 @@
+"""A teacher's answers about the faces that a student trains on: asked once, kept, used as targets."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ferkit.classifier import FaceClassifier
+from ferkit.crops import Protocol as Views
+from ferkit.data.cache import digest_of
+from ferkit.errors import OutputError, TrainingError
+from ferkit.files import cache_folder
+from ferkit.modelfile import read_model, resolve_model
+from ferkit.taxonomy import Taxonomy
+from ferkit.training.state import read_archive, write_archive
+
+CHUNK = 512
+"""Faces between two looks at the clock."""
+
+KEEP_SECONDS = 30.0
+"""What was answered is kept at least this often, so that little is asked again after an interruption."""
+
+
+class Told(Protocol):
+    """What hears of the progress."""
+
+    def __call__(self, *, teacher: str, done: int, faces: int) -> None:
+        """Hear how many of the faces a teacher has answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What the teachers say, together.
+
+    Args:
+        probabilities: float16 ``[N, K]`` by taxonomy id, as they are kept: the mean over the teachers that
+            know the taxonomy.
+        teachers: Name and SHA-256 (hex) of each teacher's file.
+        protocol: The views that each answer is averaged over.
+        faces: SHA-256 (hex) of the N images.
+    """
+
+    probabilities: Mapping[str, NDArray[np.float16]]
+    teachers: tuple[Mapping[str, str], ...]
+    protocol: str
+    faces: str
+
+    def targets(self, temperature: float) -> dict[str, NDArray[np.float32]]:
+        """Return float32 targets at a temperature: ``p ** (1 / T)``, made to sum to 1."""
+        result = {}
+        for head, p in self.probabilities.items():
+            softened = np.maximum(p.astype(np.float64), 1e-12) ** (1 / temperature)
+            result[head] = (softened / softened.sum(axis=1, keepdims=True)).astype(np.float32)
+        return result
+
+    def agreement(self, head: str, labels: NDArray[np.int64]) -> float:
+        """Return the share of faces for which the teachers' top class is the label."""
+        return float((self.probabilities[head].argmax(axis=1) == labels).mean())
+
+
+def ask_teachers(
+    teachers: Sequence[str | Path],
+    images: NDArray[np.uint8],
+    taxonomies: Sequence[Taxonomy],
+    protocol: Views,
+    *,
+    told: Told | None = None,
+    cache: Path | None = None,
+) -> Answers:
+    """Ask every teacher about every face.
+
+    Each teacher's answers are kept in the cache as they come, so that an interrupted command asks only the
+    rest, and a second student of the same teacher asks nothing.
+
+    Args:
+        teachers: Model files (an ensemble's is one), or names of embedded models.
+        images: uint8 ``[N, S, S]``.
+        taxonomies: The student's heads.
+        protocol: ``single``, ``flip`` or ``ten-crop``.
+        told: Hears of the progress.
+        cache: The folder of kept answers; by default ``teachers`` in the user's cache.
+
+    Raises:
+        TrainingError: If a teacher takes faces of another size, means other labels by a head's name, or knows
+            none of the heads.
+        ModelFileError: If a teacher's file is missing or damaged.
+    """
+    if not teachers:
+        raise TrainingError("name a teacher: a model file, or the name of an embedded model")
+    folder = cache_folder() / "teachers" if cache is None else cache
+    faces = digest_of(images)
+    sums: dict[str, NDArray[np.float32]] = {}
+    counts: dict[str, int] = {}
+    known: list[Mapping[str, str]] = []
+    for teacher in teachers:
+        content, info = read_model(resolve_model(teacher))
+        heads = _shared_heads(str(teacher), info, images.shape[1], taxonomies)
+        digest = hashlib.sha256(content).hexdigest()
+        kept = folder / f"{digest[:24]}-{faces[:24]}-{protocol}.npz"
+        answers = _ask_one(content, heads, images, protocol, kept, info.name, told)
+        for head, answer in answers.items():
+            sums[head] = sums[head] + answer if head in sums else answer
+            counts[head] = counts.get(head, 0) + 1
+        known.append({"name": info.name, "sha256": digest})
+    means = {head: (total / counts[head]).astype(np.float16) for head, total in sums.items()}
+    return Answers(means, tuple(known), protocol, faces)
+
+
+def _shared_heads(teacher: str, info: Any, size: int, taxonomies: Sequence[Taxonomy]) -> list[str]:
+    if info.input_size != size:
+        raise TrainingError(f"teacher {teacher} takes faces of {info.input_size} pixels; these have {size}")
+    own = {head.id: head.taxonomy for head in info.taxonomies}
+    shared = [t for t in taxonomies if t.id in own]
+    for taxonomy in shared:
+        if own[taxonomy.id] != taxonomy:
+            raise TrainingError(
+                f"teacher {teacher} means other labels by {taxonomy.id}: {', '.join(own[taxonomy.id].labels)}"
+            )
+    if not shared:
+        raise TrainingError(
+            f"teacher {teacher} answers in {', '.join(own)}; the student's heads are "
+            f"{', '.join(t.id for t in taxonomies)}"
+        )
+    return [t.id for t in shared]
+
+
+def _ask_one(
+    content: bytes,
+    heads: Sequence[str],
+    images: NDArray[np.uint8],
+    protocol: Views,
+    kept: Path,
+    name: str,
+    told: Told | None,
+) -> dict[str, NDArray[np.float32]]:
+    """Return float32 ``[N, K]`` by head, what was kept before and the rest asked now."""
+    total = len(images)
+    parts = _kept_parts(kept, heads, total)
+    done = len(parts[0][heads[0]]) if parts else 0
+    if told is not None:
+        told(teacher=name, done=done, faces=total)
+    if done < total:
+        classifier = FaceClassifier(content)
+        written = time.monotonic()
+        try:
+            while done < total:
+                faces = np.ascontiguousarray(images[done : done + CHUNK])
+                parts.append(classifier.predict(faces, protocol=protocol, taxonomies=heads))
+                done += len(faces)
+                if told is not None:
+                    told(teacher=name, done=done, faces=total)
+                if time.monotonic() - written > KEEP_SECONDS:
+                    _keep(kept, parts)
+                    written = time.monotonic()
+        finally:
+            if parts:
+                _keep(kept, parts)
+    return {head: np.concatenate([part[head] for part in parts]) for head in heads}
+
+
+def _kept_parts(kept: Path, heads: Sequence[str], total: int) -> list[dict[str, NDArray[np.float32]]]:
+    """Return what the cache holds, as one part or none; a file that is no good counts as absent."""
+    try:
+        arrays, _ = read_archive(kept)
+    except TrainingError:
+        return []
+    rows = {len(arrays[head]) if head in arrays else 0 for head in heads}
+    if len(rows) != 1 or not 0 < next(iter(rows)) <= total:
+        return []
+    return [{head: arrays[head].astype(np.float32) for head in heads}]
+
+
+def _keep(kept: Path, parts: Sequence[Mapping[str, NDArray[np.float32]]]) -> None:
+    """Write what was answered so far; a cache that cannot be written costs time, not the run."""
+    arrays = {head: np.concatenate([part[head] for part in parts]).astype(np.float16) for head in parts[0]}
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_archive(kept, arrays, {})
+    except (OSError, OutputError):
+        return
+
+
+def write_answers(path: Path, answers: Answers) -> None:
+    """Write answers beside a run, so that it goes on without its teachers.
+
+    Raises:
+        OutputError: If the file cannot be written.
+    """
+    meta = {
+        "teachers": [dict(t) for t in answers.teachers],
+        "protocol": answers.protocol,
+        "faces": answers.faces,
+    }
+    write_archive(path, answers.probabilities, meta)
+
+
+def read_answers(path: Path, images: NDArray[np.uint8]) -> Answers:
+    """Read answers about these faces.
+
+    Raises:
+        TrainingError: If the file is missing, damaged, or about other faces.
+    """
+    arrays, meta = read_archive(path)
+    try:
+        teachers = tuple({"name": str(t["name"]), "sha256": str(t["sha256"])} for t in meta["teachers"])
+        answers = Answers(arrays, teachers, meta["protocol"], meta["faces"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise TrainingError(f"{path} holds no answers of a teacher: {error!r}") from error
+    if answers.faces != digest_of(images) or any(len(p) != len(images) for p in arrays.values()):
+        raise TrainingError(f"{path} holds a teacher's answers about other faces than these")
+    return answers
+
+
+def teacher_facts(answers: Answers, taxonomy: str, labels: NDArray[np.int64]) -> dict[str, Any]:
+    """Return what a run records of its teachers."""
+    facts: dict[str, Any] = {"models": [dict(t) for t in answers.teachers], "protocol": answers.protocol}
+    if taxonomy in answers.probabilities:
+        facts["training_accuracy"] = round(answers.agreement(taxonomy, labels), 6)
+    return facts

@@ -1,0 +1,319 @@
+"""Distillation: what a teacher is asked, what is kept, and what the student is trained on."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from ferkit.classifier import FaceClassifier
+from ferkit.cli import run
+from ferkit.errors import ModelFileError, TrainingError
+from ferkit.modelfile import read_model
+from ferkit.taxonomy import FER2013, FERPLUS, Taxonomy
+
+pytest.importorskip("keras", reason="needs ferkit[train]")
+
+import keras
+from keras import ops
+
+from ferkit.data import load_dataset
+from ferkit.models import build_model
+from ferkit.training import distil, runs
+from ferkit.training.distil import ask_teachers, read_answers, write_answers
+from ferkit.training.network import TrainingModel, teacher_key
+from ferkit.training.state import read_archive
+from ferkit.training.trainer import Quiet, train
+from modelzoo import write_tiny_model
+from tinyruns import StopAt, numbers, tiny
+
+HEADS = [FER2013, FERPLUS]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FERKIT_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def faces():
+    return load_dataset("cartoon:240:3", cache=False)
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    return write_tiny_model(tmp_path / "teacher.onnx")
+
+
+def pupil(**changes):
+    return tiny(**{"distil": {"weight": 0.6, "temperature": 2.0, "protocol": "flip"}, **changes})
+
+
+class Heard(Quiet):
+    def __init__(self):
+        self.calls = []
+
+    def asking(self, *, teacher, done, faces):
+        self.calls.append((teacher, done, faces))
+
+
+def test_answers_are_the_mean_over_teachers_and_views(faces, tmp_path):
+    first, second = (write_tiny_model(tmp_path / f"{seed}.onnx", seed=seed) for seed in (1, 2))
+    images = np.asarray(faces.images[:20])
+    answers = ask_teachers([first, second], images, HEADS, "flip", cache=tmp_path / "kept")
+    for head in ("fer2013", "ferplus"):
+        expected = (
+            FaceClassifier(first).predict(images, protocol="flip")[head]
+            + FaceClassifier(second).predict(images, protocol="flip")[head]
+        ) / 2
+        np.testing.assert_allclose(answers.probabilities[head], expected, atol=2e-3)
+        np.testing.assert_allclose(answers.probabilities[head].sum(axis=1, dtype=np.float32), 1, atol=2e-3)
+    assert [set(t) for t in answers.teachers] == [{"name", "sha256"}] * 2
+
+
+def test_a_head_that_one_teacher_lacks_comes_from_the_other(faces, tmp_path):
+    both = write_tiny_model(tmp_path / "a.onnx", seed=1)
+    labels_only = write_tiny_model(tmp_path / "b.onnx", seed=2, taxonomies=(FER2013,))
+    images = np.asarray(faces.images[:5])
+    answers = ask_teachers([both, labels_only], images, HEADS, "single", cache=tmp_path / "kept")
+    alone = FaceClassifier(both).predict(images)["ferplus"]
+    np.testing.assert_allclose(answers.probabilities["ferplus"], alone, atol=2e-3)
+
+
+def test_the_second_time_nothing_is_asked(faces, teacher, tmp_path):
+    images = np.asarray(faces.images)
+    heard = Heard()
+    first = ask_teachers([teacher], images, HEADS, "single", told=heard.asking, cache=tmp_path / "kept")
+    assert heard.calls[0][1:] == (0, len(images))
+    assert heard.calls[-1][1:] == (len(images), len(images))
+    again = Heard()
+    second = ask_teachers([teacher], images, HEADS, "single", told=again.asking, cache=tmp_path / "kept")
+    assert [call[1:] for call in again.calls] == [(len(images), len(images))]
+    for head in ("fer2013", "ferplus"):
+        np.testing.assert_array_equal(first.probabilities[head], second.probabilities[head])
+
+
+def test_an_interrupted_teacher_is_asked_the_rest_only(faces, teacher, tmp_path, monkeypatch):
+    monkeypatch.setattr(distil, "CHUNK", 50)
+    images = np.asarray(faces.images)
+
+    def stop(*, teacher, done, faces):
+        if done >= 100:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ask_teachers([teacher], images, HEADS, "single", told=stop, cache=tmp_path / "kept")
+    heard = Heard()
+    answers = ask_teachers([teacher], images, HEADS, "single", told=heard.asking, cache=tmp_path / "kept")
+    assert heard.calls[0][1] == 100
+    whole = ask_teachers([teacher], images, HEADS, "single", cache=tmp_path / "other")
+    np.testing.assert_allclose(answers.probabilities["fer2013"], whole.probabilities["fer2013"], atol=1e-3)
+
+
+def test_what_is_kept_belongs_to_the_teacher_the_faces_and_the_views(faces, teacher, tmp_path):
+    kept = tmp_path / "kept"
+    images = np.asarray(faces.images[:10])
+    ask_teachers([teacher], images, HEADS, "single", cache=kept)
+    other = write_tiny_model(tmp_path / "other.onnx", seed=9)
+    for models, shown, views in (([other], images, "single"), ([teacher], images[::-1], "single"),
+                                 ([teacher], images, "flip")):  # fmt: skip
+        got = ask_teachers(models, np.ascontiguousarray(shown), HEADS, views, cache=kept)
+        expected = FaceClassifier(models[0]).predict(np.ascontiguousarray(shown), protocol=views)
+        np.testing.assert_allclose(got.probabilities["fer2013"], expected["fer2013"], atol=2e-3)
+    assert len(list(kept.iterdir())) == 4
+
+
+@pytest.mark.parametrize("damage", [b"", b"no archive at all"])
+def test_a_damaged_cache_is_asked_anew(faces, teacher, tmp_path, damage):
+    images = np.asarray(faces.images[:10])
+    first = ask_teachers([teacher], images, HEADS, "single", cache=tmp_path)
+    next(tmp_path.glob("*.npz")).write_bytes(damage)
+    second = ask_teachers([teacher], images, HEADS, "single", cache=tmp_path)
+    np.testing.assert_array_equal(first.probabilities["fer2013"], second.probabilities["fer2013"])
+
+
+def test_a_cache_that_cannot_be_written_does_not_matter(faces, teacher, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    answers = ask_teachers(
+        [teacher], np.asarray(faces.images[:5]), HEADS, "single", cache=tmp_path / "file" / "below"
+    )
+    assert answers.probabilities["fer2013"].shape == (5, 7)
+
+
+def test_a_temperature_flattens_and_one_changes_nothing(faces, teacher, tmp_path):
+    answers = ask_teachers([teacher], np.asarray(faces.images[:20]), HEADS, "single", cache=tmp_path)
+    p = answers.probabilities["fer2013"].astype(np.float64)
+    np.testing.assert_allclose(answers.targets(1.0)["fer2013"], p, atol=1e-3)
+    softened = answers.targets(4.0)["fer2013"]
+    expected = p**0.25 / (p**0.25).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(softened, expected, atol=1e-3)
+    assert softened.max() < p.max()
+
+
+def test_answers_come_back_from_the_runs_folder_and_only_for_its_faces(faces, teacher, tmp_path):
+    images = np.asarray(faces.images[:20])
+    answers = ask_teachers([teacher], images, HEADS, "flip", cache=tmp_path / "kept")
+    write_answers(tmp_path / "teacher.npz", answers)
+    again = read_answers(tmp_path / "teacher.npz", images)
+    for head, p in answers.probabilities.items():
+        np.testing.assert_array_equal(again.probabilities[head], p)
+    assert (again.teachers, again.protocol) == (answers.teachers, "flip")
+    with pytest.raises(TrainingError, match="other faces"):
+        read_answers(tmp_path / "teacher.npz", np.ascontiguousarray(images[::-1]))
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        ({"size": 32}, "faces of 32 pixels; these have 48"),
+        ({"taxonomies": (Taxonomy("own", ("calm", "cross")),)}, "answers in own"),
+        ({"taxonomies": (Taxonomy("fer2013", ("one", "two")),)}, "means other labels by fer2013"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_refused(faces, tmp_path, made, message):
+    unfit = write_tiny_model(tmp_path / "unfit.onnx", **made)
+    with pytest.raises(TrainingError, match=message):
+        ask_teachers([unfit], np.asarray(faces.images[:5]), HEADS, "single", cache=tmp_path / "kept")
+
+
+def test_an_absent_teacher_is_named(faces, tmp_path):
+    with pytest.raises(ModelFileError, match="nobody"):
+        ask_teachers([tmp_path / "nobody.onnx"], np.asarray(faces.images[:5]), HEADS, "single")
+
+
+def test_the_loss_is_the_weighted_sum_that_the_recipe_says():
+    recipe = pupil(label_smoothing=0.0, optimizer={"name": "sgd"}, augment="none")
+    network = build_model(recipe.model.name, {"fer2013": 7}, **recipe.model.params)
+    model = TrainingModel(network, recipe, {"fer2013": 1.0}, ["fer2013"])
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(6, 7)).astype(np.float32)
+    labels = np.eye(7, dtype=np.float32)[rng.integers(0, 7, 6)]
+    soft = rng.dirichlet(np.ones(7), 6).astype(np.float32)
+    got = model.compute_loss(
+        y_pred={
+            "logits_fer2013": ops.convert_to_tensor(logits),
+            "mass_fer2013": ops.convert_to_tensor(labels),
+            f"mass_{teacher_key('fer2013')}": ops.convert_to_tensor(soft),
+        }
+    )
+
+    def log_softmax(x):
+        return x - np.log(np.exp(x).sum(axis=1, keepdims=True))
+
+    hard = -(labels * log_softmax(logits)).sum(axis=1).mean()
+    taught = -(soft * log_softmax(logits / 2)).sum(axis=1).mean()
+    assert float(got) == pytest.approx(0.4 * hard + 0.6 * 4 * taught, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_distilled_run_goes_on_without_its_teacher_to_the_same_result(faces, teacher, tmp_path):
+    whole = train(pupil(), faces, tmp_path / "a", teachers=[teacher])
+    with pytest.raises(KeyboardInterrupt):
+        train(pupil(), faces, tmp_path / "b", teachers=[teacher], watcher=StopAt(3))
+    teacher.unlink()
+    rest = train(pupil(), faces, tmp_path / "b", resume=True)
+    for expected, got in zip(numbers(whole.history), numbers(rest.history), strict=True):
+        assert got == pytest.approx(expected, abs=1e-6)
+    assert {"teacher_loss", "ferplus_teacher_loss"} <= set(whole.history[0])
+    first, second = (read_archive(tmp_path / k / runs.WEIGHTS)[0] for k in "ab")
+    for name, array in first.items():
+        np.testing.assert_allclose(second[name], array, atol=1e-6, err_msg=name)
+    facts = json.loads((tmp_path / "b" / "run.json").read_text())
+    assert facts["teacher"]["models"][0]["sha256"]
+    assert facts["teacher"]["protocol"] == "flip"
+    (tmp_path / "b" / runs.TEACHER).unlink()
+    with pytest.raises(TrainingError, match=r"teacher\.npz"):
+        train(pupil(epochs=4), faces, tmp_path / "b", resume=True)
+
+
+@pytest.mark.slow
+def test_a_student_of_a_sure_teacher_learns_the_teachers_answers_not_the_labels(faces, tmp_path):
+    """With all the weight on a teacher that always says happy, the student says happy whatever the label."""
+    network = build_model("se-resnet", {"fer2013": 7}, stem=4, filters=(8,), blocks=(1,))
+    dense = network.get_layer("logits_fer2013")
+    dense.kernel.assign(ops.zeros_like(dense.kernel))
+    dense.bias.assign(np.eye(7, dtype=np.float32)[3] * 8)
+    from ferkit.modelfile import write_model
+    from ferkit.training.export import to_onnx
+
+    info = read_model(write_tiny_model(tmp_path / "t.onnx", taxonomies=(FER2013,), cam=False))[1]
+    sure = tmp_path / "sure.onnx"
+    write_model(to_onnx(network, {}, cams=False), info, sure)
+    recipe = pupil(
+        distil={"weight": 1.0}, heads={"label": 1.0}, augment="none", epochs=6,
+        optimizer={"name": "adam", "learning_rate": 0.05},
+        schedule={"name": "constant"},
+    )  # fmt: skip
+    result = train(recipe, faces, tmp_path / "run", teachers=[sure])
+    happy = float((np.asarray(faces.of_split("PublicTest").labels) == 3).mean())
+    assert result.history[-1]["val_accuracy"] == pytest.approx(happy)
+
+
+def test_teacher_and_recipe_must_both_say_that_there_is_one(faces, teacher, tmp_path):
+    with pytest.raises(TrainingError, match="ferkit distil --teacher"):
+        train(pupil(), faces, tmp_path / "r")
+    with pytest.raises(TrainingError, match=r"set distil\.weight above 0"):
+        train(tiny(), faces, tmp_path / "r", teachers=[teacher])
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.slow
+def test_the_command_distils_exports_and_tells_on_the_card(teacher, tmp_path, capfd):
+    line = [
+        "distil", "--teacher", str(teacher), "--recipe", "small", "--data", "cartoon:300", "-o",
+        str(tmp_path / "run"), "--epochs", "1", "--temperature", "2", "--no-tensorboard",
+        "--set", "model.params={stem = 4, filters = [8, 8], blocks = [1, 1]}", "--set", "batch_size=32",
+    ]  # fmt: skip
+    assert run(line) == 0
+    out, err = capfd.readouterr()
+    assert "tiny has answered for" in err
+    assert "1 epochs, PublicTest" in out
+    exported = [
+        "export", str(tmp_path / "run"), "--data", "cartoon:300", "-o", str(tmp_path / "m.onnx"),
+        "--card", str(tmp_path / "m.md"),
+    ]  # fmt: skip
+    assert run(exported) == 0
+    card = (tmp_path / "m.md").read_text("utf-8")
+    assert "Distilled from `" in card
+    assert "temperature 2, 70 % of the loss" in card
+    info = read_model(tmp_path / "m.onnx")[1]
+    assert info.recipe["distil"]["weight"] == 0.7
+
+
+@pytest.mark.parametrize(
+    ("args", "status", "message"),
+    [
+        (["distil", "-r", "small", "--data", "cartoon:70"], 2, "--teacher"),
+        (["distil", "-t", "absent.onnx", "-r", "small", "--data", "cartoon:70"], 1, "absent.onnx"),
+        (["distil", "-t", "x.onnx", "--data", "cartoon:70"], 1, "name a recipe"),
+        (["distil", "-t", "x.onnx", "--resume", "run", "--data", "cartoon:70"], 1, "--resume goes on"),
+        (["distil", "-t", "x", "-r", "small", "--weight", "2", "--data", "cartoon:70"], 1, "distil.weight"),
+    ],
+)  # fmt: skip
+def test_wrong_requests_leave_nothing_behind(args, status, message, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert run(args) == status
+    assert message in capfd.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
+
+
+def test_every_generator_of_the_training_model_is_reseeded():
+    """The teacher's targets must not add randomness that a resumed run would lack."""
+    recipe = pupil()
+    network = build_model(recipe.model.name, {"fer2013": 7, "ferplus": 8}, **recipe.model.params)
+    model = TrainingModel(network, recipe, {"fer2013": 1.0, "ferplus": 0.5}, ["fer2013", "ferplus"])
+    batch = {
+        "face": np.zeros((4, 48, 48), np.uint8),
+        "fer2013": np.eye(7, dtype=np.float32)[:4],
+        "ferplus": np.eye(8, dtype=np.float32)[:4],
+        teacher_key("fer2013"): np.eye(7, dtype=np.float32)[:4],
+        teacher_key("ferplus"): np.eye(8, dtype=np.float32)[:4],
+    }
+    seen = []
+    for _ in range(2):
+        model.reseed(1, 2)
+        answers = model({k: keras.ops.convert_to_tensor(v) for k, v in batch.items()}, training=True)
+        seen.append(ops.convert_to_numpy(answers[f"mass_{teacher_key('fer2013')}"]))
+        np.testing.assert_allclose(ops.convert_to_numpy(answers["mass_fer2013"]), seen[-1], atol=1e-6)
+    np.testing.assert_array_equal(seen[0], seen[1])
