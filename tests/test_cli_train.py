@@ -124,6 +124,7 @@ def test_resuming_a_finished_run_says_its_result_again(line, capsys):
         (["train", "--resume", "x", "--seed", "3", "--data", "cartoon:70"], "no change to the recipe"),
         (["train", "--resume", "absent", "--data", "cartoon:70"], "cannot read recipe"),
         (["train", "-r", "seed", "--init", "absent", "--data", "cartoon:70"], "there is no absent"),
+        (["train", "-r", "seed", "--init", "m.onnx", "--data", "cartoon:70"], "graph is folded"),
         (["train", "-r", "seed", "--set", "epochs=-1", "--data", "cartoon:70"], "epochs"),
         (["export", "absent", "--data", "cartoon:70"], "is no run folder"),
     ],

@@ -143,18 +143,20 @@ def _fit_weights(array: NDArray[np.float64], truth: NDArray[np.int64]) -> NDArra
         return float(-np.log(chosen).mean()), gradient
 
     low, high = TEMPERATURE_RANGE
+    start = np.append(np.full(members, 1 / members), 1.0)
     found = optimize.minimize(
         loss,
-        np.append(np.full(members, 1 / members), 1.0),
+        start,
         jac=True,
         method="SLSQP",
         bounds=[(0.0, 1.0)] * members + [(1 / high, 1 / low)],
         constraints=optimize.LinearConstraint(np.append(np.ones(members), 0.0)[None], 1, 1),
         options={"maxiter": 500, "ftol": 1e-10},
     )
-    if not np.isfinite(found.x).all():
-        raise DataError("the weights of the vote cannot be fitted: the search left the numbers behind")
-    kept = np.where(found.x[:-1] < LEAST_WEIGHT, 0.0, found.x[:-1])
+    # A search that stops early may still have found something; equal weights are what it has to beat.
+    better = np.isfinite(found.x).all() and loss(found.x)[0] <= loss(start)[0]
+    point = found.x if better else start
+    kept = np.where(point[:-1] < LEAST_WEIGHT, 0.0, point[:-1])
     return np.asarray(kept / kept.sum())
 
 

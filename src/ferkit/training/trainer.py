@@ -435,6 +435,11 @@ def train(
 
     start = None
     if init is not None:
+        if Path(init).suffix == ".onnx":
+            raise TrainingError(
+                f"{init} is a model file, whose graph is folded and cannot be trained on; --init takes a "
+                "run's folder or its training weights (ferkit export --training-weights FILE.npz)"
+            )
         start = runs.load_run(init) if Path(init).is_dir() else runs.load_weights(init)
         recipe = recipe.model_copy(update={"model": start.recipe.model})
     if recipe.deterministic:
