@@ -18,9 +18,13 @@ from ferkit.errors import OutputError, TrainingError
 
 pytest.importorskip("keras", reason="needs ferkit[train]")
 
+from keras import ops
+
 from ferkit.data import load_dataset
+from ferkit.models import build_model
 from ferkit.training import runs
 from ferkit.training.inference import predict_logits
+from ferkit.training.network import TrainingModel
 from ferkit.training.runs import load_run
 from ferkit.training.state import read_archive
 from ferkit.training.trainer import train
@@ -331,3 +335,55 @@ def test_a_damaged_weights_file_is_refused(finished, tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(TrainingError, match="damaged or no archive"):
             runs.load_weights(path)
+
+
+def test_small_faces_come_first_and_a_stopped_run_knows_where_it_was(faces, tmp_path):
+    recipe = tiny(epochs=4, progressive={"sizes": [16, 32], "until": [0.25, 0.75]})
+    assert [recipe.progressive.side(epoch, 4, 48) for epoch in range(4)] == [16, 32, 32, 48]
+    whole = train(recipe, faces, tmp_path / "a")
+    large = train(tiny(epochs=4), faces, tmp_path / "c")
+    assert numbers(whole.history)[0] != pytest.approx(numbers(large.history)[0], abs=1e-3)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, faces, tmp_path / "b", watcher=StopAt(3))
+    rest = train(recipe, faces, tmp_path / "b", resume=True)
+    for expected, got in zip(numbers(whole.history), numbers(rest.history), strict=True):
+        assert got == pytest.approx(expected, abs=1e-6)
+
+
+def test_small_faces_share_the_weights_of_the_network():
+    recipe = tiny(augment="none", progressive={"sizes": [24], "until": [0.5]})
+    params = {**recipe.model.params, "drop_path": 0.0, "dropout": 0.0}
+    network = build_model(recipe.model.name, {"fer2013": 7}, **params)
+    model = TrainingModel(network, recipe, {"fer2013": 1.0})
+    model.compile(optimizer="sgd")
+    before = [id(v) for v in model.trainable_variables]
+    model.show_at(24)
+    assert [id(v) for v in model.trainable_variables] == before
+    face = np.random.default_rng(0).integers(0, 256, (3, 48, 48), np.uint8)
+    batch = {"face": ops.convert_to_tensor(face), "fer2013": ops.eye(7)[:3]}
+    first = ops.convert_to_numpy(model(batch, training=True)["logits_fer2013"])
+    dense = network.get_layer("logits_fer2013")
+    dense.bias.assign_add(ops.ones_like(dense.bias))
+    second = ops.convert_to_numpy(model(batch, training=True)["logits_fer2013"])
+    np.testing.assert_allclose(second, first + 1, atol=1e-4)
+    model.show_at(48)
+    assert model.side == 48
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"progressive": {"sizes": [48], "until": [0.5]}}, "below the faces' 48"),
+        (
+            {
+                "progressive": {"sizes": [32], "until": [0.5]},
+                "model": {"name": "se-resnet", "params": {"view_size": 40}},
+            },
+            "view_size",
+        ),
+    ],
+)
+def test_small_faces_that_do_not_fit_are_refused(faces, tmp_path, changes, message):
+    with pytest.raises(TrainingError, match=message):
+        train(tiny(**changes), faces, tmp_path / "r")
+    assert not (tmp_path / "r").exists()

@@ -10,12 +10,42 @@ import numpy as np
 from keras import ops
 
 from ferkit.augment import Augmenter
+from ferkit.errors import TrainingError
 from ferkit.training.recipe import Recipe
 
 
 def teacher_key(head: str) -> str:
     """Return the name under which a batch holds the teacher's answers for a head."""
     return f"teacher_{head}"
+
+
+class _Resized:
+    """The same layers, weights shared, over faces of another side.
+
+    Not a Keras object, so that Keras does not count the weights twice.
+    """
+
+    def __init__(self, network: Any) -> None:
+        self.networks = {int(network.input_shape[1]): network}
+        self.own = network
+
+    def at(self, side: int) -> Any:
+        """Return the network for faces of that side."""
+        if side not in self.networks:
+            face = keras.Input((side, side, 1), dtype="float32", name="pixels")
+            try:
+                self.networks[side] = keras.models.clone_model(
+                    self.own, input_tensors=face, clone_function=_itself
+                )
+            except ValueError as error:
+                raise TrainingError(
+                    f"{self.own.name} cannot be trained on faces of {side} pixels: {error}"
+                ) from error
+        return self.networks[side]
+
+
+def _itself(layer: Any) -> Any:
+    return layer
 
 
 class TrainingModel(keras.Model):  # type: ignore[misc]
@@ -47,6 +77,8 @@ class TrainingModel(keras.Model):  # type: ignore[misc]
         self.taught = frozenset(taught)
         self.distil = recipe.distil
         self.smoothing = recipe.label_smoothing
+        self.side = int(network.input_shape[1])
+        self.resized = _Resized(network)
         self.l2 = 0.0 if recipe.optimizer.name == "adamw" else recipe.optimizer.weight_decay
         self.trackers: dict[str, Any] = {"loss": keras.metrics.Mean(name="objective")}
         for head in head_weights:
@@ -62,11 +94,30 @@ class TrainingModel(keras.Model):  # type: ignore[misc]
         mass |= {teacher_key(head): inputs[teacher_key(head)] for head in self.taught}
         if training:
             faces, mass = self.augmenter(faces, mass)
-        logits = self.network(ops.cast(faces, "float32"), training=training)
+        faces = ops.cast(faces, "float32")
+        network = self.network
+        if training and self.side != faces.shape[1]:
+            faces = ops.image.resize(
+                faces, (self.side, self.side), antialias=True, data_format="channels_last"
+            )
+            network = self.resized.at(self.side)
+        logits = network(faces, training=training)
         return {
             **{f"logits_{head}": logits[head] for head in self.head_weights},
             **{f"mass_{key}": mass[key] for key in mass},
         }
+
+    def show_at(self, side: int) -> None:
+        """Train on faces of another side from the next step on; the weights stay the network's.
+
+        Raises:
+            TrainingError: If the network cannot take faces of that side.
+        """
+        if side == self.side:
+            return
+        self.resized.at(side)
+        self.side = side
+        self.make_train_function(force=True)
 
     def _cross_entropy(self, head: str, answers: dict[str, Any], smoothing: float) -> Any:
         """Sum over classes of mass times -log p, for each face."""

@@ -66,6 +66,30 @@ class DistilPart(_Part):
     protocol: Protocol = Field("flip", description="views that the teacher's answers are averaged over")
 
 
+class ProgressivePart(_Part):
+    """Smaller faces in the first epochs, where only what is coarse is learnt yet (Tan & Le 2021)."""
+
+    sizes: tuple[int, ...] = Field((), description="sides in pixels; empty: the data's own throughout")
+    until: tuple[float, ...] = Field((), description="share of the epochs at which each size ends")
+
+    @model_validator(mode="after")
+    def _fits(self) -> ProgressivePart:
+        if len(self.sizes) != len(self.until):
+            raise ValueError(f"{len(self.sizes)} sizes need as many ends, not {len(self.until)}")
+        if any(size < 16 for size in self.sizes) or list(self.sizes) != sorted(set(self.sizes)):
+            raise ValueError(f"sizes must rise from 16 pixels or more, not {list(self.sizes)}")
+        if list(self.until) != sorted(set(self.until)) or any(not 0 < end < 1 for end in self.until):
+            raise ValueError(f"ends must rise between 0 and 1, not {list(self.until)}")
+        return self
+
+    def side(self, epoch: int, epochs: int, own: int) -> int:
+        """Return the side of the faces in an epoch (from 0) of a run, ``own`` being the data's."""
+        for size, end in zip(self.sizes, self.until, strict=True):
+            if epoch < round(end * epochs):
+                return size
+        return own
+
+
 class OptimizerPart(_Part):
     """The optimiser; ``weight_decay`` is decoupled for adamw, else a factor of half the square norm."""
 
@@ -115,6 +139,7 @@ class Recipe(_Part):
     heads: HeadsPart = HeadsPart()
     data: DataPart = DataPart()
     augment: AugmentConfig = AugmentConfig()
+    progressive: ProgressivePart = ProgressivePart()
     distil: DistilPart = DistilPart()
     optimizer: OptimizerPart = OptimizerPart()
     schedule: SchedulePart = SchedulePart()

@@ -151,6 +151,12 @@ class Session:
         if not len(self.faces):
             raise TrainingError(f"{dataset.source}: no face to train on after the recipe's filters")
         self.validation_mass = target_mass(self.validation, self.heads)
+        too_large = [size for size in recipe.progressive.sizes if size >= dataset.size]
+        if too_large or (recipe.progressive.sizes and recipe.model.params.get("view_size")):
+            raise TrainingError(
+                f"progressive.sizes {list(recipe.progressive.sizes)} must lie below the faces' "
+                f"{dataset.size} pixels, and do not go with a view_size"
+            )
         policy = "float32" if recipe.mixed_precision == "off" else f"mixed_{recipe.mixed_precision}"
         keras.utils.set_random_seed(recipe.seed)
         self.network = build_model(
@@ -204,6 +210,7 @@ class Session:
         """Set all randomness, and a plateau's rate, from what is known before the epoch."""
         self.faces.set_epoch(epoch)
         self.model.reseed(self.recipe.seed, epoch)
+        self.model.show_at(self.recipe.progressive.side(epoch, self.recipe.epochs, self.training.size))
         if self.recipe.schedule.name == "plateau":
             self.optimizer.learning_rate = plateau_rate(
                 self.recipe, [row["val_objective"] for row in self.history]
