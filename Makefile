@@ -11,7 +11,13 @@ USABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[
 LOOK_AT = skimage/data/astronaut.png
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint clean
+OUT := bench-out
+PEER := bench-out/peer-venv
+PHOTOS :=
+CLIPS :=
+MINUTES := 5
+
+.PHONY: help demo test bench peer lint clean
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -24,8 +30,14 @@ demo: $(BASE) ## Read the expressions in a real photo with the embedded model (b
 test: $(DEV) ## Run every test, with coverage and the rules of the house.
 	$(PY) -m pytest --cov --cov-report=term
 
-bench: $(BASE) ## Measure start-up, cold start, memory and faces per second; writes bench-out/.
-	$(PY) benchmarks/bench.py --out bench-out
+# OUT=results/bench PHOTOS='--photo a.jpg' CLIPS='a.mp4 b.mov --data fer2013.csv.gz' MINUTES=60 measures more.
+bench: $(BASE) ## Measure start-up, memory, speed, video and fer beside it; writes bench-out/.
+	$(PY) benchmarks/bench.py --out $(OUT) $(PHOTOS)
+	$(PY) benchmarks/peer.py --out $(OUT) --peer-venv $(PEER) $(PHOTOS)
+	$(PY) benchmarks/video.py --out $(OUT) --minutes $(MINUTES) $(CLIPS)
+
+peer: $(BASE) ## Install the package fer for make bench, into an environment of its own (5 GiB).
+	$(PY) benchmarks/peer.py --make-venv --peer-venv $(PEER)
 
 lint: $(DEV) ## Check style, types and the layers.
 	$(PY) -m ruff check .

@@ -1,28 +1,22 @@
-"""Measures what a user waits for: start-up, the first photo, memory, and faces per second.
+"""Measures what a user waits for: start-up, the first photo, memory, faces per second, a photo's stages.
 
 What is compared is measured side by side, in turns, so that a busy machine slows all of it alike; the
 ratios are what to compare between machines. Needs the base install only; what it cannot measure, it says.
+``video.py`` and ``peer.py`` add their tables to the same report.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
-from ferkit import __version__
+from jobs import CLOCKS
+from measuring import Part, Worker, describe_machine, in_turns, measure_process, workers, write_report
+
 from ferkit.errors import FerkitError
-from ferkit.extras import LIBRARIES
 
 FLOOR = "python -c pass"
 STARTS: Mapping[str, Sequence[str]] = {
@@ -34,129 +28,115 @@ STARTS: Mapping[str, Sequence[str]] = {
 }
 LIBRARIES_ALONE = "import numpy, cv2, onnxruntime"
 BATCHES = (1, 8, 64)
-THREADS = (1, 2)
+CORES = (1, 2)
+MATRIX = 1024  # rows and columns
+CLOCK_HELP = "of rates: `processor` says something on a busy machine, too, but of one core only"
+SECONDS = 0.4  # of one measurement of a rate, at least
 
 
-def measure_process(arguments: Sequence[str]) -> tuple[float, float]:
-    """Run Python with ``arguments``; return seconds of wall clock and peak memory in MiB."""
-    start = time.perf_counter()
-    process = subprocess.Popen(
-        [sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    message = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    process.stderr.close()
-    if process.returncode:
-        raise RuntimeError((message.strip().splitlines() or [f"exit {process.returncode}"])[-1])
-    scale = 1024 if sys.platform != "darwin" else 1024 * 1024
-    return seconds, usage.ru_maxrss / scale
-
-
-def in_turns(jobs: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """Run every job once per round, in turns, after one round that does not count; return the medians."""
-    seen: dict[str, list[float]] = {name: [] for name in jobs}
-    for turn in range(rounds + 1):
-        for name, job in jobs.items():
-            value = job()
-            if turn:
-                seen[name].append(value)
-    return {name: statistics.median(values) for name, values in seen.items()}
-
-
-def bench_start(rounds: int) -> dict[str, Any]:
+def bench_start(rounds: int) -> Part:
     """Seconds from the shell to the prompt, against Python alone."""
     medians = in_turns({name: _timer(line) for name, line in STARTS.items()}, rounds)
-    return {
-        name: {"seconds": seconds, "ratio": seconds / medians[FLOOR]} for name, seconds in medians.items()
-    }
+    rows = {name: {"seconds": value, "x Python": value / medians[FLOOR]} for name, value in medians.items()}
+    return {"rows": rows}
 
 
-def bench_predict(rounds: int) -> dict[str, Any]:
+def bench_predict(rounds: int) -> Part:
     """Seconds and peak memory of ``ferkit predict`` on one photo, against importing its libraries alone."""
-    photo = str(distribution("scikit-image").locate_file("skimage/data/astronaut.png"))
+    photo = str(astronaut())
     lines = {LIBRARIES_ALONE: ("-c", LIBRARIES_ALONE), "ferkit predict": ("-m", "ferkit", "predict", photo)}
     medians = in_turns({name: _timer(line) for name, line in lines.items()}, rounds)
-    return {
-        name: {
-            "seconds": seconds,
-            "ratio": seconds / medians[LIBRARIES_ALONE],
-            "peak_mib": measure_process(lines[name])[1],
-        }
-        for name, seconds in medians.items()
-    }
+    rows: dict[str, dict[str, float]] = {}
+    for name, seconds in medians.items():
+        _, processor, peak = measure_process(lines[name])
+        ratio = seconds / medians[LIBRARIES_ALONE]
+        rows[name] = {"seconds": seconds, "processor": processor, "x libraries": ratio, "peak_mib": peak}
+    return {"note": "Aims: at most 1.5 s and 400 MiB.", "rows": rows}
 
 
-def bench_classifier(rounds: int) -> dict[str, Any]:
-    """Faces per second of the embedded model by batch size and threads."""
-    import numpy as np
-
-    from ferkit.classifier import FaceClassifier
-
-    jobs: dict[str, Callable[[], float]] = {}
-    rng = np.random.default_rng(0)
-    for threads in THREADS:
-        classifier = FaceClassifier(threads=threads)
-        size = classifier.info.input_size
+def bench_classifier(rounds: int, clock: str) -> Part:
+    """Faces per second of the embedded model by batch size and cores, as a share of the matrix rate."""
+    with workers("worker.py", usable(CORES, clock), clock=clock) as by_cores:
+        model = by_cores[1].ask("hello")
+        jobs: dict[str, Callable[[], float]] = {}
+        for cores, worker in by_cores.items():
+            for library in model["matrices"]:
+                name = f"matrices, {library}, {cores} core(s)"
+                jobs[name] = _asking(worker, "gmac_per_s", "matmul", library=library, size=MATRIX)
+            for batch in BATCHES:
+                name = f"batch {batch}, {cores} core(s)"
+                jobs[name] = _asking(worker, "faces_per_s", "classify", batch=batch)
+        rates = in_turns(jobs, rounds, warm=False)  # each job warms itself up
+    rows: dict[str, dict[str, Any]] = {}
+    for cores in by_cores:
+        matrices = {library: rates[f"matrices, {library}, {cores} core(s)"] for library in model["matrices"]}
+        for library, rate in matrices.items():
+            rows[f"matrices, {library}, {cores} core(s)"] = {"gmac_per_s": rate}
         for batch in BATCHES:
-            faces = rng.integers(0, 256, (batch, size, size), dtype=np.uint8)
-            jobs[f"batch {batch}, threads {threads}"] = _rate(classifier.predict, faces)
-    medians = in_turns(jobs, rounds)
-    slowest = medians[f"batch {BATCHES[0]}, threads {THREADS[0]}"]
-    return {name: {"faces_per_s": rate, "ratio": rate / slowest} for name, rate in medians.items()}
+            name = f"batch {batch}, {cores} core(s)"
+            gmac = rates[name] * model["mmac"] / 1000
+            rows[name] = {
+                "faces_per_s": rates[name],
+                "gmac_per_s": gmac,
+                "of the matrix rate": gmac / max(matrices.values()),
+                "x one face, one core": rates[name] / rates[f"batch {BATCHES[0]}, {CORES[0]} core(s)"],
+            }
+    note = (
+        f"{model['model']}: {model['architecture']}, {model['mmac']:.1f} MMAC a face. The matrix rate is "
+        f"that of float32 products of {MATRIX} x {MATRIX}, the faster of the libraries. Aim: half of it."
+    )
+    return {"note": note, "rows": rows}
 
 
-def describe_machine() -> dict[str, Any]:
-    """Return what the figures depend on."""
-    return {
-        "cpu": _cpu_model(),
-        "cores": os.cpu_count(),
-        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "load": round(os.getloadavg()[0], 2),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "ferkit": __version__,
-        "libraries": {one.distributions[0]: one.version() for one in LIBRARIES if not one.extra},
-        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-    }
+def bench_photo(photos: Sequence[Path], rounds: int, clock: str) -> Part:
+    """Where the time of a photo goes, everything loaded before."""
+    rows: dict[str, dict[str, Any]] = {}
+    with workers("worker.py", usable(CORES, clock), clock=clock) as by_cores:
+        for path in photos:
+            for cores, worker in by_cores.items():
+                answers = [
+                    worker.ask("stages", path=str(path), seconds=SECONDS / 4)
+                    for _ in range(max(1, rounds // 3))
+                ]
+                best = {
+                    name: min(answer["stages"][name] for answer in answers) for name in answers[0]["stages"]
+                }
+                whole = sum(best[name] for name in ("decode", "detect", "crop, judge", "classify"))
+                rows[f"{path.name}, {cores} core(s)"] = {
+                    "faces": answers[0]["faces"],
+                    "file to result, ms": 1000 * whole,
+                    **{f"{name}, ms": 1000 * value for name, value in best.items()},
+                }
+    return {"note": "Best of the turns. Draw and encode only with --annotate.", "rows": rows}
 
 
-def as_text(report: Mapping[str, Any]) -> str:
-    """Return the report as a table for people."""
-    machine = report["machine"]
-    lines = [
-        f"{machine['cpu']}, {machine['usable_cores']} of {machine['cores']} cores, load {machine['load']}; "
-        f"Python {machine['python']}, ferkit {machine['ferkit']}, {machine['date']}"
-    ]
-    for title, rows in report["parts"].items():
-        lines += ["", title]
-        if "skipped" in rows:
-            lines.append(f"  SKIPPED: {rows['skipped']}")
-            continue
-        for name, row in rows.items():
-            figures = [f"{row['ratio']:6.2f} x"]
-            if "seconds" in row:
-                figures.insert(0, f"{row['seconds'] * 1000:8.0f} ms")
-            if "faces_per_s" in row:
-                figures.insert(0, f"{row['faces_per_s']:8.0f} faces/s")
-            if "peak_mib" in row:
-                figures.append(f"peak {row['peak_mib']:.0f} MiB")
-            lines.append(f"  {name:<32} {'  '.join(figures)}")
-    return "\n".join(lines)
+def usable(cores: Sequence[int], clock: str = "wall") -> list[int]:
+    """Return those numbers of cores that this machine has; the processor's clock speaks of one only."""
+    limit = 1 if clock == "processor" else describe_machine()["usable_cores"]
+    return [n for n in cores if n <= limit]
+
+
+def astronaut() -> Path:
+    """Return the photo that a dependency brings."""
+    from importlib.metadata import distribution
+
+    return Path(str(distribution("scikit-image").locate_file("skimage/data/astronaut.png")))
 
 
 def main() -> None:
-    """Measure, print, and write ``bench.json`` and ``bench.txt``."""
+    """Measure as the command line says, and write ``bench.json`` and the report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("bench-out"), help="folder for the results")
     parser.add_argument("--rounds", type=int, default=9, help="turns of each measurement (default: 9)")
+    parser.add_argument("--photo", type=Path, action="append", help="default: the astronaut of scikit-image")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help=CLOCK_HELP)
     arguments = parser.parse_args()
-    parts: dict[str, Callable[[int], dict[str, Any]]] = {
-        f"Start-up (ratio to `{FLOOR}`)": bench_start,
-        f"One photo, cold (ratio to `{LIBRARIES_ALONE}`)": bench_predict,
-        "Embedded model (ratio to one face at a time on one thread)": bench_classifier,
+    photos = [path.absolute() for path in arguments.photo or [astronaut()]]
+    parts: dict[str, Callable[[int], Part]] = {
+        "Start-up": bench_start,
+        "One photo, cold": bench_predict,
+        "The embedded model": lambda rounds: bench_classifier(rounds, arguments.clock),
+        "Where the time of a photo goes": lambda rounds: bench_photo(photos, rounds, arguments.clock),
     }
     report: dict[str, Any] = {"machine": describe_machine(), "rounds": arguments.rounds, "parts": {}}
     for title, part in parts.items():
@@ -165,37 +145,15 @@ def main() -> None:
             report["parts"][title] = part(arguments.rounds)
         except (FerkitError, RuntimeError, ImportError) as error:
             report["parts"][title] = {"skipped": str(error)}
-    text = as_text(report)
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "bench.json").write_text(json.dumps(report, indent=2) + "\n")
-    (arguments.out / "bench.txt").write_text(text + "\n")
-    print(text)
+    write_report(arguments.out, "bench", report, sys.argv[1:])
 
 
 def _timer(line: Sequence[str]) -> Callable[[], float]:
     return lambda: measure_process(line)[0]
 
 
-def _rate(predict: Callable[[Any], object], faces: Any) -> Callable[[], float]:
-    # Long enough (64 faces) that the clock's grain and one late wake-up do not matter.
-    calls = max(1, 64 // len(faces))
-
-    def rate() -> float:
-        start = time.perf_counter()
-        for _ in range(calls):
-            predict(faces)
-        return calls * len(faces) / (time.perf_counter() - start)
-
-    return rate
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+def _asking(worker: Worker, key: str, do: str, **job: Any) -> Callable[[], float]:
+    return lambda: float(worker.ask(do, seconds=SECONDS, **job)[key])
 
 
 if __name__ == "__main__":

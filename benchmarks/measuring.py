@@ -1,0 +1,244 @@
+"""What the benchmarks share: processes that measure, turns, the machine, and the report that people read."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from ferkit import __version__
+from ferkit.extras import LIBRARIES
+
+HERE = Path(__file__).resolve().parent
+
+Part = dict[str, Any]
+
+# Linux hands the memory of the process that starts another one down to it, as if the other one had used it
+# itself. So a process of a few MiB starts what is measured, and takes the time as well.
+_LAUNCHER = """
+import json, os, sys, time
+start = time.perf_counter()
+child = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ,
+                       file_actions=[(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)])
+_, status, usage = os.wait4(child, 0)
+seconds = time.perf_counter() - start
+peak = usage.ru_maxrss / (1024 if sys.platform != "darwin" else 1024 * 1024)
+print(json.dumps([seconds, usage.ru_utime + usage.ru_stime, peak, os.waitstatus_to_exitcode(status)]))
+"""
+
+
+def measure_process(arguments: Sequence[str]) -> tuple[float, float, float]:
+    """Run Python with ``arguments``; return seconds of the clock, of the processor, and peak memory in MiB.
+
+    Raises:
+        RuntimeError: If it fails.
+    """
+    line = [sys.executable, "-I", "-S", "-c", _LAUNCHER, sys.executable, *arguments]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    seconds, processor, peak, status = json.loads(done.stdout)
+    if status:
+        raise RuntimeError((done.stderr.strip().splitlines() or [f"exit {status}"])[-1])
+    return float(seconds), float(processor), float(peak)
+
+
+def in_turns(jobs: Mapping[str, Callable[[], float]], rounds: int, *, warm: bool = True) -> dict[str, float]:
+    """Run every job once per round, in turns; return the medians.
+
+    Args:
+        jobs: Each returns what is to be reported.
+        rounds: How often.
+        warm: Whether a round that does not count comes first.
+    """
+    seen: dict[str, list[float]] = {name: [] for name in jobs}
+    for turn in range(rounds + warm):
+        for name, job in jobs.items():
+            value = job()
+            if turn or not warm:
+                seen[name].append(value)
+    return {name: statistics.median(values) for name, values in seen.items()}
+
+
+class Worker:
+    """A process that measures on its own cores; see ``jobs.py``. A context manager.
+
+    Args:
+        script: A file beside this one.
+        cores: How many cores, and threads, it may use.
+        python: The interpreter; by default this one.
+        clock: One of ``jobs.CLOCKS``.
+
+    Raises:
+        RuntimeError: From :meth:`ask`, if the process ends or says that something went wrong.
+    """
+
+    def __init__(self, script: str, cores: int, python: Path | None = None, clock: str = "wall") -> None:
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # as long as the process
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(cores))
+        self._process = subprocess.Popen(
+            [str(python or sys.executable), str(HERE / script), "--cores", str(cores), "--clock", clock],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env={**os.environ, **threads},
+        )
+
+    def __enter__(self) -> Self:
+        """Return the worker."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End the process."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+        self._process.wait()
+        self._errors.close()
+
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        """Have a job done and return the answer."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+            self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        if not line:
+            self._errors.seek(0)
+            said = self._errors.read().strip().splitlines() or ["it said nothing"]
+            raise RuntimeError(f"the measuring process ended: {said[-1]}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        return answer
+
+
+@contextlib.contextmanager
+def workers(
+    script: str, cores: Sequence[int], python: Path | None = None, clock: str = "wall"
+) -> Iterator[dict[int, Worker]]:
+    """Yield a worker for each number of cores."""
+    with contextlib.ExitStack() as stack:
+        yield {n: stack.enter_context(Worker(script, n, python, clock)) for n in cores}
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return what the figures depend on."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "load": round(os.getloadavg()[0], 2),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "ferkit": __version__,
+        "libraries": {one.distributions[0]: one.version() for one in LIBRARIES if not one.extra},
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+    }
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+# The report
+
+SCRIPTS = ("bench", "peer", "video")
+"""Each writes a file of that name with the suffix .json; together they are the report, in this order."""
+
+_UNITS = {
+    "seconds": ("ms", 1000, ",.0f"),
+    "processor": ("processor ms", 1000, ",.0f"),
+    "faces_per_s": ("faces/s", 1, ",.0f"),
+    "frames_per_s": ("frames/s", 1, ",.1f"),
+    "gmac_per_s": ("GMAC/s", 1, ",.1f"),
+    "peak_mib": ("peak MiB", 1, ",.0f"),
+    "ms": ("ms", 1, ",.2f"),
+    "cpu_ms": ("processor ms", 1, ",.2f"),
+}
+_PERCENT = ("share", "recall", "same label", "accuracy", "of the matrix rate", "overlap", "searched in")
+
+
+def cell(name: str, value: Any) -> tuple[str, str]:
+    """Return the heading and the text of a figure, by its name."""
+    if isinstance(value, list):
+        return name, " ".join(f"{item:.0f}" for item in value)
+    if value is None or isinstance(value, str | int):
+        return name, "" if value is None else f"{value:,}" if isinstance(value, int) else value
+    if name in _UNITS:
+        heading, factor, form = _UNITS[name]
+        return heading, format(factor * value, form)
+    if name in _PERCENT:
+        return f"{name}, %", f"{100 * value:.1f}"
+    return name, f"{value:,.3g}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def as_markdown(report: Mapping[str, Any]) -> str:
+    """Return a report as tables for people."""
+    machine = report["machine"]
+    lines = [
+        f"{machine['cpu']}, {machine['usable_cores']} of {machine['cores']} cores, load {machine['load']} "
+        f"before the run; Python {machine['python']}, ferkit {machine['ferkit']}, "
+        + ", ".join(f"{name} {number}" for name, number in machine["libraries"].items())
+        + f"; {machine['date']}.",
+    ]
+    lines += [f"\n{note}" for note in report.get("notes", ())]
+    for title, part in report["parts"].items():
+        lines += ["", f"### {title}"]
+        if part.get("note"):
+            lines.append(part["note"])
+        if "skipped" in part:
+            lines.append(f"SKIPPED: {part['skipped']}")
+            continue
+        rows = part["rows"]
+        # Every name with a figure that it has somewhere: that gives the unit.
+        names = {name: value for row in rows.values() for name, value in row.items() if value is not None}
+        heads = [cell(name, value)[0] for name, value in names.items()]
+        lines += ["", f"| | {' | '.join(heads)} |", f"|---|{'--:|' * len(heads)}"]
+        for label, row in rows.items():
+            lines.append(f"| {label} | {' | '.join(cell(name, row.get(name))[1] for name in names)} |")
+    return "\n".join(lines)
+
+
+def write_report(folder: Path, name: str, report: Mapping[str, Any], command: Sequence[str]) -> None:
+    """Write ``name.json``, and README.md over all that the folder holds; print the new tables.
+
+    Args:
+        folder: Where to.
+        name: One of :data:`SCRIPTS`.
+        report: ``machine`` and ``parts``; a part has ``rows``, or says why it was ``skipped``.
+        command: What was typed, for those who want to repeat it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    whole = {"command": " ".join(["python", f"benchmarks/{name}.py", *command]), **report}
+    (folder / f"{name}.json").write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+    text = [
+        "# Measurements",
+        "Written by the benchmarks themselves; do not edit. Figures are medians of runs in turns, so that a "
+        "busy machine slows all alike; compare the ratios between machines, not the rest.",
+    ]
+    for script in SCRIPTS:
+        path = folder / f"{script}.json"
+        if path.exists():
+            held = json.loads(path.read_text(encoding="utf-8"))
+            text += ["", f"## `{held['command']}`", as_markdown(held)]
+    (folder / "README.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+    print(as_markdown(report))

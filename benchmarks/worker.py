@@ -1,0 +1,111 @@
+"""Measures ferkit and the machine's float32 matrix rate, in a process of its own on as many cores as told."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+from jobs import per_call, serve, take_cores
+
+CORES = take_cores()
+
+
+@cache
+def _classifier() -> Any:
+    from ferkit import FaceClassifier
+
+    return FaceClassifier(threads=CORES)
+
+
+@cache
+def _recognizer() -> Any:
+    from ferkit import Recognizer
+
+    return Recognizer(threads=CORES)
+
+
+def hello() -> dict[str, Any]:
+    """Say which network it is, and which libraries can multiply matrices (one needs the package onnx)."""
+    info = _classifier().info
+    libraries = ["numpy", *(["onnxruntime"] if find_spec("onnx") else [])]
+    return {"model": info.name, "architecture": info.architecture, "mmac": info.mmac, "matrices": libraries}
+
+
+def classify(batch: int, seconds: float) -> dict[str, Any]:
+    """Return faces a second of the network: crops in, probabilities of one label set out."""
+    import numpy as np
+
+    classifier = _classifier()
+    size = classifier.info.input_size
+    faces = np.random.default_rng(0).integers(0, 256, (batch, size, size), dtype=np.uint8)
+    wanted = [classifier.info.default_taxonomy]
+    classifier.predict(faces, taxonomies=wanted)
+    return {"faces_per_s": batch / per_call(lambda: classifier.predict(faces, taxonomies=wanted), seconds)}
+
+
+def photo(path: str, seconds: float) -> dict[str, Any]:
+    """Return the seconds from a photo's file to the expressions of its faces."""
+    recognizer = _recognizer()
+    found = len(recognizer.predict(path).faces)
+    return {"seconds": per_call(lambda: recognizer.predict(path), seconds), "faces": found}
+
+
+def stages(path: str, seconds: float) -> dict[str, Any]:
+    """Return the seconds of each stage of reading a photo, and of drawing and writing its copy."""
+    import tempfile
+    from pathlib import Path
+
+    from ferkit.detect import make_detector
+    from ferkit.images import load_image, write_image
+    from ferkit.recognize.drawing import draw
+
+    recognizer, detector = _recognizer(), make_detector(threads=CORES)
+    rgb, result = load_image(path), recognizer.predict(path)
+    crops = recognizer.crops(path)
+    drawn = draw(rgb, result)
+    spent = {
+        "decode": per_call(lambda: load_image(path), seconds),
+        "detect": per_call(lambda: detector.detect(rgb), seconds),
+        "classify": per_call(lambda: recognizer.predict_crops(crops), seconds),
+        "draw": per_call(lambda: draw(rgb, result), seconds),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / f"out{Path(path).suffix}"
+        spent["encode"] = per_call(lambda: write_image(target, drawn), seconds)
+    whole = per_call(lambda: recognizer.predict(rgb), seconds)
+    spent["crop, judge"] = max(0.0, whole - spent["detect"] - spent["classify"])
+    return {"stages": spent, "faces": len(result.faces)}
+
+
+def matmul(library: str, size: int, seconds: float) -> dict[str, Any]:
+    """Return the rate of float32 matrix products of NumPy or ONNX Runtime, in 1e9 products a second."""
+    import numpy as np
+
+    a, b = np.random.default_rng(0).random((2, size, size), np.float32)
+    session = _matrix_session(size) if library == "onnxruntime" else None
+
+    def call() -> object:
+        return np.matmul(a, b) if session is None else session.run(None, {"a": a, "b": b})
+
+    call()
+    return {"gmac_per_s": size**3 / per_call(call, seconds) / 1e9}
+
+
+@cache
+def _matrix_session(size: int) -> Any:
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    a, b, c = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [size, size]) for name in "abc")
+    graph = helper.make_graph([helper.make_node("MatMul", ["a", "b"], ["c"])], "product", [a, b], [c])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = CORES
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+if __name__ == "__main__":
+    serve({"hello": hello, "classify": classify, "photo": photo, "stages": stages, "matmul": matmul})

@@ -1,0 +1,117 @@
+"""The benchmarks measure what they say, and write what they measured."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ferkit import weights
+from samples import sample
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def measuring() -> Any:
+    sys.path.insert(0, str(FOLDER))
+    try:
+        return importlib.import_module("measuring")
+    finally:
+        sys.path.remove(str(FOLDER))
+
+
+@pytest.fixture
+def embedded() -> None:
+    if weights.DEFAULT not in weights.embedded_models():
+        pytest.skip("NO EMBEDDED MODEL in this checkout")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="reads what Unix tells of a process")
+def test_memory_of_a_process_is_its_own_and_not_that_of_who_measures(measuring: Any) -> None:
+    """A fault of ours: Linux counts what the starting process held, so a large one made all look large."""
+    held = np.ones(50_000_000)  # 400 MiB
+    _, _, small = measuring.measure_process(["-c", "pass"])
+    seconds, processor, large = measuring.measure_process(["-c", "x = b'1' * 100_000_000"])
+    assert held.nbytes > 380 << 20
+    assert 2 < small < 60
+    assert small + 90 < large < small + 130
+    assert 0 < processor <= seconds * 2
+
+
+def test_a_process_that_fails_is_said_with_its_last_line(measuring: Any) -> None:
+    with pytest.raises(RuntimeError, match="no luck"):
+        measuring.measure_process(["-c", "raise SystemExit('no luck')"])
+
+
+def test_a_worker_answers_in_its_own_process_on_its_own_cores(measuring: Any, embedded: None) -> None:
+    with measuring.Worker("worker.py", 1) as worker:
+        assert worker.ask("hello")["mmac"] > 1
+        assert worker.ask("classify", batch=2, seconds=0.01)["faces_per_s"] > 0
+        assert worker.ask("matmul", library="numpy", size=64, seconds=0.01)["gmac_per_s"] > 0
+        read = worker.ask("photo", path=str(sample("astronaut.png")), seconds=0)
+        assert read["faces"] == 1
+        with pytest.raises(RuntimeError, match="no/such"):
+            worker.ask("photo", path="no/such.png", seconds=0)
+        assert worker.ask("hello")["model"] == weights.DEFAULT  # an error did not end it
+
+
+def test_a_worker_that_cannot_start_is_said(measuring: Any, tmp_path: Path) -> None:
+    with (
+        measuring.Worker("worker.py", 1, clock="moon") as worker,
+        pytest.raises(RuntimeError, match="invalid choice: 'moon'"),
+    ):
+        worker.ask("hello")
+
+
+def test_jobs_run_in_turns_and_the_medians_come(measuring: Any) -> None:
+    order: list[str] = []
+    values = iter([100.0, 100.0, 1.0, 10.0, 3.0, 20.0, 2.0, 30.0])
+
+    def job(name: str) -> Any:
+        def run() -> float:
+            order.append(name)
+            return next(values)
+
+        return run
+
+    assert measuring.in_turns({"a": job("a"), "b": job("b")}, 3) == {"a": 2.0, "b": 20.0}
+    assert order == ["a", "b"] * 4
+
+
+def test_the_report_holds_what_every_script_wrote_and_says_what_was_skipped(
+    measuring: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine = measuring.describe_machine()
+    rows = {"one": {"seconds": 0.25, "recall": 0.987, "sizes": [1.2, 3.4]}, "two": {"faces_per_s": 1234.5}}
+    measuring.write_report(
+        tmp_path,
+        "bench",
+        {"machine": machine, "parts": {"First": {"note": "Of note.", "rows": rows}}},
+        ["-x"],
+    )
+    measuring.write_report(
+        tmp_path, "video", {"machine": machine, "parts": {"Second": {"skipped": "no extra"}}}, []
+    )
+    text = (tmp_path / "README.md").read_text()
+    assert "| | ms | recall, % | sizes | faces/s |" in text
+    assert "| one | 250 | 98.7 | 1 3 |  |" in text
+    assert "| two |  |  |  | 1,234 |" in text
+    assert "SKIPPED: no extra" in text
+    assert text.index("`python benchmarks/bench.py -x`") < text.index("`python benchmarks/video.py`")
+    assert "Of note." in capsys.readouterr().out
+    assert json.loads((tmp_path / "bench.json").read_text())["parts"]["First"]["rows"] == rows
+
+
+def test_without_the_peer_its_comparison_is_skipped_and_says_how_to_get_it(tmp_path: Path) -> None:
+    line = [sys.executable, str(FOLDER / "peer.py"), "--peer-venv", str(tmp_path / "none")]
+    done = subprocess.run([*line, "--out", str(tmp_path)], capture_output=True, text=True, check=True)
+    assert "SKIPPED" in done.stderr
+    assert "make peer" in done.stderr
+    assert list(tmp_path.iterdir()) == []
