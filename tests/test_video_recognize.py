@@ -246,6 +246,21 @@ def test_who_stops_early_leaves_no_thread_behind(recognizer: Recognizer, clip: P
     assert readers() == []
 
 
+def test_one_recognizer_reads_several_clips_at_once(recognizer: Recognizer, clip: Path) -> None:
+    expected = list(recognizer.video(clip))
+    found: list[list[FrameResult]] = [[] for _ in range(3)]
+
+    def read(number: int) -> None:
+        found[number] = list(recognizer.video(clip))
+
+    threads = [threading.Thread(target=read, args=(number,)) for number in range(len(found))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [expected] * len(found)
+
+
 def test_an_error_in_the_middle_of_the_work_ends_the_reader(model: Path, clip: Path) -> None:
     class Broken(ByNumber):
         def detect(self, image: NDArray[np.uint8]) -> tuple[Detection, ...]:
