@@ -10,27 +10,14 @@ of 6 and of 20 epochs are compared at epoch 6. Writes ablation.csv, ablation.md 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from variants import History, Variant, draw_histories, epochs_done, read_run, train_variant, write_rows
+
 from ferkit import files
-from ferkit.cli.common import load_keras
 
 COMPARED = 6
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """One change to the recipe ``seed``."""
-
-    name: str
-    what: str
-    epochs: int
-    changes: tuple[str, ...]
 
 
 _MIRROR = "augment.upside_down=0"
@@ -82,15 +69,13 @@ def main() -> None:
     parser.add_argument("--only-finished", action="store_true", help="train nothing; tell of what is there")
     args = parser.parse_args()
     rows = []
-    histories: dict[str, list[dict[str, float]]] = {}
+    histories: dict[str, History] = {}
     for variant in VARIANTS:
         folder = args.runs / variant.name
-        if not _epochs_done(folder) >= variant.epochs:
-            if args.only_finished:
-                continue
-            _train(variant, args.data, folder)
-        history = json.loads((folder / "history.json").read_text("utf-8"))
-        facts = json.loads((folder / "run.json").read_text("utf-8"))
+        if args.only_finished and epochs_done(folder) < variant.epochs:
+            continue
+        train_variant(variant, "seed", args.data, folder, study="studies/student.py")
+        history, facts = read_run(folder)
         histories[variant.name] = history
         row, last = history[COMPARED - 1], history[-1]
         rows.append(
@@ -111,32 +96,10 @@ def main() -> None:
             }
         )
     args.out.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    files.write_text(args.out / "ablation.csv", text.getvalue())
+    write_rows(args.out / "ablation.csv", rows)
     files.write_text(args.out / "ablation.md", _table(rows))
-    _draw(args.out / "ablation.png", histories)
+    draw_histories(args.out / "ablation.png", histories)
     print(_table(rows))
-
-
-def _epochs_done(folder: Path) -> int:
-    history = folder / "history.json"
-    return len(json.loads(history.read_text("utf-8"))) if history.exists() else 0
-
-
-def _train(variant: Variant, data: str, folder: Path) -> None:
-    load_keras()
-    from ferkit.data import load_dataset
-    from ferkit.training.recipe import load_recipe
-    from ferkit.training.trainer import train
-
-    recipe = load_recipe("seed", [*variant.changes, f"epochs={variant.epochs}"])
-    resume = (folder / "checkpoint.npz").exists()
-    command = ["python", "studies/student.py"]
-    print(f"{variant.name}: {variant.epochs} epochs in {folder}", flush=True)
-    train(recipe, load_dataset(data), folder, resume=resume, command=command, tensorboard=False)
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
@@ -152,33 +115,6 @@ def _table(rows: list[dict[str, Any]]) -> str:
         for r in rows
     ]
     return "\n".join(lines) + "\n"
-
-
-def _draw(path: Path, histories: dict[str, list[dict[str, float]]]) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels: Any = figure.subplots(1, 2)
-    for panel, key, label, factor in (
-        (panels[0], "val_accuracy", "PublicTest accuracy in %", 100),
-        (panels[1], "val_loss", "PublicTest cross-entropy", 1),
-    ):
-        for name, history in histories.items():
-            panel.plot(
-                [r["epoch"] for r in history],
-                [factor * r[key] for r in history],
-                marker="o",
-                markersize=3,
-                label=name,
-            )
-        panel.set_xlabel("epoch")
-        panel.set_ylabel(label)
-        panel.grid(alpha=0.3)
-    panels[0].legend(fontsize=8)
-    with files.replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,182 @@
+"""What makes a network on FER2013 accurate? One change at a time to a short form of ``best-single``.
+
+    python studies/accuracy.py --data fer2013.csv.gz --votes fer2013new.csv --teacher ferkit-small
+
+The short form has a quarter of the arithmetic and a fifth of the epochs, so that a variant takes minutes;
+what helps only in long runs does not show in it. Each variant is a normal run below --runs, trained if it is
+not there yet, so the study can be stopped and gone on with; --only names some. Differences below twice the
+standard deviation over seeds are noise. Writes ablation.csv, ablation.md and ablation.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from pathlib import Path
+from typing import Any
+
+from variants import History, Variant, draw_histories, epochs_done, read_run, train_variant, write_rows
+
+from ferkit import files
+
+EPOCHS = 15
+SHORT = ("model.params.stem=24", "model.params.filters=[32, 64, 128]")
+SEEDS = (1, 2, 3)
+
+
+def variants(teacher: str | None) -> list[Variant]:
+    """Return what is compared, the recipe itself with its seeds first."""
+
+    def one(name: str, what: str, *changes: str, epochs: int = EPOCHS, teach: bool = False) -> Variant:
+        return Variant(name, what, epochs, (*SHORT, *changes), (teacher,) if teach and teacher else ())
+
+    found = [
+        one(f"seed-{seed}", "the recipe" if seed == 1 else f"the recipe, seed {seed}", f"seed={seed}")
+        for seed in SEEDS
+    ]
+    found += [
+        one("no-ferplus", "no second head for FER+ votes", "heads.ferplus=0"),
+        one("ferplus-1", "the FER+ head weighs as much as the labels'", "heads.ferplus=1.0"),
+        one("no-augmentation", "no augmentation at all", "augment=none"),
+        one("mirror", "mirror only", "augment=mirror"),
+        one("strong", "more of everything, and mixup", "augment=strong"),
+        one("no-erasing", "no erased rectangles", "augment.erasing=0"),
+        one("mixup", "mixup, alpha 0.2", "augment.mixup=0.2"),
+        one("no-smoothing", "no label smoothing", "label_smoothing=0"),
+        one("no-squeeze", "no squeeze-and-excitation", "model.params.squeeze=0"),
+        one("deeper", "two blocks in the last two stages", "model.params.blocks=[1, 2, 2]"),
+        one("weights", "rare classes weigh more", "data.balance=weights"),
+        one(
+            "adamw",
+            "AdamW at 2e-3 in place of SGD",
+            "optimizer.name=adamw",
+            "optimizer.learning_rate=0.002",
+            "optimizer.weight_decay=0.05",
+        ),
+        one("ema", "weights averaged over steps, decay 0.998", "optimizer.ema=0.998"),
+        one(
+            "progressive",
+            "32, then 40 pixels for 40 and 30 % of the epochs",
+            "progressive.sizes=[32, 40]",
+            "progressive.until=[0.4, 0.7]",
+        ),
+        one(
+            "progressive-longer",
+            "the same for as much arithmetic",
+            "progressive.sizes=[32, 40]",
+            "progressive.until=[0.4, 0.7]",
+            epochs=round(EPOCHS / (0.4 * (32 / 48) ** 2 + 0.3 * (40 / 48) ** 2 + 0.3)),
+        ),
+        one("longer", "twice as many epochs", epochs=2 * EPOCHS),
+    ]
+    if teacher is not None:
+        for temperature in (1, 2, 4):
+            found.append(
+                one(
+                    f"distilled-t{temperature}",
+                    f"70 % of the loss from {teacher}, temperature {temperature}",
+                    "distil.weight=0.7",
+                    f"distil.temperature={temperature}",
+                    teach=True,
+                )
+            )
+        found.append(
+            one(
+                "distilled-longer",
+                "temperature 2, twice as many epochs",
+                "distil.weight=0.7",
+                "distil.temperature=2",
+                epochs=2 * EPOCHS,
+                teach=True,
+            )
+        )
+    return found
+
+
+def main() -> None:
+    """Train what is missing, then write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--votes", type=Path, required=True)
+    parser.add_argument(
+        "--teacher", help="a model file or an embedded model; without it nothing is distilled"
+    )
+    parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"))
+    parser.add_argument("--out", type=Path, default=Path("results/accuracy"))
+    parser.add_argument("--only", nargs="+", default=[], metavar="VARIANT", help="train these, in this order")
+    parser.add_argument("--only-finished", action="store_true", help="train nothing; tell of what is there")
+    args = parser.parse_args()
+    known = {variant.name: variant for variant in variants(args.teacher)}
+    unknown = [name for name in args.only if name not in known]
+    if unknown:
+        parser.error(f"no variant {unknown[0]}; known are {', '.join(known)}")
+    if not args.only_finished:
+        for name in args.only or known:
+            train_variant(
+                known[name],
+                "best-single",
+                args.data,
+                args.runs / name,
+                votes=args.votes,
+                study="studies/accuracy.py",
+            )
+    rows: list[dict[str, Any]] = []
+    histories: dict[str, History] = {}
+    for name, variant in known.items():
+        if epochs_done(args.runs / name) < variant.epochs:
+            continue
+        history, facts = read_run(args.runs / name)
+        histories[name] = history
+        last = history[-1]
+        rows.append(
+            {
+                "variant": name,
+                "what": variant.what,
+                "mmac": round(facts["mmac"], 1),
+                "epochs": variant.epochs,
+                "training_accuracy": round(last["accuracy"], 4),
+                "accuracy": round(last["val_accuracy"], 4),
+                "loss": round(last["val_loss"], 4),
+                "ferplus_majority": round(last["val_ferplus_accuracy"], 4)
+                if "val_ferplus_accuracy" in last
+                else "",
+                "minutes": round(facts["seconds"] / 60, 1),
+                "seed": facts["seed"],
+            }
+        )
+    if not rows:
+        parser.error(f"no variant below {args.runs} is finished")
+    args.out.mkdir(parents=True, exist_ok=True)
+    write_rows(args.out / "ablation.csv", rows)
+    files.write_text(args.out / "ablation.md", table(rows))
+    draw_histories(args.out / "ablation.png", histories)
+    print(table(rows))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the rows as Markdown, with what seeds alone make of the recipe."""
+    seeds = [100 * row["accuracy"] for row in rows if row["variant"] in {f"seed-{k}" for k in SEEDS}]
+    lines = [
+        "PublicTest (selection split), single view, last epoch:",
+        "",
+        "| variant | what | MMAC | epochs | training % | PublicTest % | FER+ majority % | loss | minutes |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for r in rows:
+        ferplus = f"{100 * r['ferplus_majority']:.1f}" if r["ferplus_majority"] != "" else ""
+        lines.append(
+            f"| {r['variant']} | {r['what']} | {r['mmac']:.0f} | {r['epochs']} | "
+            f"{100 * r['training_accuracy']:.1f} | {100 * r['accuracy']:.1f} | {ferplus} | {r['loss']:.3f} | "
+            f"{r['minutes']:.0f} |"
+        )
+    if len(seeds) > 1:
+        lines += [
+            "",
+            f"Over {len(seeds)} seeds: mean {statistics.mean(seeds):.2f} %, standard deviation "
+            f"{statistics.stdev(seeds):.2f} points.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

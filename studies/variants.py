@@ -1,0 +1,112 @@
+"""What the studies of training share: variants of a recipe, trained once and told in one table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ferkit import files
+from ferkit.cli.common import load_keras
+
+History = list[dict[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One change to a recipe.
+
+    Args:
+        name: Its folder's name.
+        what: What differs, for people.
+        epochs: How many it is trained for.
+        changes: ``key=value`` for the recipe.
+        teachers: What it distils from.
+    """
+
+    name: str
+    what: str
+    epochs: int
+    changes: tuple[str, ...] = ()
+    teachers: tuple[str, ...] = ()
+
+
+def train_variant(
+    variant: Variant, recipe: str, data: str, folder: Path, *, votes: Path | None = None, study: str
+) -> None:
+    """Train a variant as far as it has to go, from where it stands."""
+    if epochs_done(folder) >= variant.epochs:
+        return
+    load_keras()
+    from ferkit.data import load_dataset
+    from ferkit.training.recipe import load_recipe
+    from ferkit.training.trainer import train
+
+    chosen = load_recipe(recipe, [*variant.changes, f"epochs={variant.epochs}"])
+    resume = (folder / "checkpoint.npz").exists()
+    print(f"{variant.name}: {variant.epochs} epochs in {folder}", flush=True)
+    train(
+        chosen,
+        load_dataset(data, votes=votes),
+        folder,
+        resume=resume,
+        teachers=() if resume else variant.teachers,
+        command=["python", study],
+        tensorboard=False,
+    )
+
+
+def epochs_done(folder: Path) -> int:
+    """Return how many epochs a run has behind it."""
+    history = folder / "history.json"
+    return len(json.loads(history.read_text("utf-8"))) if history.exists() else 0
+
+
+def read_run(folder: Path) -> tuple[History, dict[str, Any]]:
+    """Return a run's history and its facts."""
+    history = json.loads((folder / "history.json").read_text("utf-8"))
+    return history, json.loads((folder / "run.json").read_text("utf-8"))
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows of the same keys as CSV."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write_text(path, text.getvalue())
+
+
+def draw_histories(path: Path, histories: Mapping[str, History]) -> None:
+    """Draw accuracy and loss on PublicTest over the epochs, a line for each variant."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels: Any = figure.subplots(1, 2)
+    styles = [(f"C{k % 10}", "-" if k < 10 else "--") for k in range(len(histories))]
+    for panel, key, label, factor in (
+        (panels[0], "val_accuracy", "PublicTest accuracy in %", 100),
+        (panels[1], "val_loss", "PublicTest cross-entropy", 1),
+    ):
+        for (name, history), (colour, line) in zip(histories.items(), styles, strict=True):
+            panel.plot(
+                [r["epoch"] for r in history],
+                [factor * r[key] for r in history],
+                color=colour,
+                linestyle=line,
+                marker="o",
+                markersize=3,
+                label=name,
+            )
+        panel.set_xlabel("epoch")
+        panel.set_ylabel(label)
+        panel.grid(alpha=0.3)
+    panels[0].legend(fontsize=8)
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
