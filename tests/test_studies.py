@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 pytest.importorskip("keras", reason="needs ferkit[train]")
@@ -22,6 +23,7 @@ sys.path.insert(0, str(STUDIES))
 
 import accuracy  # noqa: E402  # found once the folder is on the path
 import student  # noqa: E402
+import taxonomies  # noqa: E402
 
 
 @pytest.mark.parametrize("variant", accuracy.variants("ferkit-small"), ids=lambda v: v.name)
@@ -62,3 +64,29 @@ def test_what_is_finished_is_told_in_a_table_and_a_picture(tmp_path):
     assert rows[0]["epochs"] == str(accuracy.EPOCHS)
     assert (tmp_path / "out" / "ablation.png").read_bytes()[:4] == b"\x89PNG"
     assert (tmp_path / "out" / "ablation.md").read_text() in done.stdout
+
+
+def test_agreement_with_people_counts_votes_and_compares_nobody_with_themselves():
+    votes = np.zeros((2, 8), np.uint8)
+    votes[0, [0, 1]] = 3, 1  # three say neutral, one says happiness
+    votes[1, 2] = 2
+    happy, surprise, neutral = 3, 5, 6
+    answers = {
+        "fer2013": np.eye(7)[[neutral, happy]],
+        "ferplus": np.eye(8)[[0, 2]],
+    }
+    found = taxonomies.agreements(votes, np.array([happy, surprise]), answers)
+    assert found == {
+        "FER2013's label": pytest.approx((1 / 4 + 1) / 2),
+        "the fer2013 head": pytest.approx((3 / 4 + 0) / 2),
+        "the ferplus head": pytest.approx((3 / 4 + 1) / 2),
+        "another tagger": pytest.approx(((3 * 2) / (4 * 3) + 1) / 2),
+        "the most frequent vote": pytest.approx((3 / 4 + 1) / 2),
+    }
+
+
+def test_a_class_without_faces_or_answers_has_no_figures():
+    p = np.eye(3)[[0, 0, 1]]
+    rows = taxonomies.by_class(p, np.array([0, 1, 1]), ("a", "b", "c"))
+    assert [row["recall"] for row in rows] == [1.0, 0.5, None]
+    assert [row["precision"] for row in rows] == [0.5, 1.0, None]
