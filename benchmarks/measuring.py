@@ -174,7 +174,7 @@ _UNITS = {
     "ms": ("ms", 1, ",.2f"),
     "cpu_ms": ("processor ms", 1, ",.2f"),
 }
-_PERCENT = ("share", "recall", "same label", "accuracy", "of the matrix rate", "overlap", "searched in")
+_PERCENT = ("share", "recall", "same label", "accuracy", "of the matrix rate", "overlap")
 
 
 def cell(name: str, value: Any) -> tuple[str, str]:

@@ -180,11 +180,21 @@ def peak_mib() -> int:
 
 
 def fuzz_with_atheris(arguments: list[str]) -> None:
-    """Hand decoding to atheris, with its own arguments (a corpus, ``-runs=N``, ...)."""
+    """Hand decoding to atheris, with its own arguments (a corpus, ``-runs=N``, ...).
+
+    An empty corpus gets one picture of each format and variant to begin with.
+    """
     try:
         import atheris
     except ModuleNotFoundError:
         sys.exit("error: atheris is not installed; `pip install atheris`, or run without --atheris")
+
+    for folder in (Path(argument) for argument in arguments if not argument.startswith("-")):
+        folder.mkdir(parents=True, exist_ok=True)
+        if not any(folder.iterdir()):
+            picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 9, 3), dtype=np.uint8))
+            for number, content in enumerate(encodings(picture)):
+                (folder / f"seed-{number}").write_bytes(content)
 
     def one(content: bytes) -> None:
         with contextlib.suppress(ImageError):
