@@ -3,8 +3,8 @@
     python studies/taxonomies.py --data fer2013.csv.gz --votes fer2013new.csv --model ferkit-small
 
 For every PublicTest face with a vote for an emotion: how likely is it that one FER+ tagger, drawn at random,
-says what the label says, what each head says, and what another tagger says. Then recall and precision by class,
-and the accuracy of the answers that are confident. Writes taxonomies.json and taxonomies.md.
+says what the label says, what each head says, and what another tagger says. Then recall and precision by
+class, and the accuracy of the answers that are confident. Writes taxonomies.json and taxonomies.md.
 """
 
 from __future__ import annotations
