@@ -179,11 +179,11 @@ def test_a_missing_embedded_model_is_fatal(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(weights, "_FOLDER", tmp_path)
     check = checks.check_model()
     assert (check.state, check.fatal) == ("broken", True)
-    assert "ferkit-small" in check.detail
+    assert weights.DEFAULT in check.detail
 
 
 def test_a_damaged_embedded_model_is_fatal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    file = write_tiny_model(tmp_path / "ferkit-small.onnx")
+    file = write_tiny_model(tmp_path / f"{weights.DEFAULT}.onnx")
     monkeypatch.setattr(weights, "_FOLDER", tmp_path)
     assert checks.check_model().state == "ok"
     content = bytearray(file.read_bytes())

@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import ferkit
+from ferkit import weights
 
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -109,7 +110,7 @@ def test_the_wheel_holds_every_file_of_the_package(wheel: zipfile.Path) -> None:
     assert {
         "ferkit/py.typed",
         "ferkit/training/recipes/seed.toml",
-        "ferkit/weights/ferkit-small.onnx",
+        f"ferkit/weights/{weights.DEFAULT}.onnx",
     } <= names
 
 
