@@ -31,7 +31,7 @@ from ferkit.errors import (
 )
 from ferkit.images import to_gray, write_image
 from ferkit.modelfile import write_model
-from ferkit.recognize.drawing import AnnotatedNames, colour, draw
+from ferkit.recognize.drawing import AnnotatedNames, colour, draw, label_places
 from ferkit.recognize.results import UNCERTAIN, expressions
 from ferkit.recognize.writers import FORMATS, make_writer
 from ferkit.taxonomy import FER2013, FERPLUS
@@ -508,6 +508,32 @@ def test_faces_beyond_the_border_are_drawn_without_harm(
     face = Face(box, 0.9, ((1e9, -1e9),) * 5, example_face().expression)
     rgb = np.zeros((*shape, 3), np.uint8)
     assert draw(rgb, Photo(None, shape[1], shape[0], "fer2013", (face,))).shape == rgb.shape
+
+
+@pytest.mark.parametrize(
+    ("boxes", "places"),
+    [
+        ([(20, 30, 60, 70)], [(20, 20)]),  # above
+        ([(20, 5, 60, 45)], [(20, 45)]),  # no room above
+        ([(90, 30, 130, 99)], [(50, 20)]),  # beyond the right border
+        ([(-9, -9, 120, 120)], [(0, 90)]),  # no room anywhere
+        ([(10, 30, 30, 60), (34, 30, 54, 60)], [(10, 20), (34, 60)]),  # the second goes below
+        ([(0, 30, 20, 60), (20, 30, 40, 60), (50, 30, 70, 60)], [(0, 20), (20, 60), (50, 20)]),
+        ([(10, 42, 40, 72), (10, 10, 40, 40)], [(10, 72), (10, 0)]),  # it would cover the other face
+    ],
+)
+def test_labels_stand_where_they_cover_neither_each_other_nor_faces(
+    boxes: list[tuple[float, ...]], places: list[tuple[int, int]]
+) -> None:
+    """A picture of 100 x 100, labels of 50 x 10."""
+    assert label_places(boxes, [(10, 50)] * len(boxes), (100, 100)) == places
+
+
+def test_where_there_is_no_free_place_a_label_still_lies_in_the_picture() -> None:
+    boxes = [(40.0 + k, 40.0, 60.0 + k, 60.0) for k in range(20)]
+    for left, top in label_places(boxes, [(10, 50)] * 20, (100, 100)):
+        assert 0 <= left <= 50
+        assert 0 <= top <= 90
 
 
 def test_every_label_has_a_colour_of_its_own() -> None:

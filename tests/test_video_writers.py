@@ -96,6 +96,16 @@ def test_a_face_beyond_the_border_is_drawn_as_far_as_it_goes() -> None:
     assert draw_frame(np.zeros((40, 30, 3), np.uint8), result(0, far)).any()
 
 
+@pytest.mark.parametrize(("side", "height"), [(40, 16), (120, 30), (400, 45)])
+def test_the_label_of_a_small_face_is_small(side: int, height: int) -> None:
+    """In a crowd, labels of the size that suits a large face would cover the others."""
+    box = (400.0, 200.0, 400.0 + side, 200.0 + side)
+    one = TrackedFace(1, Face(box, 0.9, None, shown("happy")), shown("happy"), detected=True)
+    drawn = draw_frame(np.zeros((720, 1280, 3), np.uint8), FrameResult(0, 0, 1, 1280, 720, "fer2013", (one,)))
+    rows = np.flatnonzero(drawn[:198].any(axis=(1, 2)))
+    assert height / 2 < len(rows) <= height
+
+
 # The annotated clip
 
 

@@ -44,8 +44,12 @@ def draw(rgb: NDArray[np.uint8], photo: Photo, explanations: Sequence[Explanatio
     picture = rgb.copy()
     for explanation in explanations:
         _draw_heat(picture, explanation)
-    for face in reversed(photo.faces):  # the surest comes last and lies on top
+    labels = [_label_of(face, rgb.shape[0]) for face in photo.faces]
+    places = label_places([face.box for face in photo.faces], [mask.shape for mask in labels], rgb.shape[:2])
+    drawn = list(zip(photo.faces, labels, places, strict=True))
+    for face, mask, (left, top) in reversed(drawn):  # the surest comes last and lies on top
         _draw_face(picture, face)
+        _paste(picture, mask, left, top, colour(face))
     return picture
 
 
@@ -69,9 +73,52 @@ def _draw_face(picture: NDArray[np.uint8], face: Face) -> None:
     for x, y in face.landmarks or ():
         at = int(np.clip(x, -1, width)), int(np.clip(y, -1, height))
         cv2.circle(picture, at, line + 1, colour(face), -1, cv2.LINE_AA)
-    size = int(np.clip(max((right - left) / 7, height / 45), 10, 96))
-    text = _text(f"{face.label} {face.confidence:.0%}", size)
-    _paste(picture, text, left, top - text.shape[0] if top >= text.shape[0] else bottom, colour(face))
+
+
+def _label_of(face: Face, height: int) -> NDArray[np.uint8]:
+    size = int(np.clip(max((face.box[2] - face.box[0]) / 7, height / 45), 10, 96))
+    return _text(f"{face.label} {face.confidence:.0%}", size)
+
+
+def label_places(
+    boxes: Sequence[Sequence[float]], sizes: Sequence[tuple[int, ...]], picture: tuple[int, ...]
+) -> list[tuple[int, int]]:
+    """Return where the labels of faces go: left and top of each.
+
+    A label stands above its face, to the left; where that is outside the picture, or covers a label that
+    comes earlier or another face, below or to the right. Where no place is free, it may cover a face, and
+    where even that does not help, a label.
+
+    Args:
+        boxes: Left, top, right, bottom of each face, those first that are to have the best places.
+        sizes: Height and width of each label.
+        picture: Height and width.
+    """
+    height, width = picture[:2]
+    frames = [
+        tuple(int(np.clip(round(v), 0, limit - 1)) for v, limit in zip(box, (width, height) * 2, strict=True))
+        for box in boxes
+    ]
+    taken: list[tuple[int, ...]] = []
+    places = []
+    for k, ((left, top, right, bottom), (high, wide)) in enumerate(zip(frames, sizes, strict=True)):
+        options = []
+        for x in (left, right + 1 - wide):
+            for y, fits in ((top - high, top >= high), (bottom, bottom + high <= height)):
+                if fits:
+                    options.append((max(0, min(x, width - wide)), y))
+        options = options or [(max(0, min(left, width - wide)), max(0, min(bottom, height - high)))]
+        spots = [(x, y, x + wide, y + high) for x, y in options]
+        others = frames[:k] + frames[k + 1 :]
+        free = [spot for spot in spots if not _meets(spot, taken)]
+        spot = next((one for one in free if not _meets(one, others)), (free or spots)[0])
+        taken.append(spot)
+        places.append((spot[0], spot[1]))
+    return places
+
+
+def _meets(one: tuple[int, ...], others: Iterable[tuple[int, ...]]) -> bool:
+    return any(one[0] < o[2] and o[0] < one[2] and one[1] < o[3] and o[1] < one[3] for o in others)
 
 
 def _draw_heat(picture: NDArray[np.uint8], explanation: Explanation) -> None:

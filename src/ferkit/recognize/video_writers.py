@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ferkit.errors import OutputError
 from ferkit.extras import require
 from ferkit.recognize.clip import beginning, open_input
-from ferkit.recognize.drawing import _paste, _text, colour
+from ferkit.recognize.drawing import _paste, _text, colour, label_places
 from ferkit.recognize.video import FrameResult, TrackedFace, frame_columns, frame_rows
 from ferkit.taxonomy import Taxonomy
 
@@ -47,6 +47,7 @@ Without B-frames: pictures are then stored in the order of their times, and each
 
 _COPIED = {"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"}  # what players know in these containers
 _JITTER = Fraction(1, 20)  # second by which times of sound may be off without meaning anything
+_TEXT_SIZES = (10, 14, 20, 28, 38, 48)  # pixels
 _BT709, _LIMITED = 1, 1  # FFmpeg's AVCOL_SPC_BT709 and its like, AVCOL_RANGE_MPEG
 
 
@@ -97,8 +98,13 @@ def draw_frame(rgb: NDArray[np.uint8], frame: FrameResult) -> NDArray[np.uint8]:
         frame: What was found in it.
     """
     picture = rgb.copy()
-    for face in reversed(frame.faces):  # the surest comes last and lies on top
-        _draw_face(picture, face)
+    # By number, not by score: labels then do not change places with every frame.
+    faces = sorted(frame.faces, key=lambda face: (face.track is None, face.track))
+    labels = [_label_of(face, rgb.shape[0]) for face in faces]
+    places = label_places([one.face.box for one in faces], [mask.shape for mask in labels], rgb.shape[:2])
+    for one, mask, (left, top) in zip(faces, labels, places, strict=True):
+        _draw_face(picture, one)
+        _paste(picture, mask, left, top, colour(one.face))
     return picture
 
 
@@ -107,16 +113,21 @@ def _draw_face(picture: NDArray[np.uint8], tracked: TrackedFace) -> None:
 
     height, width = picture.shape[:2]
     face = tracked.face
-    paint = colour(face)
     left, top, right, bottom = (
         int(np.clip(round(v), 0, limit - 1))
         for v, limit in zip(face.box, (width, height, width, height), strict=True)
     )
-    cv2.rectangle(picture, (left, top), (right, bottom), paint, max(1, round(max(height, width) / 400)))
+    line = max(1, round(max(height, width) / 400))
+    cv2.rectangle(picture, (left, top), (right, bottom), colour(face), line)
+
+
+def _label_of(tracked: TrackedFace, height: int) -> NDArray[np.uint8]:
     who = "" if tracked.track is None else f"{tracked.track}  "
-    # One size for the whole clip: the same few texts are then drawn again and again, from a cache.
-    text = _text(f"{who}{face.label} {face.confidence:.0%}", int(np.clip(height / 24, 10, 48)))
-    _paste(picture, text, left, top - text.shape[0] if top >= text.shape[0] else bottom, paint)
+    left, _, right, _ = tracked.face.box
+    # Few sizes: the same few texts are then drawn again and again, from a cache, and do not shrink and grow.
+    fitting = max((size for size in _TEXT_SIZES if size <= (right - left) / 5), default=_TEXT_SIZES[0])
+    size = min(fitting, int(np.clip(height / 24, _TEXT_SIZES[0], _TEXT_SIZES[-1])))
+    return _text(f"{who}{tracked.face.label} {tracked.face.confidence:.0%}", size)
 
 
 class ClipWriter:
