@@ -128,10 +128,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("bench-out"), help="folder for the results")
     parser.add_argument("--rounds", type=int, default=9, help="turns of each measurement (default: 9)")
-    parser.add_argument("--photo", type=Path, action="append", help="default: the astronaut of scikit-image")
+    parser.add_argument(
+        "--photo", type=Path, action="append", default=[], help="beside scikit-image's astronaut"
+    )
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help=CLOCK_HELP)
     arguments = parser.parse_args()
-    photos = [path.absolute() for path in arguments.photo or [astronaut()]]
+    photos = [astronaut(), *(path.absolute() for path in arguments.photo)]
     parts: dict[str, Callable[[int], Part]] = {
         "Start-up": bench_start,
         "One photo, cold": bench_predict,

@@ -149,7 +149,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--peer-venv", type=Path, default=DEFAULT_VENV, help="environment that holds fer")
     parser.add_argument("--make-venv", action="store_true", help="make that environment, and measure nothing")
-    parser.add_argument("--photo", type=Path, action="append", help="default: the astronaut of scikit-image")
+    parser.add_argument(
+        "--photo", type=Path, action="append", default=[], help="beside scikit-image's astronaut"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="turns of each measurement")
     parser.add_argument("--seconds", type=float, default=0.5, help="length of one measurement, at least")
     parser.add_argument("--out", type=Path, default=Path("bench-out"), help="folder for the results")
@@ -165,7 +167,7 @@ def main() -> None:
             file=sys.stderr,
         )
         return
-    photos = [path.absolute() for path in arguments.photo or [astronaut()]]
+    photos = [astronaut(), *(path.absolute() for path in arguments.photo)]
     report: dict[str, Any] = {"machine": describe_machine(), "parts": {}}
     cores, clock = usable(CORES, arguments.clock), arguments.clock
     with (
