@@ -1,15 +1,19 @@
 """Compares random search with TPE and ASHA at equal compute on `compact`, and looks into `study-2021`.
 
-Three searches, each in its own folder, each resumed where it stopped if this is started again:
-
     python studies/search_compact.py --data fer2013.csv.gz --work runs/search --out results/search
 
-1. random: 30 configurations of `compact` up to 20 MMAC, 5 epochs each.
-2. tpe-asha: TPE with ASHA on the same space and budget, for as much training time as random search took.
-3. study: 6 configurations of `study-2021` at a quarter of the width, 3 epochs each.
+does one stage after the other; each goes on where it stopped if this is killed and started again, and
+`--stage` does some of them only:
 
-Small tables and pictures go to --out; runs stay in --work. The winner is trained to its end by
-`ferkit train --recipe <out>/winner.toml`.
+random      30 configurations of `compact` up to 20 MMAC, 4 epochs each.
+tpe         TPE with ASHA on the same space: as many trials as fit into the epochs that random search took.
+study-2021  5 members of `study-2021` at a quarter of their filters and units, 2 epochs each.
+winner      The best of the first two, trained to its end by `ferkit train`, measured by `ferkit evaluate`.
+study-best  The network that won the 2021 study, at a quarter of its width, for 10 epochs.
+engine      What a search costs beside training (benchmarks/bench_search.py).
+report      Tables, pictures and README.md in --out, from whatever is there. Trains nothing.
+
+Runs stay in --work. Nothing is read from PrivateTest. `--data cartoon:700 --trials 4` tries the study itself.
 """
 
 from __future__ import annotations
@@ -17,46 +21,211 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import subprocess
 import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ferkit.data import load_dataset
+import numpy as np
+
+from ferkit.data import SPLITS, FaceDataset, load_dataset
 from ferkit.files import write_json, write_text
 from ferkit.search import engine, plots, report
-from ferkit.search.records import SETTINGS, Search, Settings, read_search
-from ferkit.search.space import Space, load_space
+from ferkit.search.records import SETTINGS, Search, Settings, Trial, read_search
+from ferkit.search.space import Space, load_space, spell
 
 KEPT = (report.LEADERBOARD, report.WINNER, report.SUMMARY)
+MAX_MMAC = 20.0
+BEST_OF_STUDY = ("model.params.width=0.25",)
+ROOT = Path(__file__).resolve().parent.parent
 
 
 class Printing(engine.Silent):
-    """A line per trial that ended."""
+    """A line per trial that ended, with the time left."""
 
-    def changed(self, trial: Any, what: str) -> None:
+    def __init__(self) -> None:
+        self.search: Search | None = None
+        self.slots = 1
+
+    def began(self, search: Search, slots: int) -> None:
+        """Keep the search, which is up to date from here on."""
+        self.search, self.slots = search, slots
+
+    def changed(self, trial: Trial, what: str) -> None:
         """Print it."""
-        if what in ("finished", "stopped", "failed", "retried"):
-            accuracy = "" if trial.accuracy is None else f" {100 * trial.accuracy:.2f} %"
-            print(f"  trial {trial.number} {what}{accuracy} {trial.reason}", flush=True)
+        if what not in ("finished", "stopped", "failed", "retried") or self.search is None:
+            return
+        accuracy = "" if trial.accuracy is None else f" {100 * trial.accuracy:.2f} %"
+        print(f"  trial {trial.number} {what}{accuracy} {trial.reason}; {self.left(self.search)}", flush=True)
+
+    def left(self, search: Search) -> str:
+        """Return how far the search is."""
+        trials = list(search.trials.values())
+        rows = [row for t in trials for row in t.history]
+        each = sum(row["seconds"] for row in rows) / max(len(rows), 1)
+        if search.settings.max_epochs is not None:
+            wanted = search.settings.max_epochs
+        else:
+            wanted = search.settings.trials * max(t.epochs for t in trials)
+        minutes = max(wanted - len(rows), 0) * each / self.slots / 60
+        return f"{len(rows)} of {wanted} epochs, about {minutes:.0f} min of training left in this stage"
 
 
-def search_or_resume(
-    folder: Path, space: Space, settings: Settings, data: Any, machine: engine.Machine
-) -> Search:
+@dataclass(frozen=True, slots=True)
+class Study:
+    """What the command line asked for."""
+
+    data: str
+    work: Path
+    out: Path
+    trials: int
+    epochs: int
+    share: float
+    study_trials: int
+    study_epochs: int
+    winner_epochs: int | None
+    best_epochs: int
+    machine: engine.Machine
+
+    def folder(self, name: str) -> Path:
+        """Return a search's folder; a share of the data has folders of its own."""
+        return self.work / (name if self.share == 1 else f"{name}-{self.share:g}")
+
+    def faces(self) -> FaceDataset:
+        """Return the data: PublicTest whole, and the share of Training."""
+        return thinned(load_dataset(self.data), self.share)
+
+
+def thinned(data: FaceDataset, share: float, seed: int = 1) -> FaceDataset:
+    """Keep a share of Training, the same in each class; every other split stays whole."""
+    if share == 1:
+        return data
+    keep = np.asarray(data.split) != SPLITS.index("Training")
+    rng = np.random.default_rng(seed)
+    for label in range(len(data.taxonomy)):
+        rows = np.flatnonzero(~keep & (np.asarray(data.labels) == label))
+        keep[rng.permutation(rows)[: round(share * len(rows))]] = True
+    return data.select(keep)
+
+
+def search_or_resume(study: Study, name: str, space: Space, settings: Settings) -> Search:
     """Run a search to its end, from wherever it is."""
-    print(f"{folder}: {space.name}, {settings}", flush=True)
+    folder = study.folder(name)
+    print(f"{name}: {space.name}, {settings}", flush=True)
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    how: dict[str, Any] = {"machine": study.machine, "watcher": Printing(), "command": command}
     if (folder / SETTINGS).exists():
-        engine.resume(folder, data, machine=machine, watcher=Printing(), command=command)
+        begun = read_search(folder)
+        if begun.settings != settings or begun.space.overrides != space.overrides:
+            raise SystemExit(
+                f"error: {folder} was begun with other settings ({begun.settings}, "
+                f"{', '.join(begun.space.overrides)}); give those, or another --work"
+            )
+        engine.resume(folder, study.faces(), **how)
     else:
-        engine.search(space, data, folder, settings, machine=machine, watcher=Printing(), command=command)
+        engine.search(space, study.faces(), folder, settings, **how)
     report.write_report(folder)
     return read_search(folder)
 
 
-def training_hours(search: Search) -> float:
-    """Return the hours that all trials of a search trained."""
-    return sum(trial.seconds for trial in search.trials.values()) / 3600
+def compact(study: Study) -> Space:
+    """Return the space that both methods search."""
+    return load_space("compact", [f"epochs={study.epochs}"])
+
+
+def search_random(study: Study) -> None:
+    """Search at random."""
+    search_or_resume(
+        study, "random", compact(study), Settings(trials=study.trials, seed=1, max_mmac=MAX_MMAC)
+    )
+
+
+def search_guided(study: Study) -> None:
+    """Search by TPE and ASHA with the epochs that random search was given."""
+    if not (study.folder("random") / SETTINGS).exists():
+        raise SystemExit("error: TPE gets the epochs that random search took; run the stage random first")
+    settings = Settings(
+        # With ASHA most end after one epoch, so the epochs run out long before the trials do.
+        trials=study.epochs * study.trials,
+        method="tpe",
+        asha=True,
+        seed=2,
+        max_mmac=MAX_MMAC,
+        max_epochs=study.epochs * study.trials,
+    )
+    search_or_resume(study, "tpe-asha", compact(study), settings)
+
+
+def search_study(study: Study) -> None:
+    """Train a handful of the 2021 study's networks."""
+    space = load_space("study-2021", ["model.params.width=0.25", f"epochs={study.study_epochs}"])
+    search_or_resume(study, "study-2021", space, Settings(trials=study.study_trials, seed=1))
+
+
+def best_search(study: Study) -> Search:
+    """Return the search on `compact` that found the best network."""
+    found = [read_search(study.folder(name)) for name in ("random", "tpe-asha")]
+    if not all(search.finished() for search in found):
+        raise SystemExit("error: there is no winner yet; run the stages random and tpe first")
+    return max(found, key=lambda search: search.finished()[0].accuracy or 0.0)
+
+
+def train_winner(study: Study) -> None:
+    """Train the winner to its end and measure it."""
+    best = best_search(study)
+    recipe = study.work / report.WINNER
+    if not (study.work / "winner" / "run.json").exists():  # One that is under way stays the winner.
+        shutil.copyfile(best.folder / report.WINNER, recipe)
+    more = [] if study.winner_epochs is None else ["--epochs", str(study.winner_epochs)]
+    train_and_measure(study, "winner", ["--recipe", str(recipe), *more])
+
+
+def train_best_of_study(study: Study) -> None:
+    """Train the 2021 study's best network at a quarter of its width."""
+    settings = [x for override in BEST_OF_STUDY for x in ("--set", override)]
+    epochs = ["--epochs", str(study.best_epochs)]
+    train_and_measure(study, "study-best", ["--recipe", "random-search-2021", *settings, *epochs])
+
+
+def train_and_measure(study: Study, name: str, recipe: Sequence[str]) -> None:
+    """Train with all cores by `ferkit train`, from where the run stands, and measure it on PublicTest."""
+    run = study.work / name
+    facts = json.loads((run / "run.json").read_text("utf-8")) if (run / "run.json").exists() else {}
+    if facts.get("state") != "finished":
+        if (run / "checkpoint.npz").exists():
+            ferkit("train", "--data", study.data, "--resume", str(run), "--quiet")
+        else:
+            shutil.rmtree(run, ignore_errors=True)
+            ferkit("train", "--data", study.data, *recipe, "--out", str(run), "--quiet")
+    ferkit(
+        "evaluate", str(run), "--data", study.data, "--protocol", "all", "--drop-leaks",
+        "--out", str(study.out / name),
+    )  # fmt: skip
+    for file in ("recipe.toml", "history.csv", "curves.png"):
+        shutil.copyfile(run / file, study.out / name / file)
+
+
+def ferkit(*arguments: str) -> None:
+    """Run a command of ferkit's in a process of its own: this one never loads Keras."""
+    print("ferkit", " ".join(arguments), flush=True)
+    done = subprocess.run([sys.executable, "-m", "ferkit", *arguments], check=False)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+
+
+def measure_engine(study: Study) -> None:
+    """Measure what a search costs beside training."""
+    study.work.mkdir(parents=True, exist_ok=True)
+    found = []
+    for parallel in (1, 2):
+        command = [sys.executable, str(ROOT / "benchmarks" / "bench_search.py"), "--parallel", str(parallel)]
+        print(f"benchmarks/bench_search.py --parallel {parallel}", flush=True)
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        found.append(json.loads(done.stdout))
+    write_json(study.work / "engine.json", found)
 
 
 def keep(search: Search, out: Path) -> None:
@@ -69,19 +238,36 @@ def keep(search: Search, out: Path) -> None:
         shutil.copyfile(picture, out / picture.name)
 
 
-def comparison(random: Search, guided: Search) -> list[dict[str, Any]]:
-    """Return what both spent and found, a row each."""
+def training_faces(search: Search) -> int:
+    """Return the faces that a trial trains on in an epoch."""
+    for trial in search.trials.values():
+        path = search.trial_folder(trial.number) / "run.json"
+        if path.is_file():
+            return int(json.loads(path.read_text("utf-8"))["data"]["training"])
+    return 0
+
+
+def comparison(searches: Mapping[str, Search]) -> list[dict[str, Any]]:
+    """Return what each search spent and found, a row each."""
     rows = []
-    for search in (random, guided):
+    for name, search in searches.items():
         facts = report.summary(search)
         best = facts["best"] or {}
+        trials = list(search.trials.values())
+        done = [t.accuracy or 0.0 for t in search.finished()]
+        faces = training_faces(search)
         rows.append(
             {
-                "method": "tpe + ASHA" if facts["asha"] else facts["method"],
-                **facts["trials"],
+                "search": name,
+                **{key: facts["trials"][key] for key in ("finished", "stopped", "failed", "retried")},
                 "refused": facts["refused"]["all"],
                 "epochs": facts["epochs"],
-                "training_hours": round(training_hours(search), 3),
+                "million_faces": round(facts["epochs"] * faces / 1e6, 3),
+                "forward_tmac": round(sum(len(t.history) * t.mmac for t in trials) * faces / 1e6, 1),
+                "training_hours": round(sum(t.seconds for t in trials) / 3600, 3),
+                "place_hours": round(sum(t.busy for t in trials) / 3600, 3),
+                "beside_training_s": facts["seconds_beside_training_per_trial"],
+                "median_finished": round(float(np.median(done)), 6) if done else "",
                 "best_trial": best.get("trial", ""),
                 "best_accuracy": best.get("accuracy", ""),
                 "low": best.get("interval", ["", ""])[0],
@@ -93,6 +279,360 @@ def comparison(random: Search, guided: Search) -> list[dict[str, Any]]:
     return rows
 
 
+def both_leaderboards(searches: Mapping[str, Search]) -> list[dict[str, Any]]:
+    """Return all trials of several searches over one space, ranked together."""
+    rows = [{"search": name, **row} for name, s in searches.items() for row in report.leaderboard(s)]
+    order = {"finished": 0, "stopped": 1, "failed": 2}
+    rows.sort(key=lambda row: (order.get(row["state"], 3), -(row["accuracy"] or 0.0), row["mmac"]))
+    for place, row in enumerate(rows, start=1):
+        row["rank"] = place if row["state"] == "finished" else ""
+    return rows
+
+
+def agreement(search: Search) -> list[dict[str, Any]]:
+    """Return how well the order after each epoch foretells the order after the last (Spearman, 1904)."""
+    from scipy.stats import spearmanr
+
+    done = search.finished()
+    if len(done) < 4:
+        return []
+    last = [t.accuracy or 0.0 for t in done]
+    rows = []
+    for epoch in range(1, len(done[0].history)):
+        early = [t.history[epoch - 1]["val_accuracy"] for t in done]
+        best = max(range(len(done)), key=early.__getitem__)
+        rows.append(
+            {
+                "epoch": epoch,
+                "spearman": round(float(spearmanr(early, last).statistic), 3),
+                "trials": len(done),
+                "final_rank_of_the_leader": 1 + sum(x > last[best] for x in last),
+            }
+        )
+    return rows
+
+
+def tendencies(search: Search) -> list[dict[str, Any]]:
+    """Return how accuracy goes with what can be ordered, over the finished trials (Spearman)."""
+    from scipy.stats import spearmanr
+
+    done = search.finished()
+    if len(done) < 4:
+        return []
+    last = [t.accuracy or 0.0 for t in done]
+    columns: dict[str, list[float]] = {
+        "MMAC": [t.mmac for t in done],
+        "weights": [float(t.parameters) for t in done],
+    }
+    for p in search.space.parameters:
+        if p.ordered and all(p.name in t.values for t in done):
+            columns[p.name] = [float(t.values[p.name]) for t in done]
+    rows = []
+    for name, values in columns.items():
+        if len(set(values)) > 1:
+            found = spearmanr(values, last)
+            rows.append(
+                {
+                    "what": name,
+                    "spearman": round(float(found.statistic), 3),
+                    "p_value": round(float(found.pvalue), 4),
+                }
+            )
+    return sorted(rows, key=lambda row: -abs(row["spearman"]))
+
+
+def write_results(study: Study) -> None:
+    """Write tables, pictures and the page that explains them."""
+    out = study.out
+    names = [n for n in ("random", "tpe-asha", "study-2021") if (study.folder(n) / SETTINGS).exists()]
+    for name in names:
+        report.write_report(study.folder(name))
+    found = {name: read_search(study.folder(name)) for name in names}
+    for name, search in found.items():
+        keep(search, out / name)
+    on_compact = {name: search for name, search in found.items() if name != "study-2021"}
+    if not any(search.finished() for search in on_compact.values()):
+        raise SystemExit("error: nothing to report; run the stages random and tpe first")
+    rows = comparison(found)
+    report.write_table(out / "comparison.csv", rows)
+    report.write_table(out / report.LEADERBOARD, both_leaderboards(on_compact))
+    split, faces = report.validation_of(next(iter(found.values())))
+    plots.draw_best_so_far(
+        {name: report.best_so_far(search) for name, search in on_compact.items()},
+        split,
+        out / "random-and-tpe.png",
+    )
+    curves = [{"search": n, **row} for n, s in on_compact.items() for row in report.best_so_far(s)]
+    report.write_table(out / "random-and-tpe.csv", curves)
+    orders, slopes = agreement(on_compact["random"]), tendencies(on_compact["random"])
+    if orders:
+        report.write_table(out / "short-trials.csv", orders)
+        report.write_table(out / "tendencies.csv", slopes)
+    engine_facts = []
+    if (study.work / "engine.json").exists():
+        engine_facts = json.loads((study.work / "engine.json").read_text("utf-8"))
+        write_json(out / "engine.json", engine_facts)
+    best = max(on_compact.values(), key=lambda s: s.finished()[0].accuracy or 0.0 if s.finished() else 0.0)
+    if (best.folder / report.WINNER).exists():
+        write_text(out / report.WINNER, (best.folder / report.WINNER).read_text("utf-8"))
+    write_text(out / "README.md", page(study, found, rows, orders, slopes, engine_facts, (split, faces)))
+    print(out / "README.md")
+
+
+def page(
+    study: Study,
+    found: Mapping[str, Search],
+    rows: Sequence[Mapping[str, Any]],
+    orders: Sequence[Mapping[str, Any]],
+    slopes: Sequence[Mapping[str, Any]],
+    engine_facts: Sequence[Mapping[str, Any]],
+    validation: tuple[str, int],
+) -> str:
+    """Return the page about the results."""
+    on_compact = {name: search for name, search in found.items() if name != "study-2021"}
+    folders = ", ".join(f"[{name}]({name}/)" for name in found)
+    parts = [
+        "# Searching `compact`: random against TPE + ASHA\n",
+        f"    {command_of(study)}\n",
+        conditions(study, next(iter(found.values())), *validation),
+        "## At equal compute\n",
+        prose("""
+            Equal compute means as many epochs, over the same faces: TPE begins trials until all of them
+            together have done the epochs that random search did. ASHA ends most of its trials after an epoch
+            or three, so it starts more of them. An epoch of a larger network costs more, so the
+            multiplications (faces x MMAC, forward; training takes about three times that) and the hours stand
+        beside. """),
+        compute_table(rows),
+        "![best so far](random-and-tpe.png)\n",
+        prose(f"""
+            Refused: configurations above the limit of {MAX_MMAC:g} MMAC, or drawn before; they are counted
+            and not trained.
+        """),
+    ]
+    if "study-2021" in found:
+        parts.append(
+            prose(f"""
+                `study-2021` is another space, at a quarter of its filters and units, for {study.study_epochs}
+                epochs a trial: its row says what such networks cost and cannot be compared with the others.
+            """)
+        )
+    parts += [
+        "## The best networks of `compact`\n",
+        best_table(on_compact),
+        prose(f"""
+            All trials: [leaderboard.csv](leaderboard.csv). Each search has its leaderboard, summary and
+            pictures with their data in a folder of its own: {folders}.
+        """),
+        *[f"![accuracy against cost, {name}]({name}/accuracy-mmac.png)\n" for name in on_compact],
+        "## What so short a trial biases\n",
+        prose(f"""
+            A trial here has {study.epochs} epochs. It ranks networks by how fast they learn, not by how well
+            they end: that favours high learning rates, light regularisation, little augmentation and networks
+            whose steps are many (small batches). The space therefore trains with mirror images only and
+            leaves stronger augmentation to the winner's full training. ASHA sharpens the bias, since it
+            judges after one epoch already. Whether the order here is the order after forty epochs was not
+            measured: only the winner was trained on.
+        """),
+    ]
+    if orders:
+        parts += [
+            prose(f"""
+                How the order after an early epoch agrees with the order after the last, over the
+                {orders[0]["trials"]} finished trials of random search:
+            """),
+            table(
+                ("after epoch", "Spearman with the last epoch", "final rank of the leader then"),
+                [(r["epoch"], f"{r['spearman']:.2f}", r["final_rank_of_the_leader"]) for r in orders],
+            ),
+            prose("""
+                How accuracy goes with what can be ordered, over the same trials (Spearman; tendencies of
+                short trials, one parameter at a time: of a dozen rows, one reaches p = 0.05 by chance in
+                every other search):
+            """),
+            table(
+                ("what", "Spearman", "p"),
+                [(r["what"], f"{r['spearman']:+.2f}", f"{r['p_value']:.3f}") for r in slopes],
+            ),
+        ]
+    for name, title in (
+        ("winner", "The winner, trained to its end"),
+        ("study-best", "The 2021 study's best network"),
+    ):
+        text = outcome(study, name)
+        if text:
+            parts += [f"## {title}\n", text]
+    return "\n".join([*parts, "## What the engine costs\n", engine_table(rows, engine_facts)])
+
+
+def command_of(study: Study) -> str:
+    """Return the command that gave these results; of the data, its name only."""
+    options = f"--data {Path(study.data).name}"
+    for name, given, usual in (
+        ("trials", study.trials, 30),
+        ("epochs", study.epochs, 4),
+        ("share", study.share, 1.0),
+        ("study-trials", study.study_trials, 5),
+        ("study-epochs", study.study_epochs, 2),
+        ("winner-epochs", study.winner_epochs, None),
+        ("best-epochs", study.best_epochs, 10),
+    ):
+        options += f" --{name} {given}" if given != usual else ""
+    return f"python studies/search_compact.py {options}"
+
+
+def conditions(study: Study, search: Search, split: str, faces: int) -> str:
+    """Return what was trained on what, and how far the numbers can be trusted."""
+    part = "all" if study.share == 1 else f"a fixed, stratified {study.share:.0%} share,"
+    versions = search.facts["versions"]
+    error = 100 * (0.25 / max(faces, 1)) ** 0.5
+    return prose(f"""
+        Data: {search.facts["data"]["source"]}, {part} {training_faces(search):,} faces of Training; every
+        accuracy is of {split} ({faces:,} faces), single view, last epoch, one seed. That split chose the
+        winners, so it flatters them: its standard error is up to {error:.1f} points, and the best of thirty
+        equal networks would look about two standard errors better than they are. PrivateTest was not opened.
+        Machine: {search.facts["machine"]["cores"]} cores, one for each trial; ferkit {versions["ferkit"]},
+        Ray {versions["ray"]}, Optuna {versions["optuna"]}, Keras {versions["keras"]}.
+    """)
+
+
+def compute_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return what each search spent and found."""
+    head = (
+        "search", "finished", "stopped early", "failed", "refused", "epochs", "million faces", "forward TMAC",
+        "training h", "best %", "95 %", "its MMAC", "median of the finished %",
+    )  # fmt: skip
+    keys = ("search", "finished", "stopped", "failed", "refused", "epochs", "million_faces", "forward_tmac")
+    return table(
+        head,
+        [
+            (
+                *(row[key] for key in (*keys, "training_hours")),
+                percent(row["best_accuracy"]),
+                f"{percent(row['low'])}-{percent(row['high'])}",
+                row["best_mmac"],
+                percent(row["median_finished"]),
+            )
+            for row in rows
+        ],
+    )
+
+
+def best_table(searches: Mapping[str, Search]) -> str:
+    """Return the ten best finished trials."""
+    return table(
+        ("rank", "search", "trial", "accuracy %", "95 %", "MMAC", "weights", "configuration"),
+        [
+            (
+                row["rank"],
+                row["search"],
+                row["trial"],
+                percent(row["accuracy"]),
+                f"{percent(row['low'])}-{percent(row['high'])}",
+                f"{row['mmac']:.1f}",
+                f"{row['parameters']:,}",
+                spell(searches[row["search"]].trials[row["trial"]].values),
+            )
+            for row in both_leaderboards(searches)[:10]
+            if row["rank"]
+        ],
+    )
+
+
+def outcome(study: Study, name: str) -> str:
+    """Return what became of a run that was trained to its end, or an empty text."""
+    run, measured = study.work / name, study.out / name / "report.txt"
+    if not measured.exists():
+        return ""
+    facts = json.loads((run / "run.json").read_text("utf-8"))
+    history = json.loads((run / "history.json").read_text("utf-8"))
+    about = f"[Recipe]({name}/recipe.toml)."
+    if name == "study-best":
+        about = f"""
+            At full width it costs 3.86 GMAC an image, 45 minutes an epoch on two cores. It was trained at a
+            quarter of its filters and units instead ({", ".join(BEST_OF_STUDY)}) and for few epochs: another,
+            smaller network, whose numbers are not the study's. {about}
+        """
+    last = history[-1]
+    numbers = f"""
+        {facts["parameters"]:,} weights, {facts["mmac"]:.1f} MMAC, {len(history)} epochs,
+        {facts["seconds"] / 3600:.2f} h of training on {facts["machine"]["cores"]} cores; after the last epoch
+        {100 * last["val_accuracy"]:.2f} % single view, {100 * last["accuracy"]:.2f} % in training.
+    """
+    text = measured.read_text("utf-8").strip()
+    return "\n".join([prose(f"{about} {numbers}"), f"```\n{text}\n```\n", f"![curves]({name}/curves.png)\n"])
+
+
+def engine_table(rows: Sequence[Mapping[str, Any]], engine_facts: Sequence[Mapping[str, Any]]) -> str:
+    """Return what the engine costs, of the searches above and of the benchmark."""
+    lines = [
+        prose("""
+            In the searches above, a trial held its place beside its training steps for so long (start-up of a
+            worker's first trial, compilation, validation, checkpoints, curves, and Ray):
+        """),
+        table(
+            ("search", "seconds a trial beside training", "place hours", "training hours"),
+            [(r["search"], r["beside_training_s"], r["place_hours"], r["training_hours"]) for r in rows],
+        ),
+    ]
+    if not engine_facts:
+        return "\n".join([*lines, "`benchmarks/bench_search.py` was not run.\n"])
+    times = (
+        "seconds_until_the_first_trial_trains",
+        "seconds_between_two_trials_of_a_worker",
+        "seconds_beside_training_per_trial",
+        "seconds_from_the_last_trial_to_the_end",
+    )
+    kinds = sorted({kind for facts in engine_facts for kind in facts["memory_mib"]})
+    lines += [
+        "With networks that cost next to nothing (`benchmarks/bench_search.py`):\n",
+        table(
+            ("trials at a time", *(str(facts["parallel"]) for facts in engine_facts)),
+            [
+                *((what.replace("_", " "), *(facts[what] for facts in engine_facts)) for what in times),
+                *(
+                    (f"{kind}, MiB at most (processes)", *(memory(facts, kind) for facts in engine_facts))
+                    for kind in kinds
+                ),
+            ],
+        ),
+        "Memory: proportional set size, summed over the processes of a kind.\n",
+    ]
+    return "\n".join(lines)
+
+
+def prose(text: str) -> str:
+    """Return a paragraph in one line."""
+    return " ".join(text.split()) + "\n"
+
+
+def memory(facts: Mapping[str, Any], kind: str) -> str:
+    """Return the peak of a kind of process."""
+    found = facts["memory_mib"].get(kind)
+    return "" if found is None else f"{found['at_most']} ({found['processes']})"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Return a table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines) + "\n"
+
+
+def percent(value: Any) -> str:
+    """Return a share in per cent, or nothing for nothing."""
+    return "" if value in ("", None) else f"{100 * float(value):.2f}"
+
+
+STAGES: dict[str, Callable[[Study], None]] = {
+    "random": search_random,
+    "tpe": search_guided,
+    "study-2021": search_study,
+    "winner": train_winner,
+    "study-best": train_best_of_study,
+    "engine": measure_engine,
+    "report": write_results,
+}
+
+
 def main() -> None:
     """Run the study."""
     parser = argparse.ArgumentParser(
@@ -101,60 +641,28 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="FER2013, or cartoon:N to try the study itself")
     parser.add_argument("--work", type=Path, default=Path("runs/search"), help="where the searches lie")
     parser.add_argument("--out", type=Path, default=Path("results/search"), help="where the results go")
+    parser.add_argument("--stage", choices=STAGES, action="append", help="this one only; may be repeated")
+    parser.add_argument("--trials", type=int, default=30, help="of random search")
+    parser.add_argument("--epochs", type=int, default=4, help="of a trial on `compact`")
     parser.add_argument(
-        "--trials", type=int, default=30, help="of random search; TPE gets up to twice as many"
+        "--share", type=float, default=1.0, help="of Training, stratified; the report says so"
     )
-    parser.add_argument("--study-trials", type=int, default=6)
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--parallel", type=int, default=None)
-    given = parser.parse_args()
-    data = load_dataset(given.data)
-    machine = engine.Machine(parallel=given.parallel)
-    compact = load_space("compact", [f"epochs={given.epochs}"])
-
-    random = search_or_resume(
-        given.work / "random",
-        compact,
-        Settings(trials=given.trials, seed=1, max_mmac=20.0),
-        data,
-        machine,
-    )
-    guided = search_or_resume(
-        given.work / "tpe-asha",
-        compact,
-        Settings(
-            trials=2 * given.trials,
-            method="tpe",
-            asha=True,
-            seed=2,
-            max_mmac=20.0,
-            max_hours=training_hours(random),
-        ),
-        data,
-        machine,
-    )
-    study = search_or_resume(
-        given.work / "study-2021",
-        load_space("study-2021", ["model.params.width=0.25", "epochs=3"]),
-        Settings(trials=given.study_trials, seed=1),
-        data,
-        machine,
-    )
-
-    for name, search in (("random", random), ("tpe-asha", guided), ("study-2021", study)):
-        keep(search, given.out / name)
-    both = {"random": random, "TPE + ASHA": guided}
-    plots.draw_best_so_far(
-        {name: report.best_so_far(search) for name, search in both.items()},
-        report.validation_of(random)[0],
-        given.out / "random-and-tpe.png",
-    )
-    rows = comparison(random, guided)
-    report.write_table(given.out / "random-and-tpe.csv", rows)
-    best = max((random, guided), key=lambda s: s.finished()[0].accuracy or 0.0)
-    write_text(given.out / "winner.toml", (best.folder / report.WINNER).read_text("utf-8"))
-    write_json(given.out / "machine.json", {**best.facts["machine"], "versions": best.facts["versions"]})
-    print(json.dumps(rows, indent=2))
+    parser.add_argument("--study-trials", type=int, default=5)
+    parser.add_argument("--study-epochs", type=int, default=2)
+    parser.add_argument("--winner-epochs", type=int, default=None, help="in place of the space's 40")
+    parser.add_argument("--best-epochs", type=int, default=10, help="of the 2021 study's best network")
+    parser.add_argument("--parallel", type=int, default=None, help="trials at a time; a core each")
+    given = vars(parser.parse_args())
+    stages = given.pop("stage") or list(STAGES)
+    machine = engine.Machine(parallel=given.pop("parallel"))
+    study = Study(**given, machine=machine)
+    if not 0 < study.share <= 1:
+        parser.error(f"--share lies above 0 and is 1 at most. Received: {study.share}")
+    for stage in stages:
+        began = time.monotonic()
+        print(f"== {stage}", flush=True)
+        STAGES[stage](study)
+        print(f"== {stage}: {(time.monotonic() - began) / 60:.1f} min", flush=True)
 
 
 if __name__ == "__main__":

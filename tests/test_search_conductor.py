@@ -18,7 +18,7 @@ from ferkit.errors import OutputError, SearchError
 pytest.importorskip("ray", reason="needs ferkit[tune]")
 
 from ferkit import __version__
-from ferkit.search.cluster import Machine
+from ferkit.search.cluster import Machine, _temporary_folder
 from ferkit.search.conductor import Conductor, _last_words, _replay, signals_kept
 from ferkit.search.engine import Silent
 from ferkit.search.propose import Gate, RandomProposer
@@ -58,13 +58,20 @@ def test_tune_may_pickle_it_though_it_holds_what_cannot_be_pickled(conductor) ->
     pickle.dumps(conductor)
 
 
-def test_no_trial_starts_once_the_training_time_is_used_up(conductor) -> None:
-    # 30 s are done: two epochs of 10 s, and one of the trial that was interrupted.
-    for hours, expected in ((31 / 3600, True), (29 / 3600, False)):
-        conductor.search = replace(
-            conductor.search, settings=replace(conductor.search.settings, max_hours=hours)
-        )
-        assert (conductor.next() is not None) is expected
+@pytest.mark.parametrize(
+    ("limit", "handed_out"),
+    [
+        # 30 s and three epochs are done: two of the first trial, one of the second, which was interrupted.
+        ({"max_hours": 31 / 3600}, [2, 3, 4, 5, 6]),
+        ({"max_hours": 29 / 3600}, [2]),
+        ({"max_epochs": 4}, [2, 3, 4, 5, 6]),
+        ({"max_epochs": 3}, [2]),
+    ],
+)
+def test_once_the_budget_is_used_up_only_what_was_begun_goes_on(conductor, limit, handed_out) -> None:
+    conductor.search = replace(conductor.search, settings=replace(conductor.search.settings, **limit))
+    trials = iter(conductor.next, None)
+    assert [trial.number for trial in trials] == handed_out
 
 
 def test_only_the_first_end_of_a_trial_counts(conductor) -> None:
@@ -155,6 +162,21 @@ def test_a_signal_is_kept_for_the_end_of_the_step_and_the_second_ctrl_c_is_not(
 def test_a_machine_that_makes_no_sense_is_refused(machine, message: str) -> None:
     with pytest.raises(SearchError, match=message):
         Machine(**machine)
+
+
+def test_what_a_killed_search_left_is_removed_and_what_a_living_one_uses_is_not(
+    tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    left, strange = tmp_path / "ferkit-left", tmp_path / "ferkit-strange"
+    for folder in (left, strange):
+        (folder / "session").mkdir(parents=True)
+    (left / ".lock").touch()  # Nobody holds it any more.
+    with _temporary_folder() as living:
+        with _temporary_folder() as second:
+            assert set(tmp_path.iterdir()) == {strange, living, second}
+        assert living.is_dir()
+    assert list(tmp_path.iterdir()) == [strange]
 
 
 def test_a_node_tells_its_version_and_whether_it_sees_the_folder(tmp_path: Path) -> None:

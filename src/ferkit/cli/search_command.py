@@ -90,6 +90,14 @@ def search(
             show_default=False,
         ),
     ] = None,
+    max_epochs: Annotated[
+        int | None,
+        typer.Option(
+            "--max-epochs",
+            help="Start no trial once all have done so many epochs together.",
+            show_default=False,
+        ),
+    ] = None,
     retries: Annotated[
         int | None,
         typer.Option("--retries", help="For a trial whose worker is lost.  [default: 3]", show_default=False),
@@ -141,6 +149,7 @@ def search(
         "max_mmac": max_mmac,
         "max_params": max_params,
         "max_hours": max_hours,
+        "max_epochs": max_epochs,
         "retries": retries,
     }
     chosen = {name: value for name, value in options.items() if value is not None}
@@ -317,6 +326,7 @@ class _Live:
         table = Table(box=None, pad_edge=False, title=self.head(), title_justify="left", expand=True)
         table.add_column("trial", justify="right")
         table.add_column("configuration", ratio=1, no_wrap=True, overflow="ellipsis")
+        table.add_column("weights", justify="right")
         table.add_column("MMAC", justify="right")
         for name in ("epoch", "accuracy", "state", "left"):
             table.add_column(name, justify="right", no_wrap=True)
@@ -329,6 +339,7 @@ class _Live:
             table.add_row(
                 str(trial.number),
                 Text(spell(trial.values)),
+                f"{trial.parameters:,}",
                 f"{trial.mmac:.1f}",
                 f"{len(trial.history)}/{trial.epochs}",
                 "" if trial.accuracy is None else f"{100 * trial.accuracy:.2f} %",

@@ -14,15 +14,19 @@ from typing import Any
 
 from ferkit import __version__
 from ferkit.data import FaceDataset
-from ferkit.errors import SearchError
+from ferkit.errors import OutputError, SearchError
 from ferkit.extras import require
+from ferkit.search.records import locked
 from ferkit.search.worker import look_around
 
-# Nothing is sent anywhere, nothing is written that we do not read, Tune leaves signals to us, and trials run
-# at the command's own priority (Ray's default is 15 below).
+# Nothing is sent anywhere, nothing is written that we do not read, Tune leaves signals to us, trials run at
+# the command's own priority (Ray's default is 15 below), and a process that starts slowly on a busy machine
+# is waited for (Ray's default is to give it up after 60 or 100 s).
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",
+    "RAY_worker_register_timeout_seconds": "600",
+    "RAY_agent_register_timeout_ms": "600000",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -30,7 +34,12 @@ _ENVIRONMENT = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
+_TEMPORARY = "ferkit-"
 _WORKER_ENVIRONMENT = {
+    # A worker goes on with the next trial once the thread of the last one has ended. Where ASHA stopped it,
+    # Keras takes its time to leave; after the 2 s that Tune waits, the next trial would be lost, and Tune
+    # wait for it for ever.
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "3600",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TF_CPP_MIN_LOG_LEVEL": "2",
     "TF_FORCE_GPU_ALLOW_GROWTH": "true",
@@ -84,9 +93,9 @@ def ray_running(machine: Machine, dataset: FaceDataset | None) -> Iterator[bool]
             _check_resources(machine)
             yield False
             return
-        temporary = None
         common: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.callback(ray.shutdown)
             if machine.address:
                 try:
                     ray.init(
@@ -95,23 +104,36 @@ def ray_running(machine: Machine, dataset: FaceDataset | None) -> Iterator[bool]
                 except (ConnectionError, ValueError, RuntimeError) as error:
                     raise SearchError(f"no Ray cluster answers at {machine.address!r}: {error}") from error
             else:
-                # Of its own and short: sockets lie in it, whose paths have little room.
-                temporary = tempfile.mkdtemp(prefix="ferkit-")
+                temporary = stack.enter_context(_temporary_folder())
+                stack.callback(ray.shutdown)  # Before its folder goes.
                 images = 0 if dataset is None else dataset.images.nbytes
                 ray.init(
                     num_cpus=max(count_cores(), machine.cores * (machine.parallel or 1)),
                     include_dashboard=False,
                     object_store_memory=max(128 << 20, 2 * images),
                     _node_ip_address="127.0.0.1",
-                    _temp_dir=temporary,
+                    _temp_dir=str(temporary),
                     **common,
                 )
             _check_resources(machine)
             yield True
-        finally:
-            ray.shutdown()
-            if temporary is not None:
-                shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """Make a folder for Ray, and remove it afterwards, with those that killed searches left behind.
+
+    Its path is short: sockets lie in it, whose paths have little room.
+    """
+    for left in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*/.lock"):
+        with contextlib.suppress(SearchError, OutputError), locked(left, 0.0, "search"):
+            shutil.rmtree(left.parent, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY))
+    try:
+        with locked(folder / ".lock", 5.0, "search"):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_resources(machine: Machine) -> None:

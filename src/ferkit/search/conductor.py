@@ -57,11 +57,17 @@ def log_proposal(journal: Journal, proposal: Proposal) -> None:
     journal.write("drawn", trial=proposal.number, values=proposal.values, **asdict(proposal.cost))
 
 
-def more_allowed(search: Search) -> bool:
-    """Whether further trials are wanted, by number and by training time."""
+def within_budget(search: Search) -> bool:
+    """Whether a trial may start, by what all have trained together."""
     hours = sum(trial.seconds for trial in search.trials.values()) / 3600
-    limit = search.settings.max_hours
-    return len(search.trials) < search.settings.trials and (limit is None or hours < limit)
+    epochs = sum(len(trial.history) for trial in search.trials.values())
+    most_hours, most_epochs = search.settings.max_hours, search.settings.max_epochs
+    return (most_hours is None or hours < most_hours) and (most_epochs is None or epochs < most_epochs)
+
+
+def more_allowed(search: Search) -> bool:
+    """Whether further trials are wanted, by number and by what all have trained together."""
+    return len(search.trials) < search.settings.trials and within_budget(search)
 
 
 class Halted(BaseException):
@@ -95,11 +101,11 @@ class Conductor:
         """Return the next trial to start, or None at the end."""
         if self.wrong is not None:
             return None
-        hours = sum(trial.seconds for trial in self.search.trials.values()) / 3600
-        if self.search.settings.max_hours is not None and hours >= self.search.settings.max_hours:
-            return None
-        if self.queue:
-            return self.search.trials[self.queue.pop(0)]
+        affordable = within_budget(self.search)
+        for place, number in enumerate(self.queue):
+            # What was begun is ended: its epochs are spent already.
+            if affordable or self.search.trials[number].history:
+                return self.search.trials[self.queue.pop(place)]
         if not more_allowed(self.search):
             return None
         number = max(self.search.trials, default=0) + 1
@@ -315,7 +321,7 @@ def _last_words(trial: Any) -> str:
     if "OutOfMemory" in last or "memory pressure" in last:
         return "out of memory: Ray ended the worker because the machine was almost full"
     if any(words in last for words in ("ActorDiedError", "actor died", "ActorUnavailable", "is unavailable")):
-        return "the worker died (killed, or its machine was lost)"
+        return "the worker died (killed, out of memory, or its machine was lost)"
     lines = [line.strip() for line in last.splitlines() if line.strip()]
     return lines[-1][:300] if lines else "the worker was lost without a word"
 

@@ -42,7 +42,8 @@ class Settings:
         reduction: ASHA: one in so many goes on at each rung.
         max_mmac: Refuse networks of more millions of multiplications a face; None: none.
         max_params: Refuse networks of more parameters; None: none.
-        max_hours: Start no trial once all have trained for so long together; None: no limit.
+        max_hours: Begin no trial once all have trained for so long together; None: no limit.
+        max_epochs: Begin no trial once all have done so many epochs together; None: no limit.
         retries: How often a trial is started again whose worker was lost.
     """
 
@@ -55,6 +56,7 @@ class Settings:
     max_mmac: float | None = None
     max_params: int | None = None
     max_hours: float | None = None
+    max_epochs: int | None = None
     retries: int = 3
 
     def __post_init__(self) -> None:
@@ -75,6 +77,7 @@ class Settings:
             ("max_mmac", self.max_mmac),
             ("max_params", self.max_params),
             ("max_hours", self.max_hours),
+            ("max_epochs", self.max_epochs),
         ):
             if limit is not None and not limit > 0:
                 raise SearchError(f"{name} must lie above 0. Received: {limit}")

@@ -148,9 +148,10 @@ def best_so_far(search: Search) -> list[dict[str, Any]]:
     """Return a row per trial that ended, in the order of ending, with the best finished accuracy so far."""
     ended = sorted((t for t in search.trials.values() if t.ended), key=lambda t: (t.ended, t.number))
     rows: list[dict[str, Any]] = []
-    best, seconds = None, 0.0
+    best, seconds, epochs = None, 0.0, 0
     for trial in ended:
         seconds += trial.seconds
+        epochs += len(trial.history)
         if trial.state == "finished" and trial.accuracy is not None:
             best = max(best or 0.0, trial.accuracy)
         rows.append(
@@ -160,6 +161,7 @@ def best_so_far(search: Search) -> list[dict[str, Any]]:
                 "state": trial.state,
                 "accuracy": _rounded(trial.accuracy),
                 "best": _rounded(best),
+                "epochs": epochs,
                 "training_hours": round(seconds / 3600, 5),
             }
         )
