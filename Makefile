@@ -46,7 +46,7 @@ lint: $(DEV) ## Check style, types and the layers.
 	$(VENV)/bin/lint-imports
 
 clean: ## Remove what builds, tests, demo and bench wrote; .venv and runs/ stay.
-	rm -rf build dist demo-out bench-out htmlcov .coverage .coverage.* \
+	rm -rf build dist demo-out bench-out fuzz-out htmlcov .coverage .coverage.* \
 		.pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 

@@ -218,7 +218,9 @@ def as_markdown(report: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write_report(folder: Path, name: str, report: Mapping[str, Any], command: Sequence[str]) -> None:
+def write_report(
+    folder: Path, name: str, report: Mapping[str, Any], command: Sequence[str], *, said: bool = True
+) -> None:
     """Write ``name.json``, and README.md over all that the folder holds; print the new tables.
 
     Args:
@@ -226,9 +228,12 @@ def write_report(folder: Path, name: str, report: Mapping[str, Any], command: Se
         name: One of :data:`SCRIPTS`.
         report: ``machine`` and ``parts``; a part has ``rows``, or says why it was ``skipped``.
         command: What was typed, for those who want to repeat it.
+        said: Whether the tables are printed; a script writes after each part, and prints at the end.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    whole = {"command": " ".join(["python", f"benchmarks/{name}.py", *command]), **report}
+    # A path of this machine says nothing elsewhere: its last part is kept.
+    typed = [Path(word).name if Path(word).is_absolute() else word for word in command]
+    whole = {"command": " ".join(["python", f"benchmarks/{name}.py", *typed]), **report}
     (folder / f"{name}.json").write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
     text = [
         "# Measurements",
@@ -241,4 +246,5 @@ def write_report(folder: Path, name: str, report: Mapping[str, Any], command: Se
             held = json.loads(path.read_text(encoding="utf-8"))
             text += ["", f"## `{held['command']}`", as_markdown(held)]
     (folder / "README.md").write_text("\n".join(text) + "\n", encoding="utf-8")
-    print(as_markdown(report))
+    if said:
+        print(as_markdown(report))

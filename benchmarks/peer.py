@@ -182,6 +182,7 @@ def main() -> None:
         how = (arguments.rounds, arguments.seconds)
         print("measuring: networks", file=sys.stderr, flush=True)
         report["parts"]["The network alone"] = compare_networks(ours, theirs, *how)
+        write_report(arguments.out, "peer", report, sys.argv[1:], said=False)
         print("measuring: photos", file=sys.stderr, flush=True)
         report["parts"]["A photo, decode to result"] = compare_photos(ours, theirs, photos, *how)
     write_report(arguments.out, "peer", report, sys.argv[1:])

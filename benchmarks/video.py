@@ -37,6 +37,7 @@ from ferkit.recognize.video_process import VideoOutputs, process_video
 from ferkit.recognize.video_writers import ClipWriter, draw_frame
 
 EVERY = (1, 3, 5, 10)
+PARTS = ("rate", "profile", "cost", "accuracy", "memory")
 SPARSER = (2, 3, 5, 10, 20)
 WIDTH, HEIGHT = 1280, 720
 RATE = 30
@@ -377,8 +378,13 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=300, help="frames of a 720p scene")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each measurement")
     parser.add_argument("--minutes", type=float, default=60, help="length of the clip for the memory")
-    parser.add_argument("--parts", default="rate,profile,cost,accuracy,memory", help="what to measure")
+    parser.add_argument("--parts", default=",".join(PARTS), help="what to measure (default: %(default)s)")
     arguments = parser.parse_args()
+    wanted = arguments.parts.split(",")
+    if unknown := [part for part in wanted if part not in PARTS]:
+        parser.error(f"no part {unknown[0]!r}; known are {', '.join(PARTS)}")
+    if missing := [clip for clip in arguments.clips if not clip.is_file()]:
+        parser.error(f"there is no {missing[0]}")
     report: dict[str, Any] = {"machine": describe_machine(), "parts": {}}
     if find_spec("av") is None or find_spec("trackers") is None:
         report["parts"]["Video"] = {"skipped": "the extra is not installed; `pip install 'ferkit[video]'`"}
@@ -411,10 +417,11 @@ def main() -> None:
                 lambda: memory(folder, frames, round(arguments.minutes * 60)),
             ),
         }
-        for part in arguments.parts.split(","):
+        for part in wanted:
             title, measure = parts[part]
             print(f"measuring: {title}", file=sys.stderr, flush=True)
             report["parts"][title] = measure()
+            write_report(arguments.out, "video", report, sys.argv[1:], said=False)
     write_report(arguments.out, "video", report, sys.argv[1:])
 
 

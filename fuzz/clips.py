@@ -24,7 +24,7 @@ import numpy as np
 from photos import run_cases
 
 from ferkit import Recognizer
-from ferkit.errors import FerkitError, ImageError
+from ferkit.errors import FerkitError, ImageError, OutputError
 from ferkit.recognize.clip import Clip
 from ferkit.recognize.video_process import VideoOutputs, process_video
 
@@ -103,6 +103,8 @@ def main() -> None:
                     list(recognizer.video(path))
                 else:
                     process_video(recognizer, path, outputs)
+            except OutputError:
+                raise  # it is ours to write what was read, so this is a finding
             except FerkitError as error:
                 raise ImageError(str(error)) from error  # what `run_cases` counts as refused
 

@@ -4,18 +4,20 @@
 
 The short form has a quarter of the arithmetic and a fifth of the epochs, so that a variant takes minutes;
 what helps only in long runs does not show in it. Each variant is a normal run below --runs, trained if it is
-not there yet, so the study can be stopped and gone on with; --only names some. Differences below twice the
-standard deviation over seeds are noise. Writes ablation.csv, ablation.md and ablation.png.
+not there yet, so the study can be stopped and gone on with; --only names some. The table says how far one run
+must lie from the seeds' mean to be told from noise. Writes ablation.csv, ablation.md and ablation.png.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 from pathlib import Path
 from typing import Any
 
-from variants import History, Variant, draw_histories, epochs_done, read_run, train_variant, write_rows
+from scipy import stats
+from variants import History, Variant, draw_histories, is_finished, read_run, train_variant, write_rows
 
 from ferkit import files
 
@@ -74,7 +76,7 @@ def variants(teacher: str | None) -> list[Variant]:
             found.append(
                 one(
                     f"distilled-t{temperature}",
-                    f"70 % of the loss from {teacher}, temperature {temperature}",
+                    f"70 % of the loss from {Path(teacher).stem}, temperature {temperature}",
                     "distil.weight=0.7",
                     f"distil.temperature={temperature}",
                     teach=True,
@@ -123,7 +125,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     histories: dict[str, History] = {}
     for name, variant in known.items():
-        if epochs_done(args.runs / name) < variant.epochs:
+        if not is_finished(variant, "best-single", args.runs / name):
             continue
         history, facts = read_run(args.runs / name)
         histories[name] = history
@@ -170,10 +172,15 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{r['minutes']:.0f} |"
         )
     if len(seeds) > 1:
+        spread = statistics.stdev(seeds)
+        # One run against the mean of n: s * sqrt(1 + 1/n), with Student's t for a spread known from n runs.
+        reach = stats.t.ppf(0.975, len(seeds) - 1) * spread * math.sqrt(1 + 1 / len(seeds))
         lines += [
             "",
             f"Over {len(seeds)} seeds: mean {statistics.mean(seeds):.2f} %, standard deviation "
-            f"{statistics.stdev(seeds):.2f} points.",
+            f"{spread:.2f} points. A single variant differs from that mean with 95 % confidence if it "
+            f"lies {reach:.1f} points away; of {len(rows) - len(seeds)} variants that change nothing one "
+            "in twenty would.",
         ]
     return "\n".join(lines) + "\n"
 

@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from variants import History, Variant, draw_histories, epochs_done, read_run, train_variant, write_rows
+from variants import History, Variant, draw_histories, is_finished, read_run, train_variant, write_rows
 
 from ferkit import files
 
@@ -72,7 +72,7 @@ def main() -> None:
     histories: dict[str, History] = {}
     for variant in VARIANTS:
         folder = args.runs / variant.name
-        if args.only_finished and epochs_done(folder) < variant.epochs:
+        if args.only_finished and not is_finished(variant, "seed", folder):
             continue
         train_variant(variant, "seed", args.data, folder, study="studies/student.py")
         history, facts = read_run(folder)
@@ -96,6 +96,8 @@ def main() -> None:
             }
         )
     args.out.mkdir(parents=True, exist_ok=True)
+    if not rows:
+        parser.error(f"no variant below {args.runs} is finished")
     write_rows(args.out / "ablation.csv", rows)
     files.write_text(args.out / "ablation.md", _table(rows))
     draw_histories(args.out / "ablation.png", histories)

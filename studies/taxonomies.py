@@ -2,9 +2,9 @@
 
     python studies/taxonomies.py --data fer2013.csv.gz --votes fer2013new.csv --model ferkit-small
 
-For every PublicTest face with a vote for an emotion: how likely is it that one FER+ tagger, drawn at random,
-says what the label says, what each head says, and what another tagger says. Then recall and precision by
-class, and the accuracy of the answers that are confident. Writes taxonomies.json and taxonomies.md.
+For every PublicTest face with two votes for emotions or more: how likely is it that one FER+ tagger, drawn at
+random, says what the label says, what each head says, and what another tagger says. Then recall and precision
+by class, and the accuracy of the answers that are confident. Writes taxonomies.json and taxonomies.md.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from ferkit import files
 from ferkit.classifier import FaceClassifier
 from ferkit.data import load_dataset, majority_targets
-from ferkit.evaluation.metrics import expected_calibration_error
+from ferkit.evaluation.calibration import ece_out_of_fold
+from ferkit.evaluation.metrics import wilson_interval
 from ferkit.taxonomy import FER2013, FERPLUS
 
 SAME = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
@@ -34,7 +35,7 @@ def agreements(
     """Return the chance that a tagger drawn at random says the same, by who is compared with them.
 
     Args:
-        votes: ``[N, 8]`` counts in FER+'s order, each row with a vote at least.
+        votes: ``[N, 8]`` counts in FER+'s order, each row with two votes at least.
         labels: FER2013's labels ``[N]``.
         answers: Probabilities ``[N, K]`` of the heads ``fer2013`` and ``ferplus``.
     """
@@ -44,8 +45,7 @@ def agreements(
     share = counts / total
     rows = np.arange(len(votes))
     # Without putting a tagger back: nobody is compared with themselves.
-    several = total[:, 0] > 1
-    other = (counts * (counts - 1)).sum(axis=1)[several] / (total * (total - 1))[several, 0]
+    other = (counts * (counts - 1)).sum(axis=1) / (total * (total - 1))[:, 0]
     return {
         "FER2013's label": float(share[rows, to_ferplus[labels]].mean()),
         "the fer2013 head": float(share[rows, to_ferplus[answers["fer2013"].argmax(axis=1)]].mean()),
@@ -84,7 +84,7 @@ def main() -> None:
     assert test.votes is not None
     classifier = FaceClassifier(args.model)
     answers = classifier.predict(np.ascontiguousarray(test.images), taxonomies=["fer2013", "ferplus"])
-    voted = test.votes[:, : len(FERPLUS)].sum(axis=1) > 0
+    voted = test.votes[:, : len(FERPLUS)].sum(axis=1) > 1
     people = agreements(
         test.votes[voted, : len(FERPLUS)],
         np.asarray(test.labels)[voted],
@@ -101,7 +101,8 @@ def main() -> None:
         heads[taxonomy.id] = {
             "faces": len(wanted),
             "accuracy": float(right.mean()),
-            "ece": expected_calibration_error(p, wanted),
+            "interval": wilson_interval(int(right.sum()), len(right)),
+            "ece": ece_out_of_fold(p, wanted),
             "classes": by_class(p, wanted, taxonomy.labels),
             "confident": [
                 {
@@ -143,7 +144,8 @@ def as_markdown(report: dict[str, Any]) -> str:
         lines += [
             "",
             f"`{head}`{', majority labels' if head == 'ferplus' else ''}: {figures['faces']:,} faces, "
-            f"accuracy {percent(figures['accuracy'])} %, calibration error {figures['ece']:.3f}; "
+            f"accuracy {percent(figures['accuracy'])} % ({percent(figures['interval'][0])}-"
+            f"{percent(figures['interval'][1])}), calibration error out of fold {figures['ece']:.3f}; "
             + ", ".join(
                 f"{percent(c['share'])} % of the answers are {100 * c['at_least']:.0f} % sure or more and "
                 f"{percent(c['accuracy'])} % of these are right"

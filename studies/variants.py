@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,9 @@ from typing import Any
 
 from ferkit import files
 from ferkit.cli.common import load_keras
+from ferkit.errors import TrainingError
+from ferkit.modelfile import resolve_model
+from ferkit.training.recipe import Recipe, load_recipe
 
 History = list[dict[str, float]]
 
@@ -38,15 +42,14 @@ class Variant:
 def train_variant(
     variant: Variant, recipe: str, data: str, folder: Path, *, votes: Path | None = None, study: str
 ) -> None:
-    """Train a variant as far as it has to go, from where it stands."""
-    if epochs_done(folder) >= variant.epochs:
+    """Train a variant as far as it has to go, from where it stands; another run in its folder is an error."""
+    if is_finished(variant, recipe, folder):
         return
     load_keras()
     from ferkit.data import load_dataset
-    from ferkit.training.recipe import load_recipe
     from ferkit.training.trainer import train
 
-    chosen = load_recipe(recipe, [*variant.changes, f"epochs={variant.epochs}"])
+    chosen = recipe_of(variant, recipe)
     resume = (folder / "checkpoint.npz").exists()
     print(f"{variant.name}: {variant.epochs} epochs in {folder}", flush=True)
     train(
@@ -58,6 +61,37 @@ def train_variant(
         command=["python", study],
         tensorboard=False,
     )
+
+
+def recipe_of(variant: Variant, recipe: str) -> Recipe:
+    """Return the recipe that a variant is trained by."""
+    return load_recipe(recipe, [*variant.changes, f"epochs={variant.epochs}"])
+
+
+def is_finished(variant: Variant, recipe: str, folder: Path) -> bool:
+    """Return whether the folder holds the variant, trained to its end.
+
+    Raises:
+        TrainingError: If what it holds was trained by another recipe or another teacher.
+    """
+    if not (folder / "recipe.toml").exists():
+        return False
+    held = load_recipe(folder / "recipe.toml")
+    wanted = recipe_of(variant, recipe)
+    longer = held.model_copy(update={"epochs": wanted.epochs})
+    if longer != wanted or (held.schedule.name == "cosine" and held.epochs != wanted.epochs):
+        raise TrainingError(
+            f"{folder} was trained by another recipe than the study's; remove it or name other --runs"
+        )
+    taught = json.loads((folder / "run.json").read_text("utf-8")).get("teacher", {}).get("models", [])
+    if [model["sha256"] for model in taught] != [digest_of_model(name) for name in variant.teachers]:
+        raise TrainingError(f"{folder} was taught by another teacher; remove it or name other --runs")
+    return epochs_done(folder) >= variant.epochs
+
+
+def digest_of_model(name: str) -> str:
+    """Return the SHA-256 (hex) of a model file, as a run records its teacher's."""
+    return hashlib.sha256(resolve_model(name).read_bytes()).hexdigest()
 
 
 def epochs_done(folder: Path) -> int:

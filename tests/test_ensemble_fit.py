@@ -60,6 +60,13 @@ def test_a_member_that_knows_nothing_gets_no_weight_at_all():
     assert vote.weights[2] == 0.0
 
 
+def test_more_than_a_hundred_equal_members_all_vote():
+    members, labels = _members(n=80)
+    vote = fit_vote(np.repeat(members[:1], 101, axis=0), labels)
+    assert sum(vote.weights) == pytest.approx(1)
+    assert min(vote.weights) > 0
+
+
 def test_the_order_of_the_members_does_not_matter():
     members, labels = _members()
     forward, backward = fit_vote(members, labels), fit_vote(members[::-1], labels)

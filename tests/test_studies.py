@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +12,10 @@ import pytest
 pytest.importorskip("keras", reason="needs ferkit[train]")
 
 from ferkit.data import load_dataset
-from ferkit.training.recipe import load_recipe
+from ferkit.errors import TrainingError
+from ferkit.training.recipe import dump_recipe, load_recipe
 from ferkit.training.trainer import train
+from modelzoo import write_tiny_model
 from tinyruns import tiny
 
 STUDIES = Path(__file__).resolve().parents[1] / "studies"
@@ -24,6 +24,7 @@ sys.path.insert(0, str(STUDIES))
 import accuracy  # noqa: E402  # found once the folder is on the path
 import student  # noqa: E402
 import taxonomies  # noqa: E402
+import variants  # noqa: E402
 
 
 @pytest.mark.parametrize("variant", accuracy.variants("ferkit-small"), ids=lambda v: v.name)
@@ -42,34 +43,69 @@ def test_every_variant_of_the_students_study_is_one_that_a_recipe_takes(variant)
 
 
 def test_names_of_variants_are_unique():
-    for variants in (accuracy.variants("x"), student.VARIANTS):
-        assert len({v.name for v in variants}) == len(variants)
+    for found in (accuracy.variants("x"), student.VARIANTS):
+        assert len({v.name for v in found}) == len(found)
+
+
+@pytest.fixture
+def two_seeds(tmp_path, monkeypatch):
+    """Two finished runs of the study, with a recipe of a second an epoch in place of ``best-single``."""
+    recipe = tmp_path / "short.toml"
+    recipe.write_text(dump_recipe(tiny(epochs=2, deterministic=False)))
+    faces = load_dataset("cartoon:240:3", cache=False)
+    found = [variants.Variant(f"seed-{k}", "the recipe", 2, (f"seed={k}",)) for k in (1, 2)]
+    for variant in found:
+        train(variants.recipe_of(variant, str(recipe)), faces, tmp_path / "runs" / variant.name)
+    return recipe, found, tmp_path / "runs"
 
 
 @pytest.mark.slow
-def test_what_is_finished_is_told_in_a_table_and_a_picture(tmp_path):
-    faces = load_dataset("cartoon:240:3", cache=False)
-    first = tmp_path / "runs" / "seed-1"
-    train(tiny(epochs=accuracy.EPOCHS, deterministic=False), faces, first)
-    shutil.copytree(first, tmp_path / "runs" / "seed-2")
-    line = [
-        sys.executable, str(STUDIES / "accuracy.py"), "--data", "unused", "--votes", "unused", "--runs",
-        str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--only-finished",
-    ]  # fmt: skip
-    done = subprocess.run(line, capture_output=True, text=True, check=True)
-    assert "Over 2 seeds: mean" in done.stdout
-    with (tmp_path / "out" / "ablation.csv").open() as stream:
-        rows = list(csv.DictReader(stream))
-    assert [row["variant"] for row in rows] == ["seed-1", "seed-2"]
-    assert rows[0]["epochs"] == str(accuracy.EPOCHS)
-    assert (tmp_path / "out" / "ablation.png").read_bytes()[:4] == b"\x89PNG"
-    assert (tmp_path / "out" / "ablation.md").read_text() in done.stdout
+def test_what_is_finished_is_told_and_what_is_foreign_is_refused(two_seeds, tmp_path):
+    recipe, (first, second), folder = two_seeds
+    assert variants.is_finished(first, str(recipe), folder / "seed-1")
+    assert not variants.is_finished(first, str(recipe), folder / "absent")
+    with pytest.raises(TrainingError, match="another recipe"):
+        variants.is_finished(second, str(recipe), folder / "seed-1")
+    taught = variants.Variant("x", "taught", 2, first.changes, (str(write_tiny_model(tmp_path / "t.onnx")),))
+    with pytest.raises(TrainingError, match="another teacher"):
+        variants.is_finished(taught, str(recipe), folder / "seed-1")
+    histories = {name: variants.read_run(folder / name)[0] for name in ("seed-1", "seed-2")}
+    variants.draw_histories(tmp_path / "a.png", histories)
+    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_table_says_how_far_a_run_must_lie_from_the_seeds_to_differ():
+    row = {
+        "what": "", "mmac": 1.0, "epochs": 2, "training_accuracy": 0.5, "loss": 1.0, "ferplus_majority": "",
+        "minutes": 1.0, "seed": 1,
+    }  # fmt: skip
+    rows = [{**row, "variant": f"seed-{k}", "accuracy": a} for k, a in ((1, 0.60), (2, 0.61), (3, 0.62))]
+    text = accuracy.table([*rows, {**row, "variant": "other", "accuracy": 0.7}])
+    assert "mean 61.00 %, standard deviation 1.00 points" in text
+    assert "lies 5.0 points away; of 1 variants" in text  # 4.303 * sqrt(4 / 3)
+
+
+def test_a_study_without_any_finished_run_says_so(tmp_path):
+    for script in ("accuracy.py", "student.py"):
+        line = [
+            sys.executable,
+            str(STUDIES / script),
+            "--data",
+            "x",
+            "--runs",
+            str(tmp_path),
+            "--only-finished",
+        ]
+        line += ["--votes", "x"] if script == "accuracy.py" else []
+        done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=tmp_path)
+        assert done.returncode == 2
+        assert "is finished" in done.stderr
 
 
 def test_agreement_with_people_counts_votes_and_compares_nobody_with_themselves():
     votes = np.zeros((2, 8), np.uint8)
     votes[0, [0, 1]] = 3, 1  # three say neutral, one says happiness
-    votes[1, 2] = 2
+    votes[1, 2] = 2  # both say surprise
     happy, surprise, neutral = 3, 5, 6
     answers = {
         "fer2013": np.eye(7)[[neutral, happy]],

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ferkit.errors import RecipeError
 
 pytest.importorskip("keras", reason="needs ferkit[train]")
 
 from ferkit.training.optimize import make_optimizer, plateau_rate
-from ferkit.training.recipe import dump_recipe, load_recipe, parse_recipe, shipped_recipes
+from ferkit.training.recipe import ProgressivePart, dump_recipe, load_recipe, parse_recipe, shipped_recipes
 
 MINIMAL = {"name": "x", "model": {"name": "seed-cnn"}}
 
@@ -71,6 +73,10 @@ def test_a_preset_can_be_a_name_or_a_start():
         ({"progressive": {"sizes": [8], "until": [0.2]}}, "sizes must rise from 16"),
         ({"progressive": {"sizes": [32, 40], "until": [0.4, 0.4]}}, "ends must rise"),
         ({"progressive": {"sizes": [32], "until": [1.0]}}, "ends must rise between 0 and 1"),
+        (
+            {"progressive": {"sizes": [32], "until": [0.5]}, "early_stopping": 3},
+            "early_stopping and a plateau",
+        ),
         ({"distil": {"weight": 1.5}}, "less than or equal to 1"),
         ({"distil": {"temperature": 0}}, "greater than or equal to 0.1"),
         ({"schedule": {"name": "step", "milestones": [5, 3]}}, "must rise"),
@@ -150,3 +156,20 @@ def test_optimisers_are_what_the_recipe_names(name):
     assert (optimizer.use_ema, optimizer.ema_momentum) == (True, 0.9)
     # Elsewhere weight decay is part of the loss.
     assert (optimizer.weight_decay or 0) == (0.01 if name == "adamw" else 0)
+
+
+@given(
+    epochs=st.integers(1, 200),
+    until=st.lists(st.floats(0.001, 0.9999), min_size=1, max_size=3, unique=True).map(sorted),
+)
+def test_a_progressive_run_ends_on_faces_of_the_full_size(epochs, until):
+    part = ProgressivePart(sizes=tuple(range(16, 16 + len(until))), until=tuple(until))
+    sides = [part.side(epoch, epochs, 48) for epoch in range(epochs)]
+    assert sides[-1] == 48
+    assert sides == sorted(sides)
+
+
+def test_progressive_sizes_take_their_shares_of_the_epochs():
+    part = ProgressivePart(sizes=(32, 40), until=(0.4, 0.7))
+    sides = [part.side(epoch, 10, 48) for epoch in range(10)]
+    assert sides == [32] * 4 + [40] * 3 + [48] * 3

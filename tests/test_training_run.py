@@ -338,13 +338,11 @@ def test_a_damaged_weights_file_is_refused(finished, tmp_path):
 
 
 def test_small_faces_come_first_and_a_stopped_run_knows_where_it_was(faces, tmp_path):
-    recipe = tiny(epochs=4, progressive={"sizes": [16, 32], "until": [0.25, 0.75]})
-    assert [recipe.progressive.side(epoch, 4, 48) for epoch in range(4)] == [16, 32, 32, 48]
+    recipe = tiny(progressive={"sizes": [24], "until": [0.7]})
     whole = train(recipe, faces, tmp_path / "a")
-    large = train(tiny(epochs=4), faces, tmp_path / "c")
-    assert numbers(whole.history)[0] != pytest.approx(numbers(large.history)[0], abs=1e-3)
+    assert [row["side"] for row in whole.history] == [24, 24, 48]
     with pytest.raises(KeyboardInterrupt):
-        train(recipe, faces, tmp_path / "b", watcher=StopAt(3))
+        train(recipe, faces, tmp_path / "b", watcher=StopAt(2))
     rest = train(recipe, faces, tmp_path / "b", resume=True)
     for expected, got in zip(numbers(whole.history), numbers(rest.history), strict=True):
         assert got == pytest.approx(expected, abs=1e-6)
@@ -357,17 +355,22 @@ def test_small_faces_share_the_weights_of_the_network():
     model = TrainingModel(network, recipe, {"fer2013": 1.0})
     model.compile(optimizer="sgd")
     before = [id(v) for v in model.trainable_variables]
+    batch = {
+        "face": ops.convert_to_tensor(np.random.default_rng(0).integers(0, 256, (3, 48, 48), np.uint8)),
+        "fer2013": ops.eye(7)[:3],
+    }
+    full = ops.convert_to_numpy(model(batch, training=True)["logits_fer2013"])
     model.show_at(24)
     assert [id(v) for v in model.trainable_variables] == before
-    face = np.random.default_rng(0).integers(0, 256, (3, 48, 48), np.uint8)
-    batch = {"face": ops.convert_to_tensor(face), "fer2013": ops.eye(7)[:3]}
     first = ops.convert_to_numpy(model(batch, training=True)["logits_fer2013"])
+    assert np.abs(first - full).max() > 1e-3
     dense = network.get_layer("logits_fer2013")
     dense.bias.assign_add(ops.ones_like(dense.bias))
     second = ops.convert_to_numpy(model(batch, training=True)["logits_fer2013"])
     np.testing.assert_allclose(second, first + 1, atol=1e-4)
     model.show_at(48)
-    assert model.side == 48
+    again = ops.convert_to_numpy(model(batch, training=True)["logits_fer2013"])
+    np.testing.assert_allclose(again, full + 1, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -380,6 +383,18 @@ def test_small_faces_share_the_weights_of_the_network():
                 "model": {"name": "se-resnet", "params": {"view_size": 40}},
             },
             "view_size",
+        ),
+        # 44, 22, 11: half of 11 is 6 to a convolution and 5 to a pooling.
+        (
+            {
+                "progressive": {"sizes": [32, 44], "until": [0.3, 0.5]},
+                "model": {"name": "se-resnet", "params": {"filters": [4, 4, 4], "blocks": [1, 1, 1]}},
+            },
+            "faces of 44 pixels",
+        ),
+        (
+            {"progressive": {"sizes": [32], "until": [0.5]}, "model": {"name": "seed-cnn"}},
+            "faces of 32 pixels",
         ),
     ],
 )

@@ -77,7 +77,8 @@ def distil(
     if resume is None:
         if not teacher:
             raise typer.BadParameter("a student needs one", param_hint="--teacher")
-        if recipe is not None and weight is None and not load_recipe(recipe, changes).distil.weight:
+        said = weight is not None or any(change.startswith("distil.weight=") for change in changes)
+        if recipe is not None and not said and not load_recipe(recipe, changes).distil.weight:
             changes.append(f"distil.weight={DEFAULT_WEIGHT}")
     run_recipe(
         recipe=recipe,

@@ -73,7 +73,7 @@ def run_recipe(
     from ferkit.data import load_dataset
     from ferkit.training.recipe import load_recipe
     from ferkit.training.runs import CHECKPOINT, RECIPE
-    from ferkit.training.trainer import Quiet, train
+    from ferkit.training.trainer import train
 
     if resume is not None:
         others = [change for change in changes if not change.startswith("epochs=")]
@@ -90,7 +90,7 @@ def run_recipe(
         folder = out or Path("runs") / chosen.name
     dataset = load_dataset(data, votes=votes)
     start = None if init is None else (training_weights(init) or init)
-    progress = Quiet() if quiet else Progress()
+    progress = Silent() if quiet else Progress()
     try:
         result = train(
             chosen,
@@ -104,7 +104,12 @@ def run_recipe(
             tensorboard=tensorboard,
         )
     except KeyboardInterrupt:
-        if (folder / CHECKPOINT).exists():
+        if progress.asked is not None:
+            remark(
+                f"interrupted while {progress.asked} answered; its answers so far are kept, and the same "
+                "command asks the rest"
+            )
+        elif (folder / CHECKPOINT).exists():
             with_votes = "" if votes is None else f" --votes {votes}"
             remark(f"interrupted; go on with: ferkit train --resume {folder} --data {data}{with_votes}")
         else:
@@ -118,6 +123,26 @@ def run_recipe(
         f"{folder}: {len(result.history)} epochs, {chosen.data.validation_split} "
         f"{100 * last['val_accuracy']:.2f} % (single view, last epoch)"
     )
+
+
+class Silent:
+    """Says nothing, and knows which teacher is being asked."""
+
+    def __init__(self) -> None:
+        self.asked: str | None = None
+
+    def started(self, **_: Any) -> None:
+        """Say nothing."""
+
+    def step(self, **_: Any) -> None:
+        """Say nothing."""
+
+    def epoch_done(self, row: dict[str, float]) -> None:
+        """Say nothing."""
+
+    def asking(self, *, teacher: str, done: int, faces: int) -> None:
+        """Remember the teacher until it has answered."""
+        self.asked = teacher if done < faces else None
 
 
 class Progress:
@@ -147,7 +172,9 @@ class Progress:
             disable=not self.console.is_terminal,
         )
         self.task: Any = None
-        self.asked: tuple[str, Any] | None = None
+        self.asked: str | None = None
+        self.answers: Any = None
+        self.tenth = 0
         self.epochs = 0
         self.rate = 0.0
         self.shown = (0.0, 0)
@@ -197,15 +224,19 @@ class Progress:
         )
 
     def asking(self, *, teacher: str, done: int, faces: int) -> None:
-        """Show how far a teacher has come."""
-        if self.asked is None or self.asked[0] != teacher:
-            self.asked = (teacher, self.bar.add_task("", total=faces, figures=""))
+        """Show how far a teacher has come; a line at each tenth where stderr is no terminal."""
+        if self.asked != teacher:
+            self.asked, self.tenth = teacher, 0
+            self.answers = self.bar.add_task("", total=faces, figures="")
             self.bar.start()
-        self.bar.update(self.asked[1], completed=done, description=f"asking {teacher}")
+        self.bar.update(self.answers, completed=done, description=f"asking {teacher}")
         if done == faces:
-            self.bar.remove_task(self.asked[1])
+            self.bar.remove_task(self.answers)
             self.asked = None
             self.console.print(f"{teacher} has answered for {faces:,} faces")
+        elif not self.console.is_terminal and 10 * done // faces > self.tenth:
+            self.tenth = 10 * done // faces
+            self.console.print(f"{teacher} has answered for {done:,} of {faces:,} faces")
 
     def close(self) -> None:
         """Take the bar down."""

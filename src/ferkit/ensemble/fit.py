@@ -28,7 +28,7 @@ from ferkit.evaluation.metrics import (
 from ferkit.extras import require
 
 LEAST_WEIGHT = 0.01
-"""A fitted weight below this is set to 0: such a member costs its arithmetic and changes nothing."""
+"""A fitted weight below this share of the largest is set to 0: it costs arithmetic and changes nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ def fit_vote(probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLike | N
         probabilities: ``[M, N, K]``, one layer per member.
         labels: Integers ``[N]``.
         weights: M weights that sum to 1 and stay as they are, so that only the temperature is fitted; None to
-            fit both. Fitted weights below :data:`LEAST_WEIGHT` become 0.
+            fit both. Fitted weights below :data:`LEAST_WEIGHT` of the largest become 0.
 
     Raises:
         DataError: If the arrays do not fit together.
@@ -153,11 +153,20 @@ def _fit_weights(array: NDArray[np.float64], truth: NDArray[np.int64]) -> NDArra
         constraints=optimize.LinearConstraint(np.append(np.ones(members), 0.0)[None], 1, 1),
         options={"maxiter": 500, "ftol": 1e-10},
     )
-    # A search that stops early may still have found something; equal weights are what it has to beat.
-    better = np.isfinite(found.x).all() and loss(found.x)[0] <= loss(start)[0]
-    point = found.x if better else start
-    kept = np.where(point[:-1] < LEAST_WEIGHT, 0.0, point[:-1])
+    # A search that stops early may have found worse weights than equal ones: each is judged at its best T.
+    candidates = [start[:-1]]
+    if np.isfinite(found.x).all() and found.x[:-1].sum() > 0:
+        candidates.append(found.x[:-1] / found.x[:-1].sum())
+    chosen = min(candidates, key=lambda weights: _best_loss(array, truth, weights))
+    kept = np.where(chosen < LEAST_WEIGHT * chosen.max(), 0.0, chosen)
     return np.asarray(kept / kept.sum())
+
+
+def _best_loss(array: NDArray[np.float64], truth: NDArray[np.int64], weights: NDArray[np.float64]) -> float:
+    """Return the NLL of weights under the temperature that suits them."""
+    mean = mean_probabilities(array, weights)
+    temperature = fit_temperature(log_probabilities(mean), truth)
+    return negative_log_likelihood(temper(mean, temperature), truth)
 
 
 def _figures(probabilities: NDArray[Any], labels: NDArray[np.int64]) -> Figures:

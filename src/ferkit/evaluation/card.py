@@ -66,15 +66,20 @@ def render_card(info: ModelInfo, size_bytes: int) -> str:
         f"- Data: {data.get('source', 'unknown')}, fingerprint `{str(data.get('fingerprint', ''))[:16]}`; "
         f"{data.get('training', 0):,} faces of {data.get('train_split', 'Training')}"
         + ("; FER+ votes as soft labels of the second head" if FERPLUS.id in heads_of else "")
-        + ("; no other images and no pretrained weights" if heads_of <= known and not start else "")
+        + (
+            "; no other images and no pretrained weights"
+            if heads_of <= known and not (start or data.get("teacher"))
+            else ""
+        )
         + (f"; started from the weights `{start['from']}`" if start else "")
     ]
     if teacher := data.get("teacher"):
         names = ", ".join(f"`{model['name']}`" for model in teacher["models"])
         part = recipe.get("distil", {})
         lines.append(
-            f"- Distilled from {names}: {teacher['protocol']} answers about the training faces, temperature "
-            f"{part.get('temperature', 1):g}, {100 * part.get('weight', 0):.0f} % of the loss"
+            f"- Distilled from {names}: {teacher['protocol']} answers about the training faces in "
+            f"{' and '.join(teacher['heads'])}, temperature {part.get('temperature', 1):g}, "
+            f"{100 * part.get('weight', 0):.0f} % of these heads' loss"
         )
     if recipe:
         lines.append(

@@ -140,7 +140,7 @@ def _ask_one(
     name: str,
     told: Told | None,
 ) -> dict[str, NDArray[np.float32]]:
-    """Return float32 ``[N, K]`` by head, what was kept before and the rest asked now."""
+    """Return float32 ``[N, K]`` by head, rounded to float16: what was kept before, and the rest asked now."""
     total = len(images)
     parts = _kept_parts(kept, heads, total)
     done = len(parts[0][heads[0]]) if parts else 0
@@ -152,7 +152,9 @@ def _ask_one(
         try:
             while done < total:
                 faces = np.ascontiguousarray(images[done : done + CHUNK])
-                parts.append(classifier.predict(faces, protocol=protocol, taxonomies=heads))
+                said = classifier.predict(faces, protocol=protocol, taxonomies=heads)
+                # As they are kept, so that the targets are the same whether they were kept or not.
+                parts.append({head: p.astype(np.float16) for head, p in said.items()})
                 done += len(faces)
                 if told is not None:
                     told(teacher=name, done=done, faces=total)
@@ -162,10 +164,10 @@ def _ask_one(
         finally:
             if parts:
                 _keep(kept, parts)
-    return {head: np.concatenate([part[head] for part in parts]) for head in heads}
+    return {head: np.concatenate([part[head] for part in parts]).astype(np.float32) for head in heads}
 
 
-def _kept_parts(kept: Path, heads: Sequence[str], total: int) -> list[dict[str, NDArray[np.float32]]]:
+def _kept_parts(kept: Path, heads: Sequence[str], total: int) -> list[dict[str, NDArray[np.float16]]]:
     """Return what the cache holds, as one part or none; a file that is no good counts as absent."""
     try:
         arrays, _ = read_archive(kept)
@@ -174,12 +176,12 @@ def _kept_parts(kept: Path, heads: Sequence[str], total: int) -> list[dict[str, 
     rows = {len(arrays[head]) if head in arrays else 0 for head in heads}
     if len(rows) != 1 or not 0 < next(iter(rows)) <= total:
         return []
-    return [{head: arrays[head].astype(np.float32) for head in heads}]
+    return [{head: arrays[head].astype(np.float16) for head in heads}]
 
 
-def _keep(kept: Path, parts: Sequence[Mapping[str, NDArray[np.float32]]]) -> None:
+def _keep(kept: Path, parts: Sequence[Mapping[str, NDArray[np.float16]]]) -> None:
     """Write what was answered so far; a cache that cannot be written costs time, not the run."""
-    arrays = {head: np.concatenate([part[head] for part in parts]).astype(np.float16) for head in parts[0]}
+    arrays = {head: np.concatenate([part[head] for part in parts]) for head in parts[0]}
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         write_archive(kept, arrays, {})
@@ -220,7 +222,11 @@ def read_answers(path: Path, images: NDArray[np.uint8]) -> Answers:
 
 def teacher_facts(answers: Answers, taxonomy: str, labels: NDArray[np.int64]) -> dict[str, Any]:
     """Return what a run records of its teachers."""
-    facts: dict[str, Any] = {"models": [dict(t) for t in answers.teachers], "protocol": answers.protocol}
+    facts: dict[str, Any] = {
+        "models": [dict(t) for t in answers.teachers],
+        "heads": sorted(answers.probabilities),
+        "protocol": answers.protocol,
+    }
     if taxonomy in answers.probabilities:
         facts["training_accuracy"] = round(answers.agreement(taxonomy, labels), 6)
     return facts

@@ -19,7 +19,7 @@ def teacher_key(head: str) -> str:
     return f"teacher_{head}"
 
 
-class _Resized:
+class Resized:
     """The same layers, weights shared, over faces of another side.
 
     Not a Keras object, so that Keras does not count the weights twice.
@@ -30,7 +30,11 @@ class _Resized:
         self.own = network
 
     def at(self, side: int) -> Any:
-        """Return the network for faces of that side."""
+        """Return the network for faces of that side.
+
+        Raises:
+            TrainingError: If its layers do not fit together there.
+        """
         if side not in self.networks:
             face = keras.Input((side, side, 1), dtype="float32", name="pixels")
             try:
@@ -78,7 +82,7 @@ class TrainingModel(keras.Model):  # type: ignore[misc]
         self.distil = recipe.distil
         self.smoothing = recipe.label_smoothing
         self.side = int(network.input_shape[1])
-        self.resized = _Resized(network)
+        self.resized = Resized(network)
         self.l2 = 0.0 if recipe.optimizer.name == "adamw" else recipe.optimizer.weight_decay
         self.trackers: dict[str, Any] = {"loss": keras.metrics.Mean(name="objective")}
         for head in head_weights:
@@ -117,6 +121,10 @@ class TrainingModel(keras.Model):  # type: ignore[misc]
             return
         self.resized.at(side)
         self.side = side
+        if keras.backend.backend() == "jax":
+            import jax
+
+            jax.clear_caches()  # its traces are kept by the function, which does not know of the side
         self.make_train_function(force=True)
 
     def _cross_entropy(self, head: str, answers: dict[str, Any], smoothing: float) -> Any:
@@ -143,9 +151,12 @@ class TrainingModel(keras.Model):  # type: ignore[misc]
             if head in self.taught:
                 share, t = self.distil.weight, self.distil.temperature
                 log_p = ops.log_softmax(ops.cast(y_pred[f"logits_{head}"], "float32") / t, axis=-1)
-                asked = ops.cast(y_pred[f"mass_{teacher_key(head)}"], "float32")
-                taught = -ops.sum(asked * log_p, axis=-1)
-                self.trackers[f"{head}_teacher_loss"].update_state(taught)
+                answer = ops.cast(y_pred[f"mass_{teacher_key(head)}"], "float32")
+                taught = -ops.sum(answer * log_p, axis=-1)
+                weight_of_face = ops.sum(answer, axis=-1)
+                self.trackers[f"{head}_teacher_loss"].update_state(
+                    taught / ops.maximum(weight_of_face, 1e-12), sample_weight=weight_of_face
+                )
                 # Gradients shrink with the square of the temperature; the share stays what it says.
                 smoothed = (1 - share) * smoothed + share * t**2 * ops.mean(taught)
             objective = objective + weight * smoothed

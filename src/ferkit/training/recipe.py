@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
@@ -83,9 +84,12 @@ class ProgressivePart(_Part):
         return self
 
     def side(self, epoch: int, epochs: int, own: int) -> int:
-        """Return the side of the faces in an epoch (from 0) of a run, ``own`` being the data's."""
+        """Return the side of the faces in an epoch (from 0) of a run, ``own`` being the data's.
+
+        The last epoch always has the data's own.
+        """
         for size, end in zip(self.sizes, self.until, strict=True):
-            if epoch < round(end * epochs):
+            if epoch < min(math.floor(end * epochs + 1e-9), epochs - 1):
                 return size
         return own
 
@@ -143,6 +147,15 @@ class Recipe(_Part):
     distil: DistilPart = DistilPart()
     optimizer: OptimizerPart = OptimizerPart()
     schedule: SchedulePart = SchedulePart()
+
+    @model_validator(mode="after")
+    def _comparable(self) -> Recipe:
+        if self.progressive.sizes and (self.early_stopping or self.schedule.name == "plateau"):
+            raise ValueError(
+                "early_stopping and a plateau schedule go by validation on faces of the full size, which a "
+                "progressive run is not trained on before its last stage; leave one of them out"
+            )
+        return self
 
     @field_validator("augment", mode="before")
     @classmethod

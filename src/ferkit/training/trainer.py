@@ -29,7 +29,7 @@ from ferkit.training import runs, state
 from ferkit.training.distil import Answers, ask_teachers, read_answers, teacher_facts, write_answers
 from ferkit.training.history import Row, draw_curves, write_history
 from ferkit.training.inference import predict_logits
-from ferkit.training.network import TrainingModel, teacher_key
+from ferkit.training.network import Resized, TrainingModel, teacher_key
 from ferkit.training.optimize import make_optimizer, plateau_rate
 from ferkit.training.recipe import Recipe, dump_recipe, parse_recipe
 from ferkit.training.targets import Head, heads_of, target_mass
@@ -141,15 +141,6 @@ class Session:
         self.validation = dataset.of_split(data.validation_split)
         self.heads = heads_of(recipe, dataset.taxonomy, dataset.votes is not None)
         self.names = tuple(head.taxonomy.id for head in self.heads)
-        mass = target_mass(self.training, self.heads, data.balance)
-        self.answers = None if teach is None else teach(self.training, self.heads)
-        self.taught = () if self.answers is None else tuple(self.answers.probabilities)
-        if self.answers is not None:
-            targets = self.answers.targets(recipe.distil.temperature)
-            mass |= {teacher_key(head): target for head, target in targets.items()}
-        self.faces = _Faces(recipe, self.training, mass)
-        if not len(self.faces):
-            raise TrainingError(f"{dataset.source}: no face to train on after the recipe's filters")
         self.validation_mass = target_mass(self.validation, self.heads)
         too_large = [size for size in recipe.progressive.sizes if size >= dataset.size]
         if too_large or (recipe.progressive.sizes and recipe.model.params.get("view_size")):
@@ -166,6 +157,21 @@ class Session:
             dtype=policy,
             **recipe.model.params,
         )
+        for size in recipe.progressive.sizes:
+            Resized(self.network).at(size)
+        mass = target_mass(self.training, self.heads, data.balance)
+        # Asked last: it may take long, and all that can be refused was refused before.
+        self.answers = None if teach is None else teach(self.training, self.heads)
+        self.taught = () if self.answers is None else tuple(self.answers.probabilities)
+        if self.answers is not None:
+            for head, target in self.answers.targets(recipe.distil.temperature).items():
+                # The weight of a face counts for the teacher's answer as for the label. What FER+'s taggers
+                # could not tell, the teacher may still answer.
+                weight = mass[head].sum(axis=1, keepdims=True) if head == dataset.taxonomy.id else 1
+                mass[teacher_key(head)] = np.asarray(target * weight, np.float32)
+        self.faces = _Faces(recipe, self.training, mass)
+        if not len(self.faces):
+            raise TrainingError(f"{dataset.source}: no face to train on after the recipe's filters")
         self.model = TrainingModel(
             self.network, recipe, {h.taxonomy.id: h.weight for h in self.heads}, self.taught, dtype=policy
         )
@@ -200,7 +206,11 @@ class Session:
         }
         if self.answers is not None:
             labels = np.asarray(self.training.labels)
-            self.facts["teacher"] = teacher_facts(self.answers, self.training.taxonomy.id, labels)
+            self.facts["teacher"] = {
+                **teacher_facts(self.answers, self.training.taxonomy.id, labels),
+                "weight": recipe.distil.weight,
+                "temperature": recipe.distil.temperature,
+            }
 
     def meta(self) -> dict[str, Any]:
         """Return what its weights files say about themselves."""
@@ -253,6 +263,8 @@ class Session:
         row["learning_rate"] = float(
             np.asarray(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(self.optimizer.learning_rate)))
         )
+        if self.recipe.progressive.sizes:
+            row["side"] = self.model.side
         row["seconds"] = round(seconds, 3)
         row["images_per_second"] = round(len(self.faces) * self.faces.batch / seconds, 1)
         if not all(math.isfinite(value) for value in row.values()):
