@@ -167,8 +167,9 @@ def search_study(study: Study) -> None:
 
 def best_search(study: Study) -> Search:
     """Return the search on `compact` that found the best network."""
-    found = [read_search(study.folder(name)) for name in ("random", "tpe-asha")]
-    if not all(search.finished() for search in found):
+    folders = [study.folder(name) for name in ("random", "tpe-asha")]
+    found = [read_search(folder) for folder in folders if (folder / SETTINGS).exists()]
+    if len(found) < 2 or not all(search.finished() for search in found):
         raise SystemExit("error: there is no winner yet; run the stages random and tpe first")
     return max(found, key=lambda search: search.finished()[0].accuracy or 0.0)
 

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ _ENVIRONMENT = {
     "RAY_worker_niceness": "0",
     "RAY_worker_register_timeout_seconds": "600",
     "RAY_agent_register_timeout_ms": "600000",
+    "RAY_gcs_server_port_wait_time_s": "180",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -107,6 +109,7 @@ def ray_running(machine: Machine, dataset: FaceDataset | None) -> Iterator[bool]
                 temporary = stack.enter_context(_temporary_folder())
                 stack.callback(ray.shutdown)  # Before its folder goes.
                 images = 0 if dataset is None else dataset.images.nbytes
+                stack.enter_context(patient_start())
                 ray.init(
                     num_cpus=max(count_cores(), machine.cores * (machine.parallel or 1)),
                     include_dashboard=False,
@@ -117,6 +120,34 @@ def ray_running(machine: Machine, dataset: FaceDataset | None) -> Iterator[bool]
                 )
             _check_resources(machine)
             yield True
+
+
+@contextlib.contextmanager
+def patient_start(seconds: float = 180.0) -> Iterator[None]:
+    """Let Ray wait longer for a node to start: it gives up after 30 s, and has no setting for that.
+
+    Args:
+        seconds: How long a node may take on a machine that is busy with other work.
+    """
+    from ray._private import services
+
+    ask = services.get_node
+
+    def wait_for_node(*arguments: Any) -> Any:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                return ask(*arguments)
+            except RuntimeError:  # Not known yet.
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+
+    services.get_node = wait_for_node
+    try:
+        yield
+    finally:
+        services.get_node = ask
 
 
 @contextlib.contextmanager

@@ -270,6 +270,8 @@ def _survey(gate: Gate) -> None:
         SearchError: If one of them cannot be built.
     """
     for parameter, values in gate.space.probes():
+        if parameter.key and parameter.key[0] not in ("model", "heads"):
+            continue  # It is no part of the network, and recipes with it were tried when the space was read.
         try:
             gate.measure(gate.space.recipe(values, gate.space.name))
         except ModelError as error:
