@@ -92,7 +92,7 @@ def embedded() -> Recognizer:
 
 @pytest.mark.parametrize(
     ("name", "label"),
-    [("0-f15-hao-ph.jpg", "happy"), ("single_face.jpg", "happy"), ("0-f1-su-ph.jpg", "surprise")],
+    [("0-f15-hao-ph.jpg", "happiness"), ("single_face.jpg", "happiness"), ("0-f1-su-ph.jpg", "surprise")],
 )
 def test_the_embedded_model_reads_what_one_sees(
     embedded: Recognizer, shared_dir: Path, name: str, label: str
@@ -105,7 +105,7 @@ def test_the_embedded_model_sees_the_smiling_people_smile(embedded: Recognizer, 
     """Four of the five smile; the boy in the middle (x about 480) does so hardly."""
     faces = embedded.predict(shared_dir / "media" / "multi_face.jpg").faces
     smiling = [face for face in faces if not 430 < (face.box[0] + face.box[2]) / 2 < 525]
-    assert [face.label for face in smiling] == ["happy"] * 4
+    assert [face.label for face in smiling] == ["happiness"] * 4
 
 
 def test_the_embedded_model_is_small_and_complete(embedded: Recognizer) -> None:

@@ -3,7 +3,7 @@
 >>> import ferkit
 >>> recognizer = ferkit.Recognizer()
 >>> recognizer.predict("photo.jpg").faces  # doctest: +SKIP
-(Face(box=(186.2, 138.6, 377.3, 407.9), score=0.95, ..., label='happy', ...),)
+(Face(box=(186.2, 138.6, 377.3, 407.9), score=0.95, ..., label='happiness', ...),)
 
 What this module offers is imported when it is first used, so that ``import ferkit`` costs nothing.
 """
