@@ -47,6 +47,10 @@ def open_session(
     # ONNX Runtime counts the machine's cores, also those that this process must not use: its threads
     # would then wait for each other.
     options.intra_op_num_threads = threads or usable_cores()
+    # Idle threads would spin for a while and keep the cores from whoever works next: the other session of
+    # two in turns (detector, classifier), the decoder, another request. With spinning a photo takes twice
+    # as long on two cores.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = onnxruntime.InferenceSession(content, options, providers=wanted)
     except runtime_errors() as error:
