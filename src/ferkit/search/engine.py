@@ -207,6 +207,7 @@ class _Counter:
     def __init__(self, dataset: FaceDataset) -> None:
         self.dataset = dataset
         self.known: dict[str, Cost | str] = {}
+        self.here = Surveyor()
         self.actor: Any = None
 
     def __call__(self, recipe: Recipe) -> Cost:
@@ -233,7 +234,7 @@ class _Counter:
         import ray
 
         if "keras" in sys.modules:
-            return Surveyor().count(recipe, heads, self.dataset.size)
+            return self.here.count(recipe, heads, self.dataset.size)
         if self.actor is None:
             options = {"num_cpus": 0, "max_restarts": 3, "max_task_retries": 3}
             self.actor = ray.remote(Surveyor).options(**options).remote()

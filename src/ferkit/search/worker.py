@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,10 @@ from ferkit.training.history import Row
 from ferkit.training.recipe import Recipe, parse_recipe
 from ferkit.training.runs import CHECKPOINT, RUN
 
-LOCK_PATIENCE = 60.0
+MOST_HELD = 20_000_000
+"""Weights of networks that were counted and are still in memory, at most: 80 MB."""
+
+LOCK_PATIENCE = 300.0
 """Seconds to wait for a lost worker that still writes into the same run."""
 
 
@@ -73,7 +75,6 @@ def run_trial(
     folder, recipe = Path(config["folder"]), parse_recipe(config["recipe"], "recipe")
     # A worker is used for many trials; what the last one built is not needed any more.
     keras.backend.clear_session()
-    gc.collect()
     with locked(Path(config["lock"]), LOCK_PATIENCE, "worker"):
         resume = (folder / CHECKPOINT).exists()
         earlier = read_archive(folder / CHECKPOINT)[1]["history"] if resume else []
@@ -138,6 +139,9 @@ def out_of_memory(error: Exception) -> str:
 class Surveyor:
     """Builds networks to count what they cost; an actor, so that the driver stays small."""
 
+    def __init__(self) -> None:
+        self.held = 0
+
     def count(
         self, recipe: Mapping[str, Any], heads: Mapping[str, int], size: int
     ) -> tuple[int, float] | str:
@@ -154,11 +158,16 @@ class Surveyor:
         except FerkitError as error:
             return str(error)
         except memory_errors() as error:
+            self.held = MOST_HELD
             return out_of_memory(error)
+        else:
+            self.held += counted[0]
+            return counted
         finally:
-            keras.backend.clear_session()
-            gc.collect()
-        return counted
+            # Clearing takes longer than building, so it is not done for every small network.
+            if self.held >= MOST_HELD:
+                keras.backend.clear_session()
+                self.held = 0
 
 
 def look_around(file: str) -> tuple[str, bool]:
