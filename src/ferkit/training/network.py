@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection
 from typing import Any
 
@@ -121,10 +122,8 @@ class TrainingModel(keras.Model):  # type: ignore[misc]
             return
         self.resized.at(side)
         self.side = side
-        if keras.backend.backend() == "jax":
-            import jax
-
-            jax.clear_caches()  # its traces are kept by the function, which does not know of the side
+        # A step of its own: JAX keeps its traces by the function, which does not know of the side.
+        self.train_step: Any = functools.partial(keras.Model.train_step, self)
         self.make_train_function(force=True)
 
     def _cross_entropy(self, head: str, answers: dict[str, Any], smoothing: float) -> Any:
