@@ -36,6 +36,7 @@ from ferkit.files import write_json, write_text
 from ferkit.search import engine, plots, report
 from ferkit.search.records import SETTINGS, Search, Settings, Trial, read_search
 from ferkit.search.space import Space, load_space, spell
+from ferkit.training.recipe import load_recipe
 
 KEPT = (report.LEADERBOARD, report.WINNER, report.SUMMARY)
 MAX_MMAC = 20.0
@@ -410,13 +411,6 @@ def page(
             and not trained.
         """),
     ]
-    if "study-2021" in found:
-        parts.append(
-            prose(f"""
-                `study-2021` is another space, at a quarter of its filters and units, for {study.study_epochs}
-                epochs a trial: its row says what such networks cost and cannot be compared with the others.
-            """)
-        )
     parts += [
         "## The best networks of `compact`\n",
         best_table(on_compact),
@@ -454,6 +448,16 @@ def page(
                 ("what", "Spearman", "p"),
                 [(r["what"], f"{r['spearman']:+.2f}", f"{r['p_value']:.3f}") for r in slopes],
             ),
+        ]
+    if "study-2021" in found:
+        parts += [
+            "## Members of `study-2021`\n",
+            prose(f"""
+                The 2021 study's space, at a quarter of its filters and units (model.params.width=0.25), for
+                {study.study_epochs} epochs a trial: what such networks cost, not how good they get. They
+                cannot be compared with the others.
+            """),
+            best_table({"study-2021": found["study-2021"]}),
         ]
     for name, title in (
         ("winner", "The winner, trained to its end"),
@@ -546,12 +550,13 @@ def outcome(study: Study, name: str) -> str:
         return ""
     facts = json.loads((run / "run.json").read_text("utf-8"))
     history = json.loads((run / "history.json").read_text("utf-8"))
-    about = f"[Recipe]({name}/recipe.toml)."
+    recipe = load_recipe(study.out / name / "recipe.toml")
+    about = f"{recipe.description} [Recipe]({name}/recipe.toml)."
     if name == "study-best":
         about = f"""
             At full width it costs 3.86 GMAC an image, 45 minutes an epoch on two cores. It was trained at a
             quarter of its filters and units instead ({", ".join(BEST_OF_STUDY)}) and for few epochs: another,
-            smaller network, whose numbers are not the study's. {about}
+            smaller network, whose numbers are not the study's. [Recipe]({name}/recipe.toml).
         """
     last = history[-1]
     numbers = f"""
