@@ -37,7 +37,16 @@ from searchfiles import TINY
 
 # Nothing here races: a trial stands still while the search hears of its epoch, so what is killed, starved or
 # interrupted there has not ended meanwhile, however slow or fast the machine is.
-pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.cluster,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(
+        os.environ.get("FERKIT_RAY_TESTS") != "1",
+        reason="ON REQUEST until seen steady on other machines: the search on a live Ray cluster; "
+        "FERKIT_RAY_TESTS=1 runs these tests",
+    ),
+]
 
 SPACE = parse_space(TINY)
 THREE = Settings(trials=3, seed=2, max_params=19_000)
