@@ -16,15 +16,14 @@ if TYPE_CHECKING:
 WIDE = 120
 """Columns of a table that goes into a file or a pipe, where nobody's window sets them."""
 
-DataOption = Annotated[
-    str,
-    typer.Option(
-        "--data",
-        help="Labelled faces: a csv (.gz, .xz, .zip, .tar.gz), a folder, a zip of a folder, or "
-        "cartoon[:N[:SEED]].",
-        show_default=False,
-    ),
-]
+_DATA = typer.Option(
+    "--data",
+    help="Labelled faces: a csv (.gz, .xz, .zip, .tar.gz), a folder, a zip of a folder, or "
+    "cartoon[:N[:SEED]].",
+    show_default=False,
+)
+DataOption = Annotated[str, _DATA]
+DataChoice = Annotated[str | None, _DATA]
 VotesOption = Annotated[
     Path | None,
     typer.Option("--votes", help="FER+ votes (fer2013new.csv), joined by row.", show_default=False),

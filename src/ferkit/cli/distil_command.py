@@ -17,6 +17,7 @@ from ferkit.cli.training import (
     SeedOption,
     SetOption,
     TensorboardOption,
+    recipe_changes,
     run_recipe,
 )
 
@@ -65,15 +66,10 @@ def distil(
     """
     from ferkit.training.recipe import load_recipe
 
-    changes = list(overrides or [])
-    for key, value in (
-        ("epochs", epochs),
-        ("seed", seed),
-        ("distil.weight", weight),
-        ("distil.temperature", temperature),
-    ):
-        if value is not None:
-            changes.append(f"{key}={value}")
+    changes = recipe_changes(
+        overrides,
+        {"epochs": epochs, "seed": seed, "distil.weight": weight, "distil.temperature": temperature},
+    )
     if resume is None:
         if not teacher:
             raise typer.BadParameter("a student needs one", param_hint="--teacher")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ferkit.cli.common import (
+    DataChoice,
     DropFlatOption,
     SplitOption,
     VotesOption,
@@ -52,15 +53,6 @@ ThreadsOption = Annotated[
 ]
 
 
-DataChoice = Annotated[
-    str | None,
-    typer.Option(
-        "--data",
-        help="Labelled faces: a csv (.gz, .xz, .zip, .tar.gz), a folder, a zip of a folder, or "
-        "cartoon[:N[:SEED]].",
-        show_default=False,
-    ),
-]
 PhotosOption = Annotated[
     Path | None,
     typer.Option("--photos", help="Photos in folders named by label, instead of --data.", show_default=False),

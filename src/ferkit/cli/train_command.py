@@ -17,6 +17,7 @@ from ferkit.cli.training import (
     SeedOption,
     SetOption,
     TensorboardOption,
+    recipe_changes,
     run_recipe,
 )
 
@@ -55,15 +56,15 @@ def train(
     The run's folder gets the recipe, what made it (run.json), history.csv and .json, curves.png, a checkpoint
     per epoch and, at the end, weights.npz. Ctrl-C stops cleanly and --resume goes on.
     """
-    changes = list(overrides or [])
-    for key, value in (
-        ("epochs", epochs),
-        ("batch_size", batch_size),
-        ("optimizer.learning_rate", learning_rate),
-        ("seed", seed),
-    ):
-        if value is not None:
-            changes.append(f"{key}={value}")
+    changes = recipe_changes(
+        overrides,
+        {
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "optimizer.learning_rate": learning_rate,
+            "seed": seed,
+        },
+    )
     for key, on in (
         ("deterministic", deterministic),
         ("data.drop_leaks", drop_leaks),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,6 +33,12 @@ SetOption = Annotated[
 ]
 TensorboardOption = Annotated[bool, typer.Option(help="Write a TensorBoard log.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only the last line.")]
+
+
+def recipe_changes(overrides: Sequence[str] | None, replaced: Mapping[str, object]) -> list[str]:
+    """Return the changes to a recipe: those of ``--set``, then the options that name a key and were given."""
+    given = [f"{key}={value}" for key, value in replaced.items() if value is not None]
+    return [*(overrides or ()), *given]
 
 
 def run_recipe(
