@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -51,3 +52,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section(f"NOT TESTED: {len(skipped)} tests were skipped", sep="!", red=True, bold=True)
     for reason, count in sorted(reasons.items()):
         terminalreporter.line(f"{count:4d} x {reason}", yellow=True)
+
+
+@pytest.fixture
+def ask(capsys):
+    """Run a command line; return its status and what it printed."""
+    from ferkit.cli import run
+
+    def run_it(*arguments):
+        status = run([str(a) for a in arguments])
+        captured = capsys.readouterr()
+        return SimpleNamespace(status=status, out=captured.out, err=captured.err)
+
+    return run_it

@@ -6,12 +6,10 @@ import csv
 import json
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from ferkit.cli import run
 from ferkit.data import load_dataset
 from ferkit.evaluation.subject import open_subject
 from ferkit.taxonomy import FER2013, Taxonomy
@@ -23,18 +21,6 @@ DATA = "cartoon:150"
 @pytest.fixture
 def model(tmp_path):
     return str(write_tiny_model(tmp_path / "tiny.onnx"))
-
-
-@pytest.fixture
-def ask(capsys):
-    """Run a command line; return its status and what it printed."""
-
-    def run_it(*arguments):
-        status = run([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        return SimpleNamespace(status=status, out=captured.out, err=captured.err)
-
-    return run_it
 
 
 def test_a_model_file_is_measured_on_the_selection_split(ask, model):

@@ -5,13 +5,11 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from ferkit import Recognizer
-from ferkit.cli import run
 from ferkit.cli.labelled_photos import find_labelled, judge, read_labelled
 from ferkit.errors import DataError
 from ferkit.images import load_image, write_image
@@ -23,18 +21,6 @@ from test_house_imports import BLOCK, python
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return str(write_tiny_model(tmp_path_factory.mktemp("model") / "tiny.onnx"))
-
-
-@pytest.fixture
-def ask(capsys):
-    """Run a command line; return its status and what it printed."""
-
-    def run_it(*arguments):
-        status = run([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        return SimpleNamespace(status=status, out=captured.out, err=captured.err)
-
-    return run_it
 
 
 @pytest.fixture
