@@ -68,6 +68,7 @@ def test_a_preset_can_be_a_name_or_a_start():
         ({"augment": "rainbow"}, "unknown augmentation preset 'rainbow'"),
         ({"optimizer": {"name": "lion"}}, "optimizer.name"),
         ({"schedule": {"name": "step"}}, "needs milestones"),
+        ({"precise_batch_norm": 100, "early_stopping": 3}, "leave one of them out"),
         ({"progressive": {"sizes": [32], "until": []}}, "as many ends"),
         ({"progressive": {"sizes": [40, 32], "until": [0.2, 0.4]}}, "sizes must rise"),
         ({"progressive": {"sizes": [8], "until": [0.2]}}, "sizes must rise from 16"),

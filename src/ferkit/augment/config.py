@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -23,6 +23,9 @@ class AugmentConfig(BaseModel):
     shift: float = Field(0.0, ge=0, le=0.5, description="uniform in +- share of the side")
     zoom: tuple[float, float] = Field((1.0, 1.0), description="log-uniform; above 1 enlarges")
     stretch: float = Field(0.0, ge=0, le=0.5, description="aspect ratio within 1 +- stretch")
+    interpolation: Literal["bilinear", "cubic"] = Field(
+        "bilinear", description="of what is turned, zoomed or stretched; cubic keeps it sharper"
+    )
     brightness: float = Field(0.0, ge=0, le=1, description="added: uniform in +- share of 255")
     contrast: float = Field(0.0, ge=0, lt=1, description="factor about the image's mean, 1 +-")
     erasing: float = Field(0.0, ge=0, le=1, description="probability of one erased rectangle")

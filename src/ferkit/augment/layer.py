@@ -21,8 +21,11 @@ class Augmenter(keras.layers.Layer):  # type: ignore[misc]
         ``images, targets = Augmenter(PRESETS["modern"])(images, {"fer2013": one_hot})``
 
     One affine map does mirror, flip, rotation, shift, zoom and stretch, so that pixels are interpolated
-    once; edges are replicated, as in ten-crop. Every image draws its own numbers. Mixup is Zhang et al.
-    2018, cutmix Yun et al. 2019, erasing Zhong et al. 2020 (filled with one random gray value).
+    once; edges are replicated, as in ten-crop. Bilinear interpolation takes from a face what is finest in
+    it; ``cubic`` goes by a grid of twice the points and keeps most of that. Every image draws its own
+    numbers.
+    Mixup is Zhang et al. 2018, cutmix Yun et al. 2019, erasing Zhong et al. 2020 (filled with one random gray
+    value).
 
     Args:
         config: What to do.
@@ -60,34 +63,40 @@ class Augmenter(keras.layers.Layer):  # type: ignore[misc]
         stretch = ops.exp(self._uniform(n, -math.log1p(c.stretch), math.log1p(c.stretch)) / 2)
         mirror = ops.where(self._uniform(n) < c.mirror, -1.0, 1.0)
         flip = ops.where(self._uniform(n) < c.upside_down, -1.0, 1.0)
-        dx = self._uniform(n, -c.shift, c.shift) * side
-        dy = self._uniform(n, -c.shift, c.shift) * side
+        # By whole pixels: what is only shifted or mirrored stays as sharp as the faces that are classified.
+        dx = ops.round(self._uniform(n, -c.shift, c.shift) * side)
+        dy = ops.round(self._uniform(n, -c.shift, c.shift) * side)
         cos, sin = ops.cos(angle) / scale, ops.sin(angle) / scale
         # Rows of the map from a pixel of the result to a pixel of the source, about the middle.
         a, b = cos * stretch * mirror, -sin * mirror
         d, e = sin * flip, cos / stretch * flip
         middle = (side - 1) / 2
         zero = ops.zeros_like(a)
+        # On a grid of twice the points, the maps are the same but for where they begin.
+        finer = 2 if c.interpolation == "cubic" else 1
         transform = ops.stack(
             [
                 a,
                 b,
-                middle + dx - (a + b) * middle,
+                finer * (middle + dx - (a + b) * middle),
                 d,
                 e,
-                middle + dy - (d + e) * middle,
+                finer * (middle + dy - (d + e) * middle),
                 zero,
                 zero,
             ],
             axis=1,
         )
-        return ops.image.affine_transform(
+        if finer == 2:
+            x = _halfway(_halfway(x, 1), 2)
+        x = ops.image.affine_transform(
             x,
             transform,
             interpolation="bilinear",
             fill_mode="nearest",
             data_format="channels_last",
         )
+        return x[:, ::finer, ::finer]
 
     def _light(self, x: Any) -> Any:
         c = self.config
@@ -147,6 +156,23 @@ class Augmenter(keras.layers.Layer):  # type: ignore[misc]
     def get_config(self) -> dict[str, Any]:
         """Return what rebuilds the layer."""
         return {**super().get_config(), "config": self.config.model_dump()}
+
+
+def _halfway(x: Any, axis: int) -> Any:
+    """Put a point between each two along an axis by cubic convolution (Keys 1981), edges replicated.
+
+    Returns ``2 n`` points for ``n``: the given ones at even places, unchanged.
+    """
+    n = x.shape[axis]
+
+    def cut(source: Any, begin: int, end: int) -> Any:
+        return source[tuple(slice(begin, end) if k == axis else slice(None) for k in range(4))]
+
+    last = cut(x, n - 1, n)
+    wide = ops.concatenate([cut(x, 0, 1), x, last], axis=axis)
+    inner = (9 * (cut(x, 0, n - 1) + cut(x, 1, n)) - cut(wide, 0, n - 1) - cut(wide, 3, n + 2)) / 16
+    both = ops.stack([x, ops.concatenate([inner, last], axis=axis)], axis=axis + 1)
+    return ops.reshape(both, (-1, *(2 * n if k == axis else x.shape[k] for k in range(1, 4))))
 
 
 def augment_preview(

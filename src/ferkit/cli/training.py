@@ -82,11 +82,12 @@ def run_recipe(
     from ferkit.training.trainer import train
 
     if resume is not None:
-        others = [change for change in changes if not change.startswith("epochs=")]
+        allowed = ("epochs", "precise_batch_norm")
+        others = [change for change in changes if change.partition("=")[0].strip() not in allowed]
         if recipe is not None or init is not None or out is not None or others or teachers:
             raise RecipeError(
                 "--resume goes on with the run as it was: it takes neither a recipe, nor --init, --out or "
-                "--teacher, and no change to the recipe but --epochs"
+                "--teacher, and no change to the recipe but --epochs and --set precise_batch_norm=FACES"
             )
         chosen, folder = load_recipe(resume / RECIPE, changes), resume
     elif recipe is None:

@@ -87,6 +87,11 @@ def render_card(info: ModelInfo, size_bytes: int) -> str:
             f"{recipe['batch_size']}, {recipe['optimizer']['name']}, seed {recipe['seed']}; "
             "the whole recipe lies in the model file"
         )
+    if faces := recipe.get("precise_batch_norm"):
+        lines.append(
+            f"- Batch normalisation's means and variances are those of {faces:,} training faces without "
+            "augmentation, taken after the last epoch"
+        )
     for change in data.get("changed", []):
         lines.append(
             f"- The run began with {change['epochs'][0]} epochs and was set to {change['epochs'][1]} after "

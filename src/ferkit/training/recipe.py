@@ -139,6 +139,9 @@ class Recipe(_Part):
     mixed_precision: Literal["off", "bfloat16", "float16"] = "off"
     deterministic: bool = Field(False, description="deterministic operations, somewhat slower")
     early_stopping: int = Field(0, ge=0, description="epochs without a better validation accuracy; 0 is off")
+    precise_batch_norm: int = Field(
+        0, ge=0, description="unaugmented faces that its statistics are taken from at the end; 0 is off"
+    )
     model: ModelPart
     heads: HeadsPart = HeadsPart()
     data: DataPart = DataPart()
@@ -154,6 +157,11 @@ class Recipe(_Part):
             raise ValueError(
                 "early_stopping and a plateau schedule go by validation on faces of the full size, which a "
                 "progressive run is not trained on before its last stage; leave one of them out"
+            )
+        if self.precise_batch_norm and self.early_stopping:
+            raise ValueError(
+                "early_stopping compares epochs, and precise_batch_norm makes the last one another kind of "
+                "network than those before it; leave one of them out"
             )
         return self
 

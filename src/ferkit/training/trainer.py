@@ -31,7 +31,8 @@ from ferkit.training.history import Row, draw_curves, write_history
 from ferkit.training.inference import predict_logits
 from ferkit.training.network import Resized, TrainingModel, teacher_key
 from ferkit.training.optimize import make_optimizer, plateau_rate
-from ferkit.training.recipe import Recipe, dump_recipe, parse_recipe
+from ferkit.training.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
+from ferkit.training.statistics import reestimate_batch_norm
 from ferkit.training.targets import Head, heads_of, target_mass
 
 
@@ -255,11 +256,15 @@ class Session:
             row[f"{prefix}accuracy"] = float(logs[f"{name}_accuracy"])
             if name in self.taught:
                 row[f"{prefix}teacher_loss"] = float(logs[f"{name}_teacher_loss"])
-        raw = self.average_in()
+        raw = [np.array(weight) for weight in self.network.get_weights()]
+        self.average_in()
         row.update(self.validate())
+        done = self.finished([*self.history, row])
+        if done and self.recipe.precise_batch_norm:
+            self.make_precise()
+            row.update(self.validate())
         weights = state.network_arrays(self.network, self.names)
-        if raw is not None:
-            self.network.set_weights(raw)
+        self.network.set_weights(raw)
         row["learning_rate"] = float(
             np.asarray(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(self.optimizer.learning_rate)))
         )
@@ -271,7 +276,6 @@ class Session:
             raise TrainingError(f"epoch {epoch + 1} gave numbers that are not finite: {row}")
         self.history.append(row)
         self.facts["seconds"] = round(sum(r["seconds"] for r in self.history), 1)
-        done = self.finished()
         state.write_archive(
             self.folder / runs.CHECKPOINT,
             {**state.network_arrays(self.network, self.names), **state.optimizer_arrays(self.optimizer)},
@@ -294,13 +298,17 @@ class Session:
         """Write what a finished run has beside its checkpoint, where it is not there yet.
 
         A run may have been killed between its last checkpoint and its weights, or be over because it was
-        resumed with fewer epochs.
+        resumed with fewer epochs; or its batch normalisation is to be made precise after the fact.
         """
         before = runs.read_json(self.folder / runs.RUN)
         written = (self.folder / runs.WEIGHTS).exists() and (self.folder / runs.HISTORY).exists()
-        if before.get("state") == "finished" and written:
+        same = load_recipe(self.folder / runs.RECIPE) == self.recipe
+        if before.get("state") == "finished" and written and same:
             return
         self.average_in()
+        if self.recipe.precise_batch_norm:
+            self.make_precise()
+        self.history[-1].update(self.validate())
         weights = state.network_arrays(self.network, self.names)
         state.write_archive(self.folder / runs.WEIGHTS, weights, self.meta())
         write_text(self.folder / runs.RECIPE, dump_recipe(self.recipe))
@@ -313,15 +321,22 @@ class Session:
         """Draw the curves anew."""
         draw_curves(self.folder / runs.CURVES, self.history, f"{self.recipe.name}, seed {self.recipe.seed}")
 
-    def average_in(self) -> list[Any] | None:
-        """Put the averaged weights into the network; return what stood there, or None without EMA."""
+    def average_in(self) -> None:
+        """Put the averaged weights into the network, where the recipe averages them."""
         if not self.recipe.optimizer.ema:
-            return None
-        raw = [np.array(weight) for weight in self.network.get_weights()]
+            return
         self.optimizer.finalize_variable_values(self.network.trainable_variables)
         # On JAX the averages' own buffers are now the network's, and the next step would give them away.
         self.network.set_weights([np.array(weight) for weight in self.network.get_weights()])
-        return raw
+
+    def make_precise(self) -> None:
+        """Give batch normalisation the statistics of unaugmented training faces."""
+        reestimate_batch_norm(
+            self.network,
+            np.asarray(self.training.images),
+            self.recipe.precise_batch_norm,
+            self.recipe.seed,
+        )
 
     def validate(self) -> Row:
         """Measure the network on the validation split, single view."""
@@ -344,12 +359,12 @@ class Session:
         row["val_objective"] = objective
         return row
 
-    def finished(self) -> bool:
-        """Whether the run is over: all epochs, or early stopping (which follows from the history)."""
-        if len(self.history) >= self.recipe.epochs:
+    def finished(self, history: Sequence[Row]) -> bool:
+        """Whether a run is over with that history: all epochs, or early stopping."""
+        if len(history) >= self.recipe.epochs:
             return True
         patience = self.recipe.early_stopping
-        accuracies = [row["val_accuracy"] for row in self.history]
+        accuracies = [row["val_accuracy"] for row in history]
         return bool(patience and len(accuracies) - 1 - int(np.argmax(accuracies)) >= patience)
 
     def resume(self) -> None:
@@ -361,9 +376,11 @@ class Session:
         path = self.folder / runs.CHECKPOINT
         arrays, meta = state.read_archive(path)
         begun = parse_recipe(meta.get("recipe", {}), str(path))
-        if begun.model_copy(update={"epochs": self.recipe.epochs}) != self.recipe:
+        after = ("epochs", "precise_batch_norm")  # what does not touch the epochs that are done
+        if begun.model_copy(update={key: getattr(self.recipe, key) for key in after}) != self.recipe:
             raise TrainingError(
-                f"{path} is of another recipe; a run resumes with the recipe it began with, but for epochs"
+                f"{path} is of another recipe; a run resumes with the recipe it began with, but for "
+                f"{' and '.join(after)}"
             )
         if self.recipe.epochs < len(meta["history"]):
             raise TrainingError(
@@ -414,7 +431,8 @@ def train(
         teachers: Model files, or names of embedded models, whose answers the recipe's ``distil`` part mixes
             into the targets; a run that goes on has them in its folder.
         resume: Go on from the folder's last checkpoint, to the same result as if it had not stopped. Only
-            ``epochs`` may differ from the recipe that the run began with; ``run.json`` then tells.
+            ``epochs`` may differ from the recipe that the run began with (``run.json`` then tells), and
+            ``precise_batch_norm``, which comes after the last epoch.
         command: The command line, for the record.
         watcher: Hears of the progress.
         tensorboard: Whether to write a TensorBoard log beside the history.
@@ -475,7 +493,7 @@ def train(
         }
     if resume:
         session.resume()
-        if session.finished():
+        if session.finished(session.history):
             session.complete()
             return Result(folder, session.history, True)
     write_text(folder / runs.RECIPE, dump_recipe(recipe))
