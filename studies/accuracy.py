@@ -42,6 +42,8 @@ def variants(teacher: str | None) -> list[Variant]:
         one("no-augmentation", "no augmentation at all", "augment=none"),
         one("mirror", "mirror only", "augment=mirror"),
         one("strong", "more of everything, and mixup", "augment=strong"),
+        one("cubic", "faces that stay sharp when they are turned or zoomed", "augment.interpolation=cubic"),
+        one("moving-averages", "batch normalisation by its moving averages", "precise_batch_norm=0"),
         one("no-erasing", "no erased rectangles", "augment.erasing=0"),
         one("mixup", "mixup, alpha 0.2", "augment.mixup=0.2"),
         one("no-smoothing", "no label smoothing", "label_smoothing=0"),
