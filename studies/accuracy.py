@@ -48,6 +48,7 @@ def variants(teacher: str | None) -> list[Variant]:
         one("mixup", "mixup, alpha 0.2", "augment.mixup=0.2"),
         one("no-smoothing", "no label smoothing", "label_smoothing=0"),
         one("no-squeeze", "no squeeze-and-excitation", "model.params.squeeze=0"),
+        one("deep-stem", "a convolution at the full side before the stem's", "model.params.stem_depth=2"),
         one("deeper", "two blocks in the last two stages", "model.params.blocks=[1, 2, 2]"),
         one("weights", "rare classes weigh more", "data.balance=weights"),
         one(

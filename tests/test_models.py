@@ -94,6 +94,17 @@ def test_a_smaller_view_ignores_the_border():
     )
 
 
+def test_a_deep_stem_looks_at_the_full_side_first():
+    plain = build_model("se-resnet", {"fer2013": 7}, **SMALL["se-resnet"] | {"stem": 16})
+    deep = build_model("se-resnet", {"fer2013": 7}, **SMALL["se-resnet"] | {"stem": 16, "stem_depth": 3})
+    sides = [
+        [tuple(layer.output.shape[1:]) for layer in model.layers if type(layer).__name__ == "Conv2D"]
+        for model in (plain, deep)
+    ]
+    assert sides[1] == [(48, 48, 8), (48, 48, 8), *sides[0]]
+    assert sides[0][0] == (24, 24, 16)
+
+
 def test_the_registry_finds_names_by_pattern():
     assert list_architectures("se-*") == ["se-resnet"]
     assert get_architecture("vgg").summary.startswith("A VGG")

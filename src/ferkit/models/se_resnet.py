@@ -18,6 +18,7 @@ class Params(ArchitectureParams):
 
     stem: int = Field(32, ge=4)
     stem_stride: int = Field(2, ge=1, le=2)
+    stem_depth: int = Field(1, ge=1, le=3, description="convolutions; all but the last at the full side")
     filters: tuple[int, ...] = Field((48, 96, 192), min_length=1, max_length=5)
     blocks: tuple[int, ...] = Field((1, 1, 1), min_length=1, max_length=5)
     squeeze: int = Field(8, ge=0, description="ratio of squeeze-and-excitation; 0 leaves it out")
@@ -29,6 +30,8 @@ def features(x: Any, params: Params) -> Any:
     """Return ``[N, h, w, filters[-1]]``, h = s / (stem_stride * 2^(stages - 1))."""
     if len(params.filters) != len(params.blocks):
         raise ValueError("filters and blocks need one entry per stage")
+    for _ in range(params.stem_depth - 1):  # half as wide, since there are four times as many places
+        x = conv_bn(x, max(params.stem // 2, 4))
     x = conv_bn(x, params.stem, strides=params.stem_stride)
     total = sum(params.blocks)
     done = 0
