@@ -169,6 +169,7 @@ def test_a_clip_that_is_cut_off_is_read_as_far_as_it_goes_with_status_1(
     ("arguments", "message"),
     [
         (["absent.mp4"], "no file"),
+        (["https://example.org/clip.mp4"], "is a URL"),
         (["{clip}", "--from", "9"], "has no frame from 9 s on"),
         (["{clip}", "--from", "ten"], "a time is seconds"),
         (["{clip}", "--to", "0"], "must end after it starts"),

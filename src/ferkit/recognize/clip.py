@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ferkit.errors import VideoError
 from ferkit.extras import require
-from ferkit.images import DEFAULT_MAX_PIXELS
+from ferkit.images import DEFAULT_MAX_PIXELS, is_url
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -412,7 +412,7 @@ def _checked(path: str | os.PathLike[str]) -> str:
     name = os.fspath(path)
     if not isinstance(name, str):
         raise VideoError(f"a clip is given by its path. Received: {type(name).__name__}")
-    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", name):
+    if is_url(name):
         raise VideoError(f"{name} is a URL, and nothing is fetched from the network; download it first")
     try:
         if Path(name).is_dir():
