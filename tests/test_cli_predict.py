@@ -113,6 +113,23 @@ def test_folders_and_patterns_are_read_and_the_copies_of_an_earlier_call_are_not
         assert [Path(source).relative_to(tmp_path).as_posix() for source in sources] == expected
 
 
+@pytest.mark.parametrize("name", [".", "photos", "photos/*.png"])
+def test_copies_may_go_into_the_folder_that_is_read(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """A known fault: nothing was read, since the whole folder of the copies was left out."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(Path(ASTRONAUT).read_bytes())
+    monkeypatch.chdir(folder if name == "." else tmp_path)
+    for _ in range(2):
+        arguments = [name, "--annotate", "." if name == "." else "photos"]
+        assert run(["predict", *arguments, "-m", model, "-f", "jsonl"]) == 0
+        (line,) = capsys.readouterr().out.splitlines()
+        assert json.loads(line)["source"].endswith("a.png")
+        assert sorted(path.name for path in folder.iterdir()) == ["a-faces.png", "a.png"]
+
+
 def test_a_photo_from_standard_input_is_called_by_its_sign(model: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ferkit", "predict", "-", ASTRONAUT, "-m", model]
     command += ["-f", "jsonl", "--annotate", str(tmp_path)]

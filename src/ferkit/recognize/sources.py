@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Iterable, Iterator
+from itertools import takewhile
 from pathlib import Path
 
 from ferkit.errors import ImageError
-from ferkit.images import is_url
+from ferkit.images import WRITABLE, is_url
 
 STDIN = "-"
 """The name of standard input."""
@@ -31,41 +33,79 @@ def find_photos(
 
     Args:
         names: What the user named.
-        leave_out: A folder whose photos do not count: that of the annotated pictures, which an earlier call
-            may have written into the folder that is read.
+        leave_out: The folder of the annotated pictures, which an earlier call may have written into the
+            folder that is read. Where it lies below that (below the part of a pattern that is spelt out),
+            none of its photos count. Elsewhere only the pictures that are named as copies of photos that are
+            read do not: ``a-faces.jpg`` and ``a-faces-2.jpg`` beside ``a.jpg``.
 
     Yields:
         A path, ``-``, or the error of a name that means no photo.
     """
+    groups = [(name, _meant(name)) for name in names]
+    apart = None if leave_out is None else Path(os.path.realpath(leave_out))
+    copied = {
+        (f"{path.stem}-faces", path.suffix if path.suffix.lower() in WRITABLE else ".png")
+        for name, photos in groups
+        for path in map(Path, ["stdin" if name == STDIN else name] if photos is None else photos)
+    }
     seen: set[str] = set()
-    apart = None if leave_out is None else os.path.realpath(leave_out)
-    for name in names:
-        if name == STDIN:
-            yield name
-            continue
+    for name, photos in groups:
         if is_url(name):
             yield ImageError(f"{name} is a URL, and nothing is fetched from the network; download it first")
-            continue
-        if not os.path.isdir(name) and (os.path.lexists(name) or not glob.has_magic(name)):  # noqa: PTH112
+        elif photos is None:
             if os.path.lexists(name):
                 seen.add(os.path.realpath(name))
             yield name
-            continue
-        found = False
-        for path in _in_folder(name) if Path(name).is_dir() else _matches(name):
-            key = os.path.realpath(path)
-            if apart is not None and (key == apart or key.startswith(apart + os.sep)):
-                continue
-            found = True
-            if key not in seen:
-                seen.add(key)
-                yield path
-        if not found:
-            known = ", ".join(SUFFIXES)
-            where = (
-                f"{name} is a folder without photos" if Path(name).is_dir() else f"no photo matches {name}"
-            )
-            yield ImageError(f"{where} ({known})")
+        else:
+            base = Path(os.path.realpath(_fixed_part(name)))
+            found = passed = False
+            for path in photos:
+                key = os.path.realpath(path)
+                if apart is not None and _is_apart(Path(key), apart, base, copied):
+                    passed = True
+                    continue
+                found = True
+                if key not in seen:
+                    seen.add(key)
+                    yield path
+            if not found:
+                yield ImageError(_nothing_in(name, passed))
+
+
+def _meant(name: str) -> list[str] | None:
+    """Return the photos of a folder or a pattern; None for a name that stands for itself."""
+    if name == STDIN or is_url(name):
+        return None
+    if os.path.isdir(name):  # noqa: PTH112
+        return list(_in_folder(name))
+    if os.path.lexists(name) or not glob.has_magic(name):
+        return None
+    return list(_matches(name))
+
+
+def _fixed_part(name: str) -> Path:
+    """Return a folder itself, or the folders that a pattern begins with and spells out."""
+    if Path(name).is_dir():
+        return Path(name)
+    return Path(*takewhile(lambda part: not glob.has_magic(part), Path(name).parent.parts))
+
+
+def _is_apart(path: Path, apart: Path, base: Path, copied: set[tuple[str, str]]) -> bool:
+    """Tell whether a photo below ``base`` is one of the annotated pictures in ``apart``."""
+    if apart != base and apart.is_relative_to(base):
+        return path.is_relative_to(apart)
+    # As `drawing.AnnotatedNames` calls them. Only beside what they are copies of: somebody's own
+    # "party-faces.jpg" is a photo.
+    stem = re.sub(r"(?<=-faces)-\d+$", "", path.stem)
+    return path.parent == apart and (stem, path.suffix) in copied
+
+
+def _nothing_in(name: str, passed: bool) -> str:
+    known = ", ".join(SUFFIXES)
+    besides = "besides annotated pictures " if passed else ""
+    if Path(name).is_dir():
+        return f"{name} is a folder without photos {besides}({known})"
+    return f"no photo {besides}matches {name} ({known})"
 
 
 def is_photo(name: str) -> bool:
