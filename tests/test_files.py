@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -75,6 +76,63 @@ def test_rights_are_those_of_any_new_file(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
+
+
+needs_links = pytest.mark.skipif(sys.platform == "win32", reason="links and pipes are those of Unix")
+
+
+@needs_links
+def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
+    real, link, dangling = tmp_path / "data" / "real.json", tmp_path / "link.json", tmp_path / "new.json"
+    write_text(real, "old")
+    link.symlink_to(Path("data") / "real.json")
+    dangling.symlink_to(tmp_path / "data" / "late.json")
+    write_text(link, "new")
+    write_text(dangling, "late")
+    assert link.is_symlink()
+    assert dangling.is_symlink()
+    assert real.read_text() == "new"
+    assert sorted(path.name for path in real.parent.iterdir()) == ["late.json", "real.json"]
+
+
+@needs_links
+def test_a_pipe_stays_and_gets_the_content(tmp_path: Path) -> None:
+    """A known fault: the pipe was replaced by a file, and its reader waited for ever."""
+    pipe = tmp_path / "pipe.json"
+    os.mkfifo(pipe)
+    got: list[bytes] = []
+    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()), daemon=True)
+    reader.start()
+    write_bytes(pipe, b"x" * 200_000)
+    reader.join(10)
+    assert got == [b"x" * 200_000]
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+@needs_links
+def test_a_device_stays_and_gets_the_content(tmp_path: Path) -> None:
+    # Through a link: where the test fails, and runs as root, the link is lost and not the device.
+    link = tmp_path / "null"
+    link.symlink_to(os.devnull)
+    write_text(link, "x")
+    assert link.is_char_device()
+    assert list(tmp_path.iterdir()) == [link]
+
+
+@needs_links
+def test_the_standard_output_by_its_name_gets_the_content() -> None:
+    code = "from ferkit.files import write_text; write_text('/dev/stdout', 'x')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "x"
+
+
+@needs_links
+def test_nothing_goes_into_a_device_after_an_error() -> None:
+    code = "from ferkit.files import write_json; write_json('/dev/stdout', [1, float('nan')])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == ""
+    assert "ValueError" in done.stderr
 
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:

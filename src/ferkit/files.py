@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,19 +32,27 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     The temporary file keeps the suffix of ``path``, since some writers choose the format by it. If the
     block raises, the temporary file is removed and ``path`` is as it was.
 
+    A link stays, and what it leads to is replaced. What is neither file nor folder (a device such as
+    ``/dev/stdout``, a named pipe) stays too: the content is written into it when the block ends well.
+
     Raises:
         OutputError: If the folder cannot be made or written, or the disk is full.
     """
-    target = Path(path)
+    target = Path(os.path.realpath(path))
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
+        special = _is_special(path)
+        folder = Path(tempfile.gettempdir()) if special else target.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=folder, prefix=f".{target.stem}-", suffix=Path(path).suffix)
         os.close(handle)
     except OSError as error:
-        raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     temporary = Path(name)
     try:
         yield temporary
+        if special:
+            _pour(temporary, path)
+            return
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
         umask = os.umask(0)
@@ -50,9 +60,26 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         temporary.chmod(0o666 & ~umask)
         temporary.replace(target)
     except OSError as error:
-        raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
+        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _is_special(path: str | os.PathLike[str]) -> bool:
+    """Tell whether there is something at ``path`` that is neither a file nor a folder."""
+    try:
+        mode = os.stat(path).st_mode  # noqa: PTH116
+    except FileNotFoundError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def _pour(source: Path, path: str | os.PathLike[str]) -> None:
+    """Write a file's content into something special that exists."""
+    # Not by the path that links lead to: that of a pipe behind /dev/stdout cannot be opened. And without
+    # O_CREAT, which Linux refuses for other people's pipes in a folder like /tmp.
+    with source.open("rb") as content, os.fdopen(os.open(path, os.O_WRONLY), "wb") as stream:
+        shutil.copyfileobj(content, stream)
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
