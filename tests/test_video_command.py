@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import modelzoo
 from clips import number_in, numbered, write_clip
+from ferkit import Recognizer
 from ferkit.cli import run
 from ferkit.images import load_image
 from ferkit.recognize.clip import Clip
@@ -134,6 +138,65 @@ def test_smoothing_is_chosen(
     assert all(same) == (smoothing == ["--no-smoothing"])
 
 
+def test_more_looks_at_each_face_are_those_of_the_recognizer(
+    model: str, clip: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert video(clip, "-m", model, "--detector", "none", "--protocol", "flip", "--csv", "-") == 0
+    told = [float(row["raw_confidence"]) for row in rows_of(capsys.readouterr().out)]
+    by_protocol = {}
+    for protocol in ("single", "flip"):
+        recognizer = Recognizer(model, detector="none", protocol=protocol)
+        by_protocol[protocol] = [frame.faces[0].raw.confidence for frame in recognizer.video(clip)]
+    assert told == pytest.approx(by_protocol["flip"], abs=1e-6)
+    assert told != pytest.approx(by_protocol["single"], abs=1e-6)
+
+
+def test_threads_are_those_of_the_networks(model: str, clip: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the options that ONNX Runtime gets: they change no result."""
+    import onnxruntime
+
+    asked: list[int] = []
+
+    class Session(onnxruntime.InferenceSession):
+        def __init__(self, model: Any, options: Any, **others: Any) -> None:
+            asked.append(options.intra_op_num_threads)
+            super().__init__(model, options, **others)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    assert video(clip, "-m", model, "--threads", "1") == 0
+    assert set(asked) == {1}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a terminal of Unix")
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [("[red] clip.mp4", ["--from", "0.1", "--to", "0.2"], True), ("clip.h264", [], False)],
+)
+def test_a_terminal_shows_the_share_that_is_read_if_the_clip_says_how_long_it_is(
+    model: str, tmp_path: Path, name: str, options: list[str], told: bool
+) -> None:
+    """Brackets in a name are no markup: they are shown."""
+    import pty
+
+    container = "h264" if name.endswith(".h264") else None
+    path = write_clip(tmp_path / name, [numbered(k) for k in range(FRAMES)], container=container)
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "ferkit", "video", str(path), "-m", model, "--detector", "none"]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    shown = b""
+    with subprocess.Popen(
+        [*command, *options], stderr=theirs, stdout=subprocess.DEVNULL, env=environment
+    ) as process:
+        os.close(theirs)
+        with contextlib.suppress(OSError), os.fdopen(ours, "rb", buffering=0) as screen:
+            while part := screen.read(4096):  # Linux ends it by an error
+                shown += part
+    assert process.returncode == 0
+    assert name.encode() in shown
+    assert (b"100%" in shown) == told
+    assert (b"left" in shown) == told
+
+
 def test_a_clip_without_a_face_is_no_error_and_says_so(
     model: str, clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -172,6 +235,7 @@ def test_a_clip_that_is_cut_off_is_read_as_far_as_it_goes_with_status_1(
         (["https://example.org/clip.mp4"], "is a URL"),
         (["{clip}", "--from", "9"], "has no frame from 9 s on"),
         (["{clip}", "--from", "ten"], "a time is seconds"),
+        (["{clip}", "--max-pixels", "1000"], "80 x 48 pixels, more than the limit of 0.001 million"),
         (["{clip}", "--to", "0"], "must end after it starts"),
         (["{clip}", "-o", "{clip}"], "would overwrite the clip itself"),
         (["{clip}", "-o", "{folder}/out.avi"], "a clip is written as .mp4, .mov, .mkv"),
@@ -208,6 +272,10 @@ def test_what_does_not_work_is_one_line_and_leaves_nothing(
         ["{clip}", "--every", "2", "--fps", "5"],
         ["{clip}", "--smoothing", "median"],
         ["{clip}", "--max-gap", "-1"],
+        ["{clip}", "--json", "--csv", "-"],
+        ["{clip}", "--json", "--jsonl", "-"],
+        ["{clip}", "--protocol", "twice"],
+        ["{clip}", "--threads", "0"],
     ],
 )
 def test_what_cannot_be_understood_is_status_2(model: str, clip: str, arguments: list[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+import itertools
 import json
 import subprocess
 import sys
@@ -107,6 +108,20 @@ def test_every_frame_has_a_result_with_its_time_and_its_person(recognizer: Recog
     assert [face.detected for frame in results for face in frame.faces] == [k % 5 == 0 for k in range(FRAMES)]
     assert reading.info.codec == "h264"
     assert (reading.notes, reading.damaged) == ((), False)
+
+
+@pytest.mark.parametrize(
+    ("options", "first"),
+    [({}, 1 / FRAMES), ({"start": "0.4"}, 1 / (FRAMES - 12)), ({"end": "0.4"}, 1 / 12)],
+)
+def test_the_share_that_is_read_grows_to_one_over_the_range(
+    recognizer: Recognizer, clip: Path, options: dict[str, Any], first: float
+) -> None:
+    with recognizer.video(clip, **options) as reading:
+        shares = [reading.share_read(frame) for frame in reading]
+    assert shares[0] == pytest.approx(first)
+    assert shares[-1] == pytest.approx(1)
+    assert all(a is not None and b is not None and a < b for a, b in itertools.pairwise(shares))
 
 
 def test_a_frame_reads_as_the_photo_of_it_does(recognizer: Recognizer, clip: Path) -> None:

@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 app = new_app()
 
 
+class Protocol(StrEnum):
+    """Looks at each face; the networks' names of :data:`ferkit.crops.PROTOCOLS`."""
+
+    SINGLE = "single"
+    FLIP = "flip"
+    TEN_CROP = "ten-crop"
+
+
 class SmoothingKind(StrEnum):
     """Means over time."""
 
@@ -119,7 +127,25 @@ def video(
             help="Label set to answer in, of those the model has.", show_default="the model's first"
         ),
     ] = None,
+    protocol: Annotated[
+        Protocol,
+        typer.Option(
+            "--protocol", help="Looks at each face, whose mean is taken: flip are two, ten-crop are ten."
+        ),
+    ] = Protocol.SINGLE,
     provider: ProviderOption = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            "--threads", min=1, help="Threads of the networks.", show_default="as many as there are cores"
+        ),
+    ] = None,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(
+            "--max-pixels", min=1, help="Refuse clips with larger frames.", show_default="89 million"
+        ),
+    ] = None,
 ) -> None:
     """Follow the people in a clip and read their expressions.
 
@@ -127,19 +153,24 @@ def video(
     top. Ctrl-C ends early: what was read until then is written, and can be played. A clip that is damaged or
     cut off is read as far as it goes; that is said on stderr, and the exit status is 1.
     """
+    from ferkit.images import DEFAULT_MAX_PIXELS
     from ferkit.recognize import Recognizer
     from ferkit.recognize.smoothing import Smoothing
     from ferkit.recognize.video_process import STDOUT, VideoOutputs, process_video
 
     if every > 1 and fps is not None:
         raise typer.BadParameter("--every and --fps exclude each other")
+    if as_json and STDOUT in (csv, jsonl):
+        raise typer.BadParameter("the standard output is taken by a table already", param_hint="--json")
     recognizer = Recognizer(
         model,
         detector=detector,
         min_face=min_face,
         min_confidence=min_confidence,
         taxonomy=taxonomy,
+        protocol=protocol.value,
         providers=provider,
+        threads=threads,
     )
     outputs = VideoOutputs(clip=output, csv=csv, jsonl=jsonl, plot=plot, sound=not silent)
     how = Smoothing(smoothing.value, smooth_seconds, smooth_space.value)
@@ -156,6 +187,7 @@ def video(
             detect_every=detect_every,
             max_gap=max_gap,
             smoothing=None if no_smoothing else how,
+            max_pixels=DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels,
             stop=signals.stop,
         )
     _remark(summary, outputs)
@@ -201,23 +233,44 @@ def _stopping() -> Iterator[_Signals]:
 
 
 @contextlib.contextmanager
-def _progress(clip: Path) -> Iterator[Callable[[FrameResult], None] | None]:
-    """Yield what moves a bar on stderr; nothing where that is no terminal."""
+def _progress(clip: Path) -> Iterator[Callable[[FrameResult, float | None], None] | None]:
+    """Yield what moves a bar on stderr; nothing where that is no terminal.
+
+    Of a clip that says how long it is, the bar tells the share that is read, and the time that is left.
+    """
     screen = console(stderr=True)
     if not screen.is_terminal:
         yield None
         return
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # a file's name may hold brackets
         BarColumn(),
+        TaskProgressColumn(),
         TextColumn("{task.fields[at]}"),
         TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+        TimeRemainingColumn(),
     )
     with Progress(*columns, console=screen, transient=True) as bar:
-        task = bar.add_task(clip.name, total=None, at="")
-        yield lambda frame: bar.update(task, at=f"{frame.time:.1f} s, frame {frame.index}")
+        task = bar.add_task(clip.name, total=None, at="", left="")
+
+        def move(frame: FrameResult, share: float | None) -> None:
+            at = f"{frame.time:.1f} s, frame {frame.index}"
+            if share is None:
+                bar.update(task, at=at)
+            else:
+                bar.update(task, at=at, left="left", total=1.0, completed=share)
+
+        yield move
 
 
 def _remark(summary: VideoSummary, outputs: VideoOutputs) -> None:

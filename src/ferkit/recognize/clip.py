@@ -166,6 +166,12 @@ class Clip:
         return self._start
 
     @property
+    def end(self) -> Fraction | None:
+        """Where the range ends, or the clip by its own word if that is earlier; None if neither is known."""
+        known = [end for end in (self._end, self._declared_end) if end is not None]
+        return min(known, default=None)
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What is unusual about the clip, as far as it has been read: damage, missing times, changes."""
         return tuple(self._notes)
@@ -343,7 +349,7 @@ class Clip:
         if width * height > self._max_pixels:
             raise VideoError(
                 f"{self._name} has frames of {width} x {height} pixels, more than the limit of "
-                f"{self._max_pixels / 1e6:.0f} million"
+                f"{self._max_pixels / 1e6:.3g} million; shrink them, or raise max_pixels"
             )
 
     def _upright(self, frame: VideoFrame) -> NDArray[np.uint8]:

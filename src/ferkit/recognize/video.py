@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ferkit.crops import crop_faces, fit_crop
 from ferkit.detect import Detection
-from ferkit.images import to_gray
+from ferkit.images import DEFAULT_MAX_PIXELS, to_gray
 from ferkit.recognize.channel import in_background
 from ferkit.recognize.clip import Clip, ClipFrame, ClipInfo, Seconds
 from ferkit.recognize.quality import Quality, measure_quality
@@ -58,6 +58,7 @@ class VideoOptions(TypedDict, total=False):
     detect_every: int
     max_gap: float
     smoothing: Smoothing | None
+    max_pixels: int
     stop: threading.Event | None
     keep_pictures: bool
 
@@ -214,6 +215,13 @@ class VideoReading(Iterator[FrameResult]):
         """Where the range starts, in seconds."""
         return self._clip.start
 
+    def share_read(self, frame: FrameResult) -> float | None:
+        """Return how much of the range is read after a frame, 0..1; None if its end is not known."""
+        start, end = self._clip.start, self._clip.end
+        if end is None or end <= start:
+            return None
+        return min(1.0, max(0.0, (frame.time + frame.duration - float(start)) / float(end - start)))
+
     def __next__(self) -> FrameResult:
         """Return the result of the next frame."""
         return next(self._results)[0]
@@ -250,6 +258,7 @@ def recognize_video(
     detect_every: int = DETECT_EVERY,
     max_gap: float = 1.0,
     smoothing: Smoothing | None = Smoothing(),  # noqa: B008
+    max_pixels: int = DEFAULT_MAX_PIXELS,
     stop: threading.Event | None = None,
     keep_pictures: bool = False,
 ) -> VideoReading:
@@ -270,6 +279,7 @@ def recognize_video(
             the picture.
         max_gap: Seconds that a face may be out of sight and keep its number.
         smoothing: How to smooth over time; None: not at all.
+        max_pixels: Clips with larger frames are refused; the recognizer's own limit is for photos.
         stop: When it is set, the clip ends at the next frame.
         keep_pictures: Whether :meth:`VideoReading.with_pictures` is to give the frames.
 
@@ -281,7 +291,7 @@ def recognize_video(
             iterating, if none of its frames can be decoded.
         MissingDependencyError: If the extra ``video`` is not installed.
     """
-    clip = Clip(path, start=start, end=end, every=every, fps=fps, stop=stop)
+    clip = Clip(path, start=start, end=end, every=every, fps=fps, max_pixels=max_pixels, stop=stop)
     if recognizer.detector.name == "none":
         detect_every = 1  # a frame that is a face as a whole does not move in itself
     rate = _rate(clip.info.rate, every, fps)

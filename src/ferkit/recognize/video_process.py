@@ -75,7 +75,7 @@ def process_video(
     path: str | os.PathLike[str],
     outputs: VideoOutputs,
     *,
-    progress: Callable[[FrameResult], None] | None = None,
+    progress: Callable[[FrameResult, float | None], None] | None = None,
     **options: Unpack[VideoOptions],
 ) -> VideoSummary:
     """Read a clip once and write all that is asked for.
@@ -87,7 +87,8 @@ def process_video(
         recognizer: Finds and reads the faces.
         path: The clip.
         outputs: What to write.
-        progress: Called after each frame.
+        progress: Called after each frame with what was found in it, and with the share of the range that is
+            read, 0..1, or None if the clip does not say how long it is.
         **options: As of :func:`ferkit.recognize.video.recognize_video`.
 
     Raises:
@@ -123,7 +124,7 @@ def process_video(
             if draw is not None:
                 draw((result, frame))
             if progress is not None:
-                progress(result)
+                progress(result, reading.share_read(result))
     if outputs.plot is not None:
         timeline.plot(outputs.plot, title=Path(reading.info.source).name)
     return VideoSummary(reading.info.source, timeline, reading.notes, reading.damaged)
