@@ -95,6 +95,22 @@ def test_an_unknown_protocol_is_a_usage_error(ask, model):
     assert "ten-crop" in done.err
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--detector", "centerface"),
+        ("--min-face", "48"),
+        ("--taxonomy", "fer2013"),
+        ("--provider", "CPUExecutionProvider"),
+    ],
+)
+def test_options_of_photos_are_refused_and_not_ignored(ask, model, option):
+    done = ask("evaluate", model, "--data", DATA, *option)
+    assert (done.status, done.out) == (2, "")
+    assert option[0] in done.err
+    assert "goes with --photos" in done.err
+
+
 def test_a_results_file_that_is_none_is_noticed_before_anything_is_measured(ask, tmp_path):
     (tmp_path / "r.csv").write_text("something else\n")
     done = ask("evaluate", "nowhere.onnx", "--data", DATA, "--results", tmp_path / "r.csv")

@@ -116,6 +116,15 @@ def test_photos_that_are_faces_already_are_read_as_they_are(ask, model, photos, 
     assert json.loads((tmp_path / "r.json").read_text())["of_faces"]["n"] == 4
 
 
+def test_the_smallest_face_and_the_provider_can_be_chosen(ask, model, photos, tmp_path):
+    options = ["--min-face", "300", "--provider", "CPUExecutionProvider", "--json", tmp_path / "r.json"]
+    assert ask("evaluate", model, "--photos", photos, *options).status == 0
+    assert json.loads((tmp_path / "r.json").read_text())["missed"] == 4
+    done = ask("evaluate", model, "--photos", photos, "--provider", "NoSuchExecutionProvider")
+    assert done.status == 1
+    assert "offers no NoSuchExecutionProvider" in done.err
+
+
 def test_least_confidence_does_not_change_the_accuracy(model, photos):
     reports = [
         judge(r, read_labelled(r, find_labelled(photos)), source="x", protocol="single")
@@ -131,6 +140,7 @@ def test_least_confidence_does_not_change_the_accuracy(model, photos):
         (["--data", "cartoon:20"], "name either --data or --photos"),
         (["--votes", "votes.csv"], "--votes"),
         (["--drop-leaks"], "--drop-leaks"),
+        (["--split", "PublicTest"], "--split"),
         (["--protocol", "all"], "single, flip, ten-crop"),
     ],
 )

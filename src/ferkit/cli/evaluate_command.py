@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ferkit.cli.common import (
     DataChoice,
     DropFlatOption,
-    SplitOption,
+    ProviderOption,
     VotesOption,
     load_keras,
     new_app,
@@ -57,8 +57,26 @@ PhotosOption = Annotated[
     Path | None,
     typer.Option("--photos", help="Photos in folders named by label, instead of --data.", show_default=False),
 ]
+SplitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--split", help="For --data: Training, PublicTest or PrivateTest.", show_default="PublicTest"
+    ),
+]
 DetectorOption = Annotated[
-    str, typer.Option("--detector", help="For --photos: centerface, yunet:FILE, or none.")
+    str | None,
+    typer.Option(
+        "--detector", help="For --photos: centerface, yunet:FILE, or none.", show_default="centerface"
+    ),
+]
+MinFaceOption = Annotated[
+    float | None,
+    typer.Option(
+        "--min-face",
+        min=5,
+        help="For --photos: height in pixels of the smallest face wanted.",
+        show_default="search for 48, keep what turns up",
+    ),
 ]
 TaxonomyOption = Annotated[
     str | None,
@@ -75,7 +93,7 @@ def evaluate(
     data: DataChoice = None,
     photos: PhotosOption = None,
     votes: VotesOption = None,
-    split: SplitOption = "PublicTest",
+    split: SplitOption = None,
     protocol: ProtocolOption = "single",
     drop_leaks: LeaksOption = False,
     drop_flat: DropFlatOption = False,
@@ -83,13 +101,15 @@ def evaluate(
     out: FolderOption = None,
     results: ResultsOption = None,
     threads: ThreadsOption = None,
-    detector: DetectorOption = "centerface",
+    detector: DetectorOption = None,
+    min_face: MinFaceOption = None,
     taxonomy: TaxonomyOption = None,
+    provider: ProviderOption = None,
 ) -> None:
     """Measure a model on a split, or the whole pipeline on labelled photos.
 
     With --photos: faces are found and read as in `ferkit predict`; accuracy, faces missed, and scores of each
-    class.
+    class. --detector, --min-face, --taxonomy and --provider go with it alone.
 
     With --data: accuracy with its 95 % Wilson interval, macro F1, precision and recall of each class,
     confusion matrix, negative log-likelihood and expected calibration error; with --votes also on the FER+
@@ -98,16 +118,28 @@ def evaluate(
     if (data is None) == (photos is None):
         raise typer.BadParameter("name either --data or --photos", param_hint="--data")
     if photos is not None:
-        given = {
-            "--votes": votes,
-            "--drop-leaks": drop_leaks,
-            "--drop-flat": drop_flat,
-            "--results": results,
+        _refuse(
+            {
+                "--votes": votes,
+                "--split": split,
+                "--drop-leaks": drop_leaks,
+                "--drop-flat": drop_flat,
+                "--results": results,
+            },
+            "it goes with --data, not with --photos",
+        )
+        options = {
+            "detector": "centerface" if detector is None else detector,
+            "min_face": min_face,
+            "providers": provider,
+            "threads": threads,
         }
-        if foreign := [name for name, value in given.items() if value]:
-            raise typer.BadParameter("it goes with --data, not with --photos", param_hint=", ".join(foreign))
-        _measure_photos(model, photos, protocol, detector, taxonomy, threads, json, out)
+        _measure_photos(model, photos, protocol, taxonomy, options, json, out)
         return
+    _refuse(
+        {"--detector": detector, "--min-face": min_face, "--taxonomy": taxonomy, "--provider": provider},
+        "it goes with --photos, not with --data",
+    )
     assert data is not None
     if model is not None and Path(model).is_dir():
         load_keras()
@@ -128,6 +160,7 @@ def evaluate(
     if results is not None:
         # A file that is no table of results is noticed now, not after the measuring.
         read_results(results)
+    split = "PublicTest" if split is None else split
     subject = open_subject(model, threads=threads)
     dataset = load_dataset(data, votes=votes, drop_flat=drop_flat)
     chosen = PROTOCOLS if protocol == "all" else (protocol,)
@@ -148,13 +181,18 @@ def evaluate(
         remark(f"wrote {len(chosen)} {'row' if len(chosen) == 1 else 'rows'} to {results}")
 
 
+def _refuse(given: dict[str, object], why: str) -> None:
+    """Raise a usage error that names those of the options that were given."""
+    if foreign := [name for name, value in given.items() if value not in (None, False)]:
+        raise typer.BadParameter(why, param_hint=", ".join(foreign))
+
+
 def _measure_photos(
     model: str | None,
     photos: Path,
     protocol: str,
-    detector: str,
     taxonomy: str | None,
-    threads: int | None,
+    options: dict[str, Any],
     json: Path | None,
     out: Path | None,
 ) -> None:
@@ -177,9 +215,7 @@ def _measure_photos(
     labelled = find_labelled(photos)
     content, info = read_model(resolve_model(model))
     chosen = taxonomy_for(info, {label for _, label in labelled}, taxonomy)
-    recognizer = Recognizer(
-        content, detector=detector, taxonomy=chosen.id, protocol=protocol, threads=threads
-    )
+    recognizer = Recognizer(content, taxonomy=chosen.id, protocol=protocol, **options)
     answers = read_labelled(recognizer, labelled)
     for answer in answers:
         if answer.error:
