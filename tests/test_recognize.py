@@ -265,20 +265,25 @@ def test_a_detector_object_of_ones_own_works(model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error"),
+    ("arguments", "error", "message"),
     [
-        ({"taxonomy": "mood"}, TaxonomyError),
-        ({"detector": "haar"}, DetectorError),
-        ({"min_confidence": 1.5}, FerkitError),
-        ({"min_face": 2}, DetectorError),
-        ({"model": "no-such-model"}, ModelFileError),
-        ({"providers": ["NoSuchProvider"]}, MissingDependencyError),
+        ({"taxonomy": "mood"}, TaxonomyError, "'mood'"),
+        ({"detector": "haar"}, DetectorError, "'haar'"),
+        ({"min_confidence": 1.5}, FerkitError, r"between 0 and 1. Received: 1\.5"),
+        ({"min_face": 2}, DetectorError, "2"),
+        ({"model": "no-such-model"}, ModelFileError, "'no-such-model'"),
+        ({"providers": ["NoSuchProvider"]}, MissingDependencyError, "NoSuchProvider"),
+        ({"protocol": "tencrop"}, FerkitError, "single, flip, ten-crop. Received: 'tencrop'"),
+        ({"batch_size": 0}, FerkitError, "batch_size must be at least 1. Received: 0"),
+        ({"threads": 0}, FerkitError, "threads must be at least 1. Received: 0"),
+        ({"threads": -2}, FerkitError, "threads must be at least 1. Received: -2"),
+        ({"max_pixels": 0}, FerkitError, "max_pixels must be at least 1. Received: 0"),
     ],
 )
 def test_what_is_not_there_is_an_error_at_once(
-    model: Path, arguments: dict[str, object], error: type[FerkitError]
+    model: Path, arguments: dict[str, object], error: type[FerkitError], message: str
 ) -> None:
-    with pytest.raises(error):
+    with pytest.raises(error, match=message):
         Recognizer(**({"model": model} | arguments))  # type: ignore[arg-type]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferkit.classifier import FaceClassifier
-from ferkit.crops import Protocol, crop_corners, crop_faces, fit_crop
+from ferkit.crops import PROTOCOLS, Protocol, crop_corners, crop_faces, fit_crop
 from ferkit.detect import Detection, Detector, make_detector
 from ferkit.errors import FerkitError, ImageError
 from ferkit.images import DEFAULT_MAX_PIXELS, ImageSource, load_image, to_gray
@@ -63,7 +63,8 @@ class Recognizer:
             side exceeds 3840, from an eightieth of it on) are searched for, and smaller ones kept where they
             turn up.
         min_confidence: Below this probability the label is ``uncertain``.
-        protocol: ``single`` (one look at each face), ``flip`` or ``ten-crop`` (the mean of more looks).
+        protocol: ``single`` (one look at each face), ``flip`` or ``ten-crop`` (the mean of two or ten looks,
+            for two or ten times the work of the network).
         providers: ONNX Runtime execution providers, in order of preference, for the model and CenterFace; the
             CPU by default.
         threads: Threads of one call; by default the cores this process may use.
@@ -71,6 +72,8 @@ class Recognizer:
         max_pixels: Photos with more are refused.
 
     Raises:
+        FerkitError: If a number is out of its range, there is no such protocol, or ``min_face`` comes with a
+            detector object.
         ModelFileError: If the model is missing or damaged.
         TaxonomyError: If the model does not answer in that taxonomy.
         DetectorError: If the detector is unknown or cannot be opened.
@@ -93,6 +96,11 @@ class Recognizer:
     ) -> None:
         if not 0 <= min_confidence <= 1:
             raise FerkitError(f"a confidence lies between 0 and 1. Received: {min_confidence}")
+        if protocol not in PROTOCOLS:
+            raise FerkitError(f"a protocol is one of {', '.join(PROTOCOLS)}. Received: {protocol!r}")
+        for name, value in (("threads", threads), ("batch_size", batch_size), ("max_pixels", max_pixels)):
+            if value is not None and value < 1:
+                raise FerkitError(f"{name} must be at least 1. Received: {value}")
         if not isinstance(detector, str) and min_face is not None:
             raise FerkitError("min_face is for detectors by name; set it in the detector object itself")
         self._classifier = FaceClassifier(model, providers=providers, threads=threads)
