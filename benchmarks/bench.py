@@ -8,7 +8,6 @@ ratios are what to compare between machines. Needs the base install only; what i
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ CORES = (1, 2)
 MATRIX = 1024  # rows and columns
 CLOCK_HELP = "of rates: `processor` says something on a busy machine, too, but of one core only"
 SECONDS = 0.4  # of one measurement of a rate, at least
+READING = ("decode", "detect", "crop", "classify")  # what a photo takes from its file to the result
 
 
 def bench_start(rounds: int) -> Part:
@@ -95,20 +95,18 @@ def bench_photo(photos: Sequence[Path], rounds: int, clock: str) -> Part:
     with workers("worker.py", usable(CORES, clock), clock=clock) as by_cores:
         for path in photos:
             for cores, worker in by_cores.items():
-                answers = [
-                    worker.ask("stages", path=str(path), seconds=SECONDS / 4)
-                    for _ in range(max(1, rounds // 3))
-                ]
-                names = answers[0]["stages"]
-                spent = {name: statistics.median(a["stages"][name] for a in answers) for name in names}
+                answer = worker.ask("stages", path=str(path), seconds=rounds * SECONDS, least=rounds)
+                spent = answer["stages"]
                 rows[f"{path.name}, {cores} core(s)"] = {
-                    "faces": answers[0]["faces"],
-                    "file to result, ms": 1000 * statistics.median(a["whole"] for a in answers),
+                    "faces": answer["faces"],
+                    "file to result, ms": 1000 * answer["whole"],
+                    f"sum of {len(READING)} stages, ms": 1000 * sum(spent[name] for name in READING),
                     **{f"{name}, ms": 1000 * value for name, value in spent.items()},
                 }
     note = (
-        "Medians; each stage is timed by itself, and what the whole has beyond decode, detect and classify "
-        "is crops and judging quality. Draw and encode only with --annotate."
+        f"Medians of {rounds} turns or more, in which the whole and each stage follow each other, after one "
+        f"that does not count. The sum is that of {', '.join(READING[:-1])} and {READING[-1]}, and what the "
+        "whole ought to take; crop is with judging quality. Draw and encode only with --annotate."
     )
     return {"note": note, "rows": rows}
 

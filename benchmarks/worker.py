@@ -6,7 +6,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
-from jobs import per_call, serve, take_cores
+from jobs import per_call, per_call_in_turns, serve, take_cores
 
 CORES = take_cores()
 
@@ -51,30 +51,46 @@ def photo(path: str, seconds: float) -> dict[str, Any]:
     return {"seconds": per_call(lambda: recognizer.predict(path), seconds), "faces": found}
 
 
-def stages(path: str, seconds: float) -> dict[str, Any]:
-    """Return the seconds of each stage of reading a photo, and of drawing and writing its copy."""
+def stages(path: str, seconds: float, least: int) -> dict[str, Any]:
+    """Return the seconds of reading a photo, of each stage of that, and of drawing and writing its copy."""
     import tempfile
     from pathlib import Path
 
-    from ferkit.detect import make_detector
-    from ferkit.images import load_image, write_image
+    from ferkit.crops import crop_faces
+    from ferkit.images import load_image, to_gray, write_image
     from ferkit.recognize.drawing import draw
+    from ferkit.recognize.quality import measure_quality
 
-    recognizer, detector = _recognizer(), make_detector(threads=CORES)
+    # The recognizer's own detector: another one would hold memory and threads of its own beside it.
+    recognizer = _recognizer()
     rgb, result = load_image(path), recognizer.predict(path)
     crops = recognizer.crops(path)
     drawn = draw(rgb, result)
-    spent = {
-        "decode": per_call(lambda: load_image(path), seconds),
-        "detect": per_call(lambda: detector.detect(rgb), seconds),
-        "classify": per_call(lambda: recognizer.predict_crops(crops), seconds),
-        "draw": per_call(lambda: draw(rgb, result), seconds),
-    }
+
+    def crop() -> None:
+        cut = crop_faces(
+            to_gray(rgb),
+            [face.box for face in result.faces],
+            [face.landmarks for face in result.faces],
+            geometry=recognizer.info.crop,
+            size=recognizer.info.input_size,
+        )
+        for face, seen in zip(result.faces, cut, strict=True):
+            measure_quality(face.box, face.landmarks, seen, result.width, result.height)
+
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / f"out{Path(path).suffix}"
-        spent["encode"] = per_call(lambda: write_image(target, drawn), seconds)
-    whole = per_call(lambda: recognizer.predict(path), seconds)
-    return {"whole": whole, "stages": spent, "faces": len(result.faces)}
+        calls = {
+            "whole": lambda: recognizer.predict(path),
+            "decode": lambda: load_image(path),
+            "detect": lambda: recognizer.detector.detect(rgb),
+            "crop": crop,
+            "classify": lambda: recognizer.predict_crops(crops),
+            "draw": lambda: draw(rgb, result),
+            "encode": lambda: write_image(target, drawn),
+        }
+        spent = per_call_in_turns(calls, seconds, least)
+    return {"whole": spent.pop("whole"), "stages": spent, "faces": len(result.faces)}
 
 
 def matmul(library: str, size: int, seconds: float) -> dict[str, Any]:
