@@ -354,10 +354,15 @@ def test_a_table_for_pandas_has_the_columns_and_rows_of_the_csv(recognizer: Reco
     frame = ferkit.to_pandas(photos)
     read = pd.read_csv(io.StringIO(stream.getvalue()))
     assert list(frame.columns) == list(read.columns)
-    assert frame["p_happy"].tolist() == read["p_happy"].tolist()
-    assert frame["source"].tolist() == [str(ASTRONAUT), str(CAMERAMAN)]
+    assert frame["p_happy"].dropna().tolist() == read["p_happy"].dropna().tolist()
+    assert frame["p_happy"].isna().tolist() == [False, True, False]
+    assert frame["source"].tolist() == [str(ASTRONAUT), str(CAT), str(CAMERAMAN)]
+    assert frame["faces"].tolist() == read["faces"].tolist() == [1, 0, 1]
     assert photos[0].to_pandas()["label"].tolist() == [photos[0].faces[0].label]
-    assert len(photos[1].to_pandas()) == 0
+    (faceless,) = photos[1].to_pandas().to_dict("records")
+    assert faceless.pop("source") == str(CAT)
+    assert faceless.pop("faces") == 0
+    assert pd.isna(list(faceless.values())).all()
 
 
 def test_without_pandas_the_error_says_how_to_get_it(
@@ -467,20 +472,23 @@ def test_json_is_closed_also_after_an_error() -> None:
     assert len(json.loads(stream.getvalue())) == 1
 
 
-def test_csv_has_a_row_per_face_with_exact_numbers() -> None:
+def test_csv_has_a_row_per_face_with_exact_numbers_and_one_for_a_photo_without() -> None:
+    """A known fault: a photo without a face had no row, and looked like one that was not read."""
     rows = list(csv.DictReader(io.StringIO(written("csv", PHOTOS))))
-    assert [(row["source"], row["face"]) for row in rows] == [
-        ('a,"b".jpg', "0"),
-        ('a,"b".jpg', "1"),
-        ("", "0"),
+    assert [(row["source"], row["faces"], row["face"]) for row in rows] == [
+        ('a,"b".jpg', "2", "0"),
+        ('a,"b".jpg', "2", "1"),
+        ("empty.jpg", "0", ""),
+        ("", "1", "0"),
     ]
-    first, second, third = rows
+    first, second, faceless, third = rows
+    assert set(list(faceless.values())[2:]) == {""}
     assert [float(first[name]) for name in ("left", "top", "right", "bottom")] == [1.5, 2.25, 30, 40]
     assert (first["label"], float(first["confidence"]), float(first["score"])) == ("happy", 0.75, 0.875)
     assert [float(first[f"p_{name}"]) for name in FER2013.labels] == [0, 0, 0, 0.75, 0.25, 0, 0]
     assert (first["nose_x"], first["nose_y"], second["nose_x"]) == ("12.0", "22.0", "")
     assert third["label"] == "uncertain"
-    assert written("csv", []).startswith("source,face,left")
+    assert written("csv", []).startswith("source,faces,face,left")
 
 
 def test_an_unknown_format_is_said() -> None:

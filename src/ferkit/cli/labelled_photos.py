@@ -26,7 +26,7 @@ from ferkit.evaluation.metrics import (
 from ferkit.evaluation.report import percent, table
 from ferkit.modelfile import ModelInfo
 from ferkit.recognize import Face, Photo, Recognizer, Unreadable
-from ferkit.recognize.results import face_columns, face_row
+from ferkit.recognize.results import face_cells, face_columns
 from ferkit.recognize.sources import find_photos
 from ferkit.taxonomy import Taxonomy
 
@@ -266,12 +266,10 @@ def write_photo_report(report: PhotoReport, answers: list[Answer], taxonomy: Tax
     files.write_json(folder / "report.json", photo_report_as_json(report))
     buffer = io.StringIO()
     rows = csv.writer(buffer, lineterminator="\n")
-    columns = face_columns(taxonomy.labels)[2:]
+    columns = face_columns(taxonomy.labels)
     rows.writerow(["source", "true", "faces", "error", *columns])
     for answer in answers:
-        face = [None] * len(columns)
-        if answer.photo is not None and answer.photo.faces:
-            face = face_row(answer.photo, 0)[2:]
+        face = [None] * len(columns) if answer.face is None else face_cells(answer.face)
         rows.writerow([answer.source, answer.label, answer.faces, answer.error, *face])
     files.write_text(folder / "photos.csv", buffer.getvalue())
 

@@ -1,4 +1,4 @@
-"""What comes out of the instrument: expressions, faces, photos. Frozen, and exact: nothing is rounded."""
+"""What comes out of the instrument: expressions, faces, photos. Frozen; what networks say is not rounded."""
 
 from __future__ import annotations
 
@@ -127,13 +127,13 @@ class Photo:
         }
 
     def to_pandas(self) -> DataFrame:
-        """Return a table with a row per face; see :func:`to_pandas`."""
+        """Return a table with a row per face, or one row if there is none; see :func:`to_pandas`."""
         return to_pandas([self])
 
     def table(self) -> Table:
-        """Return the names of the columns, and a row per face."""
+        """Return the names of the columns, and a row per face, or one row if there is none."""
         labels = self.faces[0].probabilities if self.faces else ()
-        return face_columns(labels), [face_row(self, number) for number in range(len(self.faces))]
+        return photo_columns(labels), photo_rows(self)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -211,9 +211,9 @@ def quality_cells(face: Face) -> list[Any]:
 
 
 def face_columns(labels: Iterable[str]) -> list[str]:
-    """Return the names of a table's columns: those of :func:`face_row`."""
+    """Return the names of the columns of :func:`face_cells`."""
     return [
-        *("source", "face", "left", "top", "right", "bottom", "score"),
+        *("left", "top", "right", "bottom", "score"),
         *landmark_columns(),
         *QUALITY_COLUMNS,
         *("label", "confidence"),
@@ -221,19 +221,27 @@ def face_columns(labels: Iterable[str]) -> list[str]:
     ]
 
 
-def face_row(photo: Photo, number: int) -> list[Any]:
-    """Return face ``number`` of a photo as a row of a table; None stands where nothing is known."""
-    face = photo.faces[number]
-    place = [photo.source, number, *face.box, face.score]
+def face_cells(face: Face) -> list[Any]:
+    """Return a face as cells of a table; None stands where nothing is known."""
     shown = [face.label, face.confidence, *face.probabilities.values()]
-    return [*place, *landmark_cells(face), *quality_cells(face), *shown]
+    return [*face.box, face.score, *landmark_cells(face), *quality_cells(face), *shown]
+
+
+def photo_columns(labels: Iterable[str]) -> list[str]:
+    """Return the names of a table's columns: those of :func:`photo_rows`."""
+    return ["source", "faces", "face", *face_columns(labels)]
+
+
+def photo_rows(photo: Photo) -> list[list[Any]]:
+    """Return the faces of a photo as rows of a table; a photo without a face is a row that ends early."""
+    which = [photo.source, len(photo.faces)]
+    return [[*which, number, *face_cells(face)] for number, face in enumerate(photo.faces)] or [which]
 
 
 def to_pandas(results: Iterable[Tabular]) -> DataFrame:
     """Return a table of photos, or of the frames of a clip, in the columns of the CSV.
 
-    It has a row per face. A photo without a face has no row; a frame without one has a row, whose columns of
-    the face are empty.
+    It has a row per face. A photo or a frame without one has a row whose columns of the face are empty.
 
     Args:
         results: Of one recognizer: photos, or frames.

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self, TextIO
 
 from ferkit.errors import FerkitError
-from ferkit.recognize.results import Photo, face_columns, face_row
+from ferkit.recognize.results import Photo, photo_columns, photo_rows
 from ferkit.taxonomy import Taxonomy
 
 FORMATS = ("json", "jsonl", "csv")
@@ -66,16 +66,18 @@ class JsonWriter(ResultWriter):
 
 
 class CsvWriter(ResultWriter):
-    """One row per face, with a column per landmark and label; a photo without a face has no row."""
+    """One row per face; a photo without a face has one row, whose columns of the face are empty."""
 
     def __init__(self, stream: TextIO, taxonomy: Taxonomy) -> None:
         super().__init__(stream)
         self._rows = csv.writer(stream, lineterminator="\n")
-        self._rows.writerow(face_columns(taxonomy.labels))
+        self._columns = photo_columns(taxonomy.labels)
+        self._rows.writerow(self._columns)
 
     def write(self, photo: Photo) -> None:
         """Write what was found in a photo."""
-        self._rows.writerows(face_row(photo, number) for number in range(len(photo.faces)))
+        for row in photo_rows(photo):
+            self._rows.writerow(row + [None] * (len(self._columns) - len(row)))
 
 
 def make_writer(kind: str, stream: TextIO, taxonomy: Taxonomy) -> ResultWriter:
