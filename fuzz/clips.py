@@ -3,7 +3,7 @@
     python fuzz/clips.py --cases 1000
 
 A third of the cases is read as a range; a third through the whole pipeline; a third with every output, the
-sound as well. What counts as a finding, and where findings go, is as in ``photos.py``.
+sound as well. What counts as a finding, where findings go, and what `--json` writes is as in ``photos.py``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import av
 import numpy as np
-from photos import run_cases
+from photos import Results, run_cases
 
 from ferkit import Recognizer
 from ferkit.errors import FerkitError, ImageError, OutputError
@@ -81,13 +81,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="processor time that a case may take")
     parser.add_argument("--memory", type=int, default=900, help="MiB that the process may reach")
     parser.add_argument("--out", type=Path, default=Path("fuzz-out"), help="where findings go")
+    parser.add_argument("--json", type=Path, help="file for the figures; none by default")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter("ignore")
     faulthandler.enable(file=sys.stdout)
     recognizer = Recognizer(detector="none")
     turn = 0
-    with tempfile.TemporaryDirectory() as name:
+    with Results(arguments) as results, tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         outputs = VideoOutputs(folder / "o.mp4", folder / "o.csv", folder / "o.jsonl")
 
@@ -109,8 +110,9 @@ def main() -> None:
                 raise ImageError(str(error)) from error  # what `run_cases` counts as refused
 
         seeds = list(encodings(folder))
-        findings = run_cases("clips", arguments.cases, seeds, case, random.Random(arguments.seed), arguments)
-    sys.exit(1 if findings else 0)
+        rng = random.Random(arguments.seed)
+        run_cases("clips", arguments.cases, seeds, case, rng, arguments, results)
+    sys.exit(1 if results.findings else 0)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 Anything but a result or an ImageError is a finding, and so is a case that takes more than --seconds of
 processor time or raises the process's memory above --memory. Findings are written into --out and named; a
 case that hangs or crashes the interpreter is found there as `current`. Exit status 1 if there is any.
+Ctrl-C (or SIGTERM) ends early with status 130. `--json FILE` gets the figures, those of such a run as well.
 """
 
 from __future__ import annotations
@@ -19,18 +20,22 @@ import os
 import random
 import re
 import resource
+import signal
 import sys
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image
 
+from ferkit import __version__
 from ferkit.errors import ImageError
+from ferkit.files import write_json
 from ferkit.images import load_image
 
 HANG = 120
@@ -119,49 +124,102 @@ def mutate(rng: random.Random, seeds: list[bytes]) -> bytes:
     return bytes(content)
 
 
+class Results:
+    """What came of each run: said on stdout, and written as JSON when all of them have ended.
+
+    A context manager, and what turns an interrupt into an early end with status 130.
+
+    Args:
+        arguments: Of the command line: ``json``, the file or None, and ``seed``.
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._json: Path | None = arguments.json
+        self._seed: int = arguments.seed
+        self._runs: list[dict[str, Any]] = []
+
+    def __enter__(self) -> Self:
+        """Take SIGTERM for Ctrl-C."""
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Write the file, and end the program if it was interrupted."""
+        interrupted = isinstance(error, KeyboardInterrupt)
+        if self._json is not None:
+            about = {"ferkit": __version__, "seed": self._seed, "interrupted": interrupted}
+            write_json(self._json, {**about, "runs": self._runs})
+        if interrupted:
+            sys.exit(130)
+
+    @property
+    def findings(self) -> int:
+        """How many there are."""
+        return sum(run["findings"] for run in self._runs)
+
+    def add(self, name: str, outcomes: Counter[str], slowest: float, seconds: float) -> None:
+        """Take what came of a run: how many cases had which outcome, and seconds."""
+        names = ("cases", "read", "refused", "findings")
+        run = {"name": name, **{outcome: outcomes[outcome] for outcome in names}}
+        run |= {"slowest_s": round(slowest, 3), "seconds": round(seconds, 1), "peak_mib": peak_mib()}
+        self._runs.append(run)
+        print(
+            f"{name}: {run['cases']:,} cases in {seconds:.0f} s: {run['read']:,} read, "
+            f"{run['refused']:,} refused, {run['findings']} findings; slowest {slowest:.2f} s, "
+            f"peak memory {run['peak_mib']} MiB",
+            flush=True,
+        )
+
+
 def run_cases(
-    name: str, count: int, seeds: list[bytes], case: Case, rng: random.Random, limits: argparse.Namespace
-) -> int:
-    """Run mutated cases and return the number of findings."""
+    name: str,
+    count: int,
+    seeds: list[bytes],
+    case: Case,
+    rng: random.Random,
+    limits: argparse.Namespace,
+    results: Results,
+) -> None:
+    """Run mutated cases and add to the results what came of them, also if an interrupt ends them."""
     outcomes: Counter[str] = Counter()
-    slowest, findings = 0.0, 0
+    slowest = 0.0
     current = limits.out / "current"
     begin = time.monotonic()
-    for number in range(count):
-        content = mutate(rng, seeds)
-        current.write_bytes(content)
-        faulthandler.dump_traceback_later(HANG, exit=True, file=sys.stdout)
-        start = time.process_time()
-        finding = ""
-        try:
-            case(content)
-            outcomes["read"] += 1
-        except ImageError:
-            outcomes["refused"] += 1
-        except Exception as error:  # noqa: BLE001  # whatever it is, it is what this program looks for
-            finding = f"{type(error).__name__}: {error}"
+    try:
+        for number in range(count):
+            content = mutate(rng, seeds)
+            current.write_bytes(content)
+            faulthandler.dump_traceback_later(HANG, exit=True, file=sys.stdout)
+            start = time.process_time()
+            finding = ""
+            try:
+                case(content)
+                outcomes["read"] += 1
+            except ImageError:
+                outcomes["refused"] += 1
+            except Exception as error:  # noqa: BLE001  # whatever it is, it is what this program looks for
+                finding = f"{type(error).__name__}: {error}"
+            faulthandler.cancel_dump_traceback_later()
+            seconds = time.process_time() - start
+            outcomes["cases"] += 1
+            slowest = max(slowest, seconds)
+            memory = peak_mib()
+            if not finding and seconds > limits.seconds:
+                finding = f"took {seconds:.1f} s"
+            if not finding and memory > limits.memory:
+                finding = f"memory rose to {memory} MiB"
+                limits.memory = memory + 64  # the peak stays: the next finding has to be higher
+            if finding:
+                outcomes["findings"] += 1
+                path = limits.out / f"{name}-{number}"
+                path.write_bytes(content)
+                print(f"{path}: {finding}", flush=True)
+    finally:
         faulthandler.cancel_dump_traceback_later()
-        seconds = time.process_time() - start
-        slowest = max(slowest, seconds)
-        memory = peak_mib()
-        if not finding and seconds > limits.seconds:
-            finding = f"took {seconds:.1f} s"
-        if not finding and memory > limits.memory:
-            finding = f"memory rose to {memory} MiB"
-            limits.memory = memory + 64  # the peak stays: the next finding has to be higher
-        if finding:
-            findings += 1
-            path = limits.out / f"{name}-{number}"
-            path.write_bytes(content)
-            print(f"{path}: {finding}", flush=True)
-    current.unlink(missing_ok=True)
-    said = ", ".join(f"{n:,} {what}" for what, n in sorted(outcomes.items()))
-    print(
-        f"{name}: {count:,} cases in {time.monotonic() - begin:.0f} s: {said}, {findings} findings; "
-        f"slowest {slowest:.2f} s, peak memory {peak_mib()} MiB",
-        flush=True,
-    )
-    return findings
+        current.unlink(missing_ok=True)
+        results.add(name, outcomes, slowest, time.monotonic() - begin)
 
 
 def peak_mib() -> int:
@@ -214,12 +272,15 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5.0, help="processor time that a case may take")
     parser.add_argument("--memory", type=int, default=900, help="MiB that the process may reach")
     parser.add_argument("--out", type=Path, default=Path("fuzz-out"), help="where findings go")
+    parser.add_argument("--json", type=Path, help="file for the figures; none by default")
     parser.add_argument("--photo", type=Path, help="a photo with a face; by default scikit-image's astronaut")
     parser.add_argument(
         "--atheris", nargs=argparse.REMAINDER, help="hand decoding, and what follows, to atheris"
     )
     arguments = parser.parse_args()
     if arguments.atheris is not None:
+        if arguments.json is not None:
+            parser.error("atheris keeps its own figures: --json goes without --atheris")
         fuzz_with_atheris(arguments.atheris)
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -231,18 +292,16 @@ def main() -> None:
     faulthandler.enable(file=sys.stdout)
     rng = random.Random(arguments.seed)
     noise = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
-    findings = run_cases(
-        "decode", arguments.decode, list(encodings(Image.fromarray(noise))), load_image, rng, arguments
-    )
-    if arguments.pipeline:
-        from ferkit import Recognizer
+    with Results(arguments) as results:
+        seeds = list(encodings(Image.fromarray(noise)))
+        run_cases("decode", arguments.decode, seeds, load_image, rng, arguments, results)
+        if arguments.pipeline:
+            from ferkit import Recognizer
 
-        photo = Image.open(arguments.photo or _astronaut()).convert("RGB").resize((192, 192))
-        recognizer = Recognizer()
-        findings += run_cases(
-            "pipeline", arguments.pipeline, list(encodings(photo)), recognizer.predict, rng, arguments
-        )
-    sys.exit(1 if findings else 0)
+            photo = Image.open(arguments.photo or _astronaut()).convert("RGB").resize((192, 192))
+            seeds, predict = list(encodings(photo)), Recognizer().predict
+            run_cases("pipeline", arguments.pipeline, seeds, predict, rng, arguments, results)
+    sys.exit(1 if results.findings else 0)
 
 
 def _astronaut() -> Path:

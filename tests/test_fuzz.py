@@ -2,20 +2,60 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+import pytest
+
+import ferkit
 
 FUZZER = Path(__file__).resolve().parents[1] / "fuzz" / "photos.py"
 
 
 def test_mutated_pictures_are_read_or_refused_in_bounded_time_and_memory(tmp_path: Path) -> None:
-    command = [sys.executable, str(FUZZER), "--decode", "1500", "--pipeline", "0", "--out", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    figures, out = tmp_path / "figures.json", tmp_path / "out"
+    command = [sys.executable, str(FUZZER), "--decode", "1500", "--pipeline", "0", "--out", str(out)]
+    done = subprocess.run(
+        [*command, "--seed", "7", "--json", str(figures)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout
     assert "1,500 cases" in done.stdout
     assert " 0 findings" in done.stdout
-    assert list(tmp_path.iterdir()) == []
+    assert list(out.iterdir()) == []
+    told = json.loads(figures.read_text())
+    assert (told["ferkit"], told["seed"], told["interrupted"]) == (ferkit.__version__, 7, False)
+    (run,) = told["runs"]
+    assert (run["name"], run["cases"], run["findings"]) == ("decode", 1500, 0)
+    assert run["read"] + run["refused"] == 1500
+    assert min(run["read"], run["refused"], run["peak_mib"]) > 50
+    assert 0 < run["slowest_s"] < 5
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_it_with_the_figures_of_what_was_run(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    figures, out = tmp_path / "figures.json", tmp_path / "out"
+    command = [sys.executable, str(FUZZER), "--decode", "10000000", "--out", str(out), "--json", str(figures)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        end = time.monotonic() + 60
+        while time.monotonic() < end and not (out / "current").exists():
+            time.sleep(0.01)
+        time.sleep(0.2)
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    told = json.loads(figures.read_text())
+    assert told["interrupted"]
+    (run,) = told["runs"]
+    assert 0 < run["cases"] < 10_000_000
+    assert list(out.iterdir()) == []
 
 
 def test_what_exceeds_a_limit_is_kept_and_named(tmp_path: Path) -> None:
