@@ -191,18 +191,29 @@ def cell(name: str, value: Any) -> tuple[str, str]:
     return name, f"{value:,.3g}" if abs(value) < 100 else f"{value:,.0f}"
 
 
+def held_parts(folder: Path, name: str) -> dict[str, Part]:
+    """Return the parts of an earlier report, each with the ``command`` and the ``machine`` of its own run.
+
+    Args:
+        folder: Where the report lies.
+        name: One of :data:`SCRIPTS`.
+    """
+    path = folder / f"{name}.json"
+    if not path.exists():
+        return {}
+    held = json.loads(path.read_text(encoding="utf-8"))
+    run = {"command": held["command"], "machine": held["machine"]}
+    return {title: {**run, **part} for title, part in held["parts"].items()}
+
+
 def as_markdown(report: Mapping[str, Any]) -> str:
-    """Return a report as tables for people."""
-    machine = report["machine"]
-    lines = [
-        f"{machine['cpu']}, {machine['usable_cores']} of {machine['cores']} cores, load {machine['load']} "
-        f"before the run; Python {machine['python']}, ferkit {machine['ferkit']}, "
-        + ", ".join(f"{name} {number}" for name, number in machine["libraries"].items())
-        + f"; {machine['date']}.",
-    ]
+    """Return a report as tables for people; a part of an earlier run says of which."""
+    lines = [_facts(report["machine"])]
     lines += [f"\n{note}" for note in report.get("notes", ())]
     for title, part in report["parts"].items():
         lines += ["", f"### {title}"]
+        if "command" in part:
+            lines += [f"Of an earlier run, `{part['command']}`: {_facts(part['machine'])}", ""]
         if part.get("note"):
             lines.append(part["note"])
         if "skipped" in part:
@@ -216,6 +227,15 @@ def as_markdown(report: Mapping[str, Any]) -> str:
         for label, row in rows.items():
             lines.append(f"| {label} | {' | '.join(cell(name, row.get(name))[1] for name in names)} |")
     return "\n".join(lines)
+
+
+def _facts(machine: Mapping[str, Any]) -> str:
+    return (
+        f"{machine['cpu']}, {machine['usable_cores']} of {machine['cores']} cores, load {machine['load']} "
+        f"before the run; Python {machine['python']}, ferkit {machine['ferkit']}, "
+        + ", ".join(f"{name} {number}" for name, number in machine["libraries"].items())
+        + f"; {machine['date']}."
+    )
 
 
 def write_report(

@@ -2,6 +2,8 @@
 
     python benchmarks/video.py clip.mp4 other.mov --data fer2013.csv.gz --out results/bench
 
+What `--parts` leaves out keeps the figures that the report in `--out` holds, with the run they are of.
+
 The 720p clips are made from a clip with one face: enlarged, or five times side by side; without a clip from
 a photo that drifts. What is compared is measured in turns. Needs the extra `video`; without it, it says so.
 """
@@ -9,6 +11,7 @@ a photo that drifts. What is compared is measured in turns. Needs the extra `vid
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
@@ -17,12 +20,12 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 from bench import astronaut
-from measuring import Part, describe_machine, in_turns, write_report
+from measuring import Part, describe_machine, held_parts, in_turns, write_report
 from numpy.typing import NDArray
 
 from ferkit import Recognizer
@@ -41,10 +44,14 @@ PARTS = ("rate", "profile", "cost", "accuracy", "memory")
 SPARSER = (2, 3, 5, 10, 20)
 WIDTH, HEIGHT = 1280, 720
 RATE = 30
+SOUND_RATE = 48_000
 MOST = 100  # frames of the profile, which holds them all
 REAL_TIME = 30.0
 PEOPLE = 60  # of the labelled clip, a second each
 SAME_FACE = 0.5  # intersection over union
+
+if TYPE_CHECKING:
+    from av import AudioFrame
 
 Picture = NDArray[np.uint8]
 
@@ -82,8 +89,15 @@ def write_scene(path: Path, frames: Sequence[Picture], faces: int, count: int) -
     return path
 
 
-def write_long(path: Path, frames: Sequence[Picture], seconds: int) -> Path:
-    """Write a clip of 320x240 and any length: ten seconds, over and over, without encoding them again."""
+def write_long(path: Path, frames: Sequence[Picture], seconds: int, *, sound: bool = False) -> Path:
+    """Write a clip of 320x240 and any length: ten seconds, over and over, without encoding them again.
+
+    Args:
+        path: The new clip.
+        frames: The pictures.
+        seconds: Its length, in whole tens.
+        sound: Whether it has a tone, as AAC.
+    """
     import av
 
     loop = path.with_name("loop.mp4")
@@ -92,11 +106,13 @@ def write_long(path: Path, frames: Sequence[Picture], seconds: int) -> Path:
             picture = np.asarray(cv2.resize(scene(frames, k, 1), (320, 240)), np.uint8)
             writer.write(picture, Fraction(k, RATE), Fraction(1, RATE))
     with av.open(str(path), "w") as target:
-        out = None
+        out = audio = None
         for turn in range(max(1, seconds // 10)):
             with av.open(str(loop)) as source:
                 stream = source.streams.video[0]
-                out = out or target.add_stream_from_template(stream)
+                if out is None:
+                    out = target.add_stream_from_template(stream)
+                    audio = target.add_stream("aac", rate=SOUND_RATE, layout="mono") if sound else None
                 for packet in source.demux(stream):
                     if packet.pts is None or packet.dts is None or stream.time_base is None:
                         continue
@@ -105,7 +121,22 @@ def write_long(path: Path, frames: Sequence[Picture], seconds: int) -> Path:
                     packet.dts += shift
                     packet.stream = out
                     target.mux(packet)
+            if audio is not None:
+                for second in range(10 * turn, 10 * (turn + 1)):
+                    target.mux(audio.encode(_second_of_tone(second)))
+        if audio is not None:
+            target.mux(audio.encode(None))
     return path
+
+
+def _second_of_tone(second: int) -> AudioFrame:
+    import av
+
+    wave = 9000 * np.sin(2 * np.pi * 440 * np.arange(SOUND_RATE) / SOUND_RATE)
+    frame = av.AudioFrame.from_ndarray(wave[None].astype(np.int16), format="s16", layout="mono")
+    frame.sample_rate, frame.time_base = SOUND_RATE, Fraction(1, SOUND_RATE)
+    frame.pts = second * SOUND_RATE
+    return frame
 
 
 def frame_rates(folder: Path, frames: Sequence[Picture], count: int, rounds: int) -> Part:
@@ -335,38 +366,61 @@ class _Told:
 
 
 MEMORY = """
-import sys, time
+import json, sys, time
 from pathlib import Path
 from ferkit import Recognizer
+from ferkit.recognize.video_process import VideoOutputs, process_video
 
-def resident():
-    (line,) = [row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith("VmRSS")]
+def mib(name):
+    (line,) = [row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(name)]
     return int(line.split()[1]) / 1024
 
-path, step = sys.argv[1], int(sys.argv[2])
-start, sizes = time.perf_counter(), []
-for frame in Recognizer().video(path, detect_every=int(sys.argv[3])):
-    if frame.index % step == step - 1:
-        sizes.append(f"{resident():.1f}")
-print(frame.index + 1, frame.time, time.perf_counter() - start, *sizes)
+path, step, every, *out = sys.argv[1:]
+sizes, last = [], None
+
+def look(frame, share=None):
+    global last
+    last = frame
+    if frame.index % int(step) == int(step) - 1:
+        sizes.append(mib("VmRSS"))
+
+start = time.perf_counter()
+if out:
+    outputs = VideoOutputs(*(Path(out[0]) / f"out.{kind}" for kind in ("mp4", "csv", "jsonl", "png")))
+    process_video(Recognizer(), path, outputs, progress=look, detect_every=int(every))
+else:
+    for frame in Recognizer().video(path, detect_every=int(every)):
+        look(frame)
+took = time.perf_counter() - start
+print(json.dumps([last.index + 1, last.time, took, mib("VmHWM"), sizes]))
 """
 
 
 def memory(folder: Path, frames: Sequence[Picture], seconds: int) -> Part:
-    """Resident memory in MiB over a long clip of 320x240."""
-    path = write_long(folder / "long.mp4", frames, seconds)
-    step = max(1, seconds * RATE // 20)
-    line = [sys.executable, "-c", MEMORY, str(path), str(step), "10"]
-    done = subprocess.run(line, capture_output=True, text=True, check=True).stdout.split()
-    count, last, took, *sizes = (float(value) for value in done)
-    row = {
-        "frames": int(count),
-        "last frame at, s": last,
-        "frames_per_s": count / took,
-        "MiB after each twentieth": sizes,
-        "growth after the first quarter, MiB": max(sizes[5:]) - sizes[4],
-    }
-    return {"rows": {f"{seconds / 60:g} minutes": row}}
+    """Resident memory in MiB over a long clip of 320x240: of the results alone, and with all outputs."""
+    rows: dict[str, Any] = {}
+    for written in (False, True):
+        length = max(60, seconds // 6) if written else seconds
+        path = write_long(folder / "long.mp4", frames, length, sound=written)
+        line = [sys.executable, "-c", MEMORY, str(path), str(max(1, length * RATE // 20)), "10"]
+        if written:
+            line.append(str(folder))
+        done = subprocess.run(line, capture_output=True, text=True, check=True).stdout
+        count, last, took, peak, sizes = json.loads(done)
+        what = "annotated clip with sound, csv, jsonl, timeline" if written else "results alone"
+        rows[f"{length / 60:g} minutes, {what}"] = {
+            "frames": count,
+            "last frame at, s": last,
+            "frames_per_s": count / took,
+            "MiB after each twentieth": sizes,
+            "growth after the first quarter, MiB": max(sizes[5:]) - sizes[4],
+            "peak_mib": peak,
+        }
+    note = (
+        "Faces are searched for in each tenth frame. The peak is that of the whole process; what is written, "
+        "and the timeline as a picture at the end, are in it."
+    )
+    return {"note": note, "rows": rows}
 
 
 def main() -> None:
@@ -417,10 +471,13 @@ def main() -> None:
                 lambda: memory(folder, frames, round(arguments.minutes * 60)),
             ),
         }
+        titles = [title for title, _ in parts.values()]
+        found = held_parts(arguments.out, "video")
         for part in wanted:
             title, measure = parts[part]
             print(f"measuring: {title}", file=sys.stderr, flush=True)
-            report["parts"][title] = measure()
+            found[title] = measure()
+            report["parts"] = {title: found[title] for title in titles if title in found}
             write_report(arguments.out, "video", report, sys.argv[1:], said=False)
     write_report(arguments.out, "video", report, sys.argv[1:])
 

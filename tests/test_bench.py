@@ -7,13 +7,16 @@ import json
 import subprocess
 import sys
 import time
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from clips import sound_of
 from ferkit import weights
+from ferkit.recognize.clip import Clip
 from samples import sample
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -141,6 +144,39 @@ def test_the_report_holds_what_every_script_wrote_and_says_what_was_skipped(
     assert text.index("`python benchmarks/bench.py -x`") < text.index("`python benchmarks/video.py`")
     assert "Of note." in capsys.readouterr().out
     assert json.loads((tmp_path / "bench.json").read_text())["parts"]["First"]["rows"] == rows
+
+
+def test_parts_that_are_not_measured_anew_stay_with_the_run_they_are_of(
+    measuring: Any, tmp_path: Path
+) -> None:
+    titles = ["Frames per second, 1280 x 720", "Memory over a long clip, 320 x 240"]
+    rows = {"one": {"frames_per_s": 12.5}}
+    machine = {**measuring.describe_machine(), "date": "2001-02-03"}
+    held = {"machine": machine, "parts": {title: {"rows": rows} for title in titles}}
+    measuring.write_report(tmp_path, "video", held, ["--minutes", "9"])
+    line = [sys.executable, str(FOLDER / "video.py"), "--parts", "accuracy", "--out", str(tmp_path)]
+    subprocess.run(line, capture_output=True, check=True)
+    told = json.loads((tmp_path / "video.json").read_text())
+    assert list(told["parts"]) == [titles[0], "Searching less often, labelled faces", titles[1]]
+    earlier = {"command": "python benchmarks/video.py --minutes 9", "machine": machine, "rows": rows}
+    assert [told["parts"][title] for title in titles] == [earlier, earlier]
+    text = (tmp_path / "README.md").read_text()
+    assert text.count("Of an earlier run, `python benchmarks/video.py --minutes 9`: ") == 2
+    assert text.count("2001-02-03") == 2
+
+
+def test_the_clip_that_memory_is_measured_with_has_all_its_frames_and_sound(tmp_path: Path) -> None:
+    video = imported("video")
+    frames = [np.full((36, 64, 3), 40 * k, np.uint8) for k in range(5)]
+    for sound in (False, True):
+        clip = Clip(video.write_long(tmp_path / "long.mp4", frames, 20, sound=sound))
+        assert [frame.time for frame in clip.frames()] == [Fraction(k, 30) for k in range(600)]
+        assert clip.notes == ()
+        assert clip.info.audio == (("aac",) if sound else ())
+    begin, samples = sound_of(tmp_path / "long.mp4")
+    assert begin == pytest.approx(0, abs=0.05)
+    assert len(samples) / 48_000 == pytest.approx(20, abs=0.1)
+    assert np.abs(samples).mean() > 0.1
 
 
 def test_without_the_peer_its_comparison_is_skipped_and_says_how_to_get_it(tmp_path: Path) -> None:
