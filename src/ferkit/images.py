@@ -243,7 +243,7 @@ def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ImageError(
             f"{name} has {width} x {height} pixels, more than the limit of {max_pixels / 1e6:.0f} million; "
-            "shrink it, or raise max_pixels"
+            "shrink it, or allow more by max_pixels (--max-pixels of `ferkit predict` and `ferkit video`)"
         )
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
 import sys
+import threading
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -17,11 +19,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ferkit.cli.common import JsonOption, ModelOption, ProviderOption, console, new_app, remark
+from ferkit.cli.interrupts import stopping
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ferkit.errors import ImageError
     from ferkit.images import ImageSource
     from ferkit.recognize import Photo, Recognizer
+    from ferkit.taxonomy import Taxonomy
 
 app = new_app()
 
@@ -47,7 +53,9 @@ def predict(
         ),
     ],
     model: ModelOption = None,
-    output_format: Annotated[Format, typer.Option("--format", "-f", help="How to print.")] = Format.TABLE,
+    output_format: Annotated[
+        Format | None, typer.Option("--format", "-f", help="How to print.", show_default="table")
+    ] = None,
     as_json: JsonOption = False,
     annotate: Annotated[
         Path | None,
@@ -80,29 +88,53 @@ def predict(
             help="Label set to answer in, of those the model has.", show_default="the model's first"
         ),
     ] = None,
+    protocol: Annotated[
+        str,
+        typer.Option(
+            help="Looks at each face, whose mean is taken: single, flip (two) or ten-crop (ten).",
+        ),
+    ] = "single",
     provider: ProviderOption = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads of the networks.", show_default="as many as there are cores"),
+    ] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Refuse larger photos.", show_default="89 million")
+    ] = None,
 ) -> None:
     """Find the faces in photos and read their expressions.
 
     Faces come with box, score, landmarks, quality, label and all probabilities. A photo without a face is no
     error. A photo that cannot be read is one: it is named on stderr, the others are read all the same, and
-    the exit status is 1.
+    the exit status is 1. Ctrl-C ends early: what was read until then is printed.
     """
+    if as_json and output_format not in (None, Format.JSON):
+        raise typer.BadParameter(f"it contradicts --format {output_format}", param_hint="--json")
+    kind = Format.JSON if as_json else output_format or Format.TABLE
     if explain and annotate is None:
         raise typer.BadParameter(
             "it draws into the annotated copies; add --annotate FOLDER", param_hint="--explain"
         )
+    from ferkit.crops import PROTOCOLS
     from ferkit.errors import ModelFileError
+    from ferkit.images import DEFAULT_MAX_PIXELS
     from ferkit.recognize import Recognizer
-    from ferkit.recognize.sources import find_photos
+    from ferkit.recognize.sources import STDIN, find_photos
 
+    if protocol not in PROTOCOLS:
+        raise typer.BadParameter(f"{protocol!r} is none of {', '.join(PROTOCOLS)}", param_hint="--protocol")
+    max_pixels = DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels
     recognizer = Recognizer(
         model,
         detector=detector,
         min_face=min_face,
         min_confidence=min_confidence,
         taxonomy=taxonomy,
+        protocol=protocol,
         providers=provider,
+        threads=threads,
+        max_pixels=max_pixels,
     )
     if explain and not recognizer.info.head(recognizer.taxonomy.id).cam:
         raise ModelFileError(
@@ -112,35 +144,95 @@ def predict(
     # What Pillow says of damaged files would come between our lines; what cannot be read is an error of ours.
     warnings.filterwarnings("ignore", module="PIL")
     logging.getLogger("PIL").addHandler(logging.NullHandler())
-    kind = Format.JSON if as_json else output_format
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold what no encoding has
     # All names first: a copy must not take the name of a photo that is still to be read.
-    readable = _Readable(recognizer, list(find_photos(photos, leave_out=annotate)))
-    results = readable if annotate is None else _annotated(recognizer, readable, annotate, explain=explain)
-    if kind is Format.TABLE:
-        _print_table(recognizer, results, readable.names)
-    else:
-        from ferkit.recognize.writers import make_writer
-
-        with make_writer(kind, sys.stdout, recognizer.taxonomy) as writer:
-            for photo in results:
-                writer.write(photo)
+    found = list(find_photos(photos, leave_out=annotate))
+    # Before Ctrl-C is taken to mean the end of the list: nobody knows when it comes.
+    piped = _standard_input() if STDIN in found else None
+    # What is printed while photos are read would go through the bar.
+    hidden = len(found) < 2 or (kind is not Format.TABLE and sys.stdout.isatty())
+    with stopping() as interrupts:
+        with _progress(len(found), hidden=hidden) as advance:
+            readable = _Readable(recognizer, found, piped, interrupts.stop, advance)
+            results = iter(readable)
+            if annotate is not None:
+                results = _annotated(recognizer, readable, annotate, explain=explain, max_pixels=max_pixels)
+            if kind is Format.TABLE:
+                table = _table(recognizer, results, readable.names)
+            else:
+                _write(kind, results, recognizer.taxonomy)
+        if kind is Format.TABLE:
+            console().print(table)
+    if readable.failures and readable.count > 1:
+        remark(f"{readable.failures} of {readable.count} photos could not be read")
+    if interrupts.received is not None:
+        remark(f"interrupted; {readable.done} of {readable.count} photos were looked at")
+        raise typer.Exit(128 + interrupts.received)
     if readable.failures:
-        if readable.count > 1:
-            remark(f"{readable.failures} of {readable.count} photos could not be read")
         raise typer.Exit(1)
 
 
-class _Readable:
-    """The photos that can be read; it prints and counts the others."""
+def _standard_input() -> bytes | ImageError:
+    from ferkit.errors import ImageError
+    from ferkit.images import read_stream
 
-    def __init__(self, recognizer: Recognizer, found: list[str | ImageError]) -> None:
+    try:
+        return read_stream(sys.stdin.buffer, "standard input")
+    except ImageError as error:
+        return error
+
+
+@contextlib.contextmanager
+def _progress(count: int, *, hidden: bool) -> Iterator[Callable[[], None]]:
+    """Yield what moves a bar on stderr by a photo; it moves nothing where that is no terminal."""
+    screen = console(stderr=True)
+    if hidden or not screen.is_terminal:
+        yield lambda: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (MofNCompleteColumn(), TextColumn("photos"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=screen, transient=True, redirect_stdout=False) as bar:
+        task = bar.add_task("", total=count)
+        yield lambda: bar.advance(task)
+
+
+def _write(kind: Format, results: Iterator[Photo], taxonomy: Taxonomy) -> None:
+    from ferkit.recognize.writers import make_writer
+
+    with make_writer(kind, sys.stdout, taxonomy) as writer:
+        for photo in results:
+            writer.write(photo)
+
+
+class _Readable:
+    """The photos that can be read; it prints and counts the others.
+
+    Args:
+        recognizer: Reads them.
+        found: Photos, and errors of names that mean none.
+        piped: What came from standard input, if that is one of the photos.
+        stop: Set when no more photos are to be taken.
+        advance: Called after each.
+    """
+
+    def __init__(
+        self,
+        recognizer: Recognizer,
+        found: list[str | ImageError],
+        piped: bytes | ImageError | None,
+        stop: threading.Event,
+        advance: Callable[[], None],
+    ) -> None:
         self._recognizer = recognizer
         self._found = found
-        self._content: bytes | None = None
+        self._piped = piped
+        self._stop = stop
+        self._advance = advance
         self.names = [name for name in found if isinstance(name, str)]
         self.count = len(found)
+        self.done = 0
         self.failures = 0
 
     def __iter__(self) -> Iterator[Photo]:
@@ -154,38 +246,43 @@ class _Readable:
             else:
                 yield replace(result, source=name)
 
-    def source(self, name: str) -> ImageSource:
-        """Return what is to be read for a name: the name itself, or what came from standard input."""
-        from ferkit.images import read_stream
+    def source(self, item: str | ImageError) -> ImageSource:
+        """Return what is to be read for a name: the name itself, or what came from standard input.
+
+        Raises:
+            ImageError: If the name means no photo, or nothing came.
+        """
         from ferkit.recognize.sources import STDIN
 
-        if name != STDIN:
-            return name
-        if self._content is None:
-            self._content = read_stream(sys.stdin.buffer, "standard input")
-        return self._content
+        source = self._piped if item == STDIN and self._piped is not None else item
+        if isinstance(source, (str, bytes)):
+            return source
+        raise source
 
     def _sources(self, taken: deque[str]) -> Iterator[ImageSource]:
         from ferkit.errors import ImageError
 
         for item in self._found:
-            if isinstance(item, ImageError):
-                self._fail(item)
-                continue
+            if self._stop.is_set():
+                return
             try:
                 source = self.source(item)
             except ImageError as error:
                 self._fail(error)
-                continue
-            taken.append(item)
-            yield source
+            else:
+                taken.append(str(item))
+                yield source
+            self.done += 1
+            self._advance()
 
     def _fail(self, error: ImageError) -> None:
         self.failures += 1
         remark(f"error: {error}")
 
 
-def _annotated(recognizer: Recognizer, results: _Readable, folder: Path, *, explain: bool) -> Iterator[Photo]:
+def _annotated(
+    recognizer: Recognizer, results: _Readable, folder: Path, *, explain: bool, max_pixels: int
+) -> Iterator[Photo]:
     """Write the annotated copy of each photo, and pass the result on."""
     from ferkit.images import load_image, write_image
     from ferkit.recognize.drawing import AnnotatedNames, draw
@@ -196,14 +293,15 @@ def _annotated(recognizer: Recognizer, results: _Readable, folder: Path, *, expl
         name = photo.source or STDIN
         target = names.name("stdin" if name == STDIN else name)
         # Decoded once more: to keep pictures until their faces are read would take memory by the photo.
-        rgb = load_image(results.source(name))
+        rgb = load_image(results.source(name), max_pixels=max_pixels)
         explanations = recognizer.explain(rgb, photo) if explain else ()
         write_image(target, draw(rgb, photo, explanations))
         remark(f"wrote {target}")
         yield photo
 
 
-def _print_table(recognizer: Recognizer, results: Iterator[Photo] | _Readable, names: list[str]) -> None:
+def _table(recognizer: Recognizer, results: Iterator[Photo], names: list[str]) -> Table:
+    """Return the table that is printed, when all is read: the widths of its columns depend on every row."""
     from rich import box
     from rich.table import Table
 
@@ -235,4 +333,4 @@ def _print_table(recognizer: Recognizer, results: Iterator[Photo] | _Readable, n
                 *(f"{value:.{digits}%}" for value in face.probabilities.values()),
             )
             shown = ""
-    console().print(table)
+    return table

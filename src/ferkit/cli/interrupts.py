@@ -1,0 +1,44 @@
+"""Ctrl-C as the wish to end early, so that what was done until then is kept."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+
+class Interrupts:
+    """The first signal sets an event; the second one raises as usual.
+
+    Attributes:
+        stop: Set once a signal came.
+        received: Number of that signal; None before.
+    """
+
+    def __init__(self) -> None:
+        self.stop = threading.Event()
+        self.received: int | None = None
+
+    def handle(self, number: int, _frame: FrameType | None) -> None:
+        """Take a signal."""
+        if self.stop.is_set():
+            raise KeyboardInterrupt
+        self.received = number
+        self.stop.set()
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[Interrupts]:
+    """Yield what SIGINT and SIGTERM set within the block; nothing sets it outside of the main thread."""
+    interrupts = Interrupts()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupts
+        return
+    before = {number: signal.signal(number, interrupts.handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield interrupts
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
