@@ -587,6 +587,8 @@ def test_annotated_pictures_keep_their_format_where_it_can_be_written(
 
 def test_the_package_offers_its_names_lazily() -> None:
     assert ferkit.Recognizer is Recognizer
+    assert ferkit.Smoothing(seconds=0.2).seconds == 0.2
+    assert {ferkit.FrameResult.__name__, ferkit.TrackedFace.__name__} <= set(ferkit.__all__)
     assert set(ferkit.__all__) <= set(dir(ferkit))
     for name in ferkit.__all__:
         assert getattr(ferkit, name) is not None

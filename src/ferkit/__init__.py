@@ -27,6 +27,8 @@ if TYPE_CHECKING:
         Unreadable,
         to_pandas,
     )
+    from ferkit.recognize.smoothing import Smoothing
+    from ferkit.recognize.video import FrameResult, TrackedFace
 
 __version__ = "0.1.0"
 
@@ -36,9 +38,12 @@ __all__ = [
     "Face",
     "FaceClassifier",
     "FerkitError",
+    "FrameResult",
     "Photo",
     "Quality",
     "Recognizer",
+    "Smoothing",
+    "TrackedFace",
     "Unreadable",
     "__version__",
     "load_image",
@@ -51,9 +56,12 @@ _HOMES = {
     "Face": "ferkit.recognize",
     "FaceClassifier": "ferkit.classifier",
     "FerkitError": "ferkit.errors",
+    "FrameResult": "ferkit.recognize.video",
     "Photo": "ferkit.recognize",
     "Quality": "ferkit.recognize",
     "Recognizer": "ferkit.recognize",
+    "Smoothing": "ferkit.recognize.smoothing",
+    "TrackedFace": "ferkit.recognize.video",
     "Unreadable": "ferkit.recognize",
     "load_image": "ferkit.images",
     "to_pandas": "ferkit.recognize",

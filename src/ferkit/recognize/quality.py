@@ -142,7 +142,8 @@ def head_pose(landmarks: ArrayLike) -> tuple[float, float, float] | None:
     """Return yaw, pitch and roll in degrees, or None where the landmarks are no face.
 
     An average head is fitted to the landmarks under scaled orthographic projection (least squares, then the
-    nearest rotation). Five points tell it roughly, to about 10 degrees, and less of a profile.
+    nearest rotation). Five points tell it roughly, to about 10 degrees, and less of a profile; it is rounded
+    to a millionth of a degree.
 
     Args:
         landmarks: float ``[5, 2]``: eyes, nose, corners of the mouth, left to right as seen in the picture.
