@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ferkit.cli.common import JsonOption, ModelOption, ProviderOption, console, new_app, print_json, remark
+from ferkit.cli.interrupts import stopping
 
 if TYPE_CHECKING:
     from ferkit.recognize.timeline import Person
@@ -21,14 +19,6 @@ if TYPE_CHECKING:
     from ferkit.recognize.video_process import VideoOutputs, VideoSummary
 
 app = new_app()
-
-
-class Protocol(StrEnum):
-    """Looks at each face; the networks' names of :data:`ferkit.crops.PROTOCOLS`."""
-
-    SINGLE = "single"
-    FLIP = "flip"
-    TEN_CROP = "ten-crop"
 
 
 class SmoothingKind(StrEnum):
@@ -128,11 +118,12 @@ def video(
         ),
     ] = None,
     protocol: Annotated[
-        Protocol,
+        str,
         typer.Option(
-            "--protocol", help="Looks at each face, whose mean is taken: flip are two, ten-crop are ten."
+            "--protocol",
+            help="Looks at each face, whose mean is taken: single, flip (two) or ten-crop (ten).",
         ),
-    ] = Protocol.SINGLE,
+    ] = "single",
     provider: ProviderOption = None,
     threads: Annotated[
         int | None,
@@ -153,6 +144,7 @@ def video(
     top. Ctrl-C ends early: what was read until then is written, and can be played. A clip that is damaged or
     cut off is read as far as it goes; that is said on stderr, and the exit status is 1.
     """
+    from ferkit.crops import PROTOCOLS
     from ferkit.images import DEFAULT_MAX_PIXELS
     from ferkit.recognize import Recognizer
     from ferkit.recognize.smoothing import Smoothing
@@ -160,6 +152,8 @@ def video(
 
     if every > 1 and fps is not None:
         raise typer.BadParameter("--every and --fps exclude each other")
+    if protocol not in PROTOCOLS:
+        raise typer.BadParameter(f"{protocol!r} is none of {', '.join(PROTOCOLS)}", param_hint="--protocol")
     if as_json and STDOUT in (csv, jsonl):
         raise typer.BadParameter("the standard output is taken by a table already", param_hint="--json")
     recognizer = Recognizer(
@@ -168,13 +162,13 @@ def video(
         min_face=min_face,
         min_confidence=min_confidence,
         taxonomy=taxonomy,
-        protocol=protocol.value,
+        protocol=protocol,
         providers=provider,
         threads=threads,
     )
     outputs = VideoOutputs(clip=output, csv=csv, jsonl=jsonl, plot=plot, sound=not silent)
     how = Smoothing(smoothing.value, smooth_seconds, smooth_space.value)
-    with _stopping() as signals, _progress(clip) as progress:
+    with stopping() as interrupts, _progress(clip) as progress:
         summary = process_video(
             recognizer,
             clip,
@@ -188,7 +182,7 @@ def video(
             max_gap=max_gap,
             smoothing=None if no_smoothing else how,
             max_pixels=DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels,
-            stop=signals.stop,
+            stop=interrupts.stop,
         )
     _remark(summary, outputs)
     if STDOUT not in (csv, jsonl):
@@ -196,40 +190,11 @@ def video(
             print_json({"source": str(clip), **summary.timeline.to_dict(), "notes": list(summary.notes)})
         else:
             _print_table(summary)
-    if signals.received is not None:
+    if interrupts.received is not None:
         remark("interrupted; what was read until then is written")
-        raise typer.Exit(128 + signals.received)
+        raise typer.Exit(128 + interrupts.received)
     if summary.damaged:
         raise typer.Exit(1)
-
-
-class _Signals:
-    """Ctrl-C, once, as an event; the second one raises as usual."""
-
-    def __init__(self) -> None:
-        self.stop = threading.Event()
-        self.received: int | None = None
-
-    def handle(self, number: int, _frame: FrameType | None) -> None:
-        """Take a signal."""
-        if self.stop.is_set():
-            raise KeyboardInterrupt
-        self.received = number
-        self.stop.set()
-
-
-@contextlib.contextmanager
-def _stopping() -> Iterator[_Signals]:
-    signals = _Signals()
-    if threading.current_thread() is not threading.main_thread():
-        yield signals
-        return
-    before = {number: signal.signal(number, signals.handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

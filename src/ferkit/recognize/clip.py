@@ -349,7 +349,8 @@ class Clip:
         if width * height > self._max_pixels:
             raise VideoError(
                 f"{self._name} has frames of {width} x {height} pixels, more than the limit of "
-                f"{self._max_pixels / 1e6:.3g} million; shrink them, or raise max_pixels"
+                f"{self._max_pixels / 1e6:.3g} million; "
+                "shrink them, or allow more by max_pixels (--max-pixels of `ferkit video`)"
             )
 
     def _upright(self, frame: VideoFrame) -> NDArray[np.uint8]:
