@@ -82,15 +82,31 @@ def write_report(folder: str | Path) -> Report:
         plots.draw_parallel_coordinates(search, done, f"{what}: {len(done)} finished trials", split, path)
     shares = importance(search.space, done)
     if shares:
-        left_out = [p.name for p in search.space.parameters if p.name not in shares]
         path = table("importance", [{"parameter": k, "importance": round(v, 6)} for k, v in shares.items()])
-        plots.draw_importance(shares, left_out, f"{what}: {len(done)} finished trials", path)
+        plots.draw_importance(
+            shares, notes_on_importance(search, shares), f"{what}: {len(done)} finished trials", path
+        )
     else:
         remarks.append(
             "no importance: it needs four finished trials that differ in accuracy and in a shared parameter"
         )
     write_json(search.folder / SUMMARY, summary(search))
     return Report(search, done[0] if done else None, split, faces, tuple(files), tuple(remarks))
+
+
+def notes_on_importance(search: Search, shares: Mapping[str, float]) -> list[str]:
+    """Return which parameters and trials the shares leave out, and why, a line each."""
+    done = search.finished()
+    left_out = [p.name for p in search.space.parameters if p.name not in shares]
+    absent = [name for name in left_out if any(name not in trial.values for trial in done)]
+    constant = [name for name in left_out if name not in absent]
+    notes = ["only parameters that all these trials share"]
+    notes += [f"not active in all of them: {', '.join(absent)}"] if absent else []
+    notes += [f"of one value in all of them: {', '.join(constant)}"] if constant else []
+    stopped = sum(trial.state == "stopped" for trial in search.trials.values())
+    if stopped:
+        notes.append(f"only trials that finished; the {stopped} that ASHA stopped are not among them")
+    return notes
 
 
 def leaderboard(search: Search) -> list[dict[str, Any]]:
