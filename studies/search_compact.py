@@ -464,8 +464,8 @@ def page(
             they end. That can be expected to favour high learning rates, many steps (small batches) and
             little augmentation; the space therefore trains with mirror images only and leaves stronger
             augmentation to the winner's full training. ASHA judges after its first epochs already, which
-            can be expected to sharpen this. Whether the order here is the order after {to_the_end} epochs was not measured:
-            no trial but the winner is trained so long.
+            can be expected to sharpen this. Whether the order here is the order after {to_the_end} epochs was
+            not measured: no trial but the winner is trained so long.
         """),
     ]
     if orders:
