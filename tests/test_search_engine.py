@@ -88,7 +88,8 @@ def cluster(environment, faces):
 
     with patient_start():
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-        cluster.second = cluster.add_node(num_cpus=1)
+        # Two GPUs that are not there; no trial asks for one.
+        cluster.second = cluster.add_node(num_cpus=1, num_gpus=2)
     try:
         with ray_running(Machine(address=cluster.address), faces):
             yield cluster
@@ -113,7 +114,11 @@ class Listener(Silent):
 
     def __init__(self, number: int = 0, what: str = "", action=None) -> None:
         self.heard: list[tuple[int, str]] = []
+        self.remarks: list[str] = []
         self.wanted, self.action = (number, what), action
+
+    def remarked(self, text: str) -> None:
+        self.remarks.append(text)
 
     def changed(self, trial, what: str) -> None:
         self.heard.append((trial.number, what))
@@ -254,6 +259,41 @@ def test_a_killed_worker_costs_a_retry_and_no_result(finished) -> None:
     assert [row["epoch"] for row in found.trials[1].history] == [1, 2, 3]
     reasons = [e["reason"] for e in read_events(found.folder / "journal.jsonl") if e["event"] == "retried"]
     assert reasons == [LOST]
+
+
+def test_gpus_that_nobody_asks_for_are_said_and_hidden(finished) -> None:
+    import ray
+
+    _, listener = finished
+    assert listener.remarks == ["2 GPUs are there, and trials don't see them; --gpus 1 uses them"]
+    visible = ray.remote(lambda: os.environ.get("CUDA_VISIBLE_DEVICES"))
+    assert ray.get(visible.options(num_cpus=0).remote()) == ""
+
+
+# There are two of it.
+FEW = """
+name = "few"
+recipe = "seed"
+
+[fixed]
+epochs = 2
+data.balance = "none"
+model.params = { filters = [2], dense = [8] }
+
+[parameters.batch]
+key = "batch_size"
+choice = [32, 64]
+"""
+
+
+def test_where_tpe_finds_nothing_more_what_runs_is_ended_and_reported(faces, two, tmp_path) -> None:
+    # The third is asked for as soon as the first has ended, while the second may run.
+    settings = Settings(trials=4, method="tpe")
+    found = search(parse_space(FEW), faces, tmp_path / "s", settings, machine=two)
+    assert [t.state for t in found.trials.values()] == ["finished"] * 2
+    assert "found no configuration for trial 3" in found.gave_up
+    assert found.gave_up in write_report(found.folder).remarks
+    assert {r.reason for r in found.refused} == {"drawn before"}
 
 
 def test_what_is_drawn_does_not_depend_on_the_number_of_workers(finished, faces, cluster) -> None:
