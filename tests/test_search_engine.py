@@ -411,6 +411,7 @@ def test_a_full_disk_ends_the_search_with_one_error_and_damages_nothing(troubled
     assert "--resume goes on" in error
     assert by_kind["full"].state == "waiting"
     assert not list(found.folder.rglob(".*-*"))  # no half-written file is left
+    assert (found.folder / ".locks").is_dir()  # a trial is open, and its worker may live on elsewhere
 
 
 def test_what_had_failed_is_tried_again_on_request_and_what_is_finished_is_not(
@@ -430,6 +431,7 @@ def test_what_had_failed_is_tried_again_on_request_and_what_is_finished_is_not(
         "full": "finished",
     }
     assert weights.stat().st_mtime_ns == before
+    assert not (found.folder / ".locks").exists()
     for kind in ("killed", "full"):
         assert [row["epoch"] for row in again.trials[by_kind[kind].number].history] == [1, 2]
 
@@ -479,6 +481,20 @@ def test_what_cannot_be_searched_is_refused_before_anything_starts(
 def test_a_search_goes_on_only_with_its_own_data(finished, tmp_path) -> None:
     with pytest.raises(SearchError, match="other data"):
         resume(finished[0].folder, load_dataset("cartoon:210:4", cache=False))
+
+
+def test_where_tune_cannot_write_there_is_one_error_and_the_search_goes_on_later(
+    faces, one, tmp_path
+) -> None:
+    out = tmp_path / "s"
+    out.mkdir()
+    (out / ".ray").touch()  # where Tune wants a folder
+    space, settings = parse_space(FEW), Settings(trials=1)
+    with pytest.raises(OutputError, match=r"cannot write .*\.ray: .*--resume goes on"):
+        search(space, faces, out, settings, machine=one)
+    assert [t.state for t in read_search(out).trials.values()] == ["waiting"]
+    (out / ".ray").unlink()
+    assert [t.state for t in resume(out, faces, machine=one).trials.values()] == ["finished"]
 
 
 def test_a_trial_that_fits_on_no_machine_is_refused(faces, two, tmp_path) -> None:

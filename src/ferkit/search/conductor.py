@@ -217,26 +217,25 @@ def run_tune(
         tune.with_parameters(run_trial, dataset=faces, cores=machine.cores, command=list(command)),
         {"cpu": machine.cores, "gpu": machine.gpus},
     )
-    tuner = tune.Tuner(
-        trainable,
-        tune_config=tune.TuneConfig(
-            num_samples=conductor.wanted(),
-            search_alg=_feed(conductor),
-            scheduler=scheduler,
-            # So that each suggestion knows all results there are; Tune would ask for one in advance.
-            max_concurrent_trials=slots,
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(
-            name="tune",
-            storage_path=str(found.folder / RAY),
-            failure_config=tune.FailureConfig(max_failures=settings.retries),
-            callbacks=[_ears(conductor)],
-            verbose=0,
-        ),
-    )
     try:
-        tuner.fit()
+        tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                num_samples=conductor.wanted(),
+                search_alg=_feed(conductor),
+                scheduler=scheduler,
+                # So that each suggestion knows all results there are; Tune would ask for one in advance.
+                max_concurrent_trials=slots,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(found.folder / RAY),
+                failure_config=tune.FailureConfig(max_failures=settings.retries),
+                callbacks=[_ears(conductor)],
+                verbose=0,
+            ),
+        ).fit()
     except ConnectionError as error:
         raise SearchError(f"Ray was lost: {one_line(error)}. --resume goes on with the search") from error
     except OSError as error:
