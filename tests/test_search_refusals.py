@@ -81,9 +81,9 @@ def searched_on(folder: Path, data: dict[str, object]) -> None:
 @pytest.mark.parametrize(
     ("votes", "words"),
     [
-        ({"votes": True}, "with --votes"),
-        ({"votes": False}, "without --votes"),
-        ({}, "with the same --votes, if any"),  # as an older version left it
+        ({"votes": True}, "with votes"),
+        ({"votes": False}, "without votes"),
+        ({}, "its votes are not known"),  # as an older version left it
     ],
 )
 def test_other_data_is_refused_with_what_the_search_began_with(faces, tmp_path, votes, words) -> None:
@@ -91,8 +91,10 @@ def test_other_data_is_refused_with_what_the_search_began_with(faces, tmp_path, 
     searched_on(folder, {"source": "mine.csv", "faces": 9, "fingerprint": "f", **votes})
     with pytest.raises(SearchError) as caught:
         resume(folder, faces)
-    assert f"searched on other data: mine.csv (9 faces), {words}. Received: cartoon" in str(caught.value)
-    assert str(caught.value).endswith("(70 faces), without --votes")
+    assert "searched on other data, so give the first --data and --votes" in str(caught.value)
+    assert str(caught.value).endswith(
+        f": mine.csv (9 faces), {words}. Received: cartoon:70:3 (70 faces), with votes"  # drawn with them
+    )
 
 
 @pytest.mark.parametrize("limits", [{"max_epochs": 9}, {"max_hours": 0.5}, {"trials": 2}])
