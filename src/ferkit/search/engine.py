@@ -216,8 +216,8 @@ def _refuse_other_data(found: Search, dataset: FaceDataset) -> None:
         votes = {True: "with votes", False: "without votes", None: "its votes are not known"}
         raise SearchError(
             f"{found.folder} searched on other data, so give the first --data and --votes: "
-            f"{data.get('source', 'unknown')} ({data.get('faces', 'unknown')} faces), {votes[data.get('votes')]}. Received: "
-            f"{Path(dataset.source).name} ({len(dataset)} faces), {votes[dataset.votes is not None]}"
+            f"{data.get('source', 'unknown')} ({data.get('faces', 'unknown')} faces), {votes[data.get('votes')]}. "
+            f"Received: {Path(dataset.source).name} ({len(dataset)} faces), {votes[dataset.votes is not None]}"
         )
 
 
