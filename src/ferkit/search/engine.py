@@ -214,10 +214,11 @@ def _refuse_other_data(found: Search, dataset: FaceDataset) -> None:
     data = found.facts["data"]
     if data["fingerprint"] != dataset.fingerprint:
         votes = {True: "with votes", False: "without votes", None: "its votes are not known"}
+        first = f"{data.get('source', 'unknown')} ({data.get('faces', 'unknown')} faces)"
+        now = f"{Path(dataset.source).name} ({len(dataset)} faces)"
         raise SearchError(
-            f"{found.folder} searched on other data, so give the first --data and --votes: "
-            f"{data.get('source', 'unknown')} ({data.get('faces', 'unknown')} faces), {votes[data.get('votes')]}. "
-            f"Received: {Path(dataset.source).name} ({len(dataset)} faces), {votes[dataset.votes is not None]}"
+            f"{found.folder} searched on other data, so give the first --data and --votes: {first}, "
+            f"{votes[data.get('votes')]}. Received: {now}, {votes[dataset.votes is not None]}"
         )
 
 
