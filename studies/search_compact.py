@@ -24,9 +24,11 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -40,6 +42,9 @@ from ferkit.training.recipe import load_recipe
 
 KEPT = (report.LEADERBOARD, report.WINNER, report.SUMMARY)
 MAX_MMAC = 20.0
+CLEAR = 0.05
+"""Tendencies of a smaller p are named; of a dozen rows, one gets there by chance in every other search."""
+
 BEST_OF_STUDY = ("model.params.width=0.25",)
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -256,6 +261,7 @@ def comparison(searches: Mapping[str, Search]) -> list[dict[str, Any]]:
         facts = report.summary(search)
         best = facts["best"] or {}
         trials = list(search.trials.values())
+        whole = report.uninterrupted(search)
         done = [t.accuracy or 0.0 for t in search.finished()]
         faces = training_faces(search)
         rows.append(
@@ -267,7 +273,9 @@ def comparison(searches: Mapping[str, Search]) -> list[dict[str, Any]]:
                 "million_faces": round(facts["epochs"] * faces / 1e6, 3),
                 "forward_tmac": round(sum(len(t.history) * t.mmac for t in trials) * faces / 1e6, 1),
                 "training_hours": round(sum(t.seconds for t in trials) / 3600, 3),
-                "place_hours": round(sum(t.busy for t in trials) / 3600, 3),
+                "trials_timed": facts["trials_timed"],
+                "timed_place_hours": round(sum(t.busy for t in whole) / 3600, 3),
+                "timed_training_hours": round(sum(t.seconds for t in whole) / 3600, 3),
                 "beside_training_s": facts["seconds_beside_training_per_trial"],
                 "median_finished": round(float(np.median(done)), 6) if done else "",
                 "best_trial": best.get("trial", ""),
@@ -279,6 +287,29 @@ def comparison(searches: Mapping[str, Search]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def stops(search: Search) -> str:
+    """Return how many trials ASHA stopped after which epoch, in words."""
+    count = Counter(len(t.history) for t in search.trials.values() if t.state == "stopped")
+    after = [f"{count[epoch]} after epoch {epoch}" for epoch in sorted(count)]
+    return f"ASHA stopped {sum(count.values())} of {len(search.trials)} trials" + (
+        f": {', '.join(after)}" if after else ""
+    )
+
+
+def told(slopes: Sequence[Mapping[str, Any]]) -> str:
+    """Return which tendencies can be told from chance, in words."""
+    clear = [row for row in slopes if row["p_value"] < CLEAR]
+    words = [
+        f"{word} {', '.join(some)}"
+        for word, sign in (("rose with", 1), ("fell with", -1))
+        if (some := [row["what"] for row in clear if sign * row["spearman"] > 0])
+    ]
+    rest = ", ".join(row["what"] for row in slopes if row not in clear)
+    return (f"Accuracy {' and '.join(words)} (p < {CLEAR})." if words else "") + (
+        f" With the others ({rest}) it had no tendency that can be told from chance." if rest else ""
+    )
 
 
 def both_leaderboards(searches: Mapping[str, Search]) -> list[dict[str, Any]]:
@@ -393,18 +424,26 @@ def page(
     """Return the page about the results."""
     on_compact = {name: search for name, search in found.items() if name != "study-2021"}
     folders = ", ".join(f"[{name}]({name}/)" for name in found)
+    compact_rows = [row for row in rows if row["search"] in on_compact]
+    judged = sum(row["finished"] for row in compact_rows)
+    spent = " and ".join(f"{row['search']} {row['epochs']}" for row in compact_rows)
+    by_asha = [f"{stops(s)}." for s in on_compact.values() if s.settings.asha]
+    best = max(on_compact.values(), key=lambda s: s.finished()[0].accuracy or 0.0 if s.finished() else 0.0)
+    to_the_end = study.winner_epochs or report.winner_recipe(best).epochs
     parts = [
         "# Searching `compact`: random against TPE + ASHA\n",
         f"    {command_of(study)}\n",
-        conditions(study, next(iter(found.values())), *validation),
+        conditions(study, next(iter(on_compact.values())), judged, *validation),
         "## At equal compute\n",
-        prose("""
-            Equal compute means as many epochs, over the same faces: TPE begins trials until all of them
-            together have done the epochs that random search did. ASHA ends most of its trials after an epoch
-            or three, so it starts more of them. An epoch of a larger network costs more, so the
+        prose(f"""
+            Equal compute means about as many epochs, over the same faces: TPE begins trials until all of them
+            together have done the epochs that random search was given, and ends what it has begun. Epochs
+            done: {spent}. {" ".join(by_asha)} An epoch of a larger network costs more, so the
             multiplications (faces x MMAC, forward; training takes about three times that) and the hours stand
-        beside. """),
-        compute_table(rows),
+            beside. Under ASHA those that finished are survivors: the median of the finished cannot be
+            compared with that of random search.
+        """),
+        compute_table(compact_rows),
         "![best so far](random-and-tpe.png)\n",
         prose(f"""
             Refused: configurations above the limit of {MAX_MMAC:g} MMAC, or drawn before; they are counted
@@ -422,11 +461,11 @@ def page(
         "## What so short a trial biases\n",
         prose(f"""
             A trial here has {study.epochs} epochs. It ranks networks by how fast they learn, not by how well
-            they end: that favours high learning rates, light regularisation, little augmentation and networks
-            whose steps are many (small batches). The space therefore trains with mirror images only and
-            leaves stronger augmentation to the winner's full training. ASHA sharpens the bias, since it
-            judges after one epoch already. Whether the order here is the order after forty epochs was not
-            measured: only the winner was trained on.
+            they end. That can be expected to favour high learning rates, many steps (small batches) and
+            little augmentation; the space therefore trains with mirror images only and leaves stronger
+            augmentation to the winner's full training. ASHA judges after its first epochs already, which
+            can be expected to sharpen this. Whether the order here is the order after {to_the_end} epochs was
+            not measured: no trial but the winner is trained so long.
         """),
     ]
     if orders:
@@ -439,10 +478,10 @@ def page(
                 ("after epoch", "Spearman with the last epoch", "final rank of the leader then"),
                 [(r["epoch"], f"{r['spearman']:.2f}", r["final_rank_of_the_leader"]) for r in orders],
             ),
-            prose("""
+            prose(f"""
                 How accuracy goes with what can be ordered, over the same trials (Spearman; tendencies of
-                short trials, one parameter at a time: of a dozen rows, one reaches p = 0.05 by chance in
-                every other search):
+                short trials, one parameter at a time: of a dozen rows, one reaches p = {CLEAR} by chance in
+                every other search). {told(slopes)}
             """),
             table(
                 ("what", "Spearman", "p"),
@@ -485,16 +524,19 @@ def command_of(study: Study) -> str:
     return f"python studies/search_compact.py {options}"
 
 
-def conditions(study: Study, search: Search, split: str, faces: int) -> str:
+def conditions(study: Study, search: Search, judged: int, split: str, faces: int) -> str:
     """Return what was trained on what, and how far the numbers can be trusted."""
     part = "all" if study.share == 1 else f"a fixed, stratified {study.share:.0%} share,"
     versions = search.facts["versions"]
     error = 100 * (0.25 / max(faces, 1)) ** 0.5
+    # The mean of the largest of so many independent normal numbers (Blom 1958).
+    excess = NormalDist().inv_cdf((judged - 0.375) / (judged + 0.25))
     return prose(f"""
         Data: {search.facts["data"]["source"]}, {part} {training_faces(search):,} faces of Training; every
         accuracy is of {split} ({faces:,} faces), single view, last epoch, one seed. That split chose the
-        winners, so it flatters them: its standard error is up to {error:.1f} points, and the best of thirty
-        equal networks would look about two standard errors better than they are. PrivateTest was not opened.
+        winners, so it flatters them: its standard error is up to {error:.1f} points, and the best of {judged}
+        equal networks would look at most about {excess:.1f} standard errors better than they are (less, since
+        all are judged by the same faces). PrivateTest was not opened.
         Machine: {search.facts["machine"]["cores"]} cores, one for each trial; ferkit {versions["ferkit"]},
         Ray {versions["ray"]}, Optuna {versions["optuna"]}, Keras {versions["keras"]}.
     """)
@@ -554,9 +596,9 @@ def outcome(study: Study, name: str) -> str:
     about = f"{recipe.description} [Recipe]({name}/recipe.toml)."
     if name == "study-best":
         about = f"""
-            At full width it costs 3.86 GMAC an image, 45 minutes an epoch on two cores. It was trained at a
-            quarter of its filters and units instead ({", ".join(BEST_OF_STUDY)}) and for few epochs: another,
-            smaller network, whose numbers are not the study's. [Recipe]({name}/recipe.toml).
+            At full width it costs 3.86 GMAC an image, an estimated 45 minutes an epoch on two cores. It was
+            trained at a quarter of its filters and units instead ({", ".join(BEST_OF_STUDY)}) and for few
+            epochs: another, smaller network, whose numbers are not the study's. [Recipe]({name}/recipe.toml).
         """
     last = history[-1]
     numbers = f"""
@@ -570,14 +612,16 @@ def outcome(study: Study, name: str) -> str:
 
 def engine_table(rows: Sequence[Mapping[str, Any]], engine_facts: Sequence[Mapping[str, Any]]) -> str:
     """Return what the engine costs, of the searches above and of the benchmark."""
+    hours = ("timed_place_hours", "timed_training_hours")
     lines = [
         prose("""
             In the searches above, a trial held its place beside its training steps for so long (start-up of a
-            worker's first trial, compilation, validation, checkpoints, curves, and Ray):
+            worker's first trial, compilation, validation, checkpoints, curves, and Ray). Trials that were
+            interrupted or lost are left out, since nobody knows what the lost part took:
         """),
         table(
-            ("search", "seconds a trial beside training", "place hours", "training hours"),
-            [(r["search"], r["beside_training_s"], r["place_hours"], r["training_hours"]) for r in rows],
+            ("search", "trials in one go", "seconds each beside training", "place hours", "training hours"),
+            [(r["search"], *(r[key] for key in ("trials_timed", "beside_training_s", *hours))) for r in rows],
         ),
     ]
     if not engine_facts:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -10,7 +12,9 @@ from rich.console import Console
 pytest.importorskip("ray", reason="needs ferkit[tune]")
 
 from ferkit.cli import run
-from ferkit.cli.search_command import _duration, _Live, _say
+from ferkit.cli.search_command import _duration, _Live, _say, _where
+from ferkit.errors import SearchError
+from ferkit.search import engine
 from ferkit.search.records import read_search
 from ferkit.search.report import write_report
 from ferkit.search.space import parse_space, shipped_spaces
@@ -57,6 +61,7 @@ def test_the_shipped_spaces_are_listed(capsys: pytest.CaptureFixture[str]) -> No
         (["seed", "--data", "cartoon", "--trials", "0"], "trials must be 1 or more"),
         (["seed", "--data", "cartoon", "--method", "magic"], "random or tpe"),
         (["seed", "--data", "cartoon", "--cores", "0"], "at least one core"),
+        (["seed", "--data", "cartoon", "--gpus", "1.5"], "whole ones"),
         (["seed", "--data", "cartoon", "--set", "epoch=3"], "did you mean 'epochs'"),
         (["seed", "--data", "cartoon", "--address", "ray://x:1"], "Ray's client protocol"),
     ],
@@ -72,6 +77,76 @@ def test_what_cannot_be_done_is_one_line(
     assert len(captured.err.splitlines()) == 1
     assert message.replace("nowhere holds", "holds") in captured.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--grace", "2"], "they go with --asha"),
+        (["--method", "tpe", "--reduction", "2"], "they go with --asha"),
+        (["--draw-only", "--method", "tpe"], "--draw-only shows what random search would train"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(arguments, message, capsys, monkeypatch, tmp_path) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["search", "seed", "--data", "cartoon", *arguments]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def ending(tmp_path, monkeypatch):
+    """A search over TINY that stands in the folder ``s``; ends as it is told, at once or after it began."""
+    monkeypatch.chdir(tmp_path)
+    folder = write_search(tmp_path / "s", parse_space(TINY), TRIALS)
+
+    def end(error: BaseException, *, begun: bool) -> None:
+        def resume(out, dataset, *, watcher, **_):
+            if begun:
+                watcher.began(read_search(folder), 2)
+            raise error
+
+        monkeypatch.setattr(engine, "resume", resume)
+
+    return end
+
+
+RESUME = ["search", "--resume", "s", "--data", "cartoon:70", "--parallel", "2", "--gpus", "0.5", "--quiet"]
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "word"),
+    [(KeyboardInterrupt(), 130, "interrupted"), (SearchError("that went wrong"), 1, "ended by an error")],
+)
+def test_a_search_that_ends_early_reports_what_is_done_and_how_to_go_on(
+    ending, capsys, error, status, word
+) -> None:
+    ending(error, begun=True)
+    assert run(RESUME) == status
+    captured = capsys.readouterr()
+    assert "best: trial 1" in captured.out
+    assert Path("s/leaderboard.csv").is_file()
+    go_on = f"{word}; go on with: ferkit search --resume s --data cartoon:70 --gpus 0.5 --parallel 2"
+    assert go_on in captured.err.splitlines()
+    assert ("error: that went wrong" in captured.err) is (status == 1)
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (SearchError("not here"), 1)])
+def test_what_ends_before_the_search_begins_does_not_report_an_earlier_one(
+    ending, capsys, error, status
+) -> None:
+    ending(error, begun=False)
+    assert run(RESUME) == status
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "go on with" not in captured.err
+    assert not Path("s/leaderboard.csv").exists()
+
+
+@pytest.mark.parametrize("change", [{"asha": True}, {"max_hours": 9.0}, {"max_epochs": 99}])
+def test_the_time_left_is_an_upper_bound_where_a_search_may_end_sooner(found, change) -> None:
+    table, _ = live(replace(found, settings=replace(found.settings, **change)), terminal=True)
+    assert table.head().endswith(", at most 15 s left")
 
 
 def test_the_table_shows_every_trial_with_its_state_and_what_is_left(found) -> None:
@@ -123,14 +198,16 @@ def test_a_long_search_shows_the_best_and_says_how_many_more_there_are(tmp_path)
 
 def test_the_last_words_name_the_best_trial_its_protocol_and_the_next_step(tmp_path, capsys) -> None:
     folder = write_search(tmp_path / "s", parse_space(TINY), TRIALS)
-    _say(write_report(folder), "cartoon")
+    _say(write_report(folder), _where("cartoon", Path("my votes.csv")))
     captured = capsys.readouterr()
     assert f"{folder}: 4 drawn, 1 finished, 1 stopped, 1 failed; 0 configurations refused" in captured.out
     assert (
         "best: trial 1, PublicTest 50.00 % (43.14-56.86; single view, last epoch, on the split"
         in captured.out
     )
-    assert captured.out.endswith(f"ferkit train --recipe {folder / 'winner.toml'} --data cartoon\n")
+    assert captured.out.endswith(
+        f"ferkit train --recipe {folder / 'winner.toml'} --data cartoon --votes 'my votes.csv'\n"
+    )
     assert "no importance" in captured.err
 
 

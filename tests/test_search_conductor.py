@@ -18,11 +18,12 @@ from ferkit.errors import OutputError, SearchError
 pytest.importorskip("ray", reason="needs ferkit[tune]")
 
 from ferkit import __version__
-from ferkit.search.cluster import Machine, _temporary_folder
+from ferkit.search.cluster import Machine, _temporary_folder, places_of
 from ferkit.search.conductor import Conductor, _last_words, _replay, signals_kept
 from ferkit.search.engine import Silent
 from ferkit.search.propose import Gate, RandomProposer
 from ferkit.search.records import JOURNAL, Journal, read_events, read_search
+from ferkit.search.report import shortfall
 from ferkit.search.space import parse_space
 from ferkit.search.worker import look_around
 from searchfiles import TINY, cost_of, write_search
@@ -72,6 +73,42 @@ def test_once_the_budget_is_used_up_only_what_was_begun_goes_on(conductor, limit
     conductor.search = replace(conductor.search, settings=replace(conductor.search.settings, **limit))
     trials = iter(conductor.next, None)
     assert [trial.number for trial in trials] == handed_out
+
+
+class Exhausted(RandomProposer):
+    """Has nothing to propose after trial 4."""
+
+    def propose(self, number: int):
+        if number > 4:
+            raise self.gate.give_up(number, 500)
+        return super().propose(number)
+
+
+def test_when_nothing_more_is_found_what_runs_goes_on_and_the_report_says_why(conductor) -> None:
+    conductor.proposer = Exhausted(conductor.proposer.gate)
+    assert [trial.number for trial in iter(conductor.next, None)] == [2, 3, 4]
+    assert conductor.wrong is None  # which would end what runs
+    assert conductor.next() is None
+    tried = [e["trial"] for e in read_events(conductor.journal.path) if e["event"] == "gave_up"]
+    assert tried == [5]  # once
+    found = read_search(conductor.search.folder)
+    assert shortfall(found) == [found.gave_up]
+    assert "found no configuration for trial 5" in found.gave_up
+    conductor.journal.write("session")
+    assert shortfall(read_search(conductor.search.folder)) == []
+
+
+def test_the_end_of_a_trial_holds_its_result_and_how_often_it_began(conductor) -> None:
+    trial = conductor.next()
+    conductor.started(trial)
+    conductor.heard(trial, {"phase": "started"})
+    row = {"epoch": 1, "val_accuracy": 0.6, "seconds": 1.0}
+    conductor.heard(trial, {"phase": "epoch", "row": row})
+    conductor.ended(trial, "stopped", "ASHA")
+    end = next(e for e in read_events(conductor.journal.path) if e["event"] == "stopped")
+    assert (end["accuracy"], end["epochs"]) == (0.6, 1)
+    # It had begun once before, in the session that was interrupted.
+    assert (trial.starts, trial.uninterrupted) == (2, False)
 
 
 def test_only_the_first_end_of_a_trial_counts(conductor) -> None:
@@ -156,12 +193,30 @@ def test_a_signal_is_kept_for_the_end_of_the_step_and_the_second_ctrl_c_is_not(
         ({"cores": 0}, "at least one core"),
         ({"gpus": -1.0}, "0 GPUs"),
         ({"parallel": 0}, "at least one trial"),
+        ({"gpus": 1.5}, "whole ones"),
         ({"address": "ray://head:10001"}, "Ray's client protocol"),
     ],
 )
 def test_a_machine_that_makes_no_sense_is_refused(machine, message: str) -> None:
     with pytest.raises(SearchError, match=message):
         Machine(**machine)
+
+
+@pytest.mark.parametrize(
+    ("cores", "gpus", "places"),
+    [
+        (1, 0.0, 8),
+        (3, 0.0, 2),
+        (1, 1.0, 2),
+        (1, 2.0, 1),
+        (1, 0.5, 4),
+        (1, 0.4, 4),  # two on each; the rests of two GPUs make no place
+        (1, 0.1, 8),  # twenty by the GPUs, eight by the cores
+        (1, 3.0, 0),
+    ],
+)
+def test_places_follow_from_cores_and_shares_of_single_gpus(cores, gpus, places) -> None:
+    assert places_of({"CPU": 8.0, "GPU": 2.0}, Machine(cores=cores, gpus=gpus)) == places
 
 
 def test_what_a_killed_search_left_is_removed_and_what_a_living_one_uses_is_not(

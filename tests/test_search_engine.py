@@ -88,7 +88,8 @@ def cluster(environment, faces):
 
     with patient_start():
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-        cluster.second = cluster.add_node(num_cpus=1)
+        # Two GPUs that are not there; no trial asks for one.
+        cluster.second = cluster.add_node(num_cpus=1, num_gpus=2)
     try:
         with ray_running(Machine(address=cluster.address), faces):
             yield cluster
@@ -113,7 +114,11 @@ class Listener(Silent):
 
     def __init__(self, number: int = 0, what: str = "", action=None) -> None:
         self.heard: list[tuple[int, str]] = []
+        self.remarks: list[str] = []
         self.wanted, self.action = (number, what), action
+
+    def remarked(self, text: str) -> None:
+        self.remarks.append(text)
 
     def changed(self, trial, what: str) -> None:
         self.heard.append((trial.number, what))
@@ -256,6 +261,41 @@ def test_a_killed_worker_costs_a_retry_and_no_result(finished) -> None:
     assert reasons == [LOST]
 
 
+def test_gpus_that_nobody_asks_for_are_said_and_hidden(finished) -> None:
+    import ray
+
+    _, listener = finished
+    assert listener.remarks == ["2 GPUs are there, and trials don't see them; --gpus 1 uses them"]
+    visible = ray.remote(lambda: os.environ.get("CUDA_VISIBLE_DEVICES"))
+    assert ray.get(visible.options(num_cpus=0).remote()) == ""
+
+
+# There are two of it.
+FEW = """
+name = "few"
+recipe = "seed"
+
+[fixed]
+epochs = 2
+data.balance = "none"
+model.params = { filters = [2], dense = [8] }
+
+[parameters.batch]
+key = "batch_size"
+choice = [32, 64]
+"""
+
+
+def test_where_tpe_finds_nothing_more_what_runs_is_ended_and_reported(faces, two, tmp_path) -> None:
+    # The third is asked for as soon as the first has ended, while the second may run.
+    settings = Settings(trials=4, method="tpe")
+    found = search(parse_space(FEW), faces, tmp_path / "s", settings, machine=two)
+    assert [t.state for t in found.trials.values()] == ["finished"] * 2
+    assert "found no configuration for trial 3" in found.gave_up
+    assert found.gave_up in write_report(found.folder).remarks
+    assert {r.reason for r in found.refused} == {"drawn before"}
+
+
 def test_what_is_drawn_does_not_depend_on_the_number_of_workers(finished, faces, cluster) -> None:
     found, _ = finished
     alone, refused = draw(SPACE, faces, replace(THREE, trials=5))
@@ -371,6 +411,7 @@ def test_a_full_disk_ends_the_search_with_one_error_and_damages_nothing(troubled
     assert "--resume goes on" in error
     assert by_kind["full"].state == "waiting"
     assert not list(found.folder.rglob(".*-*"))  # no half-written file is left
+    assert (found.folder / ".locks").is_dir()  # a trial is open, and its worker may live on elsewhere
 
 
 def test_what_had_failed_is_tried_again_on_request_and_what_is_finished_is_not(
@@ -390,6 +431,7 @@ def test_what_had_failed_is_tried_again_on_request_and_what_is_finished_is_not(
         "full": "finished",
     }
     assert weights.stat().st_mtime_ns == before
+    assert not (found.folder / ".locks").exists()
     for kind in ("killed", "full"):
         assert [row["epoch"] for row in again.trials[by_kind[kind].number].history] == [1, 2]
 
@@ -439,6 +481,20 @@ def test_what_cannot_be_searched_is_refused_before_anything_starts(
 def test_a_search_goes_on_only_with_its_own_data(finished, tmp_path) -> None:
     with pytest.raises(SearchError, match="other data"):
         resume(finished[0].folder, load_dataset("cartoon:210:4", cache=False))
+
+
+def test_where_tune_cannot_write_there_is_one_error_and_the_search_goes_on_later(
+    faces, one, tmp_path
+) -> None:
+    out = tmp_path / "s"
+    out.mkdir()
+    (out / ".ray").touch()  # where Tune wants a folder
+    space, settings = parse_space(FEW), Settings(trials=1)
+    with pytest.raises(OutputError, match=r"cannot write .*\.ray: .*--resume goes on"):
+        search(space, faces, out, settings, machine=one)
+    assert [t.state for t in read_search(out).trials.values()] == ["waiting"]
+    (out / ".ray").unlink()
+    assert [t.state for t in resume(out, faces, machine=one).trials.values()] == ["finished"]
 
 
 def test_a_trial_that_fits_on_no_machine_is_refused(faces, two, tmp_path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -74,12 +76,37 @@ def test_a_limit_that_nothing_meets_names_the_cheapest_network() -> None:
         RandomProposer(gate(max_mmac=1)).propose(1)
 
 
-def test_a_network_that_cannot_be_built_ends_the_drawing_with_its_configuration() -> None:
-    def refuse(recipe):
+def refuse_two(recipe):
+    if len(recipe.model.params["filters"]) == 2:
         raise ModelError("nothing is left of the image")
+    return cost_of(recipe)
 
-    with pytest.raises(SearchError, match=r"depth .* makes no network: nothing is left"):
-        RandomProposer(Gate(SPACE, Settings(trials=1), refuse)).propose(1)
+
+@pytest.mark.parametrize("proposer", [RandomProposer, GuidedProposer])
+def test_a_configuration_that_makes_no_network_is_refused_with_its_reason(proposer) -> None:
+    drawing = proposer(Gate(SPACE, Settings(trials=8), refuse_two))
+    assert {drawing.propose(n).values["depth"] for n in range(1, 9)} == {1}
+    reasons = {r.reason for r in drawing.refused if r.values["depth"] == 2}
+    assert reasons == {"nothing is left of the image"}
+
+
+def test_a_configuration_that_the_recipe_refuses_is_refused_with_its_reason() -> None:
+    # Each value goes with some other; progressive sizes and early stopping do not go with each other.
+    space = parse_space(
+        'name = "s"\nrecipe = "seed"\n[parameters.b]\nkey = "batch_size"\nchoice = [8, 16]\n'
+        '[parameters.stop]\nkey = "early_stopping"\nchoice = [0, 3]'
+    )
+    clash = replace(space, fixed=((("progressive", "sizes"), [24]), (("progressive", "until"), [0.5])))
+    drawing = RandomProposer(Gate(clash, Settings(trials=2), cost_of_batch))
+    assert {drawing.propose(n).values["stop"] for n in (1, 2)} == {0}
+    assert drawing.refused
+    assert all("leave one of them out" in r.reason for r in drawing.refused if r.values["stop"] == 3)
+
+
+def test_where_nothing_makes_a_network_the_error_says_why() -> None:
+    one = parse_space(TINY.replace("choice = [1, 2]", "choice = [2]"))
+    with pytest.raises(SearchError, match=r"one of them: nothing is left of the image\. Ask for fewer"):
+        RandomProposer(Gate(one, Settings(trials=1), refuse_two)).propose(1)
 
 
 def test_tpe_draws_better_configurations_once_it_knows_some() -> None:

@@ -77,6 +77,33 @@ def test_a_failed_trial_can_be_set_waiting_again_and_retries_are_counted() -> No
     assert (trials[1].state, trials[1].reason) == ("waiting", "")
 
 
+def test_only_a_trial_that_ran_in_one_go_says_what_it_took_beside_training() -> None:
+    drawn = {"event": "drawn", "trial": 1, **DRAWN, "time": 1.0}
+    started = {"event": "started", "trial": 1, "time": 2.0}
+    retried = {"event": "retried", "trial": 1, "reason": "gone", "time": 3.0}
+    finished = {"event": "finished", "trial": 1, "busy": 1.0, "time": 4.0}
+    for between, expected in (([], True), ([started], False), ([retried], False)):
+        trials, _ = fold([drawn, started, *between, finished])
+        assert trials[1].uninterrupted is expected
+    trials, _ = fold([drawn, started])
+    assert not trials[1].uninterrupted
+
+
+@pytest.mark.parametrize("facts", [{"accuracy": 0.5, "epochs": 2}, {}])
+def test_a_run_that_is_trained_on_afterwards_keeps_the_result_of_the_search(tmp_path, facts) -> None:
+    folder = write_search(tmp_path / "s", SPACE, [("finished", [0.3, 0.4, 0.5])])
+    journal = folder / "journal.jsonl"
+    *lines, last = journal.read_text().splitlines()
+    journal.write_text("\n".join([*lines, json.dumps({**json.loads(last), **facts})]) + "\n")
+    history = folder / "trials" / "0001" / "history.json"
+    rows = json.loads(history.read_text())
+    more = [{**rows[-1], "epoch": epoch, "val_accuracy": 0.9} for epoch in (4, 5)]
+    history.write_text(json.dumps(rows + more))
+    trial = read_search(folder).trials[1]
+    # Older journals name no epochs: then those of the recipe count.
+    assert (len(trial.history), trial.accuracy) == (facts.get("epochs", 3), 0.5)
+
+
 @pytest.mark.parametrize("cut", [1, 5, 30])
 def test_a_line_that_a_crash_cut_off_is_dropped_and_the_next_one_starts_afresh(tmp_path, cut: int) -> None:
     path = tmp_path / "journal.jsonl"

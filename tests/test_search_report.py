@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 
 from ferkit.images import load_image
-from ferkit.search.records import read_search
-from ferkit.search.report import best_so_far, cost_and_accuracy, leaderboard, summary, write_report
+from ferkit.search.propose import importance
+from ferkit.search.records import JOURNAL, Journal, read_search
+from ferkit.search.report import (
+    best_so_far,
+    cost_and_accuracy,
+    leaderboard,
+    notes_on_importance,
+    shortfall,
+    summary,
+    write_report,
+)
 from ferkit.search.space import load_space, parse_space
 from ferkit.training.recipe import load_recipe
 from searchfiles import TINY, write_search
@@ -94,6 +105,54 @@ def test_the_summary_counts_and_measures_the_overhead(reported) -> None:
     assert facts["seconds_beside_training_per_trial"] == pytest.approx(2.0)
     assert facts["best"]["accuracy"] == 0.6
     assert facts["faces"] == 200
+
+
+def test_an_interrupted_trial_does_not_count_for_the_time_beside_training(tmp_path) -> None:
+    folder = write_search(
+        tmp_path / "s", parse_space(TINY), [("finished", [0.3, 0.5]), ("running", [0.1, 0.2])]
+    )
+    with contextlib.closing(Journal(folder / JOURNAL)) as journal:
+        # After a resume: the last epoch only, in 12 s; its history has the 20 s of two.
+        journal.write("session")
+        journal.write("started", trial=2, host="here", pid=2)
+        journal.write("finished", trial=2, reason="", busy=12.0, accuracy=0.2, epochs=2)
+    facts = summary(read_search(folder))
+    assert (facts["trials_timed"], facts["seconds_beside_training_per_trial"]) == (1, 2.0)
+    assert facts["training_seconds"] == 40.0
+
+
+@pytest.mark.parametrize(
+    ("limit", "lines"),
+    [
+        ({}, []),
+        ({"max_epochs": 5}, []),
+        (
+            {"max_epochs": 4},
+            ["3 of 5 trials never began: --max-epochs 4 reached; --resume takes higher ones"],
+        ),
+        (
+            {"max_hours": 0.01},
+            ["3 of 5 trials never began: --max-hours 0.01 reached; --resume takes higher ones"],
+        ),
+    ],
+)
+def test_trials_that_the_budget_kept_from_beginning_are_counted(tmp_path, limit, lines) -> None:
+    found = read_search(
+        write_search(tmp_path / "s", parse_space(TINY), [("finished", [0.3, 0.4]), ("failed", [0.1, 0.2])])
+    )
+    assert shortfall(replace(found, settings=replace(found.settings, trials=5, **limit))) == lines
+
+
+def test_parameters_that_importance_leaves_out_are_told_apart(tmp_path) -> None:
+    space = parse_space(TINY.replace("choice = [8, 16]", "choice = [8]"))
+    trials = [("finished", [0.3 + 0.01 * k]) for k in range(8)] + [("stopped", [0.1])]
+    found = read_search(write_search(tmp_path / "s", space, trials))
+    shares = importance(space, found.finished())
+    assert notes_on_importance(found, shares)[1:] == [
+        "not active in all of them: filters2",
+        "of one value in all of them: dense",
+        "only trials that finished; the 1 that ASHA stopped are not among them",
+    ]
 
 
 def test_every_picture_has_its_numbers_beside_it(reported) -> None:

@@ -100,6 +100,24 @@ def test_the_order_after_a_few_epochs_is_compared_with_the_last(study) -> None:
     assert {row["final_rank_of_the_leader"] for row in rows} == {4}
 
 
+def test_what_asha_stopped_is_counted_by_epoch(study) -> None:
+    assert search_compact.stops(read_search(study.folder("tpe-asha"))) == (
+        "ASHA stopped 4 of 7 trials: 4 after epoch 1"
+    )
+    assert search_compact.stops(read_search(study.folder("random"))) == "ASHA stopped 0 of 4 trials"
+
+
+def test_only_tendencies_that_chance_does_not_explain_are_named_with_their_direction() -> None:
+    rows = [("batch_size", -0.5, 0.006), ("weights", 0.4, 0.01), ("MMAC", 0.36, 0.0507)]
+    slopes = [{"what": what, "spearman": rho, "p_value": p} for what, rho, p in rows]
+    assert search_compact.told(slopes) == (
+        "Accuracy rose with weights and fell with batch_size (p < 0.05). With the others (MMAC) it had no "
+        "tendency that can be told from chance."
+    )
+    assert search_compact.told(slopes[2:]).startswith(" With the others (MMAC)")
+    assert search_compact.told([]) == ""
+
+
 def test_the_report_is_whole_and_tells_no_path_of_the_machine(study) -> None:
     study.work.mkdir(exist_ok=True)
     (study.work / "engine.json").write_text(json.dumps(ENGINE))
@@ -107,6 +125,12 @@ def test_the_report_is_whole_and_tells_no_path_of_the_machine(study) -> None:
     page = (study.out / "README.md").read_text()
     assert "python studies/search_compact.py --data fer2013.csv.gz --trials 4 --study-trials 2\n" in page
     assert "| random | 4 | 0 | 0 |" in page
+    assert "Epochs done: random 16 and tpe-asha 16. " in page
+    compute = page.partition("## At equal compute")[2].partition("## The best")[0]
+    assert "study-2021" not in compute  # other epochs, another space
+    assert "the best of 7 equal networks" in page  # four of random search and three of TPE finished
+    assert "the order after 40 epochs" in page  # as [winner] of compact has it
+    assert "small networks" not in page
     assert "| seconds between two trials of a worker | 1.25 | 1.25 |" in page
     assert "| driver, MiB at most (processes) | 200 (1) | 200 (1) |" in page
     with (study.out / "leaderboard.csv").open() as stream:

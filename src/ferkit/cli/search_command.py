@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -50,7 +51,11 @@ def search(
     votes: VotesOption = None,
     resume: Annotated[
         Path | None,
-        typer.Option("--resume", help="Go on with this search; --trials asks for more.", show_default=False),
+        typer.Option(
+            "--resume",
+            help="Go on with this search; --trials, --max-epochs and --max-hours may be changed.",
+            show_default=False,
+        ),
     ] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="With --resume: start failed trials again.")
@@ -135,7 +140,7 @@ def search(
     goes on.
     """
     from ferkit.data import load_dataset
-    from ferkit.errors import SearchError
+    from ferkit.errors import FerkitError, OutputError, SearchError
     from ferkit.search import engine, report
     from ferkit.search.records import Settings
     from ferkit.search.space import load_space
@@ -148,25 +153,32 @@ def search(
         "seed": seed,
         "max_mmac": max_mmac,
         "max_params": max_params,
-        "max_hours": max_hours,
-        "max_epochs": max_epochs,
         "retries": retries,
     }
     chosen = {name: value for name, value in options.items() if value is not None}
+    budget: dict[str, Any] = {"max_hours": max_hours, "max_epochs": max_epochs}
     if (space is None) == (resume is None):
         raise SearchError("name a space to search (see --list), or a search to go on with by --resume")
     if resume is not None and (chosen or overrides or out is not None or draw_only):
         raise SearchError(
-            "--resume goes on with the search as it was; it takes only --trials, --retry-failed and options "
-            "that say where to run"
+            "--resume goes on with the search as it was; it takes only --trials, --max-hours, --max-epochs, "
+            "--retry-failed and options that say where to run"
+        )
+    if not asha and (grace is not None or reduction is not None):
+        raise typer.BadParameter("--grace and --reduction are ASHA's; they go with --asha")
+    if draw_only and method == "tpe":
+        raise typer.BadParameter(
+            "--draw-only shows what random search would train; what TPE draws is known only as trials end"
         )
     if retry_failed and resume is None:
         raise SearchError("--retry-failed goes with --resume")
     machine = engine.Machine(cores=cores, gpus=gpus, parallel=parallel, address=address)
     command = ["ferkit", *sys.argv[1:]]
-    watcher = engine.Silent() if quiet else _Live()
+    watcher = _Quiet() if quiet else _Live()
+    where = _where(data, votes)
+    again = f"{where}{_machine_options(machine)}"
     if resume is None:
-        settings = Settings(trials=20 if trials is None else trials, **chosen)
+        settings = Settings(trials=20 if trials is None else trials, **chosen, **budget)
         what = load_space(str(space), overrides or ())
         folder = out or Path("runs") / f"search-{what.name}"
     else:
@@ -183,26 +195,47 @@ def search(
                 folder,
                 dataset,
                 trials=trials,
+                **budget,
                 retry_failed=retry_failed,
                 machine=machine,
                 watcher=watcher,
                 command=command,
             )
-    except KeyboardInterrupt:
-        if isinstance(watcher, _Live):
-            watcher.close()
-        if (folder / "search.json").is_file():
-            _say(report.write_report(folder), data)
-            remark(f"interrupted; go on with: ferkit search --resume {folder} --data {data}")
+    except (KeyboardInterrupt, FerkitError) as error:
+        watcher.close()
+        # What ends a search before it begins leaves nothing to report, or an earlier one.
+        if watcher.search is not None:
+            try:
+                _say(report.write_report(folder), where)
+            except OutputError as unwritten:
+                remark(f"no report: {unwritten}")
+            word = "interrupted" if isinstance(error, KeyboardInterrupt) else "ended by an error"
+            remark(f"{word}; go on with: ferkit search --resume {quote(str(folder))} {again}")
         raise
     finally:
-        if isinstance(watcher, _Live):
-            watcher.close()
-    _say(report.write_report(folder), data)
+        watcher.close()
+    _say(report.write_report(folder), where)
 
 
-def _say(found: Any, data: str) -> None:
-    """Print what a search found."""
+def _where(data: str, votes: Path | None) -> str:
+    """Return the options that name the data, for commands to go on with."""
+    return f"--data {quote(data)}" + (f" --votes {quote(str(votes))}" if votes is not None else "")
+
+
+def _machine_options(machine: Any) -> str:
+    """Return the options that say where to run, but for those that are usual."""
+    from dataclasses import fields
+
+    given = [
+        (f.name, getattr(machine, f.name)) for f in fields(machine) if getattr(machine, f.name) != f.default
+    ]
+    return "".join(
+        f" --{name} {quote(f'{value:g}' if name == 'gpus' else str(value))}" for name, value in given
+    )
+
+
+def _say(found: Any, where: str) -> None:
+    """Print what a search found; ``where`` names the data as options."""
     from ferkit.search.report import LEADERBOARD, WINNER, interval, summary
 
     facts = summary(found.search)
@@ -221,7 +254,7 @@ def _say(found: Any, data: str) -> None:
         f"chose it), {best.mmac:.1f} MMAC, {best.parameters:,} parameters"
     )
     print(f"table: {found.search.folder / LEADERBOARD}")
-    print(f"train it to the end: ferkit train --recipe {found.search.folder / WINNER} --data {data}")
+    print(f"train it to the end: ferkit train --recipe {quote(str(found.search.folder / WINNER))} {where}")
 
 
 def _show_drawn(proposals: Any, refused: Any) -> None:
@@ -242,14 +275,35 @@ def _show_drawn(proposals: Any, refused: Any) -> None:
     print(f"{len(refused)} configurations refused")
 
 
-class _Live:
+class _Quiet:
+    """Says only what people must know."""
+
+    def __init__(self) -> None:
+        self.search: Any = None
+
+    def began(self, search: Any, slots: int) -> None:  # noqa: ARG002
+        """Keep the search."""
+        self.search = search
+
+    def changed(self, trial: Any, what: str) -> None:
+        """Say nothing."""
+
+    def remarked(self, text: str) -> None:
+        """Say it."""
+        remark(text)
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+
+
+class _Live(_Quiet):
     """A table that follows the trials; on a terminal in place, elsewhere a line per event."""
 
     def __init__(self) -> None:
         from rich.live import Live
 
+        super().__init__()
         self.console = console(stderr=True)
-        self.search: Any = None
         self.slots = 1
         self.live = Live(
             console=self.console, get_renderable=self.table, refresh_per_second=2, transient=True
@@ -285,6 +339,10 @@ class _Live:
             line += f"; {self.head()}"
         self.console.print(line, soft_wrap=True)
 
+    def remarked(self, text: str) -> None:
+        """Print it above the table."""
+        self.console.print(text, soft_wrap=True)
+
     def close(self) -> None:
         """Take the table down."""
         if self.live.is_started:
@@ -292,14 +350,20 @@ class _Live:
 
     def head(self) -> str:
         """Return how far the whole search is."""
+        from ferkit.search.records import ENDS
+
         trials = list(self.search.trials.values())
-        done = sum(t.state in ("finished", "stopped", "failed") for t in trials)
+        done = sum(t.state in ENDS for t in trials)
         best = self.search.finished()[:1]
         text = f"{done} of {self.search.settings.trials} done"
         if best:
             text += f", best {100 * best[0].accuracy:.2f} % (trial {best[0].number})"
         left = self.seconds_left()
-        return text if left is None else f"{text}, about {_duration(left)} left"
+        if left is None:
+            return text
+        settings = self.search.settings
+        early = settings.asha or settings.max_hours is not None or settings.max_epochs is not None
+        return f"{text}, {'at most' if early else 'about'} {_duration(left)} left"
 
     def seconds_left(self) -> float | None:
         """Return an estimate for the whole search: the epochs left at the mean time of those done."""
@@ -319,6 +383,7 @@ class _Live:
         from rich.table import Table
         from rich.text import Text
 
+        from ferkit.search.records import ENDS
         from ferkit.search.space import spell
 
         if self.search is None:
@@ -332,7 +397,7 @@ class _Live:
             table.add_column(name, justify="right", no_wrap=True)
         trials = list(self.search.trials.values())
         running = [t for t in trials if t.state == "running"]
-        ended = [t for t in trials if t.state in ("finished", "stopped", "failed")]
+        ended = [t for t in trials if t.state in ENDS]
         order = {"finished": 0, "stopped": 1, "failed": 2}
         ended.sort(key=lambda t: (order[t.state], -(t.accuracy or 0.0)))
         for trial in [*running, *ended[:_SHOWN]]:

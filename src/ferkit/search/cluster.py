@@ -43,6 +43,8 @@ _WORKER_ENVIRONMENT = {
     # wait for it for ever.
     "TUNE_FUNCTION_THREAD_TIMEOUT_S": "3600",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # Without it a trial that asks for no GPU takes all there are.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "TF_CPP_MIN_LOG_LEVEL": "2",
     "TF_FORCE_GPU_ALLOW_GROWTH": "true",
 }
@@ -71,6 +73,8 @@ class Machine:
                 "a trial needs at least one core and 0 GPUs, and at least one trial runs at a time. "
                 f"Received: {self.cores} cores, {self.gpus:g} GPUs, {self.parallel} in parallel"
             )
+        if self.gpus > 1 and self.gpus != int(self.gpus):
+            raise SearchError(f"above one GPU a trial has whole ones. Received: {self.gpus:g} GPUs")
         if self.address and self.address.startswith("ray://"):
             raise SearchError(
                 "run the search on a node of the cluster, with --address auto. "
@@ -104,20 +108,28 @@ def ray_running(machine: Machine, dataset: FaceDataset | None) -> Iterator[bool]
                         address=machine.address, runtime_env={"env_vars": dict(_WORKER_ENVIRONMENT)}, **common
                     )
                 except (ConnectionError, ValueError, RuntimeError) as error:
-                    raise SearchError(f"no Ray cluster answers at {machine.address!r}: {error}") from error
+                    raise SearchError(
+                        f"no Ray cluster answers at {machine.address!r}: {one_line(error)}"
+                    ) from error
             else:
                 temporary = stack.enter_context(_temporary_folder())
                 stack.callback(ray.shutdown)  # Before its folder goes.
                 images = 0 if dataset is None else dataset.images.nbytes
                 stack.enter_context(patient_start())
-                ray.init(
-                    num_cpus=max(count_cores(), machine.cores * (machine.parallel or 1)),
-                    include_dashboard=False,
-                    object_store_memory=max(128 << 20, 2 * images),
-                    _node_ip_address="127.0.0.1",
-                    _temp_dir=str(temporary),
-                    **common,
-                )
+                try:
+                    ray.init(
+                        num_cpus=max(count_cores(), machine.cores * (machine.parallel or 1)),
+                        include_dashboard=False,
+                        object_store_memory=max(128 << 20, 2 * images),
+                        _node_ip_address="127.0.0.1",
+                        _temp_dir=str(temporary),
+                        **common,
+                    )
+                except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+                    raise SearchError(
+                        f"Ray does not start on this machine: {one_line(error)}; it needs room in "
+                        f"{temporary.parent} and in shared memory"
+                    ) from error
             _check_resources(machine)
             yield True
 
@@ -159,7 +171,10 @@ def _temporary_folder() -> Iterator[Path]:
     for left in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*/.lock"):
         with contextlib.suppress(SearchError, OutputError), locked(left, 0.0, "search"):
             shutil.rmtree(left.parent, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=_TEMPORARY))
+    except OSError as error:
+        raise OutputError(f"cannot make a temporary folder for Ray: {error.strerror or error}") from error
     try:
         with locked(folder / ".lock", 5.0, "search"):
             yield folder
@@ -189,15 +204,21 @@ def count_places(machine: Machine) -> int:
     """Return how many trials fit at a time."""
     import ray
 
-    slots = 0
-    for node in ray.nodes():
-        if node["Alive"]:
-            have = node["Resources"]
-            fit = int(have.get("CPU", 0) // machine.cores)
-            if machine.gpus:
-                fit = min(fit, int(have.get("GPU", 0) / machine.gpus + 1e-9))
-            slots += fit
+    slots = sum(places_of(node["Resources"], machine) for node in ray.nodes() if node["Alive"])
     return max(1, slots if machine.parallel is None else min(machine.parallel, slots))
+
+
+def places_of(have: Mapping[str, float], machine: Machine) -> int:
+    """Return how many trials fit on a node with these resources at a time.
+
+    A trial's share of a GPU is of a single one: three of 0.4 take two GPUs.
+    """
+    fit = int(have.get("CPU", 0) // machine.cores)
+    if not machine.gpus:
+        return fit
+    gpus = int(have.get("GPU", 0))
+    each = int(1 / machine.gpus + 1e-9)
+    return min(fit, gpus * each if each else int(gpus / machine.gpus + 1e-9))
 
 
 def check_nodes(folder: Path) -> None:
@@ -224,6 +245,18 @@ def check_nodes(folder: Path) -> None:
                 f"node {name} of the cluster does not see {folder}; --out must lie in a folder that all "
                 "nodes share by the same path"
             )
+
+
+def count_gpus() -> float:
+    """Return the GPUs that Ray sees on all nodes."""
+    import ray
+
+    return float(sum(node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"]))
+
+
+def one_line(error: BaseException) -> str:
+    """Return what an error of another library says, in one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def count_cores() -> int:

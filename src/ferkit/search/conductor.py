@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from ferkit.data import FaceDataset
-from ferkit.errors import FerkitError, OutputError
-from ferkit.search.cluster import Machine
+from ferkit.errors import FerkitError, OutputError, SearchError
+from ferkit.search.cluster import Machine, one_line
 from ferkit.search.propose import Proposal, Proposer
 from ferkit.search.records import Journal, Refusal, Search, Trial, mark_run, trial_folder
 from ferkit.search.space import spell
@@ -35,6 +35,9 @@ class Watcher(Protocol):
     def changed(self, trial: Trial, what: str) -> None:
         """Hear that a trial ``started``, did an ``epoch``, was ``retried``, or its state at the end."""
 
+    def remarked(self, text: str) -> None:
+        """Hear a line that people should read, which is no error."""
+
 
 class Silent:
     """A watcher that says nothing."""
@@ -43,6 +46,9 @@ class Silent:
         """Say nothing."""
 
     def changed(self, trial: Trial, what: str) -> None:
+        """Say nothing."""
+
+    def remarked(self, text: str) -> None:
         """Say nothing."""
 
 
@@ -59,10 +65,10 @@ def log_proposal(journal: Journal, proposal: Proposal) -> None:
 
 def within_budget(search: Search) -> bool:
     """Whether a trial may start, by what all have trained together."""
-    hours = sum(trial.seconds for trial in search.trials.values()) / 3600
-    epochs = sum(len(trial.history) for trial in search.trials.values())
     most_hours, most_epochs = search.settings.max_hours, search.settings.max_epochs
-    return (most_hours is None or hours < most_hours) and (most_epochs is None or epochs < most_epochs)
+    return (most_hours is None or search.hours < most_hours) and (
+        most_epochs is None or search.epochs < most_epochs
+    )
 
 
 def more_allowed(search: Search) -> bool:
@@ -88,6 +94,7 @@ class Conductor:
         self.stops_ray = stops_ray
         self.queue = [t.number for t in search.trials.values() if t.state == "waiting"]
         self.wrong: BaseException | None = None
+        self.gave_up = ""
 
     def __reduce__(self) -> Any:
         """Stand aside where Tune pickles what it was given; a search goes on from its journal."""
@@ -106,11 +113,16 @@ class Conductor:
             # What was begun is ended: its epochs are spent already.
             if affordable or self.search.trials[number].history:
                 return self.search.trials[self.queue.pop(place)]
-        if not more_allowed(self.search):
+        if self.gave_up or not more_allowed(self.search):
             return None
         number = max(self.search.trials, default=0) + 1
         try:
             proposal = self.proposer.propose(number)
+        except SearchError as error:
+            # No reason to end those that run; asking again would find as little.
+            self.gave_up = str(error)
+            self.journal.write("gave_up", trial=number, reason=self.gave_up)
+            return None
         finally:
             for refusal in self.proposer.refused:
                 log_refusal(self.journal, refusal)
@@ -134,6 +146,7 @@ class Conductor:
             trial.host, trial.pid = result.get("hostname", ""), result.get("pid", 0)
             self.journal.write("started", trial=trial.number, host=trial.host, pid=trial.pid)
             trial.history = []
+            trial.starts += 1
             self.watcher.changed(trial, "started")
         elif phase == "failed":
             if result["halt"]:
@@ -156,8 +169,16 @@ class Conductor:
         if trial.state != "running":
             return
         busy = round(trial.busy + time.time() - trial.began, 3)
-        self.journal.write(state, trial=trial.number, reason=reason, busy=busy)
+        self.journal.write(
+            state,
+            trial=trial.number,
+            reason=reason,
+            busy=busy,
+            accuracy=trial.accuracy,
+            epochs=len(trial.history),
+        )
         trial.state, trial.reason, trial.busy, trial.ended = state, reason, busy, time.time()
+        trial.result = trial.accuracy
         self.proposer.ended(trial)
         if state != "finished":
             mark_run(self.search.trial_folder(trial.number), state, reason)
@@ -196,24 +217,32 @@ def run_tune(
         tune.with_parameters(run_trial, dataset=faces, cores=machine.cores, command=list(command)),
         {"cpu": machine.cores, "gpu": machine.gpus},
     )
-    tune.Tuner(
-        trainable,
-        tune_config=tune.TuneConfig(
-            num_samples=conductor.wanted(),
-            search_alg=_feed(conductor),
-            scheduler=scheduler,
-            # So that each suggestion knows all results there are; Tune would ask for one in advance.
-            max_concurrent_trials=slots,
-            reuse_actors=True,
-        ),
-        run_config=tune.RunConfig(
-            name="tune",
-            storage_path=str(found.folder / RAY),
-            failure_config=tune.FailureConfig(max_failures=settings.retries),
-            callbacks=[_ears(conductor)],
-            verbose=0,
-        ),
-    ).fit()
+    try:
+        tune.Tuner(
+            trainable,
+            tune_config=tune.TuneConfig(
+                num_samples=conductor.wanted(),
+                search_alg=_feed(conductor),
+                scheduler=scheduler,
+                # So that each suggestion knows all results there are; Tune would ask for one in advance.
+                max_concurrent_trials=slots,
+                reuse_actors=True,
+            ),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(found.folder / RAY),
+                failure_config=tune.FailureConfig(max_failures=settings.retries),
+                callbacks=[_ears(conductor)],
+                verbose=0,
+            ),
+        ).fit()
+    except ConnectionError as error:
+        raise SearchError(f"Ray was lost: {one_line(error)}. --resume goes on with the search") from error
+    except OSError as error:
+        raise OutputError(
+            f"cannot write {found.folder / RAY}: {one_line(error)}. Once that is mended, --resume goes on "
+            "with the search"
+        ) from error
 
 
 def _replay(scheduler: Any, found: Search) -> None:

@@ -7,7 +7,7 @@ import json
 import platform
 import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ferkit.search.cluster import (
     Machine,
     check_nodes,
     count_cores,
+    count_gpus,
     count_places,
     ray_running,
     require_libraries,
@@ -37,8 +38,17 @@ from ferkit.search.conductor import (
     run_tune,
     signals_kept,
 )
-from ferkit.search.propose import Cost, Gate, GuidedProposer, Proposal, Proposer, RandomProposer
+from ferkit.search.propose import (
+    Cost,
+    Gate,
+    GuidedProposer,
+    Proposal,
+    Proposer,
+    RandomProposer,
+    TooLargeError,
+)
 from ferkit.search.records import (
+    ENDS,
     JOURNAL,
     Journal,
     Refusal,
@@ -48,10 +58,11 @@ from ferkit.search.records import (
     locked,
     mark_run,
     read_search,
+    refuse_occupied,
     write_settings,
 )
 from ferkit.search.space import Space, spell
-from ferkit.search.worker import Surveyor
+from ferkit.search.worker import OUT_OF_MEMORY, Surveyor
 from ferkit.training.recipe import Recipe
 from ferkit.training.targets import heads_of
 
@@ -99,20 +110,23 @@ def search(
             "source": Path(dataset.source).name,
             "fingerprint": dataset.fingerprint,
             "faces": len(dataset),
+            "votes": dataset.votes is not None,
         },
         "versions": _versions(),
         "machine": {"cores": count_cores(), "python": platform.python_version()},
     }
     _check_data(space, dataset)
+    refuse_occupied(folder)
+    watcher = watcher or Silent()
     with locked(folder / ".lock", 0.0, "search"):
         try:
-            with ray_running(machine, dataset) as owned, _Counter(dataset) as counter:
+            with _workplace(folder, machine, dataset, watcher) as owned, _Counter(dataset) as counter:
                 gate = Gate(space, settings, counter)
                 _survey(gate)
                 proposals, refused = _draw_all(gate, range(1, settings.trials + 1))
                 create_search(folder, space, settings, facts)
                 _write_drawn(folder, proposals, refused)
-                _conduct(folder, dataset, machine, watcher or Silent(), command, counter, owned)
+                _conduct(folder, dataset, machine, watcher, command, counter, owned)
         finally:
             _remove_if_empty(folder)
     return read_search(folder)
@@ -123,6 +137,8 @@ def resume(
     dataset: FaceDataset,
     *,
     trials: int | None = None,
+    max_hours: float | None = None,
+    max_epochs: int | None = None,
     retry_failed: bool = False,
     machine: Machine | None = None,
     watcher: Watcher | None = None,
@@ -134,6 +150,8 @@ def resume(
         out: The search's folder.
         dataset: The same faces.
         trials: More trials than it began with, or None.
+        max_hours: Another limit than it began with, or None.
+        max_epochs: Another limit than it began with, or None.
         retry_failed: Whether failed trials are started again.
         machine: As in :func:`search`.
         watcher: As in :func:`search`.
@@ -145,29 +163,63 @@ def resume(
         KeyboardInterrupt: As in :func:`search`.
     """
     require_libraries()
-    folder, machine = Path(out).absolute(), machine or Machine()
+    folder, machine, watcher = Path(out).absolute(), machine or Machine(), watcher or Silent()
     found = read_search(folder)
-    if found.facts["data"]["fingerprint"] != dataset.fingerprint:
-        raise SearchError(f"{folder} searched on other data: the fingerprints differ")
+    _refuse_other_data(found, dataset)
     if trials is not None and trials < len(found.trials):
         raise SearchError(f"{folder} has {len(found.trials)} trials already. Received: --trials {trials}")
     with locked(folder / ".lock", 0.0, "search"):
-        if trials is not None and trials != found.settings.trials:
-            write_settings(folder, replace(found.settings, trials=trials), found.facts)
         if retry_failed:
             with contextlib.closing(Journal(folder / JOURNAL)) as journal:
                 for trial in found.trials.values():
                     if trial.state == "failed":
                         journal.write("again", trial=trial.number)
         found = read_search(folder)
-        if any(t.state == "waiting" for t in found.trials.values()) or more_allowed(found):
-            with ray_running(machine, dataset) as owned, _Counter(dataset) as counter:
-                gate = Gate(found.space, found.settings, counter)
+        before = found.settings
+        settings = replace(
+            before,
+            trials=before.trials if trials is None else trials,
+            max_hours=before.max_hours if max_hours is None else max_hours,
+            max_epochs=before.max_epochs if max_epochs is None else max_epochs,
+        )
+        wanted = replace(found, settings=settings)
+        if any(t.state == "waiting" for t in found.trials.values()) or more_allowed(wanted):
+            with _workplace(folder, machine, dataset, watcher) as owned, _Counter(dataset) as counter:
+                gate = Gate(found.space, settings, counter)
                 gate.remember(trial.values for trial in found.trials.values())
-                missing = range(len(found.trials) + 1, found.settings.trials + 1)
-                _write_drawn(folder, *_draw_all(gate, missing))
-                _conduct(folder, dataset, machine, watcher or Silent(), command, counter, owned)
+                drawn = _draw_all(gate, range(len(found.trials) + 1, settings.trials + 1))
+                # Not before they are drawn: a wish that cannot be met must not stay.
+                write_settings(folder, settings, found.facts)
+                _write_drawn(folder, *drawn)
+                _conduct(folder, dataset, machine, watcher, command, counter, owned)
+        elif settings != before:
+            write_settings(folder, settings, found.facts)
     return read_search(folder)
+
+
+@contextlib.contextmanager
+def _workplace(folder: Path, machine: Machine, dataset: FaceDataset, watcher: Watcher) -> Iterator[bool]:
+    """Have Ray where trials are to run, and refuse nodes that cannot run them; yields as ``ray_running``."""
+    with ray_running(machine, dataset) as owned:
+        if machine.address:
+            check_nodes(folder)
+        idle = count_gpus() if not machine.gpus else 0
+        if idle:
+            watcher.remarked(f"{idle:g} GPUs are there, and trials don't see them; --gpus 1 uses them")
+        yield owned
+
+
+def _refuse_other_data(found: Search, dataset: FaceDataset) -> None:
+    """Refuse other faces, or other votes, than a search began with."""
+    data = found.facts["data"]
+    if data["fingerprint"] != dataset.fingerprint:
+        votes = {True: "with votes", False: "without votes", None: "its votes are not known"}
+        first = f"{data.get('source', 'unknown')} ({data.get('faces', 'unknown')} faces)"
+        now = f"{Path(dataset.source).name} ({len(dataset)} faces)"
+        raise SearchError(
+            f"{found.folder} searched on other data, so give the first --data and --votes: {first}, "
+            f"{votes[data.get('votes')]}. Received: {now}, {votes[dataset.votes is not None]}"
+        )
 
 
 def draw(space: Space, dataset: FaceDataset, settings: Settings) -> tuple[list[Proposal], list[Refusal]]:
@@ -185,10 +237,27 @@ def draw(space: Space, dataset: FaceDataset, settings: Settings) -> tuple[list[P
 
 
 def _check_data(space: Space, dataset: FaceDataset) -> None:
-    """Refuse a space whose recipes ask for splits or votes that the data does not have."""
+    """Refuse a space whose recipes ask for splits, votes or sides that are not there, or for a teacher."""
+    for parameter in space.parameters:
+        if parameter.key in (("data", "train_split"), ("data", "validation_split")):
+            raise SearchError(
+                f"{space.source}: parameter {parameter.name!r} varies {'.'.join(parameter.key)}, and "
+                "accuracies on different splits cannot be ranked; fix it for all trials"
+            )
     splits = set()
     for _, values in space.probes():
         recipe = space.recipe(values, space.name)
+        if recipe.distil.weight:
+            raise SearchError(
+                f"{space.source}: a trial has no teacher, so distil.weight must be 0. Received: "
+                f"{recipe.distil.weight:g}. Distil the winner with: ferkit distil"
+            )
+        sides = recipe.progressive.sizes
+        if sides and (max(sides) >= dataset.size or recipe.model.params.get("view_size")):
+            raise SearchError(
+                f"{space.source}: progressive.sizes {list(sides)} must lie below the faces' {dataset.size} "
+                "pixels, and do not go with a view_size"
+            )
         heads_of(recipe, dataset.taxonomy, dataset.votes is not None)
         splits |= {recipe.data.train_split, recipe.data.validation_split}
     for split in sorted(splits):
@@ -214,20 +283,21 @@ class _Counter:
         """Return what a recipe's network costs.
 
         Raises:
-            ModelError: If it cannot be built.
+            TooLargeError: If memory does not suffice to build it.
+            ModelError: If it cannot be built, or not for faces of a side that ``progressive`` names.
         """
         heads = {
             head.taxonomy.id: len(head.taxonomy)
             for head in heads_of(recipe, self.dataset.taxonomy, self.dataset.votes is not None)
         }
         content = recipe.model_dump(mode="json")
-        key = json.dumps([content["model"], heads], sort_keys=True)
+        key = json.dumps([content["model"], content["progressive"]["sizes"], heads], sort_keys=True)
         if key not in self.known:
             answer = self._count(content, heads)
             self.known[key] = answer if isinstance(answer, str) else Cost(*answer)
         found = self.known[key]
         if isinstance(found, str):
-            raise ModelError(found)
+            raise (TooLargeError if found.startswith(OUT_OF_MEMORY) else ModelError)(found)
         return found
 
     def _count(self, recipe: dict[str, Any], heads: dict[str, int]) -> tuple[int, float] | str:
@@ -242,9 +312,9 @@ class _Counter:
             counted: tuple[int, float] | str = ray.get(
                 self.actor.count.remote(recipe, heads, self.dataset.size)
             )
-        except ray.exceptions.RayActorError:
-            self.actor = None
-            return "building it ended the process; it may need more memory than there is"
+        except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError):
+            self.close()
+            return f"{OUT_OF_MEMORY}building the network ended the process that counts"
         return counted
 
     def close(self) -> None:
@@ -267,14 +337,18 @@ class _Counter:
 def _survey(gate: Gate) -> None:
     """Build networks with everything that the space can ask for, one thing after the other.
 
+    One that is too large for the memory says nothing about the space.
+
     Raises:
         SearchError: If one of them cannot be built.
     """
     for parameter, values in gate.space.probes():
-        if parameter.key and parameter.key[0] not in ("model", "heads"):
+        if parameter.key and parameter.key[0] not in ("model", "heads", "progressive"):
             continue  # It is no part of the network, and recipes with it were tried when the space was read.
         try:
             gate.measure(gate.space.recipe(values, gate.space.name))
+        except TooLargeError:
+            continue  # Where it is drawn, it is refused.
         except ModelError as error:
             raise SearchError(
                 f"{gate.space.source}: no network can be built for {spell(values)} (tried for "
@@ -311,8 +385,6 @@ def _conduct(
     import ray
 
     found = read_search(folder)
-    if machine.address:
-        check_nodes(folder)
     gate = Gate(found.space, found.settings, counter)
     gate.remember(trial.values for trial in found.trials.values())
     proposer: Proposer = RandomProposer(gate)
@@ -339,8 +411,10 @@ def _conduct(
                 if trial.state == "running":
                     with contextlib.suppress(OutputError):
                         mark_run(found.trial_folder(trial.number), "interrupted")
-            for name in (RAY, LOCKS):
-                shutil.rmtree(folder / name, ignore_errors=True)
+            shutil.rmtree(folder / RAY, ignore_errors=True)
+            # Elsewhere on a cluster a worker may live on for a while; its lock keeps others out of its run.
+            if all(trial.state in ENDS for trial in found.trials.values()):
+                shutil.rmtree(folder / LOCKS, ignore_errors=True)
     if conductor.wrong is not None:
         raise conductor.wrong
 

@@ -127,12 +127,12 @@ def draw_cost(rows: Sequence[Mapping[str, Any]], title: str, split: str, path: P
     _save(figure, path)
 
 
-def draw_importance(shares: Mapping[str, float], left_out: Sequence[str], title: str, path: Path) -> None:
+def draw_importance(shares: Mapping[str, float], notes: Sequence[str], title: str, path: Path) -> None:
     """Draw each parameter's share in the variance of accuracy.
 
     Args:
         shares: From :func:`ferkit.search.propose.importance`.
-        left_out: Parameters that could not be compared; said below the picture.
+        notes: What to know about the shares; said below the picture.
         title: Above the picture.
         path: The picture.
 
@@ -145,10 +145,8 @@ def draw_importance(shares: Mapping[str, float], left_out: Sequence[str], title:
     bars = axes.barh(names, [100 * shares[n] for n in names], color="C0")
     axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
     axes.margins(x=0.1)
-    note = "only parameters that all these trials share" + (
-        f"; left out: {', '.join(left_out)}" if left_out else ""
-    )
-    axes.set_xlabel(f"share in the variance of accuracy in % (fANOVA)\n{_wrapped(note, 90)}", fontsize=9)
+    below = "\n".join(_wrapped(note, 90) for note in notes)
+    axes.set_xlabel(f"share in the variance of accuracy in % (fANOVA)\n{below}", fontsize=9)
     axes.set_title(title, fontsize=11)
     _save(figure, path)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ferkit.errors import ModelError, SearchError
 from ferkit.search.records import Refusal, Settings, Trial
-from ferkit.search.space import Parameter, Space, Values, spell
+from ferkit.search.space import Parameter, Space, Values
 from ferkit.training.recipe import Recipe
 
 PATIENCE = 500
@@ -20,6 +20,10 @@ PATIENCE = 500
 
 GUIDED_PATIENCE = 25
 """Refused suggestions in a row after which TPE takes a random configuration."""
+
+
+class TooLargeError(ModelError):
+    """A network that cannot be counted, because memory does not suffice to build it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,7 @@ class Gate:
         self.space, self.settings, self.measure = space, settings, measure
         self.known: set[str] = set()
         self.cheapest: Cost | None = None
+        self.trouble = ""
 
     def remember(self, configurations: Iterable[Values]) -> None:
         """Let these not be trained again."""
@@ -83,17 +88,17 @@ class Gate:
     def try_values(self, number: int, values: Values) -> Proposal | Refusal:
         """Return the configuration as a proposal, or as refused with the reason.
 
-        Raises:
-            SearchError: If the recipe refuses a value.
+        Values that no recipe or network can have together are refused as those that cost too much: the space
+        was tried value by value, not in every combination.
         """
         if _fingerprint(values) in self.known:
             return Refusal(number, values, 0, 0.0, "drawn before")
         try:
+            self.space.winning_recipe(values, self.space.name, "")
             cost = self.measure(self.space.recipe(values, self.space.name))
-        except ModelError as error:
-            raise SearchError(
-                f"{self.space.source}: the configuration {spell(values)} makes no network: {error}"
-            ) from error
+        except (SearchError, ModelError) as error:
+            self.trouble = " ".join(str(error).split())
+            return Refusal(number, values, 0, 0.0, self.trouble)
         if self.cheapest is None or cost.mmac < self.cheapest.mmac:
             self.cheapest = cost
         reason = over_limit(cost, self.settings)
@@ -118,10 +123,11 @@ class Gate:
             if self.cheapest
             else ""
         )
+        trouble = f"; one of them: {self.trouble}" if self.trouble else ""
         return SearchError(
             f"found no configuration for trial {number} among {tried} drawn in a row from {self.space.name}: "
-            f"all were drawn before or exceed the limits ({', '.join(limits) or 'none'}){cheapest}. "
-            "Ask for fewer --trials, a wider space or higher limits"
+            f"all were drawn before, exceed the limits ({', '.join(limits) or 'none'}) or make no network"
+            f"{cheapest}{trouble}. Ask for fewer --trials, a wider space or higher limits"
         )
 
 

@@ -26,6 +26,9 @@ BASE = "base.toml"
 TRIALS = "trials"
 
 State = Literal["waiting", "running", "finished", "stopped", "failed"]
+ENDS = ("finished", "stopped", "failed")
+"""States in which a trial stays, and the events that say so."""
+
 Event = dict[str, Any]
 
 
@@ -98,8 +101,11 @@ class Trial:
         history: One row per epoch done.
         epochs: How many epochs its recipe has.
         began: When it was last started, seconds since 1970; 0: never.
-        busy: Seconds that it held its place in all, start-up included.
+        busy: Seconds that it held its place, start-up included, since its search was last begun or resumed.
         ended: When it was finished, stopped or failed, seconds since 1970; 0: not yet.
+        starts: How often its training began; more than once where it was interrupted or lost.
+        result: Validation accuracy when it ended, 0..1, as the journal has it; None: not ended, or an older
+            journal.
         host: Machine that it runs on.
         pid: Its process there.
     """
@@ -116,13 +122,22 @@ class Trial:
     began: float = 0.0
     busy: float = 0.0
     ended: float = 0.0
+    starts: int = 0
+    result: float | None = None
     host: str = ""
     pid: int = 0
 
     @property
     def accuracy(self) -> float | None:
         """Validation accuracy after the last epoch, 0..1."""
+        if self.result is not None:
+            return self.result
         return self.history[-1]["val_accuracy"] if self.history else None
+
+    @property
+    def uninterrupted(self) -> bool:
+        """Whether it ended as it began, in one go: only then do ``busy`` and ``seconds`` go together."""
+        return bool(self.ended) and self.starts == 1 and not self.retries
 
     @property
     def seconds(self) -> float:
@@ -152,6 +167,7 @@ class Search:
         facts: The rest of ``search.json``: data, versions, command.
         trials: By number.
         refused: In the order of drawing.
+        gave_up: Why the last session found no further configuration; empty: it did, or looked for none.
     """
 
     folder: Path
@@ -160,6 +176,17 @@ class Search:
     facts: dict[str, Any]
     trials: dict[int, Trial]
     refused: list[Refusal]
+    gave_up: str = ""
+
+    @property
+    def epochs(self) -> int:
+        """Epochs that all trials have done together."""
+        return sum(len(trial.history) for trial in self.trials.values())
+
+    @property
+    def hours(self) -> float:
+        """Hours that all trials have trained together."""
+        return sum(trial.seconds for trial in self.trials.values()) / 3600
 
     def trial_folder(self, number: int) -> Path:
         """Return the run's folder of a trial."""
@@ -242,11 +269,20 @@ def create_search(folder: Path, space: Space, settings: Settings, facts: Mapping
         SearchError: If the folder holds a search already.
         OutputError: If it cannot be written.
     """
-    if (folder / SETTINGS).exists():
-        raise SearchError(f"{folder} holds a search already; --resume goes on with it, or name another --out")
+    refuse_occupied(folder)
     write_text(folder / SPACE, space.text)
     write_text(folder / BASE, dump_recipe(space.base))
     write_settings(folder, settings, {**facts, "overrides": list(space.overrides)})
+
+
+def refuse_occupied(folder: Path) -> None:
+    """Refuse a folder that holds a search.
+
+    Raises:
+        SearchError: If it does.
+    """
+    if (folder / SETTINGS).exists():
+        raise SearchError(f"{folder} holds a search already; --resume goes on with it, or name another --out")
 
 
 def write_settings(folder: Path, settings: Settings, facts: Mapping[str, Any]) -> None:
@@ -276,11 +312,20 @@ def read_search(folder: str | Path) -> Search:
         raise SearchError(f"{folder} is no search that this version can read: {error!r}") from error
     base = load_recipe(folder / BASE)
     space = parse_space(text, str(folder / SPACE), base=base, overrides=overrides)
-    trials, refused = fold(read_events(folder / JOURNAL) if (folder / JOURNAL).exists() else ())
+    events = list(read_events(folder / JOURNAL)) if (folder / JOURNAL).exists() else []
+    trials, refused = fold(events)
+    gave_up = ""
+    for event in events:
+        if event["event"] in ("session", "gave_up"):
+            gave_up = event.get("reason", "")
+    # A run that ended may be trained on by other commands, which is no part of the search.
+    counted = {e["trial"]: e["epochs"] for e in events if e["event"] in ENDS and "epochs" in e}
     for trial in trials.values():
-        trial.history = read_history(trial_folder(folder, trial.number))
         trial.epochs = space.recipe(trial.values, space.name).epochs
-    return Search(folder, space, settings, facts, trials, refused)
+        most = trial.epochs if trial.state == "waiting" else counted.get(trial.number, trial.epochs)
+        history = read_history(trial_folder(folder, trial.number))
+        trial.history = [row for row in history if row["epoch"] <= most]
+    return Search(folder, space, settings, facts, trials, refused, gave_up)
 
 
 def read_history(folder: Path) -> list[Row]:
@@ -312,15 +357,18 @@ def fold(events: Iterator[Event] | Sequence[Event]) -> tuple[dict[int, Trial], l
             trials[number] = Trial(number, event["values"], event["parameters"], event["mmac"])
         elif kind == "started":
             trials[event["trial"]].began = event["time"]
+            trials[event["trial"]].starts += 1
         elif kind == "retried":
             trials[event["trial"]].retries += 1
-        elif kind in ("finished", "stopped", "failed"):
+        elif kind in ENDS:
             trial = trials[event["trial"]]
             trial.state, trial.reason = kind, event.get("reason", "")
             trial.busy, trial.ended = event["busy"], event["time"]
+            trial.result = event.get("accuracy")
         elif kind == "again":
             trial = trials[event["trial"]]
-            trial.state, trial.reason = "waiting", ""
+            trial.state, trial.reason, trial.result = "waiting", "", None
+            trial.busy = trial.ended = 0.0
     return trials, refused
 
 

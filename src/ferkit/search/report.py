@@ -13,7 +13,7 @@ from typing import Any
 from ferkit.evaluation.metrics import wilson_interval
 from ferkit.files import write_json, write_text
 from ferkit.search.propose import importance
-from ferkit.search.records import Search, Trial, read_search
+from ferkit.search.records import ENDS, Search, Trial, read_search
 from ferkit.search.space import spell_value
 from ferkit.training.recipe import Recipe, dump_recipe
 from ferkit.training.runs import RUN
@@ -34,7 +34,7 @@ class Report:
         split: The split that accuracies are of; they chose the winner, so they flatter it.
         faces: Faces in that split; 0: no trial has begun.
         files: What was written, beside the summary.
-        remarks: What could not be drawn, and why.
+        remarks: What could not be drawn, begun or found, and why.
     """
 
     search: Search
@@ -58,7 +58,7 @@ def write_report(folder: str | Path) -> Report:
     done = search.finished()
     split, faces = validation_of(search)
     files: list[Path] = [search.folder / LEADERBOARD]
-    remarks: list[str] = []
+    remarks = shortfall(search)
     write_table(files[0], leaderboard(search))
     if done:
         files.append(search.folder / WINNER)
@@ -82,15 +82,31 @@ def write_report(folder: str | Path) -> Report:
         plots.draw_parallel_coordinates(search, done, f"{what}: {len(done)} finished trials", split, path)
     shares = importance(search.space, done)
     if shares:
-        left_out = [p.name for p in search.space.parameters if p.name not in shares]
         path = table("importance", [{"parameter": k, "importance": round(v, 6)} for k, v in shares.items()])
-        plots.draw_importance(shares, left_out, f"{what}: {len(done)} finished trials", path)
+        plots.draw_importance(
+            shares, notes_on_importance(search, shares), f"{what}: {len(done)} finished trials", path
+        )
     else:
         remarks.append(
             "no importance: it needs four finished trials that differ in accuracy and in a shared parameter"
         )
     write_json(search.folder / SUMMARY, summary(search))
     return Report(search, done[0] if done else None, split, faces, tuple(files), tuple(remarks))
+
+
+def notes_on_importance(search: Search, shares: Mapping[str, float]) -> list[str]:
+    """Return which parameters and trials the shares leave out, and why, a line each."""
+    done = search.finished()
+    left_out = [p.name for p in search.space.parameters if p.name not in shares]
+    absent = [name for name in left_out if any(name not in trial.values for trial in done)]
+    constant = [name for name in left_out if name not in absent]
+    notes = ["only parameters that all these trials share"]
+    notes += [f"not active in all of them: {', '.join(absent)}"] if absent else []
+    notes += [f"of one value in all of them: {', '.join(constant)}"] if constant else []
+    stopped = sum(trial.state == "stopped" for trial in search.trials.values())
+    if stopped:
+        notes.append(f"only trials that finished; the {stopped} that ASHA stopped are not among them")
+    return notes
 
 
 def leaderboard(search: Search) -> list[dict[str, Any]]:
@@ -196,8 +212,7 @@ def summary(search: Search) -> dict[str, Any]:
     trials = list(search.trials.values())
     done = search.finished()
     seconds = sum(t.seconds for t in trials)
-    ended = [t for t in trials if t.ended]
-    busy = sum(t.busy for t in ended)
+    whole = uninterrupted(search)
     split, faces = validation_of(search)
     best = done[0] if done else None
     low, high = interval(best.accuracy if best else None, faces)
@@ -208,7 +223,7 @@ def summary(search: Search) -> dict[str, Any]:
         "seed": search.settings.seed,
         "trials": {
             "drawn": len(trials),
-            **{state: sum(t.state == state for t in trials) for state in ("finished", "stopped", "failed")},
+            **{state: sum(t.state == state for t in trials) for state in ENDS},
             "retried": sum(t.retries for t in trials),
         },
         "refused": {
@@ -218,9 +233,11 @@ def summary(search: Search) -> dict[str, Any]:
         "epochs": sum(len(t.history) for t in trials),
         "training_seconds": round(seconds, 1),
         # What a trial takes beside its training steps: start-up, compilation, validation, checkpoints, Tune.
+        # Where it began more than once, its epochs outlast the time that it held its last place.
         "seconds_beside_training_per_trial": (
-            round((busy - sum(t.seconds for t in ended)) / len(ended), 2) if ended else None
+            round(sum(t.busy - t.seconds for t in whole) / len(whole), 2) if whole else None
         ),
+        "trials_timed": len(whole),
         "split": split,
         "faces": faces,
         "best": None
@@ -236,6 +253,32 @@ def summary(search: Search) -> dict[str, Any]:
             "values": best.values,
         },
     }
+
+
+def uninterrupted(search: Search) -> list[Trial]:
+    """Return the trials that ended as they began, in one go: those whose time beside training is known."""
+    return [trial for trial in search.trials.values() if trial.uninterrupted]
+
+
+def shortfall(search: Search) -> list[str]:
+    """Return why there are fewer trials than were asked for, a line for each reason."""
+    settings = search.settings
+    lines = [search.gave_up] if search.gave_up else []
+    reached = [
+        f"{option} {limit:g}"
+        for option, limit, used in (
+            ("--max-hours", settings.max_hours, search.hours),
+            ("--max-epochs", settings.max_epochs, search.epochs),
+        )
+        if limit is not None and used >= limit
+    ]
+    begun = sum(trial.starts > 0 or trial.state in ENDS for trial in search.trials.values())
+    if reached and begun < settings.trials:
+        lines.append(
+            f"{settings.trials - begun} of {settings.trials} trials never began: {' and '.join(reached)} "
+            "reached; --resume takes higher ones"
+        )
+    return lines
 
 
 def validation_of(search: Search) -> tuple[str, int]:

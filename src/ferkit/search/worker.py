@@ -17,6 +17,9 @@ from ferkit.training.runs import CHECKPOINT, RUN
 MOST_HELD = 20_000_000
 """Weights of networks that were counted and are still in memory, at most: 80 MB."""
 
+OUT_OF_MEMORY = "out of memory: "
+"""Begins the reason where memory did not suffice, for training or for counting."""
+
 LOCK_PATIENCE = 300.0
 """Seconds to wait for a lost worker that still writes into the same run."""
 
@@ -133,7 +136,7 @@ def memory_errors() -> tuple[type[Exception], ...]:
 def out_of_memory(error: Exception) -> str:
     """Return a reason of one line."""
     first = (str(error).strip().splitlines() or ["no further word"])[0]
-    return f"out of memory: {first[:200]}"
+    return f"{OUT_OF_MEMORY}{first[:200]}"
 
 
 class Surveyor:
@@ -150,11 +153,14 @@ class Surveyor:
         import keras
 
         from ferkit.models import build_model, count_macs
+        from ferkit.training.network import Resized
 
-        model = recipe["model"]
+        model, sides = recipe["model"], recipe["progressive"]["sizes"]
         try:
             network = build_model(model["name"], heads, input_size=size, **model["params"])
             counted = int(network.count_params()), count_macs(network) / 1e6
+            for side in sides:
+                Resized(network).at(side)
         except FerkitError as error:
             return str(error)
         except memory_errors() as error:
