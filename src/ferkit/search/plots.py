@@ -23,6 +23,12 @@ def _new_figure(width: float, height: float) -> Any:
     return figure
 
 
+def _legend_below(figure: Any, axes: Any) -> None:
+    """Set the legend under the panels, where it hides no trial."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=3)
+
+
 def _save(figure: Any, path: Path) -> None:
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120, format="png")
@@ -70,7 +76,7 @@ def draw_best_so_far(searches: Mapping[str, Sequence[Mapping[str, Any]]], split:
         panel.grid(alpha=0.3)
         panel.margins(x=0.03)
     panels[0].xaxis.get_major_locator().set_params(integer=True)
-    panels[0].legend(fontsize=8, loc="lower right")
+    _legend_below(figure, panels[0])
     figure.suptitle("Best accuracy so far (single view; the split that chooses, so it flatters)", fontsize=11)
     _save(figure, path)
 
@@ -123,7 +129,7 @@ def draw_cost(rows: Sequence[Mapping[str, Any]], title: str, split: str, path: P
     axes.set(xlabel="millions of multiplications a face (MMAC)", ylabel=f"accuracy on {split} in %")
     axes.set_title(title, fontsize=11)
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize=8, loc="lower right")
+    _legend_below(figure, axes)
     _save(figure, path)
 
 
