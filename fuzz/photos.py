@@ -139,8 +139,9 @@ class Results:
         self._runs: list[dict[str, Any]] = []
 
     def __enter__(self) -> Self:
-        """Take SIGTERM for Ctrl-C."""
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        """Take SIGTERM for Ctrl-C, and Ctrl-C for one in a background job, too."""
+        for number in (signal.SIGINT, signal.SIGTERM):  # a background job inherits that SIGINT is ignored
+            signal.signal(number, signal.default_int_handler)
         return self
 
     def __exit__(
