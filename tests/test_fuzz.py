@@ -48,7 +48,10 @@ def test_an_interrupt_ends_it_with_the_figures_of_what_was_run(
             time.sleep(0.01)
         time.sleep(0.2)
         process.send_signal(number)
-        said, _ = process.communicate(timeout=60)
+        try:
+            said, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()  # nothing where it has ended
     assert process.returncode == 130
     assert "Traceback" not in said
     told = json.loads(figures.read_text())
