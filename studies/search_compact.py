@@ -94,6 +94,7 @@ class Study:
     study_epochs: int
     winner_epochs: int | None
     best_epochs: int
+    note: str
     machine: engine.Machine
 
     def folder(self, name: str) -> Path:
@@ -493,7 +494,8 @@ def page(
             "## Members of `study-2021`\n",
             prose(f"""
                 The 2021 study's space, at a quarter of its filters and units (model.params.width=0.25), for
-                {study.study_epochs} epochs a trial: what such networks cost, not how good they get. They
+                {study.study_epochs} epoch{"" if study.study_epochs == 1 else "s"} a trial: what such
+                networks cost, not how good they get. They
                 cannot be compared with the others.
             """),
             best_table({"study-2021": found["study-2021"]}),
@@ -538,7 +540,7 @@ def conditions(study: Study, search: Search, judged: int, split: str, faces: int
         equal networks would look at most about {excess:.1f} standard errors better than they are (less, since
         all are judged by the same faces). PrivateTest was not opened.
         Machine: {search.facts["machine"]["cores"]} cores, one for each trial; ferkit {versions["ferkit"]},
-        Ray {versions["ray"]}, Optuna {versions["optuna"]}, Keras {versions["keras"]}.
+        Ray {versions["ray"]}, Optuna {versions["optuna"]}, Keras {versions["keras"]}. {study.note}
     """)
 
 
@@ -701,6 +703,7 @@ def main() -> None:
     parser.add_argument("--study-epochs", type=int, default=2)
     parser.add_argument("--winner-epochs", type=int, default=None, help="in place of the space's 40")
     parser.add_argument("--best-epochs", type=int, default=10, help="of the 2021 study's best network")
+    parser.add_argument("--note", default="", help="what else the report is to say of how it came about")
     parser.add_argument("--parallel", type=int, default=None, help="trials at a time; a core each")
     given = vars(parser.parse_args())
     stages = given.pop("stage") or list(STAGES)

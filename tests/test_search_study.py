@@ -47,7 +47,8 @@ def study(tmp_path):
     """Three searches as they would be left: 4 x 4 epochs at random, as many by TPE, two of the study's."""
     found = search_compact.Study(
         data="/somewhere/fer2013.csv.gz", work=tmp_path / "work", out=tmp_path / "out", trials=4, epochs=4,
-        share=1.0, study_trials=2, study_epochs=2, winner_epochs=None, best_epochs=10, machine=Machine(),
+        share=1.0, study_trials=2, study_epochs=2, winner_epochs=None, best_epochs=10, note="Not alone.",
+        machine=Machine(),
     )  # fmt: skip
     compact = search_compact.compact(found)
     quarter = load_space("study-2021", ["model.params.width=0.25", "epochs=2"])
@@ -129,6 +130,7 @@ def test_the_report_is_whole_and_tells_no_path_of_the_machine(study) -> None:
     compute = page.partition("## At equal compute")[2].partition("## The best")[0]
     assert "study-2021" not in compute  # other epochs, another space
     assert "the best of 7 equal networks" in page  # four of random search and three of TPE finished
+    assert "Keras 1.2.3. Not alone." in page
     assert "the order after 40 epochs" in page  # as [winner] of compact has it
     assert "small networks" not in page
     assert "| seconds between two trials of a worker | 1.25 | 1.25 |" in page
