@@ -47,8 +47,8 @@ def study(tmp_path):
     """Three searches as they would be left: 4 x 4 epochs at random, as many by TPE, two of the study's."""
     found = search_compact.Study(
         data="/somewhere/fer2013.csv.gz", work=tmp_path / "work", out=tmp_path / "out", trials=4, epochs=4,
-        share=1.0, study_trials=2, study_epochs=2, winner_epochs=None, best_epochs=10, note="Not alone.",
-        machine=Machine(),
+        share=1.0, study_trials=2, study_epochs=2, winner_epochs=None, best_epochs=12, best_width=0.125,
+        note="Not alone.", machine=Machine(),
     )  # fmt: skip
     compact = search_compact.compact(found)
     quarter = load_space("study-2021", ["model.params.width=0.25", "epochs=2"])
