@@ -256,7 +256,8 @@ class Session:
             row[f"{prefix}accuracy"] = float(logs[f"{name}_accuracy"])
             if name in self.taught:
                 row[f"{prefix}teacher_loss"] = float(logs[f"{name}_teacher_loss"])
-        raw = [np.array(weight) for weight in self.network.get_weights()]
+        replaced = self.recipe.optimizer.ema or self.recipe.precise_batch_norm
+        raw = [np.array(weight) for weight in self.network.get_weights()] if replaced else None
         self.average_in()
         row.update(self.validate())
         done = self.finished([*self.history, row])
@@ -264,7 +265,8 @@ class Session:
             self.make_precise()
             row.update(self.validate())
         weights = state.network_arrays(self.network, self.names)
-        self.network.set_weights(raw)
+        if raw is not None:
+            self.network.set_weights(raw)
         row["learning_rate"] = float(
             np.asarray(keras.ops.convert_to_numpy(keras.ops.convert_to_tensor(self.optimizer.learning_rate)))
         )
