@@ -13,6 +13,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ferkit.crops import Protocol
+
 WIDE = 120
 """Columns of a table that goes into a file or a pipe, where nobody's window sets them."""
 
@@ -41,6 +43,19 @@ ProviderOption = Annotated[
         help="ONNX Runtime execution provider, such as CUDAExecutionProvider; may be repeated, in order "
         "of preference. One that is not there is an error.",
         show_default="the CPU",
+    ),
+]
+LooksOption = Annotated[
+    str,
+    typer.Option(
+        "--protocol",
+        help="Looks at each face, whose mean is taken: single, flip (two) or ten-crop (ten).",
+    ),
+]
+NetworkThreadsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--threads", min=1, help="Threads of the networks.", show_default="as many as there are cores"
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
@@ -112,3 +127,16 @@ def load_keras() -> None:
             if not started:
                 held.seek(0)
                 os.write(2, held.read())
+
+
+def as_protocol(name: str) -> Protocol:
+    """Return the protocol of that name.
+
+    Raises:
+        typer.BadParameter: If there is none.
+    """
+    from ferkit.crops import PROTOCOLS
+
+    if name not in PROTOCOLS:
+        raise typer.BadParameter(f"{name!r} is none of {', '.join(PROTOCOLS)}", param_hint="--protocol")
+    return name

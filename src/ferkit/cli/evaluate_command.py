@@ -12,6 +12,7 @@ from ferkit.cli.common import (
     DropFlatOption,
     ProviderOption,
     VotesOption,
+    as_protocol,
     load_keras,
     new_app,
     remark,
@@ -206,21 +207,19 @@ def _measure_photos(
         taxonomy_for,
         write_photo_report,
     )
-    from ferkit.crops import PROTOCOLS
     from ferkit.modelfile import read_model, resolve_model
     from ferkit.recognize import Recognizer
 
-    if protocol not in PROTOCOLS:
-        raise typer.BadParameter(f"{protocol!r} is none of {', '.join(PROTOCOLS)}", param_hint="--protocol")
+    looks = as_protocol(protocol)
     labelled = find_labelled(photos)
     content, info = read_model(resolve_model(model))
     chosen = taxonomy_for(info, {label for _, label in labelled}, taxonomy)
-    recognizer = Recognizer(content, taxonomy=chosen.id, protocol=protocol, **options)
+    recognizer = Recognizer(content, taxonomy=chosen.id, protocol=looks, **options)
     answers = read_labelled(recognizer, labelled)
     for answer in answers:
         if answer.error:
             remark(f"error: {answer.error}")
-    report = judge(recognizer, answers, source=str(photos), protocol=protocol)
+    report = judge(recognizer, answers, source=str(photos), protocol=looks)
     print(format_photo_report(report), end="")
     if json is not None:
         files.write_json(json, photo_report_as_json(report))

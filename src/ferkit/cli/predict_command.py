@@ -18,7 +18,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ferkit.cli.common import JsonOption, ModelOption, ProviderOption, console, new_app, remark
+from ferkit.cli.common import (
+    JsonOption,
+    LooksOption,
+    ModelOption,
+    NetworkThreadsOption,
+    ProviderOption,
+    as_protocol,
+    console,
+    new_app,
+    remark,
+)
 from ferkit.cli.interrupts import stopping
 
 if TYPE_CHECKING:
@@ -88,17 +98,9 @@ def predict(
             help="Label set to answer in, of those the model has.", show_default="the model's first"
         ),
     ] = None,
-    protocol: Annotated[
-        str,
-        typer.Option(
-            help="Looks at each face, whose mean is taken: single, flip (two) or ten-crop (ten).",
-        ),
-    ] = "single",
+    protocol: LooksOption = "single",
     provider: ProviderOption = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(min=1, help="Threads of the networks.", show_default="as many as there are cores"),
-    ] = None,
+    threads: NetworkThreadsOption = None,
     max_pixels: Annotated[
         int | None, typer.Option(min=1, help="Refuse larger photos.", show_default="89 million")
     ] = None,
@@ -116,14 +118,11 @@ def predict(
         raise typer.BadParameter(
             "it draws into the annotated copies; add --annotate FOLDER", param_hint="--explain"
         )
-    from ferkit.crops import PROTOCOLS
     from ferkit.errors import ModelFileError
     from ferkit.images import DEFAULT_MAX_PIXELS
     from ferkit.recognize import Recognizer
     from ferkit.recognize.sources import STDIN, find_photos
 
-    if protocol not in PROTOCOLS:
-        raise typer.BadParameter(f"{protocol!r} is none of {', '.join(PROTOCOLS)}", param_hint="--protocol")
     max_pixels = DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels
     recognizer = Recognizer(
         model,
@@ -131,7 +130,7 @@ def predict(
         min_face=min_face,
         min_confidence=min_confidence,
         taxonomy=taxonomy,
-        protocol=protocol,
+        protocol=as_protocol(protocol),
         providers=provider,
         threads=threads,
         max_pixels=max_pixels,

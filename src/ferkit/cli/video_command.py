@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ferkit.cli.common import JsonOption, ModelOption, ProviderOption, console, new_app, print_json, remark
+from ferkit.cli.common import (
+    JsonOption,
+    LooksOption,
+    ModelOption,
+    NetworkThreadsOption,
+    ProviderOption,
+    as_protocol,
+    console,
+    new_app,
+    print_json,
+    remark,
+)
 from ferkit.cli.interrupts import stopping
 
 if TYPE_CHECKING:
@@ -117,20 +128,9 @@ def video(
             help="Label set to answer in, of those the model has.", show_default="the model's first"
         ),
     ] = None,
-    protocol: Annotated[
-        str,
-        typer.Option(
-            "--protocol",
-            help="Looks at each face, whose mean is taken: single, flip (two) or ten-crop (ten).",
-        ),
-    ] = "single",
+    protocol: LooksOption = "single",
     provider: ProviderOption = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            "--threads", min=1, help="Threads of the networks.", show_default="as many as there are cores"
-        ),
-    ] = None,
+    threads: NetworkThreadsOption = None,
     max_pixels: Annotated[
         int | None,
         typer.Option(
@@ -144,7 +144,6 @@ def video(
     top. Ctrl-C ends early: what was read until then is written, and can be played. A clip that is damaged or
     cut off is read as far as it goes; that is said on stderr, and the exit status is 1.
     """
-    from ferkit.crops import PROTOCOLS
     from ferkit.images import DEFAULT_MAX_PIXELS
     from ferkit.recognize import Recognizer
     from ferkit.recognize.smoothing import Smoothing
@@ -152,8 +151,6 @@ def video(
 
     if every > 1 and fps is not None:
         raise typer.BadParameter("--every and --fps exclude each other")
-    if protocol not in PROTOCOLS:
-        raise typer.BadParameter(f"{protocol!r} is none of {', '.join(PROTOCOLS)}", param_hint="--protocol")
     if as_json and STDOUT in (csv, jsonl):
         raise typer.BadParameter("the standard output is taken by a table already", param_hint="--json")
     recognizer = Recognizer(
@@ -162,7 +159,7 @@ def video(
         min_face=min_face,
         min_confidence=min_confidence,
         taxonomy=taxonomy,
-        protocol=protocol,
+        protocol=as_protocol(protocol),
         providers=provider,
         threads=threads,
     )
