@@ -171,8 +171,8 @@ def test_without_a_terminal_there_is_a_line_for_each_event(found) -> None:
     lines = out.getvalue().splitlines()
     assert len(lines) == 3
     assert lines[0].startswith("trial 4 started: ")
-    assert lines[1].startswith("trial 1 finished: 50.00 % after 3 epochs; 3 of 4 done")
-    assert lines[2].startswith("trial 3 failed: 20.00 % after 1 epochs (the loss became nan); ")
+    assert lines[1].startswith("trial 1 finished: 50.00 % after epoch 3; 3 of 4 done")
+    assert lines[2].startswith("trial 3 failed: 20.00 % after epoch 1 (the loss became nan); ")
 
 
 def test_on_a_terminal_only_what_the_table_does_not_keep_is_printed(found) -> None:

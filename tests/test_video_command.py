@@ -329,3 +329,13 @@ def test_ctrl_c_leaves_files_that_can_be_used(
     assert [float(frame.time) for frame in shown] == pytest.approx([float(row["time"]) for row in rows])
     assert annotated.info.audio == ("aac",)
     assert sorted(path.name for path in folder.iterdir()) == ["out.csv", "out.mp4"]
+
+
+@pytest.mark.parametrize(
+    "given", [("--smoothing", "mean"), ("--smooth-seconds", "1"), ("--smooth-space", "log")]
+)
+def test_smoothing_that_is_switched_off_and_described_is_refused(
+    model: str, clip: str, given: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert video(clip, "--model", model, "--no-smoothing", *given) == 2
+    assert f"--no-smoothing and {given[0]} exclude each other" in capsys.readouterr().err

@@ -334,7 +334,7 @@ class _Live(_Quiet):
             line += f" ({trial.retries}): its worker was lost"
         else:
             if trial.accuracy is not None:
-                line += f": {100 * trial.accuracy:.2f} % after {len(trial.history)} epochs"
+                line += f": {100 * trial.accuracy:.2f} % after epoch {len(trial.history)}"
             line += f" ({trial.reason})" if trial.reason else ""
             line += f"; {self.head()}"
         self.console.print(line, soft_wrap=True)

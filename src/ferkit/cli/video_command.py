@@ -91,18 +91,30 @@ def video(
         bool, typer.Option("--no-smoothing", help="Show what each frame says by itself.")
     ] = False,
     smoothing: Annotated[
-        SmoothingKind,
+        SmoothingKind | None,
         typer.Option(
-            "--smoothing", help="How frames are joined: weights that fall with time, or equal ones."
+            "--smoothing",
+            help="How frames are joined: weights that fall with time, or equal ones.",
+            show_default=SmoothingKind.EMA.value,
         ),
-    ] = SmoothingKind.EMA,
+    ] = None,
     smooth_seconds: Annotated[
-        float, typer.Option("--smooth-seconds", min=0.001, help="Time constant, or length, of the smoothing.")
-    ] = 0.5,
+        float | None,
+        typer.Option(
+            "--smooth-seconds",
+            min=0.001,
+            help="Time constant, or length, of the smoothing.",
+            show_default="0.5",
+        ),
+    ] = None,
     smooth_space: Annotated[
-        SmoothingSpace,
-        typer.Option("--smooth-space", help="The mean of probabilities or of their logarithms."),
-    ] = SmoothingSpace.PROBABILITY,
+        SmoothingSpace | None,
+        typer.Option(
+            "--smooth-space",
+            help="The mean of probabilities or of their logarithms.",
+            show_default=SmoothingSpace.PROBABILITY.value,
+        ),
+    ] = None,
     silent: Annotated[
         bool, typer.Option("--silent", help="Leave the sound out of the annotated clip.")
     ] = False,
@@ -151,6 +163,13 @@ def video(
 
     if every > 1 and fps is not None:
         raise typer.BadParameter("--every and --fps exclude each other")
+    for option, value in (
+        ("--smoothing", smoothing),
+        ("--smooth-seconds", smooth_seconds),
+        ("--smooth-space", smooth_space),
+    ):
+        if no_smoothing and value is not None:
+            raise typer.BadParameter(f"--no-smoothing and {option} exclude each other")
     if as_json and STDOUT in (csv, jsonl):
         raise typer.BadParameter("the standard output is taken by a table already", param_hint="--json")
     recognizer = Recognizer(
@@ -164,7 +183,11 @@ def video(
         threads=threads,
     )
     outputs = VideoOutputs(clip=output, csv=csv, jsonl=jsonl, plot=plot, sound=not silent)
-    how = Smoothing(smoothing.value, smooth_seconds, smooth_space.value)
+    how = Smoothing(
+        (smoothing or SmoothingKind.EMA).value,
+        0.5 if smooth_seconds is None else smooth_seconds,
+        (smooth_space or SmoothingSpace.PROBABILITY).value,
+    )
     with stopping() as interrupts, _progress(clip) as progress:
         summary = process_video(
             recognizer,
