@@ -78,7 +78,9 @@ def is_finished(variant: Variant, recipe: str, folder: Path) -> bool:
         return False
     held = load_recipe(folder / "recipe.toml")
     wanted = recipe_of(variant, recipe)
-    longer = held.model_copy(update={"epochs": wanted.epochs})
+    # What a recipe is called does not touch what it trains.
+    told = {"name": wanted.name, "description": wanted.description}
+    longer = held.model_copy(update={"epochs": wanted.epochs, **told})
     if longer != wanted or (held.schedule.name == "cosine" and held.epochs != wanted.epochs):
         raise TrainingError(
             f"{folder} was trained by another recipe than the study's; remove it or name other --runs"

@@ -84,6 +84,10 @@ def test_no_crop_gives_no_row(classifier: FaceClassifier) -> None:
     assert classifier.cams(np.empty((0, 48, 48), np.uint8)).shape == (0, 7, 11, 11)
 
 
+def test_no_taxonomy_gives_no_answer(classifier: FaceClassifier, crops: NDArray[np.uint8]) -> None:
+    assert classifier.predict(crops, taxonomies=[]) == {}
+
+
 def test_one_taxonomy_alone_gives_the_same(classifier: FaceClassifier, crops: NDArray[np.uint8]) -> None:
     answers = classifier.predict(crops, taxonomies=["ferplus"])
     assert list(answers) == ["ferplus"]

@@ -13,7 +13,7 @@ from ferkit.cli import run
 from ferkit.data import load_dataset
 from ferkit.evaluation.calibration import temper
 from ferkit.modelfile import read_model
-from ferkit.taxonomy import FER2013
+from ferkit.taxonomy import FER2013, FERPLUS
 from modelzoo import write_tiny_model
 
 DATA = "cartoon:300"
@@ -39,6 +39,17 @@ def ask(capsys):
 @pytest.fixture
 def faces():
     return load_dataset(DATA).of_split("PublicTest")
+
+
+def plain_csv(folder):
+    """Write faces without votes, so that only fer2013 can be fitted."""
+    source = load_dataset(DATA)
+    rows = ["emotion,pixels,Usage"]
+    for image, label, split in zip(source.images, source.labels, source.split, strict=True):
+        usage = ("Training", "PublicTest", "PrivateTest")[split]
+        rows.append(f"{label},{' '.join(map(str, image.ravel()))},{usage}")
+    (folder / "plain.csv").write_text("\n".join(rows))
+    return folder / "plain.csv"
 
 
 def test_without_data_the_file_is_the_plain_mean_and_its_size_is_told(ask, models, tmp_path, faces):
@@ -106,21 +117,23 @@ def test_the_ensemble_is_measured_by_evaluate_as_by_its_own_fit(ask, models, tmp
 
 
 def test_a_head_without_labels_in_the_data_takes_the_fitted_weights(ask, models, tmp_path, monkeypatch):
-    # A plain csv has no votes, so only fer2013 can be fitted.
-    data = tmp_path / "plain.csv"
-    source = load_dataset(DATA)
-    rows = ["emotion,pixels,Usage"]
-    for image, label, split in zip(source.images, source.labels, source.split, strict=True):
-        usage = ("Training", "PublicTest", "PrivateTest")[split]
-        rows.append(f"{label},{' '.join(map(str, image.ravel()))},{usage}")
-    data.write_text("\n".join(rows))
     monkeypatch.setenv("FERKIT_CACHE", str(tmp_path / "cache"))
-    done = ask(*models, "-o", tmp_path / "e.onnx", "--fit", "--data", data)
+    done = ask(*models, "-o", tmp_path / "e.onnx", "--fit", "--data", plain_csv(tmp_path))
     assert done.status == 0
     info = read_model(tmp_path / "e.onnx")[1]
     for member in info.members:
         assert member["weights"]["ferplus"] == pytest.approx(member["weights"]["fer2013"])
     assert info.head("ferplus").temperature == 1
+    assert "ferplus: no labels for it" in done.err
+    assert "its weights are those of fer2013" in done.err
+
+
+def test_a_member_without_the_labelled_head_is_not_asked(ask, models, tmp_path, monkeypatch):
+    monkeypatch.setenv("FERKIT_CACHE", str(tmp_path / "cache"))
+    odd = write_tiny_model(tmp_path / "odd.onnx", (FERPLUS,), seed=5)
+    done = ask(models[0], odd, "-o", tmp_path / "e.onnx", "--fit", "--data", plain_csv(tmp_path))
+    assert done.status == 0, done.err
+    assert read_model(tmp_path / "e.onnx")[1].members[0]["weights"]["fer2013"] == 1
 
 
 def test_progress_goes_to_stderr(ask, models, tmp_path):

@@ -46,6 +46,14 @@ def test_text_json_pictures_and_results_come_from_one_measurement(ask, model, tm
     assert row["n"] == str(scores["n"])
 
 
+def test_a_model_is_called_what_it_is_told(ask, model, tmp_path):
+    options = ["--name", "seed 2", "--results", tmp_path / "r.csv"]
+    done = ask("evaluate", model, "--data", DATA, *options)
+    assert done.out.startswith("seed 2 ")
+    with (tmp_path / "r.csv").open(newline="") as table:
+        assert [row["model"] for row in csv.DictReader(table)] == ["seed 2"]
+
+
 def test_all_protocols_are_measured_one_after_the_other(ask, model, tmp_path):
     done = ask("evaluate", model, "--data", DATA, "--protocol", "all", "--json", tmp_path / "a.json")
     protocols = json.loads((tmp_path / "a.json").read_text())["protocols"]

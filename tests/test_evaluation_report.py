@@ -72,6 +72,13 @@ def test_another_split_is_not_labelled_as_the_selection_split(report):
     other = replace(report, evaluation=replace(report.evaluation, split="PrivateTest"))
     assert "selection" not in format_report(other)
     assert report_as_json(other)["data"]["selection_split"] is False
+    assert "no test result" not in format_report(other)
+
+
+def test_a_split_that_the_model_was_fitted_on_is_no_test(report):
+    facts = replace(FACTS, fitted_on=("PrivateTest",))
+    fitted = replace(report, model=facts, evaluation=replace(report.evaluation, split="PrivateTest"))
+    assert "fitted on this split: its figures are no test result" in format_report(fitted)
 
 
 def test_undefined_scores_are_a_dash_in_text_and_null_in_json(report):
@@ -158,6 +165,33 @@ def test_a_row_of_the_same_model_split_and_protocol_is_replaced_in_its_place(rep
     ]
 
 
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"seeds": (3,)}, "seeds '1 2', now '3'. Give this model a --name of its own"),
+        ({"size_bytes": None}, "in which size_mib was measured too"),
+    ],
+)
+def test_a_row_is_not_replaced_by_another_models_or_by_one_that_says_less(report, tmp_path, facts, message):
+    path = tmp_path / "r.csv"
+    update_results(path, rows_of(report))
+    before = path.read_bytes()
+    other = replace(report, model=replace(FACTS, **facts))
+    with pytest.raises(DataError) as caught:
+        update_results(path, rows_of(other))
+    assert message in str(caught.value)
+    assert path.read_bytes() == before
+
+
+def test_a_row_without_votes_does_not_replace_one_with_them(report, tmp_path):
+    path = tmp_path / "r.csv"
+    update_results(path, rows_of(report))
+    protocols = tuple(replace(p, scores=p.scores[:1]) for p in report.evaluation.protocols)
+    bare = replace(report, evaluation=replace(report.evaluation, protocols=protocols))
+    with pytest.raises(DataError, match="ferplus_majority, ferplus_argmax was measured too"):
+        update_results(path, rows_of(bare))
+
+
 def test_names_with_commas_survive_the_table(report, tmp_path):
     odd = replace(report, model=replace(FACTS, name='a, "b"'))
     update_results(tmp_path / "r.csv", rows_of(odd))
@@ -168,8 +202,9 @@ def test_names_with_commas_survive_the_table(report, tmp_path):
 def test_an_ensemble_says_how_many_members_it_has_and_a_run_that_it_is_not_calibrated(report):
     ensemble = replace(report, model=replace(FACTS, architecture="ensemble", members=3))
     assert "ensemble, 3 members," in format_report(ensemble)
-    keras = replace(report, model=replace(FACTS, kind="keras", size_bytes=None))
+    keras = replace(report, model=replace(FACTS, kind="keras", size_bytes=None, calibrated=False))
     assert "not calibrated yet" in format_report(keras)
+    assert "not calibrated" not in format_report(replace(keras, model=replace(FACTS, kind="keras")))
     assert rows_of(keras)[0].size_mib == ""
 
 

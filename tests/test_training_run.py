@@ -159,10 +159,10 @@ def test_a_loss_that_is_not_finite_is_said_and_the_checkpoint_stays(faces, tmp_p
     facts = json.loads((tmp_path / "n" / "run.json").read_text())
     assert facts["state"] == "failed"
     assert facts["error"] == str(caught.value)
-    if facts["epochs"]:
-        arrays, meta = read_archive(tmp_path / "n" / "checkpoint.npz")
-        assert len(meta["history"]) == facts["epochs"]
-        assert all(np.isfinite(a).all() for a in arrays.values())
+    assert facts["epochs"] >= 1
+    arrays, meta = read_archive(tmp_path / "n" / "checkpoint.npz")
+    assert len(meta["history"]) == facts["epochs"]
+    assert all(np.isfinite(a).all() for a in arrays.values())
 
 
 def test_a_full_disk_is_an_error_and_the_last_checkpoint_stays(faces, tmp_path):
@@ -319,6 +319,16 @@ def test_ferplus_labels_and_a_ferplus_head_are_one_too_many(tmp_path):
     data = load_dataset("cartoon:140:3", labels="ferplus-majority", cache=False)
     with pytest.raises(TrainingError, match=r"FER\+ labels already"):
         train(tiny(), data, tmp_path / "p")
+
+
+def test_a_run_that_was_begun_with_votes_says_so_without_them(faces, tmp_path):
+    from dataclasses import replace
+
+    labels_only = {"heads": {"label": 1.0, "ferplus": 0.0}, "epochs": 1}
+    train(tiny(**labels_only), faces, tmp_path / "v", tensorboard=False)
+    bare = replace(faces, votes=None, fingerprint="0" * 64)
+    with pytest.raises(TrainingError, match=r"begun with FER\+ votes; resume it so"):
+        train(tiny(**labels_only), bare, tmp_path / "v", resume=True)
 
 
 def test_a_ferplus_head_needs_votes(faces, tmp_path):

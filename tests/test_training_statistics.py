@@ -88,6 +88,8 @@ def test_a_finished_run_gets_what_it_would_have_got_from_the_start(tmp_path):
     changed = [k for k, a in runs[0].arrays.items() if not np.allclose(a, runs[1].arrays[k], atol=1e-6)]
     assert len(changed) == 2 * len(norms(runs[0].network()))  # a mean and a variance each, and nothing else
     assert runs[2].recipe.precise_batch_norm == 100
+    again = train(whole, faces, tmp_path / "later", resume=True, tensorboard=False)
+    assert again.history == later.history
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Facial expression recognition: train, measure and ship small networks, and read expressions from photos.
+"""Facial expression recognition: train and ship small networks, and read expressions from photos and video.
 
 >>> import ferkit
 >>> recognizer = ferkit.Recognizer()

@@ -97,6 +97,8 @@ class FaceClassifier:
             else [self._info.head(taxonomy) for taxonomy in taxonomies]
         )
         self._check_crops(crops, batch_size)
+        if not heads:  # ONNX Runtime takes no names for all of them
+            return {}
         sums: dict[str, NDArray[np.float32]] = {
             head.id: np.zeros((len(crops), len(head.labels)), np.float32) for head in heads
         }

@@ -80,7 +80,7 @@ def help_text() -> str:
     return (
         "Usage: ferkit COMMAND [OPTIONS] ...\n\n"
         "Facial expression recognition: train, measure and ship small networks on FER2013,\n"
-        "and read expressions from photos.\n\n"
+        "and read expressions from photos and video.\n\n"
         f"Commands:\n{commands}\n\n"
         "Options:\n"
         "  --version   Show the version and exit.\n"

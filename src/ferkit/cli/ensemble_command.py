@@ -44,7 +44,7 @@ JsonFileOption = Annotated[
 ]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option("--threads", min=1, help="Threads of ONNX Runtime.", show_default="as many as it likes"),
+    typer.Option("--threads", min=1, help="Threads of ONNX Runtime.", show_default="the usable cores"),
 ]
 
 
@@ -101,6 +101,12 @@ def ensemble(
         data=source,
     )
     write_ensemble(content, info, members, out)
+    fitted_to = {vote.taxonomy for vote in fitted}
+    for head in info.taxonomies:
+        if head.id not in fitted_to:
+            lacks = "no --data" if data is None else f"no labels for it in {data}, {split}"
+            weighted = f"; its weights are those of {fitted[0].taxonomy}" if fit else ""
+            remark(f"{head.id}: {lacks}, so the vote is not calibrated in it (temperature 1){weighted}")
     for vote in fitted:
         print(_format_vote(models, vote, split) + "\n")
     print(
@@ -124,14 +130,23 @@ def _parse_weights(text: str | None) -> list[float] | None:
 
 def _format_vote(models: Sequence[str], vote: SplitVote, split: str) -> str:
     from ferkit.ensemble.fit import Figures
+    from ferkit.evaluation.metrics import wilson_interval
     from ferkit.evaluation.report import percent, split_label, table
 
     def line(what: str, weight: str, figures: Figures) -> tuple[str, ...]:
-        return what, weight, percent(figures.accuracy), f"{figures.nll:.4f}", f"{figures.ece:.4f}"
+        low, high = wilson_interval(round(figures.accuracy * vote.fitted.n), vote.fitted.n)
+        return (
+            what,
+            weight,
+            percent(figures.accuracy),
+            f"{percent(low)}-{percent(high)}",
+            f"{figures.nll:.4f}",
+            f"{figures.ece:.4f}",
+        )
 
     fitted = vote.fitted
     what = "weights and temperature" if vote.weights_fitted else "temperature"
-    rows: list[Sequence[str]] = [("", "weight", "accuracy %", "NLL", "ECE")]
+    rows: list[Sequence[str]] = [("", "weight", "accuracy %", "95 % interval", "NLL", "ECE")]
     rows += [
         line(models[k], f"{weight:.3f}", figures)
         for k, weight, figures in zip(vote.voters, fitted.vote.weights, fitted.members, strict=True)

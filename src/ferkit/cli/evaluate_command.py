@@ -28,7 +28,9 @@ ModelArgument = Annotated[
         show_default="the embedded model",
     ),
 ]
-ProtocolOption = Annotated[str, typer.Option("--protocol", help="single, flip, ten-crop, or all of them.")]
+ProtocolOption = Annotated[
+    str, typer.Option("--protocol", help="single, flip, ten-crop; with --data also all.")
+]
 LeaksOption = Annotated[
     bool,
     typer.Option("--drop-leaks", help="Measure also without the test images that stand in Training."),
@@ -39,7 +41,9 @@ JsonFileOption = Annotated[
 FolderOption = Annotated[
     Path | None,
     typer.Option(
-        "--out", help="Write the text, the JSON and the pictures to this folder.", show_default=False
+        "--out",
+        help="Write text, JSON, and pictures or photos.csv, to this folder.",
+        show_default=False,
     ),
 ]
 ResultsOption = Annotated[
@@ -48,9 +52,13 @@ ResultsOption = Annotated[
         "--results", help="Add to this csv, or replace in it, one row per protocol.", show_default=False
     ),
 ]
+NameOption = Annotated[
+    str | None,
+    typer.Option("--name", help="What to call the model in the report and the rows.", show_default="its own"),
+]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option("--threads", min=1, help="Threads of ONNX Runtime.", show_default="as many as it likes"),
+    typer.Option("--threads", min=1, help="Threads of ONNX Runtime.", show_default="the usable cores"),
 ]
 
 
@@ -101,6 +109,7 @@ def evaluate(
     json: JsonFileOption = None,
     out: FolderOption = None,
     results: ResultsOption = None,
+    name: NameOption = None,
     threads: ThreadsOption = None,
     detector: DetectorOption = None,
     min_face: MinFaceOption = None,
@@ -126,6 +135,7 @@ def evaluate(
                 "--drop-leaks": drop_leaks,
                 "--drop-flat": drop_flat,
                 "--results": results,
+                "--name": name,
             },
             "it goes with --data, not with --photos",
         )
@@ -144,6 +154,7 @@ def evaluate(
     assert data is not None
     if model is not None and Path(model).is_dir():
         load_keras()
+    from dataclasses import replace
     from datetime import UTC, datetime
 
     from ferkit import __version__, files
@@ -170,7 +181,8 @@ def evaluate(
     evaluation = measure(
         subject.predict, dataset, heads=subject.heads, split=split, protocols=chosen, drop_leaks=drop_leaks
     )
-    report = Report(subject.facts, evaluation, datetime.now(UTC).date().isoformat(), __version__)
+    facts = subject.facts if name is None else replace(subject.facts, name=name)
+    report = Report(facts, evaluation, datetime.now(UTC).date().isoformat(), __version__)
     print(format_report(report), end="")
     if json is not None:
         files.write_json(json, report_as_json(report))

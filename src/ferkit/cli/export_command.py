@@ -92,7 +92,8 @@ def export(
         if not row["without_leaks"]:
             print(
                 f"{row['split']} {row['labels']}, {row['protocol']}: {100 * row['accuracy']:.2f} % "
-                f"({100 * row['interval'][0]:.2f}-{100 * row['interval'][1]:.2f}), ECE {row['ece']:.4f}"
+                f"({100 * row['interval'][0]:.2f}-{100 * row['interval'][1]:.2f}), ECE "
+                + ("-" if row["ece_out_of_fold"] is None else f"{row['ece_out_of_fold']:.4f} out of fold")
             )
     if card is not None:
         files.write_text(card, render_card(info, release.bytes))

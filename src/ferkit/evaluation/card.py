@@ -87,7 +87,7 @@ def render_card(info: ModelInfo, size_bytes: int) -> str:
             f"{recipe['batch_size']}, {recipe['optimizer']['name']}, seed {recipe['seed']}; "
             "the whole recipe lies in the model file"
         )
-    if faces := recipe.get("precise_batch_norm"):
+    if faces := min(recipe.get("precise_batch_norm", 0), data.get("training", 0)):
         lines.append(
             f"- Batch normalisation's means and variances are those of {faces:,} training faces without "
             "augmentation, taken after the last epoch"
@@ -103,7 +103,11 @@ def render_card(info: ModelInfo, size_bytes: int) -> str:
             f"- {data['training_hours']:.1f} hours on {machine.get('processor', 'an unknown processor')}, "
             f"{machine.get('cores', '?')} core(s)"
         )
-    lines.append("- The weights are those of the last epoch, not of the best")
+    averaged = recipe.get("optimizer", {}).get("ema")
+    lines.append(
+        f"- The weights are {'averaged over the steps up to' if averaged else 'those of'} the last epoch, "
+        "not of the best"
+    )
     if parity := data.get("parity_with_keras"):
         lines.append(
             "- Against the Keras network in float32: largest difference of a probability "

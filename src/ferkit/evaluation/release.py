@@ -214,7 +214,7 @@ def summary_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
             rows += [
                 {
                     "split": evaluation.split,
-                    "selection_split": evaluation.split == SELECTION_SPLIT,
+                    "selection_split": True,  # of this model at least: its temperatures are fitted there
                     "protocol": entry.protocol,
                     "labels": s.labels,
                     "without_leaks": without_leaks,

@@ -90,8 +90,10 @@ def _head(report: Report) -> str:
         lines.append(
             "Recipes are compared and temperatures fitted on this split: its figures are no test result."
         )
-    if model.kind == "keras":
-        lines.append("A run is not calibrated yet (temperature 1); `ferkit export` fits its temperatures.")
+    elif evaluation.split in model.fitted_on:
+        lines.append("This very model was selected or fitted on this split: its figures are no test result.")
+    if not model.calibrated:
+        lines.append("The run is not calibrated yet (temperature 1); `ferkit export` fits its temperatures.")
     return "\n".join(lines)
 
 

@@ -39,7 +39,7 @@ class ResultRow:
         ferplus_argmax: Percent; empty if not measured.
         seeds: Seeds behind the model, separated by blanks.
         epochs: Epochs of the longest run behind it.
-        hours: Hours of training, all runs together.
+        hours: Hours of training, all runs together; a teacher's are not in it.
         date: Day of the measurement.
     """
 
@@ -136,16 +136,38 @@ def read_results(path: Path) -> list[ResultRow]:
     return [ResultRow(*line) for line in lines[1:]]
 
 
+def _key(row: ResultRow) -> tuple[str, ...]:
+    return tuple(getattr(row, name) for name in KEY)
+
+
+def _check_replaces(path: Path, old: ResultRow, new: ResultRow) -> None:
+    """Refuse to replace a row by one that speaks of something else, or says less."""
+    what = f"{path} has a row of {old.model}, {old.split}, {old.protocol}"
+    if other := [c for c in ("labels", "n", "seeds") if getattr(old, c) != getattr(new, c)]:
+        differ = "; ".join(f"{c} {getattr(old, c)!r}, now {getattr(new, c)!r}" for c in other)
+        raise DataError(f"{what} that is about something else: {differ}. Give this model a --name of its own")
+    if lost := [c for c in COLUMNS if getattr(old, c) and not getattr(new, c)]:
+        raise DataError(
+            f"{what} in which {', '.join(lost)} was measured too; measure it again as well (--votes, "
+            "--drop-leaks), or name another file"
+        )
+
+
 def update_results(path: Path, rows: list[ResultRow]) -> None:
     """Put rows into a results file in one step: a row of the same model, split and protocol is replaced.
 
     A replaced row keeps its place, a new one comes last.
 
     Raises:
-        DataError: If the file exists and is no table of results.
+        DataError: If the file exists and is no table of results, or a row would be replaced by one of other
+            faces, labels or seeds, or by one in which less was measured.
         OutputError: If it cannot be written.
     """
-    table = {tuple(getattr(row, k) for k in KEY): row for row in [*read_results(path), *rows]}
+    table = {_key(row): row for row in read_results(path)}
+    for row in rows:
+        if (old := table.get(_key(row))) is not None:
+            _check_replaces(path, old, row)
+        table[_key(row)] = row
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(COLUMNS)

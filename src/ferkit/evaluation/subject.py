@@ -37,7 +37,9 @@ class ModelFacts:
         members: Number of networks in it.
         seeds: Seeds of the training runs behind it, as far as they are known.
         epochs: Epochs of the longest of them; None if unknown.
-        hours: Hours of training, all runs together; None if unknown.
+        hours: Hours of training, all runs together, without a teacher's; None if unknown.
+        fitted_on: Splits that its epochs, temperatures or weights of a vote were chosen or fitted on.
+        calibrated: Whether temperatures were fitted.
     """
 
     name: str
@@ -52,6 +54,8 @@ class ModelFacts:
     seeds: tuple[int, ...]
     epochs: int | None
     hours: float | None
+    fitted_on: tuple[str, ...] = ()
+    calibrated: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,8 @@ def open_run(folder: Path) -> Subject:
             seeds=(run.recipe.seed,),
             epochs=len(run.history),
             hours=float(run.facts["seconds"]) / 3600,
+            fitted_on=_fitted_on(run.facts.get("data", {})),
+            calibrated=temperatures is not None,
         ),
         heads={taxonomy.id: taxonomy for taxonomy in run.taxonomies},
         predict=predict,
@@ -189,4 +195,11 @@ def facts_of(info: ModelInfo, size_bytes: int | None, sha256: str | None, kind: 
         seeds=tuple(seeds),
         epochs=max(epochs, default=None),
         hours=sum(hours) if complete else None,
+        fitted_on=_fitted_on(info.data),
     )
+
+
+def _fitted_on(data: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the splits of a model's ``data`` on which something about it was chosen, each once."""
+    named = (data.get("validation_split"), data.get("fitted_on"))
+    return tuple(dict.fromkeys(str(split) for split in named if split))

@@ -103,7 +103,7 @@ def ask_teachers(
         content, info = read_model(resolve_model(teacher))
         heads = _shared_heads(str(teacher), info, images.shape[1], taxonomies)
         digest = hashlib.sha256(content).hexdigest()
-        kept = folder / f"{digest[:24]}-{faces[:24]}-{protocol}.npz"
+        kept = folder / f"{digest[:24]}-{faces[:24]}-{protocol}-{'-'.join(heads)}.npz"
         answers = _ask_one(content, heads, images, protocol, kept, info.name, told)
         for head, answer in answers.items():
             sums[head] = sums[head] + answer if head in sums else answer

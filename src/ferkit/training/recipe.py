@@ -58,12 +58,20 @@ class DataPart(_Part):
     train_split: str = "Training"
     validation_split: str = "PublicTest"
 
+    @model_validator(mode="after")
+    def _apart(self) -> DataPart:
+        if self.train_split == self.validation_split:
+            raise ValueError(f"train_split and validation_split are both {self.train_split}")
+        return self
+
 
 class DistilPart(_Part):
     """How a teacher's answers enter the loss (Hinton et al. 2015); ``ferkit distil`` names the teacher."""
 
     weight: float = Field(0.0, ge=0, le=1, description="share of the loss; the labels have the rest")
-    temperature: float = Field(1.0, ge=0.1, le=100, description="of both the teacher and the student")
+    temperature: float = Field(
+        1.0, ge=0.1, le=100, description="of both the teacher's answers and the student"
+    )
     protocol: Protocol = Field("flip", description="views that the teacher's answers are averaged over")
 
 

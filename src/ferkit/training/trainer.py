@@ -140,6 +140,7 @@ class Session:
             training = training.select(~flat_rows(training))
         self.training = training.of_split(data.train_split)
         self.validation = dataset.of_split(data.validation_split)
+        self.has_votes = dataset.votes is not None
         self.heads = heads_of(recipe, dataset.taxonomy, dataset.votes is not None)
         self.names = tuple(head.taxonomy.id for head in self.heads)
         self.validation_mass = target_mass(self.validation, self.heads)
@@ -306,12 +307,15 @@ class Session:
         written = (self.folder / runs.WEIGHTS).exists() and (self.folder / runs.HISTORY).exists()
         same = load_recipe(self.folder / runs.RECIPE) == self.recipe
         if before.get("state") == "finished" and written and same:
+            # Its last row may be younger than the checkpoint's: statistics can be made precise afterwards.
+            self.history = runs.load_run(self.folder).history
             return
         self.average_in()
         if self.recipe.precise_batch_norm:
             self.make_precise()
         self.history[-1].update(self.validate())
         weights = state.network_arrays(self.network, self.names)
+        (self.folder / runs.TEMPERATURES).unlink(missing_ok=True)
         state.write_archive(self.folder / runs.WEIGHTS, weights, self.meta())
         write_text(self.folder / runs.RECIPE, dump_recipe(self.recipe))
         write_history(self.folder, self.history)
@@ -394,6 +398,12 @@ class Session:
             change = {"after": len(meta["history"]), "epochs": [begun.epochs, self.recipe.epochs]}
             self.facts["changed"] = [*meta.get("changed", []), change]
         if meta.get("fingerprint") != self.facts["data"]["fingerprint"]:
+            if (
+                runs.read_json(self.folder / runs.RUN).get("data", {}).get("faces")
+                == self.facts["data"]["faces"]
+            ):
+                begun_with = "without" if self.has_votes else "with"
+                raise TrainingError(f"{path} was begun {begun_with} FER+ votes; resume it so (--votes)")
             raise TrainingError(f"{path} was trained on other data: the fingerprints differ")
         state.load_network_arrays(self.network, self.names, arrays, str(path))
         state.load_optimizer_arrays(self.optimizer, arrays, str(path))
@@ -502,7 +512,8 @@ def train(
     if session.answers is not None and not resume:
         write_answers(folder / runs.TEACHER, session.answers)
     # Weights of a run that goes on are no longer its last.
-    (folder / runs.WEIGHTS).unlink(missing_ok=True)
+    for name in (runs.WEIGHTS, runs.TEMPERATURES):
+        (folder / name).unlink(missing_ok=True)
     session.record("running")
     watcher.started(
         recipe=recipe,
