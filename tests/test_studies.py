@@ -22,6 +22,7 @@ STUDIES = Path(__file__).resolve().parents[1] / "studies"
 sys.path.insert(0, str(STUDIES))
 
 import accuracy  # noqa: E402  # found once the folder is on the path
+import sharpness  # noqa: E402
 import student  # noqa: E402
 import taxonomies  # noqa: E402
 import variants  # noqa: E402
@@ -126,3 +127,23 @@ def test_a_class_without_faces_or_answers_has_no_figures():
     rows = taxonomies.by_class(p, np.array([0, 1, 1]), ("a", "b", "c"))
     assert [row["recall"] for row in rows] == [1.0, 0.5, None]
     assert [row["precision"] for row in rows] == [0.5, 1.0, None]
+
+
+def test_the_finest_detail_is_lost_first_and_more_of_it_bilinearly():
+    noise = np.random.default_rng(0).integers(0, 256, (128, 48, 48)).astype(np.uint8)
+    bands = sharpness.spectrum(noise.astype(float))
+    assert bands.max() / bands.min() < 1.2  # noise holds as much of every frequency
+    left = sharpness.kept_detail(noise)
+    assert left["bilinear"] == sorted(left["bilinear"], reverse=True)
+    assert left["bilinear"][-1] < left["cubic"][-1] < 1
+
+
+def test_statistics_anew_change_a_runs_readings_and_the_checkpoint_keeps_the_old_ones(two_seeds):
+    _, found, runs = two_seeds
+    faces = load_dataset("cartoon:240:3", cache=False)
+    training, test = np.asarray(faces.of_split("Training").images), faces.of_split("PublicTest")
+    read = sharpness.readings(runs / found[0].name, training, test)
+    history, _ = variants.read_run(runs / found[0].name)
+    before = read.pop("moving averages of training")
+    assert before["loss"] == pytest.approx(history[-1]["val_loss"], abs=1e-4)
+    assert all(figures["loss"] != before["loss"] for figures in read.values())
