@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import pickle
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -331,6 +332,16 @@ def test_a_frame_counts_for_as_long_as_it_is_shown() -> None:
     (person,) = timeline.people()
     assert person.label == "sad"
     assert person.by_label["sad"] == 5.0
+
+
+def test_people_travel_between_processes_and_can_be_put_into_a_set() -> None:
+    timeline = Timeline(FER2013)
+    timeline.add(result(0, face(1, "happy"), face(2, "sad")))
+    people = timeline.people()
+    again = pickle.loads(pickle.dumps(people))
+    assert again == people
+    assert set(again) == set(people)
+    assert tuple(again[0].by_label) == (*FER2013.labels, UNCERTAIN)
 
 
 def test_faces_that_are_not_followed_belong_to_nobody() -> None:

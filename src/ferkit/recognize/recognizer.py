@@ -158,7 +158,7 @@ class Recognizer:
             What was found in the photo, or in each of the list. No face is no error: ``faces`` is empty.
 
         Raises:
-            ImageError: If a photo cannot be read.
+            ImageError: If a photo cannot be read, or a face not be cut out of it.
         """
         several = isinstance(photos, (list, tuple))
         results: list[Photo] = []
@@ -306,7 +306,11 @@ class Recognizer:
         height, width = rgb.shape[:2]
         detections = self._detector.detect(rgb)
         boxes, marks = [d.box for d in detections], [d.landmarks for d in detections]
-        crops = self._crop(to_gray(rgb), boxes, marks)
+        try:
+            crops = self._crop(to_gray(rgb), boxes, marks)
+        except ImageError as error:
+            # Such as a picture too long to be a face crop, or an empty box of somebody's own detector.
+            return Unreadable(source, ImageError(f"{source or 'the picture'}: {error}"))
         qualities = tuple(
             measure_quality(d.box, d.landmarks, crop, width, height)
             for d, crop in zip(detections, crops, strict=True)

@@ -196,7 +196,7 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A photo that could not be read, among others that could.
+    """A photo that could not be read, or whose faces could not be cut out, among others that could.
 
     Attributes:
         source: The file, or None for bytes, arrays and Pillow images.
