@@ -33,6 +33,7 @@ from ferkit import (
 )
 from ferkit.crops import CropGeometry, crop_corners, crop_faces
 from ferkit.detect import Detection, Detector, make_detector
+from ferkit.detect.whole import WholePicture
 from ferkit.errors import (
     DetectorError,
     FerkitError,
@@ -313,6 +314,9 @@ def test_a_detector_object_of_ones_own_works(model: Path) -> None:
         ({"detector": "haar"}, DetectorError, "'haar'"),
         ({"min_confidence": 1.5}, FerkitError, r"between 0 and 1. Received: 1\.5"),
         ({"min_face": 2}, DetectorError, "2"),
+        ({"detector": None}, DetectorError, "with a name and a method detect. Received: None"),
+        ({"detector": WholePicture}, DetectorError, "Received: <class"),
+        ({"providers": "CPUExecutionProvider"}, FerkitError, "Received the text: 'CPUExecutionProvider'"),
         ({"model": "no-such-model"}, ModelFileError, "'no-such-model'"),
         ({"providers": ["NoSuchProvider"]}, MissingDependencyError, "NoSuchProvider"),
         ({"protocol": "tencrop"}, FerkitError, "single, flip, ten-crop. Received: 'tencrop'"),
@@ -330,8 +334,6 @@ def test_what_is_not_there_is_an_error_at_once(
 
 
 def test_min_face_belongs_to_detectors_by_name(model: Path) -> None:
-    from ferkit.detect.whole import WholePicture
-
     with pytest.raises(FerkitError, match="min_face"):
         Recognizer(model, detector=WholePicture(), min_face=30)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ferkit.classifier import FaceClassifier
 from ferkit.crops import PROTOCOLS, Protocol, crop_corners, crop_faces, fit_crop
 from ferkit.detect import Detection, Detector, make_detector
-from ferkit.errors import FerkitError, ImageError
+from ferkit.errors import DetectorError, FerkitError, ImageError
 from ferkit.images import DEFAULT_MAX_PIXELS, ImageSource, load_image, to_gray
 from ferkit.recognize.quality import Quality, measure_quality
 from ferkit.recognize.results import Explanation, Expression, Face, Photo, Unreadable, expressions
@@ -72,11 +72,11 @@ class Recognizer:
         max_pixels: Photos with more are refused.
 
     Raises:
-        FerkitError: If a number is out of its range, there is no such protocol, or ``min_face`` comes with a
-            detector object.
+        FerkitError: If a number is out of its range, there is no such protocol, ``providers`` is no sequence
+            of names, or ``min_face`` comes with a detector object.
         ModelFileError: If the model is missing or damaged.
         TaxonomyError: If the model does not answer in that taxonomy.
-        DetectorError: If the detector is unknown or cannot be opened.
+        DetectorError: If the detector is unknown, cannot be opened, or is no detector.
         MissingDependencyError: If a provider is not available here.
     """
 
@@ -101,6 +101,11 @@ class Recognizer:
         for name, value in (("threads", threads), ("batch_size", batch_size), ("max_pixels", max_pixels)):
             if value is not None and value < 1:
                 raise FerkitError(f"{name} must be at least 1. Received: {value}")
+        if not isinstance(detector, str) and not _is_detector(detector):
+            raise DetectorError(
+                "a detector is centerface, yunet:FILE, none, or an object with a name and a method detect. "
+                f"Received: {detector!r}"
+            )
         if not isinstance(detector, str) and min_face is not None:
             raise FerkitError("min_face is for detectors by name; set it in the detector object itself")
         self._classifier = FaceClassifier(model, providers=providers, threads=threads)
@@ -347,6 +352,12 @@ class Recognizer:
             crops, protocol=self._protocol, batch_size=self._batch_size, taxonomies=[name]
         )[name]
         return expressions(probabilities, self._taxonomy, min_confidence=self._min_confidence)
+
+
+def _is_detector(thing: object) -> bool:
+    """Tell whether a thing looks like a :class:`ferkit.detect.Detector`; a class that makes them does not."""
+    named = isinstance(getattr(thing, "name", None), str)
+    return named and callable(getattr(thing, "detect", None)) and not isinstance(thing, type)
 
 
 def _as_arrays(
