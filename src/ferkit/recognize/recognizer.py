@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, TypeAlias, Unpack, overload
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ _PENDING_PHOTOS = 256
 
 _Box: TypeAlias = tuple[float, float, float, float]
 _Marks: TypeAlias = tuple[tuple[float, float], ...]
+_SomeSource = TypeVar("_SomeSource", bound=ImageSource)  # a list[str] is no list[ImageSource] to mypy
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +152,11 @@ class Recognizer:
     @overload
     def predict(self, photos: list[ImageSource] | tuple[ImageSource, ...]) -> list[Photo]: ...
 
+    @overload
+    def predict(self, photos: list[_SomeSource]) -> list[Photo]: ...
+
     def predict(
-        self, photos: ImageSource | list[ImageSource] | tuple[ImageSource, ...]
+        self, photos: ImageSource | list[ImageSource] | list[_SomeSource] | tuple[ImageSource, ...]
     ) -> Photo | list[Photo]:
         """Read the expressions of all faces.
 
