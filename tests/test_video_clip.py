@@ -273,6 +273,22 @@ def test_a_stopped_clip_ends_at_the_next_frame(plain: Path) -> None:
     assert clip.notes == ()
 
 
+@pytest.mark.parametrize("start", [0, "0.6", 5])
+@pytest.mark.parametrize("suffix", [".mp4", ".h264"])
+def test_a_clip_can_be_stopped_before_its_range_is_reached(folder: Path, suffix: str, start: Any) -> None:
+    """Where a place cannot be sought, all before it is decoded: that may take long."""
+    path = folder / f"stopped{suffix}"
+    if not path.exists():
+        write_clip(path, pictures())
+    stop = threading.Event()
+    stopped, closed = Clip(path, start=start, stop=stop), Clip(path, start=start)
+    stop.set()
+    closed.close()
+    for clip in (stopped, closed):
+        assert list(clip.frames()) == []
+        assert (clip.notes, clip.damaged, clip.stopped) == ((), False, True)
+
+
 # What is wrong with a file
 
 
