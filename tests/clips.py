@@ -47,9 +47,11 @@ def write_clip(
     sound_seconds: float = 1.0,
     sound_rate: int = 44_100,
     container: str | None = None,
+    index_in_front: bool = False,
 ) -> Path:
     """Write pictures as a clip; ``times`` counts in ``time_base``. ``sound`` is a codec: a tone of 440 Hz."""
-    with av.open(str(path), "w", format=container) as target:
+    form = {"movflags": "faststart"} if index_in_front else {}
+    with av.open(str(path), "w", format=container, options=form) as target:
         stream: Any = target.add_stream(codec, rate=30, options=options or {})
         stream.codec_context.time_base = time_base
         stream.pix_fmt = pixels

@@ -22,6 +22,7 @@ from ferkit.images import DEFAULT_MAX_PIXELS, is_url
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
@@ -319,30 +320,36 @@ class Clip:
                     container.seek(int((place + self._zero) / stream.time_base), stream=stream)
                 except av.FFmpegError:
                     return
-            packets = container.demux(stream)
             # AVI has no times of its own: packets have one each, in the order in which they are decoded, and
             # the frames have the same ones in the order in which they are shown.
             avi = container.format.name == "avi"
             stamps: list[int] = []
-            while not self.stopped:
+            for packet in self._packets(container, stream):
+                if self.stopped:
+                    return
                 try:
-                    packet = next(packets, None)
-                except av.FFmpegError as error:
-                    self._damage(f"the clip cannot be read to its end: {error.strerror}")
-                    break
-                if packet is None:
-                    break
-                try:
-                    frames = packet.decode()
+                    frames = stream.decode(packet)
                 except av.FFmpegError:
                     self._broken += 1
                     continue
-                if avi and packet.dts is not None:
+                if avi and packet is not None and packet.dts is not None:
                     heapq.heappush(stamps, packet.dts)
                 for frame in frames:
                     if stamps:
                         frame.pts = heapq.heappop(stamps)
                     yield frame
+
+    def _packets(
+        self, container: InputContainer, stream: VideoStream
+    ) -> Iterator[Packet[VideoStream] | None]:
+        """Yield the packets of a stream; where it cannot be read on, None, which empties the decoder."""
+        import av
+
+        try:
+            yield from container.demux(stream)
+        except av.FFmpegError as error:
+            self._damage(f"the clip cannot be read to its end: {error.strerror}")
+            yield None
 
     def _damage(self, note: str) -> None:
         self._damaged = True
