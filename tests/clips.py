@@ -45,10 +45,13 @@ def write_clip(
     aspect: Fraction | None = None,
     sound: str | None = None,
     sound_seconds: float = 1.0,
+    sound_rate: int = 44_100,
     container: str | None = None,
+    index_in_front: bool = False,
 ) -> Path:
     """Write pictures as a clip; ``times`` counts in ``time_base``. ``sound`` is a codec: a tone of 440 Hz."""
-    with av.open(str(path), "w", format=container) as target:
+    form = {"movflags": "faststart"} if index_in_front else {}
+    with av.open(str(path), "w", format=container, options=form) as target:
         stream: Any = target.add_stream(codec, rate=30, options=options or {})
         stream.codec_context.time_base = time_base
         stream.pix_fmt = pixels
@@ -56,13 +59,13 @@ def write_clip(
             stream.set_display_rotation(rotation)
         if aspect is not None:
             stream.codec_context.sample_aspect_ratio = aspect
-        audio: Any = target.add_stream(sound, rate=44_100) if sound else None
+        audio: Any = target.add_stream(sound, rate=sound_rate) if sound else None
         for index, picture in enumerate(frames):
             if index == 0:
                 stream.height, stream.width = picture.shape[:2]
                 if audio is not None:
                     audio.codec_context.layout = "mono"
-                    _write_tone(target, audio, sound_seconds)
+                    _write_tone(target, audio, sound_seconds, sound_rate)
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts = index if times is None else times[index]
             frame.time_base = time_base
@@ -71,17 +74,17 @@ def write_clip(
     return path
 
 
-def tone(seconds: float) -> NDArray[np.int16]:
-    """A tone of 440 Hz at 44,100 samples a second, louder and louder: int16 ``[N]``."""
-    at = np.arange(round(seconds * 44_100)) / 44_100
+def tone(seconds: float, rate: int = 44_100) -> NDArray[np.int16]:
+    """A tone of 440 Hz at so many samples a second, louder and louder: int16 ``[N]``."""
+    at = np.arange(round(seconds * rate)) / rate
     return (at / max(seconds, 1e-9) * 20_000 * np.sin(2 * np.pi * 440 * at)).astype(np.int16)
 
 
-def _write_tone(target: Any, stream: Any, seconds: float) -> None:
-    samples = tone(seconds)
+def _write_tone(target: Any, stream: Any, seconds: float, rate: int) -> None:
+    samples = tone(seconds, rate)
     for start in range(0, len(samples), 1024):
         frame = av.AudioFrame.from_ndarray(samples[None, start : start + 1024], format="s16", layout="mono")
-        frame.sample_rate, frame.pts, frame.time_base = 44_100, start, Fraction(1, 44_100)
+        frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
         target.mux(stream.encode(frame))
     target.mux(stream.encode(None))
 

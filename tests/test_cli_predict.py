@@ -48,6 +48,21 @@ def test_a_table_lists_every_face_and_says_where_there_is_none(
     assert "\x1b" not in captured.out
 
 
+def test_photos_of_two_drives_are_called_as_they_were_named(
+    model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(paths: list[Path]) -> str:
+        raise ValueError("Paths don't have the same drive")  # as on Windows
+
+    monkeypatch.setattr(os.path, "commonpath", refuse)
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.png"):
+        write_image(name, np.zeros((48, 48, 3), np.uint8))
+    assert run(["predict", "a.png", "./b.png", "--detector", "none", "--model", model]) == 0
+    shown = [line.split()[0] for line in capsys.readouterr().out.splitlines() if "png" in line]
+    assert shown == ["a.png", "./b.png"]
+
+
 def test_json_holds_everything(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["predict", ASTRONAUT, CAT, "--model", model, "--json"]) == 0
     first, second = json.loads(capsys.readouterr().out)

@@ -268,6 +268,15 @@ def test_settings_out_of_range_are_refused(arguments: dict[str, float]) -> None:
         CenterFace(**arguments)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("min_face", [0, -3, 4.9, float("nan"), float("inf")])
+def test_a_smallest_face_out_of_range_is_refused_by_yunet_before_the_first_photo(
+    tmp_path: Path, min_face: float
+) -> None:
+    spec = f"yunet:{modelzoo.write_toy_yunet(tmp_path / 'y.onnx')}"
+    with pytest.raises(DetectorError, match="at least 5 pixels"):
+        make_detector(spec, min_face=min_face)
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [

@@ -140,11 +140,26 @@ def test_the_cache_folder_is_the_chosen_one_and_stays_empty(
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_without_pyav_video_is_missing_and_not_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "av", None)
+@pytest.mark.parametrize("name", ["av", "supervision", "trackers"])
+def test_without_any_one_of_its_libraries_video_is_missing_and_not_fatal(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    absent = Library(("no-such-thing",), name, "video", "a test")
+    monkeypatch.setattr(
+        checks, "LIBRARIES", tuple(absent if one.module == name else one for one in LIBRARIES)
+    )
     check = checks.check_video()
-    assert (check.state, check.fatal) == ("missing", False)
+    assert (check.state, check.detail, check.fatal) == ("missing", "no-such-thing", False)
     assert check.remedy == "pip install 'ferkit[video]'"
+
+
+def test_a_library_of_video_that_does_not_load_shows_its_last_word(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "trackers.py").write_text("raise ImportError('it is something else')\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    check = checks.check_video()
+    assert (check.state, check.detail) == ("broken", "ImportError: it is something else")
 
 
 def test_a_library_of_the_base_that_is_absent_is_fatal(monkeypatch: pytest.MonkeyPatch) -> None:

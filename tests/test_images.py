@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from ferkit.errors import ImageError, OutputError
 from ferkit.images import encode_image, load_image, read_bytes, to_gray, write_image
@@ -75,6 +75,17 @@ def test_the_rotation_that_a_camera_noted_is_carried_out(kind: str, orientation:
     content = encoded(PIXELS, kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
     assert np.array_equal(load_image(content), np.asarray(upright))
+
+
+def test_a_photo_whose_exif_is_unreadable_is_read_as_it_stands() -> None:
+    # With a resolution in its JFIF header Pillow reads the EXIF not on opening, but when it is asked for it.
+    content = encoded(SMOOTH, "JPEG", quality=95, dpi=(72, 72), exif=b"Exif\0\0" + bytes(20))
+    with pytest.raises(SyntaxError):
+        Image.open(io.BytesIO(content)).getexif()
+    assert np.abs(load_image(content).astype(int) - SMOOTH).mean() < 6
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Raw profile type exif", "\nexif\n       4\nzz\n")
+    assert np.array_equal(load_image(encoded(PIXELS, "PNG", pnginfo=text)), PIXELS)
 
 
 def test_transparent_parts_are_laid_on_white() -> None:

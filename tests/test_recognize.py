@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
+import pickle
 import sys
 import threading
-from collections.abc import Iterator
-from dataclasses import FrozenInstanceError
+from collections.abc import Callable, Iterator
+from dataclasses import FrozenInstanceError, asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +20,20 @@ from PIL import Image
 
 import ferkit
 import modelzoo
-from ferkit import Explanation, Expression, Face, FaceClassifier, Photo, Recognizer, Unreadable, load_image
+from ferkit import (
+    Explanation,
+    Expression,
+    Face,
+    FaceClassifier,
+    Photo,
+    Quality,
+    Recognizer,
+    Unreadable,
+    load_image,
+)
 from ferkit.crops import CropGeometry, crop_corners, crop_faces
 from ferkit.detect import Detection, Detector, make_detector
+from ferkit.detect.whole import WholePicture
 from ferkit.errors import (
     DetectorError,
     FerkitError,
@@ -32,7 +45,7 @@ from ferkit.errors import (
 from ferkit.images import to_gray, write_image
 from ferkit.modelfile import write_model
 from ferkit.recognize.drawing import AnnotatedNames, colour, draw, label_places
-from ferkit.recognize.results import UNCERTAIN, expressions
+from ferkit.recognize.results import UNCERTAIN, ByLabel, expressions
 from ferkit.recognize.writers import FORMATS, make_writer
 from ferkit.taxonomy import FER2013, FERPLUS
 from samples import sample
@@ -136,6 +149,36 @@ def test_an_unreadable_photo_stops_predict_but_not_predict_each(
     assert isinstance(third, Photo)
     with pytest.raises(ImageError, match="absent"):
         recognizer.crops(absent)
+
+
+def test_a_picture_too_long_for_a_face_crop_does_not_stop_the_others(model: Path, tmp_path: Path) -> None:
+    long = tmp_path / "long.png"
+    write_image(long, np.zeros((1, 30_001, 3), np.uint8))
+    recognizer = Recognizer(model, detector="none")
+    crop = np.zeros((48, 48, 3), np.uint8)
+    first, second, third = recognizer.predict_each([crop, long, crop])
+    assert isinstance(first, Photo)
+    assert isinstance(second, Unreadable)
+    assert second.source == str(long)
+    assert str(second.error).startswith(f"{long}: a face crop has at most")
+    assert third == first
+    with pytest.raises(ImageError, match=r"long\.png: a face crop has at most"):
+        recognizer.predict(long)
+
+
+def test_an_empty_box_of_ones_own_detector_does_not_stop_the_other_photos(model: Path) -> None:
+    class SometimesEmpty:
+        name = "sometimes-empty"
+
+        def detect(self, image: NDArray[np.uint8]) -> tuple[Detection, ...]:
+            return (Detection((5.0, 5.0, float(image[0, 0, 0]), 20.0), 0.5),)
+
+    photos = [np.full((32, 32, 3), right, np.uint8) for right in (20, 5)]
+    good, bad, after = Recognizer(model, detector=SometimesEmpty()).predict_each([*photos, photos[0]])
+    assert isinstance(good, Photo)
+    assert isinstance(bad, Unreadable)
+    assert str(bad.error).startswith("the picture: boxes are left, top, right, bottom")
+    assert after == good
 
 
 @pytest.mark.parametrize("faces", [0, 1])
@@ -271,6 +314,9 @@ def test_a_detector_object_of_ones_own_works(model: Path) -> None:
         ({"detector": "haar"}, DetectorError, "'haar'"),
         ({"min_confidence": 1.5}, FerkitError, r"between 0 and 1. Received: 1\.5"),
         ({"min_face": 2}, DetectorError, "2"),
+        ({"detector": None}, DetectorError, "with a name and a method detect. Received: None"),
+        ({"detector": WholePicture}, DetectorError, "Received: <class"),
+        ({"providers": "CPUExecutionProvider"}, FerkitError, "Received the text: 'CPUExecutionProvider'"),
         ({"model": "no-such-model"}, ModelFileError, "'no-such-model'"),
         ({"providers": ["NoSuchProvider"]}, MissingDependencyError, "NoSuchProvider"),
         ({"protocol": "tencrop"}, FerkitError, "single, flip, ten-crop. Received: 'tencrop'"),
@@ -288,8 +334,6 @@ def test_what_is_not_there_is_an_error_at_once(
 
 
 def test_min_face_belongs_to_detectors_by_name(model: Path) -> None:
-    from ferkit.detect.whole import WholePicture
-
     with pytest.raises(FerkitError, match="min_face"):
         Recognizer(model, detector=WholePicture(), min_face=30)
 
@@ -330,6 +374,55 @@ def test_results_are_frozen_and_become_plain_types(recognizer: Recognizer) -> No
     assert set(face["quality"]) == {*("size", "sharpness", "yaw", "pitch", "roll", "outside", "flags")}
     assert set(face["landmarks"]) == {"left_eye", "right_eye", "nose", "left_mouth", "right_mouth"}
     assert face["probabilities"] == dict(photo.faces[0].probabilities)
+
+
+def photo_of_two_faces() -> Photo:
+    rows = np.array([[0.5, 0.25, 0.25, 0, 0, 0, 0], [0, 0, 0, 0.125, 0, 0.875, 0]], np.float32)
+    marks = tuple((float(k), 1.0) for k in range(5))
+    quality = Quality(20.0, 0.75, None, None, None, 0.0, ("small",))
+    faces = tuple(
+        Face((0.0, 0.0, 10.0, 20.0), 0.5, marks, expression, quality)
+        for expression in expressions(rows, FER2013)
+    )
+    return Photo("a.jpg", 30, 40, "fer2013", faces)
+
+
+@pytest.mark.parametrize(
+    "again",
+    [lambda photo: pickle.loads(pickle.dumps(photo)), copy.copy, copy.deepcopy],
+    ids=["pickle", "copy", "deepcopy"],
+)
+def test_results_travel_between_processes_and_can_be_copied(again: Callable[[Photo], Photo]) -> None:
+    photo = photo_of_two_faces()
+    other = again(photo)
+    assert other == photo
+    assert other.to_dict() == photo.to_dict()
+    assert tuple(other.faces[1].probabilities) == FER2013.labels
+    with pytest.raises(TypeError):
+        other.faces[0].probabilities["happy"] = 1.0  # type: ignore[index]
+
+
+def test_results_can_be_put_into_a_set_and_taken_apart() -> None:
+    photo = photo_of_two_faces()
+    first, second = photo.faces
+    assert {first, second, copy.deepcopy(first)} == {first, second}
+    assert hash(photo) == hash(copy.deepcopy(photo))
+    assert asdict(photo)["faces"][0]["expression"]["probabilities"] == first.probabilities
+
+
+def test_numbers_by_label_are_a_mapping_in_order_that_equals_a_dict_and_cannot_be_changed() -> None:
+    plain = {"sad": 0.25, "happy": 0.75}
+    numbers = ByLabel(plain)
+    plain["sad"] = 1.0  # what it was made from is another thing
+    assert list(numbers.items()) == [("sad", 0.25), ("happy", 0.75)]
+    assert numbers == {"happy": 0.75, "sad": 0.25}
+    assert numbers == ByLabel({"happy": 0.75, "sad": 0.25})
+    assert hash(numbers) == hash(ByLabel({"happy": 0.75, "sad": 0.25}))
+    assert numbers != ByLabel({"happy": 0.75, "sad": 0.5})
+    assert repr(numbers) == "ByLabel({'sad': 0.25, 'happy': 0.75})"
+    with pytest.raises(KeyError):
+        numbers["angry"]
+    assert not hasattr(numbers, "__dict__")
 
 
 def test_every_face_is_judged(recognizer: Recognizer) -> None:

@@ -72,6 +72,20 @@ def test_closing_early_ends_the_thread_and_the_source() -> None:
     assert ended.wait(5)
 
 
+def test_closing_tells_a_source_that_is_long_at_an_item_to_leave_off() -> None:
+    told = threading.Event()
+    heard: list[bool] = []
+
+    def source() -> Iterator[int]:
+        yield 0
+        heard.append(told.wait(5))
+
+    items = in_background(source(), limit=2, weigh=one, cancel=told.set)
+    next(items)
+    items.close()
+    assert heard == [True]
+
+
 def test_a_sink_consumes_everything_before_it_is_left() -> None:
     taken: list[int] = []
 

@@ -273,6 +273,22 @@ def test_a_stopped_clip_ends_at_the_next_frame(plain: Path) -> None:
     assert clip.notes == ()
 
 
+@pytest.mark.parametrize("start", [0, "0.6", 5])
+@pytest.mark.parametrize("suffix", [".mp4", ".h264"])
+def test_a_clip_can_be_stopped_before_its_range_is_reached(folder: Path, suffix: str, start: Any) -> None:
+    """Where a place cannot be sought, all before it is decoded: that may take long."""
+    path = folder / f"stopped{suffix}"
+    if not path.exists():
+        write_clip(path, pictures())
+    stop = threading.Event()
+    stopped, closed = Clip(path, start=start, stop=stop), Clip(path, start=start)
+    stop.set()
+    closed.close()
+    for clip in (stopped, closed):
+        assert list(clip.frames()) == []
+        assert (clip.notes, clip.damaged, clip.stopped) == ((), False, True)
+
+
 # What is wrong with a file
 
 
@@ -356,6 +372,33 @@ def test_a_truncated_clip_gives_what_is_there_and_says_so(folder: Path, suffix: 
         assert clip.damaged
     if suffix == ".mkv":
         assert any("the clip declares 3.00 s and ends after 1." in note for note in clip.notes)
+
+
+def test_a_truncated_clip_whose_index_is_in_front_gives_what_is_there(folder: Path) -> None:
+    whole = write_clip(
+        folder / "front.mp4", pictures(60), options={"g": "10", "bf": "0"}, index_in_front=True
+    )
+    content = whole.read_bytes()
+    assert content.index(b"moov") < content.index(b"mdat")
+    path = folder / "front-half.mp4"
+    path.write_bytes(content[: len(content) * 7 // 10])
+    clip = Clip(path)
+    shown = [number_in(frame.rgb) for frame in clip.frames()]
+    assert shown == list(range(len(shown)))
+    assert 15 < len(shown) < 60
+    assert clip.damaged
+
+
+def test_frames_that_the_decoder_holds_come_also_where_the_rest_cannot_be_read(
+    folder: Path, plain: Path
+) -> None:
+    """A playlist whose second part is missing: the reading ends by an error."""
+    path = folder / "parts.ffconcat"
+    path.write_text(f"ffconcat version 1.0\nfile {plain.name}\nfile missing.mp4\n")
+    clip = Clip(path)
+    assert [number_in(frame.rgb) for frame in clip.frames()] == list(range(FRAMES))
+    assert clip.damaged
+    assert "the clip cannot be read to its end: No such file or directory" in clip.notes
 
 
 def test_damage_in_the_middle_is_said_and_the_rest_is_read(folder: Path) -> None:

@@ -26,6 +26,7 @@ from ferkit.errors import MissingDependencyError, VideoError
 from ferkit.recognize.clip import Clip
 from ferkit.recognize.smoothing import Smoothing
 from ferkit.recognize.video import FrameResult
+from ferkit.recognize.video_process import VideoOutputs, process_video
 from ferkit.recognize.video_writers import FrameCsv
 from ferkit.taxonomy import FER2013
 
@@ -259,6 +260,24 @@ def test_who_stops_early_leaves_no_thread_behind(recognizer: Recognizer, clip: P
     del reading
     gc.collect()
     assert readers() == []
+
+
+def test_who_stops_early_stops_the_reading_too(recognizer: Recognizer, clip: Path) -> None:
+    with recognizer.video(clip) as reading:
+        next(reading)
+    assert reading._clip.stopped
+
+
+def test_a_clip_that_is_stopped_before_its_first_frame_writes_nothing(
+    recognizer: Recognizer, clip: Path, tmp_path: Path
+) -> None:
+    stop = threading.Event()
+    stop.set()
+    outputs = VideoOutputs(clip=tmp_path / "out.mp4", csv=tmp_path / "out.csv")
+    with pytest.raises(VideoError, match=r"face\.mp4 was stopped before its first frame; nothing is written"):
+        process_video(recognizer, clip, outputs, start="0.5", stop=stop)
+    assert list(tmp_path.iterdir()) == []
+    assert list(recognizer.video(clip, start="0.5", stop=stop)) == []
 
 
 def test_one_recognizer_reads_several_clips_at_once(recognizer: Recognizer, clip: Path) -> None:

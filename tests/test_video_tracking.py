@@ -196,6 +196,33 @@ def test_one_frame_in_two_seconds_still_follows_a_face() -> None:
     assert [list(frame) for frame in found] == [[1]] * 6
 
 
+class Still:
+    """A detector that always finds the same face."""
+
+    name = "still"
+
+    def detect(self, image: NDArray[np.uint8]) -> tuple[Detection, ...]:
+        return (Detection((10, 10, 40, 50), 0.9),)
+
+
+@pytest.mark.parametrize(
+    ("max_gap", "rate"),
+    [(0, 30.0), (0.01, 25.0), (0.04, 25.0), (0.7, 1.0), (0.75, 1.0), (1.0, 1.0), (1.0, 0.2)],
+)
+def test_who_is_seen_in_every_frame_keeps_the_number_whatever_the_gap(max_gap: float, rate: float) -> None:
+    """A step of the clock as long as the gap was decided by rounding: at frame 64, with the default."""
+    tracker = FaceTracker(Still(), max_gap=max_gap, rate=rate)
+    gray = np.zeros((60, 60), np.uint8)
+    rgb = rgb_of(gray)
+    assert {tracker.update(rgb, gray, k / rate)[0].track for k in range(70)} == {1}
+
+
+@pytest.mark.parametrize(("max_gap", "missing", "same"), [(0, 1, False), (0.04, 1, False), (0.07, 1, True)])
+def test_a_gap_of_less_than_two_frames_is_obeyed_too(max_gap: float, missing: int, same: bool) -> None:
+    frames = [[(100, 80)]] * 5 + [[]] * missing + [[(100, 80)]] * 5
+    assert list(follow(frames, max_gap=max_gap)[0][-1]) == [1 if same else 2]
+
+
 def test_another_scene_has_other_people() -> None:
     found, looks = follow([[(100, 80)]] * 10, every=100, scenes=[0] * 5 + [3] * 5)
     assert [list(frame) for frame in found] == [[1]] * 5 + [[2]] * 5

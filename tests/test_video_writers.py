@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import pickle
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,31 @@ def test_sound_of_two_recordings_in_one_file_goes_on(
     assert len(sound_of(target_path)[1]) / 44_100 == pytest.approx(2.0, abs=0.15)
 
 
+@pytest.mark.parametrize(
+    ("codec", "rate", "source", "target", "heard"),
+    [
+        ("pcm_s16le", 192_000, "in.mov", "out.mp4", ("aac", 96_000)),
+        ("pcm_s16le", 6_000, "in.mov", "out.mkv", ("aac", 7_350)),
+        ("pcm_s16le", 46_000, "in.mov", "out.mov", ("aac", 48_000)),
+        ("mp3", 11_025, "in.mkv", "out.mp4", ("aac", 11_025)),
+        ("mp3", 11_025, "in.mkv", "out.mkv", ("mp3", 11_025)),
+        ("flac", 48_000, "in.mkv", "out.mov", ("aac", 48_000)),
+        ("flac", 48_000, "in.mkv", "out.mp4", ("flac", 48_000)),
+    ],
+)
+def test_sound_that_aac_or_the_container_refuses_does_not_end_the_run(
+    tmp_path: Path, codec: str, rate: int, source: str, target: str, heard: tuple[str, int]
+) -> None:
+    path = write_clip(
+        tmp_path / source, [numbered(k) for k in range(15)], sound=codec, sound_seconds=0.5, sound_rate=rate
+    )
+    with av.open(str(copy_clip(path, tmp_path / target))) as copy:
+        (stream,) = copy.streams.audio
+        assert (stream.codec_context.codec.canonical_name, stream.codec_context.sample_rate) == heard
+        seconds = sum(frame.samples for frame in copy.decode(stream)) / heard[1]
+    assert seconds == pytest.approx(0.5, abs=2.5 * 1152 / heard[1])  # packets are filled up, and begin early
+
+
 def test_the_sound_of_a_range_stays_in_step(tmp_path: Path) -> None:
     pictures = [numbered(k) for k in range(60)]
     source = write_clip(tmp_path / "in.mp4", pictures, sound="aac", sound_seconds=2.0)
@@ -331,6 +357,16 @@ def test_a_frame_counts_for_as_long_as_it_is_shown() -> None:
     (person,) = timeline.people()
     assert person.label == "sad"
     assert person.by_label["sad"] == 5.0
+
+
+def test_people_travel_between_processes_and_can_be_put_into_a_set() -> None:
+    timeline = Timeline(FER2013)
+    timeline.add(result(0, face(1, "happy"), face(2, "sad")))
+    people = timeline.people()
+    again = pickle.loads(pickle.dumps(people))
+    assert again == people
+    assert set(again) == set(people)
+    assert tuple(again[0].by_label) == (*FER2013.labels, UNCERTAIN)
 
 
 def test_faces_that_are_not_followed_belong_to_nobody() -> None:

@@ -67,9 +67,9 @@ _BROKEN = (
 def load_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.uint8]:
     """Return a picture as the eye sees it.
 
-    The rotation that a camera noted (EXIF) is carried out; transparent parts are laid on white; 16-bit values
-    are scaled to 8; gray, palette and CMYK become RGB. Of an animation or a file of several pages comes the
-    first. URLs are not fetched.
+    The rotation that a camera noted (EXIF) is carried out, where that can be read; transparent parts are laid
+    on white; 16-bit values are scaled to 8; gray, palette and CMYK become RGB. Of an animation or a file of
+    several pages comes the first. URLs are not fetched.
 
     Args:
         source: A file, its bytes, a Pillow image, or an array: uint8 or uint16 ``[H, W]``, ``[H, W, 1]``,
@@ -271,7 +271,15 @@ def _from_pillow(image: Any, name: str, max_pixels: int) -> NDArray[np.uint8]:
         strip = image.crop((0, top, width, min(top + rows, height)))
         rgb[top : top + rows] = _strip_to_rgb(strip, name)
     # Read after loading: Pillow turns a TIFF itself and then forgets the tag.
-    return _turned(rgb, image.getexif().get(_ORIENTATION, 1))
+    return _turned(rgb, _orientation(image))
+
+
+def _orientation(image: Any) -> Any:
+    """Return what EXIF says of a picture's orientation; 1, upright, where the EXIF itself is unreadable."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except _BROKEN:
+        return 1
 
 
 def _strip_to_rgb(strip: PillowImage, name: str) -> NDArray[np.uint8]:

@@ -31,10 +31,15 @@ def open_session(
         threads: Threads of one call; by default the cores that this process may use.
 
     Raises:
+        FerkitError: If the providers are one text, which would be taken letter by letter.
         MissingDependencyError: If a provider is not available here.
     """
     import onnxruntime
 
+    if isinstance(providers, str):
+        raise FerkitError(
+            f"providers are a list of names, such as [{CPU!r}]. Received the text: {providers!r}"
+        )
     wanted = list(providers or [CPU])
     here = onnxruntime.get_available_providers()
     if absent := [p for p in wanted if p not in here]:

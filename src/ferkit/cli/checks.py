@@ -29,6 +29,11 @@ SYSTEM_LIBRARIES = {
 """Debian's and Ubuntu's package for each library that OpenCV's wheels take from the system."""
 
 _TRY_OPENCV = "import cv2; print(cv2.__version__)"
+_TRY_VIDEO = (
+    "import trackers, supervision, av\n"
+    "codec = '.'.join(str(part) for part in av.library_versions['libavcodec'])\n"
+    'print(f"PyAV {av.__version__} with FFmpeg\'s libavcodec {codec}")'
+)
 _TRY_TENSORFLOW = (
     "import os; os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'\n"
     "import keras, tensorflow as tf\n"
@@ -81,9 +86,7 @@ def check_python() -> Check:
 
 def check_base() -> Check:
     """Look whether every library of the base install is there."""
-    absent = [
-        library.distributions[0] for library in LIBRARIES if not library.extra and not library.version()
-    ]
+    absent = _absent("")
     if absent:
         return Check("base install", "missing", ", ".join(absent), install_command(""), essential=True)
     return Check("base install", "ok", "complete", essential=True)
@@ -186,20 +189,19 @@ def check_cache() -> Check:
 
 
 def check_video() -> Check:
-    """Load PyAV, which brings FFmpeg's libraries."""
-    try:
-        import av
-    except ModuleNotFoundError:
-        return Check("video", "missing", "PyAV is not installed", install_command("video"))
-    except ImportError as error:
-        return Check("video", "broken", str(error), install_command("video"))
-    codec = ".".join(str(part) for part in av.library_versions["libavcodec"])
-    return Check("video", "ok", f"PyAV {av.__version__} with FFmpeg's libavcodec {codec}")
+    """Load what reads clips and follows faces, in a process of its own; PyAV brings FFmpeg's libraries."""
+    absent = _absent("video")
+    if absent:
+        return Check("video", "missing", ", ".join(absent), install_command("video"))
+    done = _python(_TRY_VIDEO)
+    if done.returncode:
+        return Check("video", "broken", _last_line(done.stderr), install_command("video"))
+    return Check("video", "ok", _last_line(done.stdout))
 
 
 def check_training(*, full: bool) -> Check:
     """Start Keras and TensorFlow, in a process of their own, and list the devices they see."""
-    absent = [one.distributions[0] for one in LIBRARIES if one.extra == "train" and not one.version()]
+    absent = _absent("train")
     if absent:
         return Check("training", "missing", ", ".join(absent), install_command("train"))
     if not full:
@@ -208,6 +210,11 @@ def check_training(*, full: bool) -> Check:
     if done.returncode:
         return Check("training", "broken", _last_line(done.stderr), install_command("train"))
     return Check("training", "ok", _last_line(done.stdout))
+
+
+def _absent(extra: str) -> list[str]:
+    """Return the libraries of an extra (``""``: of the base install) that are not installed."""
+    return [one.distributions[0] for one in LIBRARIES if one.extra == extra and not one.version()]
 
 
 def _python(code: str) -> subprocess.CompletedProcess[str]:

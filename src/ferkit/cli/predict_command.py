@@ -306,8 +306,7 @@ def _table(recognizer: Recognizer, results: Iterator[Photo], names: list[str]) -
 
     from ferkit.recognize.sources import STDIN
 
-    files = [name for name in names if name != STDIN]
-    folder = os.path.commonpath([Path(name).absolute().parent for name in files]) if files else ""
+    folder = _common_folder([name for name in names if name != STDIN])
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     digits = 1 if len(recognizer.taxonomy) <= _LABELS_WITH_DECIMALS else 0
     table.add_column("photo", overflow="fold")
@@ -318,7 +317,7 @@ def _table(recognizer: Recognizer, results: Iterator[Photo], names: list[str]) -
         table.add_column(label, justify="right", overflow="fold")
     for photo in results:
         name = photo.source or STDIN
-        shown = name if name == STDIN else os.path.relpath(Path(name).absolute(), folder)
+        shown = name if name == STDIN or folder is None else os.path.relpath(Path(name).absolute(), folder)
         if not photo.faces:
             table.add_row(shown, "no face")
         for face in photo.faces:
@@ -333,3 +332,11 @@ def _table(recognizer: Recognizer, results: Iterator[Photo], names: list[str]) -
             )
             shown = ""
     return table
+
+
+def _common_folder(files: list[str]) -> str | None:
+    """Return the folder that all files lie in or below; None for no files, and for files of two drives."""
+    try:
+        return os.path.commonpath([Path(name).absolute().parent for name in files])
+    except ValueError:
+        return None

@@ -44,14 +44,16 @@ def make_detector(
     Args:
         spec: ``centerface``; ``yunet:FILE``, with the network's file; or ``none`` for pictures that are
             face crops already.
-        min_face: Height in pixels of the smallest face wanted; None leaves it to the detector.
+        min_face: Height in pixels of the smallest face wanted, at least 5; None leaves it to the detector.
         providers: ONNX Runtime execution providers; only ``centerface`` runs on ONNX Runtime, the others
             have no use for it.
         threads: Threads of one call, likewise.
 
     Raises:
+        FerkitError: If the providers are no sequence of names.
         MissingDependencyError: If a provider is not available here.
-        DetectorError: If there is no such detector, its file is missing, or it has no use for ``min_face``.
+        DetectorError: If there is no such detector, its file is missing, ``min_face`` is out of its range, or
+            the detector has no use for it.
     """
     name, _, file = spec.partition(":")
     entry = DETECTORS.get(name)

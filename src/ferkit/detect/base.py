@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from ferkit.errors import DetectorError
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,22 @@ class Detector(Protocol):
             DetectorError: If the detector fails.
         """
         ...
+
+
+def check_settings(min_face: float | None, min_score: float) -> None:
+    """Refuse settings of a detector that are out of range.
+
+    Args:
+        min_face: Height in pixels of the smallest face wanted, at least 5; None leaves it to the detector.
+        min_score: Least score of a face, between 0 and 1.
+
+    Raises:
+        DetectorError: If one is out of its range, or not a number.
+    """
+    if min_face is not None and not 5 <= min_face < math.inf:
+        raise DetectorError(f"the smallest face must have at least 5 pixels. Received: {min_face}")
+    if not 0 < min_score < 1:
+        raise DetectorError(f"the least score of a face lies between 0 and 1. Received: {min_score}")
 
 
 def suppress(

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferkit import onnxbytes
-from ferkit.detect.base import Detection, suppress
+from ferkit.detect.base import Detection, check_settings, suppress
 from ferkit.errors import DetectorError
 from ferkit.runtime import first_line, open_session, runtime_errors
 
@@ -152,10 +152,7 @@ class CenterFace:
         providers: Sequence[str] | None = None,
         threads: int | None = None,
     ) -> None:
-        if min_face is not None and not 5 <= min_face < math.inf:
-            raise DetectorError(f"the smallest face must have at least 5 pixels. Received: {min_face}")
-        if not 0 < min_score < 1:
-            raise DetectorError(f"the least score of a face lies between 0 and 1. Received: {min_score}")
+        check_settings(min_face, min_score)
         self._min_face = min_face
         self._min_score = min_score
         self._session = _open(model_path(), providers, threads)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.detect.base import Detection, suppress
+from ferkit.detect.base import Detection, check_settings, suppress
 from ferkit.errors import DetectorError
 
 _LONGEST = 640
@@ -22,10 +22,10 @@ class YuNet:
     Args:
         model: The network's ONNX file, for instance ``face_detection_yunet_2023mar.onnx`` of OpenCV's zoo.
         min_face: Height in pixels of the smallest face wanted; see :class:`ferkit.detect.CenterFace`.
-        min_score: Least score of a face, 0..1.
+        min_score: Least score of a face, between 0 and 1.
 
     Raises:
-        DetectorError: If the file is missing, or OpenCV cannot use it.
+        DetectorError: If an argument is out of range, the file is missing, or OpenCV cannot use it.
     """
 
     name = "yunet"
@@ -33,6 +33,7 @@ class YuNet:
     def __init__(self, model: str | Path, *, min_face: float | None = None, min_score: float = 0.6) -> None:
         import cv2
 
+        check_settings(min_face, min_score)
         self._min_face = min_face
         self._lock = threading.Lock()  # the network keeps the size of its input
         if not Path(model).is_file():

@@ -79,10 +79,22 @@ class Channel(Generic[T]):
             yield item
 
 
-def in_background(source: Iterable[T], *, limit: int, weigh: Callable[[T], int]) -> Generator[T, None, None]:
+def in_background(
+    source: Iterable[T],
+    *,
+    limit: int,
+    weigh: Callable[[T], int],
+    cancel: Callable[[], None] = lambda: None,
+) -> Generator[T, None, None]:
     """Yield the items of ``source``, which runs ahead in a thread of its own as far as ``limit`` allows.
 
     Closing the generator ends the thread, after the item it is at.
+
+    Args:
+        source: What to run.
+        limit: Total weight of the items under way.
+        weigh: Returns the weight of an item.
+        cancel: Called when the generator ends: tells a source that may be long at an item to leave off.
     """
     channel: Channel[T] = Channel(limit)
 
@@ -99,6 +111,7 @@ def in_background(source: Iterable[T], *, limit: int, weigh: Callable[[T], int])
         yield from channel
     finally:
         channel.close()
+        cancel()
         thread.join()
 
 

@@ -22,6 +22,7 @@ from ferkit.images import DEFAULT_MAX_PIXELS, is_url
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
 
@@ -110,7 +111,7 @@ class Clip:
         every: Take each n-th frame.
         fps: Take at most so many frames a second: the first in each of the equal steps of time.
         max_pixels: Larger frames are refused.
-        stop: When it is set, the clip ends at the next frame.
+        stop: When it is set, the clip ends at the next frame, also before the start of the range.
 
     Raises:
         VideoError: If there is no such file, it is no video or has no video stream, or an argument is out of
@@ -141,7 +142,8 @@ class Clip:
         self._every = every
         self._fps = None if fps is None else Fraction(str(fps))
         self._max_pixels = max_pixels
-        self._stop = stop or threading.Event()
+        self._stop = stop
+        self._closed = False
         self._notes: list[str] = []
         self._changed = self._damaged = False
         self._broken = 0
@@ -184,13 +186,17 @@ class Clip:
     @property
     def stopped(self) -> bool:
         """Whether the clip was told to end."""
-        return self._stop.is_set()
+        return self._closed or (self._stop is not None and self._stop.is_set())
+
+    def close(self) -> None:
+        """End the clip at the next frame; another thread may be reading it."""
+        self._closed = True
 
     def frames(self) -> Iterator[ClipFrame]:
         """Yield the frames in the order in which they are shown; the last one as well.
 
         Raises:
-            VideoError: If no frame can be decoded, or none lies in the range.
+            VideoError: If no frame can be decoded, or none lies in the range, unless it was told to end.
         """
         held: ClipFrame | None = None
         size: tuple[int, int] | None = None
@@ -234,6 +240,8 @@ class Clip:
                 found = True
                 self._broken += frame.is_corrupt
                 yield time, after if self._end is None else min(after, self._end), frame
+        if self.stopped:
+            return
         if last is None:
             raise VideoError(f"no frame of {self._name} could be decoded: it is damaged or cut off")
         if not found:
@@ -279,11 +287,7 @@ class Clip:
             self._notes.append(
                 f"{backward} frames carry no later time than the one before; they were counted on"
             )
-        if (
-            self._declared_end is not None
-            and after < self._declared_end - self._slack
-            and not self._stop.is_set()
-        ):
+        if self._declared_end is not None and after < self._declared_end - self._slack and not self.stopped:
             self._damage(
                 f"the clip declares {float(self._declared_end):.2f} s and ends after {float(after):.2f} s: "
                 "it is cut off or damaged"
@@ -316,30 +320,36 @@ class Clip:
                     container.seek(int((place + self._zero) / stream.time_base), stream=stream)
                 except av.FFmpegError:
                     return
-            packets = container.demux(stream)
             # AVI has no times of its own: packets have one each, in the order in which they are decoded, and
             # the frames have the same ones in the order in which they are shown.
             avi = container.format.name == "avi"
             stamps: list[int] = []
-            while True:
+            for packet in self._packets(container, stream):
+                if self.stopped:
+                    return
                 try:
-                    packet = next(packets, None)
-                except av.FFmpegError as error:
-                    self._damage(f"the clip cannot be read to its end: {error.strerror}")
-                    break
-                if packet is None:
-                    break
-                try:
-                    frames = packet.decode()
+                    frames = stream.decode(packet)
                 except av.FFmpegError:
                     self._broken += 1
                     continue
-                if avi and packet.dts is not None:
+                if avi and packet is not None and packet.dts is not None:
                     heapq.heappush(stamps, packet.dts)
                 for frame in frames:
                     if stamps:
                         frame.pts = heapq.heappop(stamps)
                     yield frame
+
+    def _packets(
+        self, container: InputContainer, stream: VideoStream
+    ) -> Iterator[Packet[VideoStream] | None]:
+        """Yield the packets of a stream; where it cannot be read on, None, which empties the decoder."""
+        import av
+
+        try:
+            yield from container.demux(stream)
+        except av.FFmpegError as error:
+            self._damage(f"the clip cannot be read to its end: {error.strerror}")
+            yield None
 
     def _damage(self, note: str) -> None:
         self._damaged = True

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, TypeAlias, Unpack, overload
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ferkit.classifier import FaceClassifier
 from ferkit.crops import PROTOCOLS, Protocol, crop_corners, crop_faces, fit_crop
 from ferkit.detect import Detection, Detector, make_detector
-from ferkit.errors import FerkitError, ImageError
+from ferkit.errors import DetectorError, FerkitError, ImageError
 from ferkit.images import DEFAULT_MAX_PIXELS, ImageSource, load_image, to_gray
 from ferkit.recognize.quality import Quality, measure_quality
 from ferkit.recognize.results import Explanation, Expression, Face, Photo, Unreadable, expressions
@@ -28,6 +28,7 @@ _PENDING_PHOTOS = 256
 
 _Box: TypeAlias = tuple[float, float, float, float]
 _Marks: TypeAlias = tuple[tuple[float, float], ...]
+_SomeSource = TypeVar("_SomeSource", bound=ImageSource)  # a list[str] is no list[ImageSource] to mypy
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +73,11 @@ class Recognizer:
         max_pixels: Photos with more are refused.
 
     Raises:
-        FerkitError: If a number is out of its range, there is no such protocol, or ``min_face`` comes with a
-            detector object.
+        FerkitError: If a number is out of its range, there is no such protocol, ``providers`` is no sequence
+            of names, or ``min_face`` comes with a detector object.
         ModelFileError: If the model is missing or damaged.
         TaxonomyError: If the model does not answer in that taxonomy.
-        DetectorError: If the detector is unknown or cannot be opened.
+        DetectorError: If the detector is unknown, cannot be opened, or is no detector.
         MissingDependencyError: If a provider is not available here.
     """
 
@@ -101,6 +102,11 @@ class Recognizer:
         for name, value in (("threads", threads), ("batch_size", batch_size), ("max_pixels", max_pixels)):
             if value is not None and value < 1:
                 raise FerkitError(f"{name} must be at least 1. Received: {value}")
+        if not isinstance(detector, str) and not _is_detector(detector):
+            raise DetectorError(
+                "a detector is centerface, yunet:FILE, none, or an object with a name and a method detect. "
+                f"Received: {detector!r}"
+            )
         if not isinstance(detector, str) and min_face is not None:
             raise FerkitError("min_face is for detectors by name; set it in the detector object itself")
         self._classifier = FaceClassifier(model, providers=providers, threads=threads)
@@ -146,8 +152,11 @@ class Recognizer:
     @overload
     def predict(self, photos: list[ImageSource] | tuple[ImageSource, ...]) -> list[Photo]: ...
 
+    @overload
+    def predict(self, photos: list[_SomeSource]) -> list[Photo]: ...
+
     def predict(
-        self, photos: ImageSource | list[ImageSource] | tuple[ImageSource, ...]
+        self, photos: ImageSource | list[ImageSource] | list[_SomeSource] | tuple[ImageSource, ...]
     ) -> Photo | list[Photo]:
         """Read the expressions of all faces.
 
@@ -158,7 +167,7 @@ class Recognizer:
             What was found in the photo, or in each of the list. No face is no error: ``faces`` is empty.
 
         Raises:
-            ImageError: If a photo cannot be read.
+            ImageError: If a photo cannot be read, or a face not be cut out of it.
         """
         several = isinstance(photos, (list, tuple))
         results: list[Photo] = []
@@ -306,7 +315,11 @@ class Recognizer:
         height, width = rgb.shape[:2]
         detections = self._detector.detect(rgb)
         boxes, marks = [d.box for d in detections], [d.landmarks for d in detections]
-        crops = self._crop(to_gray(rgb), boxes, marks)
+        try:
+            crops = self._crop(to_gray(rgb), boxes, marks)
+        except ImageError as error:
+            # Such as a picture too long to be a face crop, or an empty box of somebody's own detector.
+            return Unreadable(source, ImageError(f"{source or 'the picture'}: {error}"))
         qualities = tuple(
             measure_quality(d.box, d.landmarks, crop, width, height)
             for d, crop in zip(detections, crops, strict=True)
@@ -343,6 +356,12 @@ class Recognizer:
             crops, protocol=self._protocol, batch_size=self._batch_size, taxonomies=[name]
         )[name]
         return expressions(probabilities, self._taxonomy, min_confidence=self._min_confidence)
+
+
+def _is_detector(thing: object) -> bool:
+    """Tell whether a thing looks like a :class:`ferkit.detect.Detector`; a class that makes them does not."""
+    named = isinstance(getattr(thing, "name", None), str)
+    return named and callable(getattr(thing, "detect", None)) and not isinstance(thing, type)
 
 
 def _as_arrays(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ferkit.extras import require
 from ferkit.files import replacing
 from ferkit.recognize.drawing import _COLOURS
-from ferkit.recognize.results import UNCERTAIN
+from ferkit.recognize.results import UNCERTAIN, ByLabel
 from ferkit.recognize.video import FrameResult
 from ferkit.taxonomy import Taxonomy
 
@@ -46,8 +46,8 @@ class Person:
     frames: int
     label: str
     confidence: float
-    by_label: MappingProxyType[str, float]
-    probabilities: MappingProxyType[str, float]
+    by_label: Mapping[str, float]
+    probabilities: Mapping[str, float]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types for JSON."""
@@ -178,8 +178,8 @@ class Timeline:
             frames=sums.frames,
             label=self._labels[int(np.argmax(sums.labels))],
             confidence=sums.confidence / whole,
-            by_label=MappingProxyType(dict(zip(self._labels, sums.labels.tolist(), strict=True))),
-            probabilities=MappingProxyType(
+            by_label=ByLabel(dict(zip(self._labels, sums.labels.tolist(), strict=True))),
+            probabilities=ByLabel(
                 dict(zip(self._taxonomy.labels, (sums.probabilities / whole).tolist(), strict=True))
             ),
         )

@@ -53,7 +53,8 @@ class FaceTracker:
         detector: Finds the faces.
         every: Search for faces in each n-th frame, and move them by optical flow in the frames between. It is
             searched earlier where the motion of a face cannot be told, and where the scene changes.
-        max_gap: Seconds that a face may be out of sight and still be the same person.
+        max_gap: Seconds that a face may be out of sight and still be the same person. One that was seen in
+            the frame before always is, however short the gap and however few frames there are.
         rate: About how many frames a second there will be.
 
     Raises:
@@ -70,11 +71,15 @@ class FaceTracker:
             raise VideoError(f"a gap lasts 0 seconds or more, below an hour. Received: {max_gap}")
         self._detector = detector
         self._every = every
-        self._max_gap = max_gap
+        rate = min(max(rate, 1.0), 1000.0)
+        # A frame that comes later than the gap allows must not end a track that was seen in the one before.
+        self._longest = max(max_gap, 1 / rate)
         self._boxes: Any = require("supervision", "video").Detections
         self._byte: Any = require("trackers", "video").ByteTrackTracker(
-            lost_track_buffer=round(30 * max_gap),  # counted in frames of 1/30 s, whatever the clip's rate
-            frame_rate=min(max(rate, 1.0), 1000.0),
+            # Counted in frames of 1/30 s, whatever the clip's rate, also in parts of them. Longer than any
+            # step of the clock: rounding then decides nothing.
+            lost_track_buffer=30 * (self._longest + _TICK / 2),
+            frame_rate=rate,
             track_activation_threshold=_SURE,
             high_conf_det_threshold=_SURE,
             minimum_consecutive_frames=1,
@@ -157,8 +162,7 @@ class FaceTracker:
 
     def _assign(self, faces: Sequence[Detection], time: float) -> list[int | None]:
         """Return the track of each face."""
-        # A stride longer than the gap must not end a track that was seen in the frame before.
-        self._clock += min(max(time - self._time, _TICK), max(self._max_gap, _TICK))
+        self._clock += min(max(time - self._time, _TICK), self._longest)
         self._time = time
         boxes = np.array([face.box for face in faces], np.float64).reshape(-1, 4)
         given = self._boxes(

@@ -325,7 +325,7 @@ class _Work:
     def results(self, clip: Clip) -> Iterator[tuple[FrameResult, ClipFrame]]:
         waiting: list[_Waiting] = []
         faces = pixels = 0
-        frames = in_background(clip.frames(), limit=AHEAD, weigh=weight)
+        frames = in_background(clip.frames(), limit=AHEAD, weigh=weight, cancel=clip.close)
         try:
             for frame in frames:
                 waiting.append(self._cut_out(frame))

@@ -81,7 +81,7 @@ def process_video(
     """Read a clip once and write all that is asked for.
 
     Files appear under their names when they are complete; when ``options["stop"]`` is set they hold what was
-    read until then, and can be used.
+    read until then, and can be used. Before the first frame there is nothing to write.
 
     Args:
         recognizer: Finds and reads the faces.
@@ -92,7 +92,8 @@ def process_video(
         **options: As of :func:`ferkit.recognize.video.recognize_video`.
 
     Raises:
-        VideoError: If the clip cannot be read, or an option is out of range.
+        VideoError: If the clip cannot be read or was stopped before its first frame, or an option is out of
+            range.
         OutputError: If a file cannot be written, or would overwrite the clip or another file.
         MissingDependencyError: If the extra ``video`` is not installed.
     """
@@ -125,6 +126,8 @@ def process_video(
                 draw((result, frame))
             if progress is not None:
                 progress(result, reading.share_read(result))
+        if not timeline.frames:
+            raise VideoError(f"{reading.info.source} was stopped before its first frame; nothing is written")
     if outputs.plot is not None:
         timeline.plot(outputs.plot, title=Path(reading.info.source).name)
     return VideoSummary(reading.info.source, timeline, reading.notes, reading.damaged)

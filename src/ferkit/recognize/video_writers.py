@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from abc import ABC, abstractmethod
@@ -45,7 +46,15 @@ _ENCODERS = {
 Without B-frames: pictures are then stored in the order of their times, and each has its own duration.
 """
 
-_COPIED = {"aac", "mp3", "ac3", "eac3", "alac", "opus", "flac"}  # what players know in these containers
+_COPIED = {
+    "aac",
+    "mp3",
+    "ac3",
+    "eac3",
+    "alac",
+    "opus",
+    "flac",
+}  # what players know, where a container takes it
 _JITTER = Fraction(1, 20)  # second by which times of sound may be off without meaning anything
 _TEXT_SIZES = (10, 14, 20, 28, 38, 48)  # pixels
 _BT709, _LIMITED = 1, 1  # FFmpeg's AVCOL_SPC_BT709 and its like, AVCOL_RANGE_MPEG
@@ -319,15 +328,14 @@ class _Sound:
         self._container = open_input(source)
         self._zero = beginning(self._container)
         self._routes: dict[int, _Route] = {}
-        taken = _COPIED & target.supported_codecs
         for stream in self._container.streams.audio:
             if stream.codec_context is None or not stream.codec_context.sample_rate:
                 continue
-            copied = stream.codec_context.codec.canonical_name in taken
+            copied = _is_copied(stream, target)
             if copied:
                 out = target.add_stream_from_template(stream)
             else:
-                out = target.add_stream("aac", rate=stream.codec_context.sample_rate)
+                out = target.add_stream("aac", rate=_aac_rate(stream.codec_context.sample_rate))
                 out.codec_context.layout = "mono" if stream.codec_context.channels == 1 else "stereo"
             self._routes[stream.index] = _Route(out, copied)
         self._packets = self._demux()
@@ -403,6 +411,34 @@ class _Sound:
             route.end = stamp + frame.samples
             frame.pts, frame.time_base = stamp, Fraction(1, frame.sample_rate)
             self._target.mux(route.out.encode(frame))
+
+
+def _is_copied(stream: AudioStream, target: OutputContainer) -> bool:
+    """Say whether packets go as they are: whether players know the sound, and the container takes it.
+
+    What it takes goes by more than the codec (MP4 takes MP3 from 16 kHz on) and more than FFmpeg lists (MOV
+    is said to take FLAC). So it is tried.
+    """
+    import av
+
+    name = stream.codec_context.codec.canonical_name
+    if name not in _COPIED or name not in target.supported_codecs:
+        return False
+    try:
+        with av.open(io.BytesIO(), "w", format=target.format.name) as trial:
+            trial.add_stream_from_template(stream)
+            trial.start_encoding()
+    except av.FFmpegError:
+        return False
+    return True
+
+
+def _aac_rate(rate: int) -> int:
+    """Return the least rate of AAC that keeps all of a sound, or else its highest."""
+    import av
+
+    rates = av.Codec("aac", "w").audio_rates or [rate]
+    return min((known for known in rates if known >= rate), default=max(rates))
 
 
 def _even(frame: AudioFrame, route: _Route) -> list[AudioFrame]:
