@@ -22,7 +22,7 @@ import modelzoo
 from clips import BITS, CELL, number_in, write_clip
 from ferkit import Recognizer, to_pandas
 from ferkit.detect import Detection
-from ferkit.errors import MissingDependencyError, VideoError
+from ferkit.errors import MissingDependencyError, OutputError, VideoError
 from ferkit.recognize.clip import Clip
 from ferkit.recognize.smoothing import Smoothing
 from ferkit.recognize.video import FrameResult
@@ -278,6 +278,18 @@ def test_a_clip_that_is_stopped_before_its_first_frame_writes_nothing(
         process_video(recognizer, clip, outputs, start="0.5", stop=stop)
     assert list(tmp_path.iterdir()) == []
     assert list(recognizer.video(clip, start="0.5", stop=stop)) == []
+
+
+def test_a_picture_that_cannot_be_written_is_said_before_the_clip_is_read(
+    recognizer: Recognizer, clip: Path, tmp_path: Path
+) -> None:
+    """The clip may last for hours."""
+    (tmp_path / "file").write_text("")
+    read: list[FrameResult] = []
+    outputs = VideoOutputs(plot=tmp_path / "file" / "out.png")
+    with pytest.raises(OutputError, match=r"cannot write .*out\.png: "):
+        process_video(recognizer, clip, outputs, progress=lambda frame, share: read.append(frame))
+    assert read == []
 
 
 def test_one_recognizer_reads_several_clips_at_once(recognizer: Recognizer, clip: Path) -> None:
