@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO, Unpack
 
 from ferkit.errors import OutputError, VideoError
 from ferkit.extras import require
-from ferkit.files import replacing
+from ferkit.files import blaming, replacing
 from ferkit.recognize.channel import Sink
 from ferkit.recognize.clip import ClipFrame
 from ferkit.recognize.timeline import Timeline
@@ -107,11 +107,12 @@ def process_video(
         _reserved(outputs.plot) as picture,
     ):
         with contextlib.ExitStack() as stack:
-            tables: list[FrameWriter] = []
+            tables: list[tuple[Path, FrameWriter]] = []
             if outputs.csv is not None:
-                tables.append(FrameCsv(stack.enter_context(_text(outputs.csv)), recognizer.taxonomy))
+                stream = stack.enter_context(_text(outputs.csv))
+                tables.append((outputs.csv, FrameCsv(stream, recognizer.taxonomy)))
             if outputs.jsonl is not None:
-                tables.append(FrameJsonLines(stack.enter_context(_text(outputs.jsonl))))
+                tables.append((outputs.jsonl, FrameJsonLines(stack.enter_context(_text(outputs.jsonl)))))
             draw = None
             if outputs.clip is not None:
                 stop = options.get("stop")
@@ -122,8 +123,9 @@ def process_video(
                     )
                 )
             for result, frame in reading.with_pictures():
-                for table in tables:
-                    table.write(result)
+                for place, table in tables:
+                    with blaming("the standard output" if place == STDOUT else place):
+                        table.write(result)
                 timeline.add(result)
                 if draw is not None:
                     draw((result, frame))
