@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -43,6 +44,42 @@ def test_after_an_error_the_old_file_stands_and_nothing_lies_about(
         fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def refuse(path: Path, error: OSError) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        raise error
+
+
+def test_a_broken_pipe_is_never_that_of_a_file(tmp_path: Path) -> None:
+    """A known fault: `--csv a.csv --jsonl - | head` was told as an error of a.csv."""
+    with pytest.raises(BrokenPipeError):
+        refuse(tmp_path / "a.csv", BrokenPipeError(errno.EPIPE, "Broken pipe"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_the_block_is_told_with_the_file_that_it_names(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    with pytest.raises(OutputError, match=r"cannot write .*a\.csv: No space left on device$"):
+        refuse(path, OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(OutputError, match=r"cannot write .*a\.csv: other\.csv: No such file$"):
+        refuse(path, FileNotFoundError(errno.ENOENT, "No such file", "other.csv"))
+    with pytest.raises(OutputError, match=r"cannot write .*a\.csv: Is a directory$"):
+        refuse(path, IsADirectoryError(errno.EISDIR, "Is a directory", str(path)))
+
+
+@pytest.mark.skipif(
+    sys.platform == "win32", reason="Windows tests it by itself: it refuses what this looks for"
+)
+def test_what_is_brought_to_disk_is_open_for_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    modes: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: modes.append(fcntl.fcntl(handle, fcntl.F_GETFL)))
+    write_text(tmp_path / "a", "x")
+    assert [mode & os.O_ACCMODE for mode in modes] == [os.O_RDWR]
+    assert (tmp_path / "a").read_text() == "x"
 
 
 def test_who_reads_meanwhile_never_sees_a_part(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import io
 import itertools
@@ -22,11 +23,11 @@ import modelzoo
 from clips import BITS, CELL, number_in, write_clip
 from ferkit import Recognizer, to_pandas
 from ferkit.detect import Detection
-from ferkit.errors import MissingDependencyError, VideoError
+from ferkit.errors import MissingDependencyError, OutputError, VideoError
 from ferkit.recognize.clip import Clip
 from ferkit.recognize.smoothing import Smoothing
 from ferkit.recognize.video import FrameResult
-from ferkit.recognize.video_process import VideoOutputs, process_video
+from ferkit.recognize.video_process import STDOUT, VideoOutputs, process_video
 from ferkit.recognize.video_writers import FrameCsv
 from ferkit.taxonomy import FER2013
 
@@ -278,6 +279,42 @@ def test_a_clip_that_is_stopped_before_its_first_frame_writes_nothing(
         process_video(recognizer, clip, outputs, start="0.5", stop=stop)
     assert list(tmp_path.iterdir()) == []
     assert list(recognizer.video(clip, start="0.5", stop=stop)) == []
+
+
+def test_a_picture_that_cannot_be_written_is_said_before_the_clip_is_read(
+    recognizer: Recognizer, clip: Path, tmp_path: Path
+) -> None:
+    """The clip may last for hours."""
+    (tmp_path / "file").write_text("")
+    read: list[FrameResult] = []
+    outputs = VideoOutputs(plot=tmp_path / "file" / "out.png")
+    with pytest.raises(OutputError, match=r"cannot write .*out\.png: "):
+        process_video(recognizer, clip, outputs, progress=lambda frame, share: read.append(frame))
+    assert read == []
+
+
+class Refusing(io.StringIO):
+    """A standard output that breaks off with an error."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__()
+        self._error = error
+
+    def write(self, text: str) -> int:
+        raise self._error
+
+
+def test_an_error_of_the_standard_output_is_not_told_of_a_file(
+    recognizer: Recognizer, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = VideoOutputs(csv=tmp_path / "out.csv", jsonl=STDOUT)
+    monkeypatch.setattr(sys, "stdout", Refusing(BrokenPipeError(errno.EPIPE, "Broken pipe")))
+    with pytest.raises(BrokenPipeError):
+        process_video(recognizer, clip, outputs)
+    monkeypatch.setattr(sys, "stdout", Refusing(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(OutputError, match=r"^cannot write the standard output: No space left on device$"):
+        process_video(recognizer, clip, outputs)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_recognizer_reads_several_clips_at_once(recognizer: Recognizer, clip: Path) -> None:

@@ -37,6 +37,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
         OutputError: If the folder cannot be made or written, or the disk is full.
+        BrokenPipeError: As it comes from the block: the temporary file is no pipe, so it is another stream's.
     """
     target = Path(os.path.realpath(path))
     try:
@@ -49,20 +50,49 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     temporary = Path(name)
     try:
-        yield temporary
-        if special:
-            _pour(temporary, path)
-            return
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
-        temporary.replace(target)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
+        with blaming(path, known=temporary):
+            yield temporary
+        try:
+            if special:
+                _pour(temporary, path)
+            else:
+                _put(temporary, target)
+        except OSError as error:
+            raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def blaming(path: str | os.PathLike[str], *, known: str | os.PathLike[str] = "") -> Iterator[None]:
+    """Explain what the system refuses within the block as an error of ``path``.
+
+    Args:
+        path: What is written.
+        known: The file that really is. An error that names neither is told with the name it has.
+
+    Raises:
+        OutputError: In place of an OSError.
+        BrokenPipeError: As it comes: who reads went away, and whoever started the work knows what that means.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        named = error.filename is not None and str(error.filename) not in (os.fspath(path), os.fspath(known))
+        why = f"{error.filename}: " if named else ""
+        raise OutputError(f"cannot write {path}: {why}{error.strerror or error}") from error
+
+
+def _put(temporary: Path, target: Path) -> None:
+    """Bring a file to disk and give it its name."""
+    with temporary.open("r+b") as written:  # Windows refuses it for what is open for reading alone
+        os.fsync(written.fileno())
+    umask = os.umask(0)
+    os.umask(umask)
+    temporary.chmod(0o666 & ~umask)
+    temporary.replace(target)
 
 
 def _is_special(path: str | os.PathLike[str]) -> bool:

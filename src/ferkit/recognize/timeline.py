@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -154,9 +155,17 @@ class Timeline:
             OutputError: If the file cannot be written.
             MissingDependencyError: If the extra ``video`` is not installed.
         """
-        figure = self._figure(title)
         with replacing(path) as temporary:
-            figure.savefig(temporary, dpi=_DPI)
+            self.draw(temporary, title=title)
+
+    def draw(self, path: Path, *, title: str = "") -> None:
+        """Draw what :meth:`plot` does right into a file.
+
+        Raises:
+            OSError: If the file cannot be written.
+            MissingDependencyError: If the extra ``video`` is not installed.
+        """
+        self._figure(title).savefig(path, dpi=_DPI)
 
     def _coarsen(self) -> None:
         """Make steps twice as long."""
@@ -210,7 +219,7 @@ class Timeline:
         axes[-1].set_xlabel("seconds")
         left_out = len(people) - len(rows)
         heading = title + (f" ({left_out} more people, seen for a shorter time)" if left_out else "")
-        figure.suptitle(heading)
+        figure.suptitle(heading, parse_math=False)  # a file's name may hold dollars
         figure.legend(
             handles=[
                 Patch(color=c, label=name) for c, name in zip(colours, self._taxonomy.labels, strict=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO, Unpack
 
 from ferkit.errors import OutputError, VideoError
 from ferkit.extras import require
-from ferkit.files import replacing
+from ferkit.files import blaming, replacing
 from ferkit.recognize.channel import Sink
 from ferkit.recognize.clip import ClipFrame
 from ferkit.recognize.timeline import Timeline
@@ -102,34 +102,41 @@ def process_video(
         require("matplotlib", "video")
     options["keep_pictures"] = outputs.clip is not None
     timeline = Timeline(recognizer.taxonomy)
-    with contextlib.ExitStack() as stack:
-        reading = stack.enter_context(recognize_video(recognizer, path, **options))
-        tables: list[FrameWriter] = []
-        if outputs.csv is not None:
-            tables.append(FrameCsv(stack.enter_context(_text(outputs.csv)), recognizer.taxonomy))
-        if outputs.jsonl is not None:
-            tables.append(FrameJsonLines(stack.enter_context(_text(outputs.jsonl))))
-        draw = None
-        if outputs.clip is not None:
-            stop = options.get("stop")
-            whole = options.get("end") is None
-            draw = stack.enter_context(
-                _annotated(
-                    reading, outputs.clip, outputs.sound, lambda: whole and not (stop and stop.is_set())
+    with (
+        recognize_video(recognizer, path, **options) as reading,
+        _reserved(outputs.plot) as picture,
+    ):
+        with contextlib.ExitStack() as stack:
+            tables: list[tuple[Path, FrameWriter]] = []
+            if outputs.csv is not None:
+                stream = stack.enter_context(_text(outputs.csv))
+                tables.append((outputs.csv, FrameCsv(stream, recognizer.taxonomy)))
+            if outputs.jsonl is not None:
+                tables.append((outputs.jsonl, FrameJsonLines(stack.enter_context(_text(outputs.jsonl)))))
+            draw = None
+            if outputs.clip is not None:
+                stop = options.get("stop")
+                whole = options.get("end") is None
+                draw = stack.enter_context(
+                    _annotated(
+                        reading, outputs.clip, outputs.sound, lambda: whole and not (stop and stop.is_set())
+                    )
                 )
-            )
-        for result, frame in reading.with_pictures():
-            for table in tables:
-                table.write(result)
-            timeline.add(result)
-            if draw is not None:
-                draw((result, frame))
-            if progress is not None:
-                progress(result, reading.share_read(result))
-        if not timeline.frames:
-            raise VideoError(f"{reading.info.source} was stopped before its first frame; nothing is written")
-    if outputs.plot is not None:
-        timeline.plot(outputs.plot, title=Path(reading.info.source).name)
+            for result, frame in reading.with_pictures():
+                for place, table in tables:
+                    with blaming("the standard output" if place == STDOUT else place):
+                        table.write(result)
+                timeline.add(result)
+                if draw is not None:
+                    draw((result, frame))
+                if progress is not None:
+                    progress(result, reading.share_read(result))
+            if not timeline.frames:
+                raise VideoError(
+                    f"{reading.info.source} was stopped before its first frame; nothing is written"
+                )
+        if picture is not None:
+            timeline.draw(picture, title=Path(reading.info.source).name)
     return VideoSummary(reading.info.source, timeline, reading.notes, reading.damaged)
 
 
@@ -145,6 +152,11 @@ def _check(source: str | os.PathLike[str], outputs: VideoOutputs) -> None:
         raise OutputError("only one table can go to the standard output")
     if outputs.plot is not None and outputs.plot.suffix.lower() not in PLOTS:
         raise VideoError(f"a timeline is written as {', '.join(PLOTS)}. Received: {outputs.plot}")
+
+
+def _reserved(path: Path | None) -> contextlib.AbstractContextManager[Path | None]:
+    """Return what yields a file that appears when it is complete, so that a bad place is noticed first."""
+    return contextlib.nullcontext() if path is None else replacing(path)
 
 
 @contextlib.contextmanager
