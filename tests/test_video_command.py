@@ -339,3 +339,21 @@ def test_smoothing_that_is_switched_off_and_described_is_refused(
 ) -> None:
     assert video(clip, "--model", model, "--no-smoothing", *given) == 2
     assert f"--no-smoothing and {given[0]} exclude each other" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_ctrl_c_before_the_first_frame_has_the_status_of_an_interruption(
+    model: str, clip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ferkit.recognize import video_process
+
+    real = video_process.process_video
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(video_process, "process_video", interrupted)
+    assert video(clip, "-m", model, "--csv", tmp_path / "out.csv") == 130
+    assert "interrupted: " in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

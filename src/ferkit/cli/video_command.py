@@ -156,6 +156,7 @@ def video(
     top. Ctrl-C ends early: what was read until then is written, and can be played. A clip that is damaged or
     cut off is read as far as it goes; that is said on stderr, and the exit status is 1.
     """
+    from ferkit.errors import VideoError
     from ferkit.images import DEFAULT_MAX_PIXELS
     from ferkit.recognize import Recognizer
     from ferkit.recognize.smoothing import Smoothing
@@ -189,21 +190,27 @@ def video(
         (smooth_space or SmoothingSpace.PROBABILITY).value,
     )
     with stopping() as interrupts, _progress(clip) as progress:
-        summary = process_video(
-            recognizer,
-            clip,
-            outputs,
-            progress=progress,
-            start=start,
-            end=end,
-            every=every,
-            fps=fps,
-            detect_every=detect_every,
-            max_gap=max_gap,
-            smoothing=None if no_smoothing else how,
-            max_pixels=DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels,
-            stop=interrupts.stop,
-        )
+        try:
+            summary = process_video(
+                recognizer,
+                clip,
+                outputs,
+                progress=progress,
+                start=start,
+                end=end,
+                every=every,
+                fps=fps,
+                detect_every=detect_every,
+                max_gap=max_gap,
+                smoothing=None if no_smoothing else how,
+                max_pixels=DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels,
+                stop=interrupts.stop,
+            )
+        except VideoError as error:
+            if interrupts.received is None:
+                raise
+            remark(f"interrupted: {error}")
+            raise typer.Exit(128 + interrupts.received) from None
     _remark(summary, outputs)
     if STDOUT not in (csv, jsonl):
         if as_json:
