@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ferkit.errors import ModelFileError
 
-DEFAULT = "ferkit-base"
+DEFAULT = "ferkit-distilled"
 """Name of the model that is used when none is named."""
 
 _FOLDER = Path(__file__).parent
