@@ -274,6 +274,33 @@ def test_sound_that_aac_or_the_container_refuses_does_not_end_the_run(
     assert seconds == pytest.approx(0.5, abs=2.5 * 1152 / heard[1])  # packets are filled up, and begin early
 
 
+def test_damaged_packets_of_sound_do_not_end_the_run(tmp_path: Path) -> None:
+    """Found by the fuzzer: what is copied from a TS is unpacked on the way, and some packets cannot be."""
+    pictures = [numbered(k) for k in range(30)]
+    source = write_clip(tmp_path / "in.ts", pictures, sound="aac", sound_seconds=1.0)
+    content = bytearray(source.read_bytes())
+    headers = [k for k in range(len(content) - 1) if content[k] == 0xFF and content[k + 1] in (0xF0, 0xF1)]
+    for k in headers[len(headers) // 3 : len(headers) // 2]:
+        content[k + 2 : k + 5] = b"\xff\xff\xff"
+    source.write_bytes(content)
+    target = copy_clip(source, tmp_path / "out.mp4")
+    assert len(list(Clip(target).frames())) == 30
+    with av.open(str(target)) as copy:
+        assert 10 < len([packet for packet in copy.demux(audio=0) if packet.size]) < 44
+
+
+def test_sound_with_a_damaged_description_does_not_end_the_run(tmp_path: Path) -> None:
+    """Found by the fuzzer: MP4 writes what Opus says of itself at the end, and refuses it only then."""
+    pictures = [numbered(k) for k in range(15)]
+    source = write_clip(tmp_path / "in.mkv", pictures, sound="libopus", sound_seconds=0.5, sound_rate=48_000)
+    content = source.read_bytes()
+    at = content.index(b"OpusHead")
+    assert content[at - 3 : at] == b"\x63\xa2\x93"  # CodecPrivate of 19 bytes
+    source.write_bytes(content[: at - 3] + b"\xec\x94" + bytes(20) + content[at + 19 :])  # a Void instead
+    target = copy_clip(source, tmp_path / "out.mp4")
+    assert len(list(Clip(target).frames())) == 15
+
+
 def test_the_sound_of_a_range_stays_in_step(tmp_path: Path) -> None:
     pictures = [numbered(k) for k in range(60)]
     source = write_clip(tmp_path / "in.mp4", pictures, sound="aac", sound_seconds=2.0)

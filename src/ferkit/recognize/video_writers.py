@@ -323,6 +323,7 @@ class _Sound:
         import av
 
         self._failures = av.FFmpegError
+        self._invalid = av.error.InvalidDataError
         self._target = target
         self._start = start
         self._container = open_input(source)
@@ -392,7 +393,10 @@ class _Sound:
         route.last = stamp
         route.end = stamp + (packet.duration or 1)
         packet.dts, packet.pts, packet.stream = stamp, stamp + ahead, route.out
-        self._target.mux(packet)
+        try:
+            self._target.mux(packet)
+        except self._invalid:
+            return  # a damaged packet is left out
 
     def _encode(self, packet: Packet[Any], route: _Route) -> None:
         try:
@@ -417,7 +421,8 @@ def _is_copied(stream: AudioStream, target: OutputContainer) -> bool:
     """Say whether packets go as they are: whether players know the sound, and the container takes it.
 
     What it takes goes by more than the codec (MP4 takes MP3 from 16 kHz on) and more than FFmpeg lists (MOV
-    is said to take FLAC). So it is tried.
+    is said to take FLAC). So it is tried, with the sound's description at the beginning of the file, where a
+    damaged one is noticed before anything is written.
     """
     import av
 
@@ -425,7 +430,8 @@ def _is_copied(stream: AudioStream, target: OutputContainer) -> bool:
     if name not in _COPIED or name not in target.supported_codecs:
         return False
     try:
-        with av.open(io.BytesIO(), "w", format=target.format.name) as trial:
+        early = {"movflags": "empty_moov"} if target.format.name in ("mp4", "mov") else {}
+        with av.open(io.BytesIO(), "w", format=target.format.name, options=early) as trial:
             trial.add_stream_from_template(stream)
             trial.start_encoding()
     except av.FFmpegError:
