@@ -47,7 +47,7 @@ def faces():
             "'split' varies data.validation_split",
         ),
         (
-            '[parameters.split]\nkey = "data.train_split"\nchoice = ["Training", "PublicTest"]',
+            '[parameters.split]\nkey = "data.train_split"\nchoice = ["Training", "PrivateTest"]',
             "'split' varies data.train_split",
         ),
     ],
