@@ -130,11 +130,10 @@ def _parse_weights(text: str | None) -> list[float] | None:
 
 def _format_vote(models: Sequence[str], vote: SplitVote, split: str) -> str:
     from ferkit.ensemble.fit import Figures
-    from ferkit.evaluation.metrics import wilson_interval
     from ferkit.evaluation.report import percent, split_label, table
 
     def line(what: str, weight: str, figures: Figures) -> tuple[str, ...]:
-        low, high = wilson_interval(round(figures.accuracy * vote.fitted.n), vote.fitted.n)
+        low, high = vote.fitted.interval(figures)
         return (
             what,
             weight,

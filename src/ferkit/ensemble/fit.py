@@ -24,6 +24,7 @@ from ferkit.evaluation.metrics import (
     checked_probabilities,
     expected_calibration_error,
     negative_log_likelihood,
+    wilson_interval,
 )
 from ferkit.extras import require
 
@@ -72,6 +73,10 @@ class FittedVote:
     equal: Figures
     in_sample: Figures
     out_of_fold: Figures
+
+    def interval(self, figures: Figures) -> tuple[float, float]:
+        """Return the 95 % Wilson interval of the accuracy among any of these figures."""
+        return wilson_interval(round(figures.accuracy * self.n), self.n)
 
 
 def _checked_members(

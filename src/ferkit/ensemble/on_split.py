@@ -13,7 +13,6 @@ from ferkit.data.dataset import FaceDataset
 from ferkit.ensemble.combine import Member, normalised_weights, shared_taxonomies
 from ferkit.ensemble.fit import Figures, FittedVote, judge_vote
 from ferkit.evaluation.evaluate import SELECTION_SPLIT, targets_for
-from ferkit.evaluation.metrics import wilson_interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +125,7 @@ def metrics_of(votes: Sequence[SplitVote], split: str) -> list[dict[str, Any]]:
             "labels": vote.labels,
             "n": vote.fitted.n,
             "accuracy": vote.fitted.out_of_fold.accuracy,
-            "interval": list(
-                wilson_interval(round(vote.fitted.out_of_fold.accuracy * vote.fitted.n), vote.fitted.n)
-            ),
+            "interval": list(vote.fitted.interval(vote.fitted.out_of_fold)),
             "nll": vote.fitted.out_of_fold.nll,
             "ece": vote.fitted.out_of_fold.ece,
             "fit": "weights and temperature, out of fold"

@@ -141,7 +141,7 @@ class Session:
         self.training = training.of_split(data.train_split)
         self.validation = dataset.of_split(data.validation_split)
         self.has_votes = dataset.votes is not None
-        self.heads = heads_of(recipe, dataset.taxonomy, dataset.votes is not None)
+        self.heads = heads_of(recipe, dataset.taxonomy, self.has_votes)
         self.names = tuple(head.taxonomy.id for head in self.heads)
         self.validation_mass = target_mass(self.validation, self.heads)
         too_large = [size for size in recipe.progressive.sizes if size >= dataset.size]
