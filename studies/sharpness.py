@@ -1,6 +1,6 @@
 """Augmented faces are smoother than real ones: by how much, and what batch normalisation makes of it.
 
-    python studies/sharpness.py --data fer2013.csv.gz --runs runs/best-single runs/small
+    python studies/sharpness.py --data fer2013.csv.gz --runs runs/base runs/small
 
 How much of FER2013's detail is left after an augmentation, by bands of spatial frequency; and what a finished
 run reads under the moving averages of its training, and under statistics that are taken anew from 8,192

@@ -70,12 +70,15 @@ def model_info(
     size: int = 48,
     cam: bool = True,
     crop: CropGeometry | None = None,
+    temperature: float = 1.0,
 ) -> ModelInfo:
     """Metadata that fits :func:`graph_bytes`."""
     return ModelInfo(
         name="tiny",
         architecture="test",
-        taxonomies=tuple(HeadInfo(id=t.id, labels=t.labels, cam=cam) for t in taxonomies),
+        taxonomies=tuple(
+            HeadInfo(id=t.id, labels=t.labels, temperature=temperature, cam=cam) for t in taxonomies
+        ),
         default_taxonomy=taxonomies[0].id,
         input_size=size,
         view_size=size,
@@ -91,11 +94,12 @@ def write_tiny_model(
     cam: bool = True,
     seed: int = 0,
     crop: CropGeometry | None = None,
+    temperature: float = 1.0,
 ) -> Path:
-    """Write a complete small model file and return its path."""
+    """Write a complete small model file and return its path; the temperature is only told, not applied."""
     write_model(
         graph_bytes(taxonomies, size=size, cam=cam, seed=seed),
-        model_info(taxonomies, size=size, cam=cam, crop=crop),
+        model_info(taxonomies, size=size, cam=cam, crop=crop, temperature=temperature),
         path,
     )
     return path

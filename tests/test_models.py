@@ -11,12 +11,15 @@ from ferkit.errors import ModelError
 
 pytest.importorskip("keras", reason="needs ferkit[train]")
 
+import keras
+
 from ferkit.models import (
     build_model,
     count_macs,
     get_architecture,
     list_architectures,
 )
+from ferkit.models.normalization import BatchNormalization
 from ferkit.training.inference import predict_logits
 
 HEADS = {"fer2013": 7, "ferplus": 8}
@@ -75,6 +78,47 @@ def test_every_architecture_answers_in_every_head(name):
 def test_every_architecture_runs_in_bfloat16_with_float32_logits(name):
     model = build_model(name, HEADS, dtype="mixed_bfloat16", **SMALL[name])
     assert {out.dtype for out in model.output.values()} == {"float32"}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 2e-2)])
+def test_fused_batch_normalisation_is_the_composed_one(dtype, tolerance):
+    """Outputs, gradients and moving averages are those of Keras' own layer, whatever computes them."""
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("the fused operation is TensorFlow's")
+    import tensorflow as tf
+
+    rng = np.random.default_rng(0)
+    x = tf.constant(rng.normal(3, 2, (16, 6, 6, 8)), dtype)
+    weights = tf.constant(np.sin(np.arange(16 * 6 * 6 * 8)).reshape(x.shape), "float32")
+    found = []
+    for kind in (BatchNormalization, keras.layers.BatchNormalization):
+        policy = "float32" if dtype == "float32" else "mixed_bfloat16"
+        layer = kind(momentum=0.9, epsilon=1e-5, dtype=policy)
+        layer.build(x.shape)
+        layer.gamma.assign(np.linspace(0.5, 2, 8))
+        layer.beta.assign(np.linspace(-1, 1, 8))
+        sources = [x, layer.gamma.value, layer.beta.value]
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = layer(x, training=True)
+            loss = tf.reduce_mean(tf.cast(y, "float32") ** 2 * weights)
+        assert y.dtype == x.dtype
+        numbers = [y, layer.moving_mean.value, layer.moving_variance.value, *tape.gradient(loss, sources)]
+        found.append([np.asarray(tf.cast(value, "float32")) for value in numbers])
+        assert layer.name.startswith("batch_normalization")  # archives of weights know it by that name
+    for fused, composed in zip(*found, strict=True):
+        scale = np.abs(composed).max()
+        np.testing.assert_allclose(fused / scale, composed / scale, atol=tolerance)
+
+
+def test_a_frozen_batch_normalisation_uses_its_averages_and_leaves_them():
+    layer = BatchNormalization(momentum=0.5)
+    x = np.random.default_rng(0).normal(5, 3, (4, 3, 3, 2)).astype(np.float32)
+    layer.build(x.shape)
+    layer.trainable = False
+    y = keras.ops.convert_to_numpy(layer(x, training=True))
+    np.testing.assert_allclose(y, x, rtol=1e-3)
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(layer.moving_mean), 0)
 
 
 def test_pixels_are_scaled_inside_the_network():

@@ -72,6 +72,27 @@ def test_answers_are_the_mean_over_teachers_and_views(faces, tmp_path):
     assert [set(t) for t in answers.teachers] == [{"name", "sha256"}] * 2
 
 
+def test_uncalibrated_answers_are_the_teachers_before_their_temperatures(faces, tmp_path):
+    sharpened = write_tiny_model(tmp_path / "a.onnx", seed=1, temperature=0.5)
+    plain = write_tiny_model(tmp_path / "b.onnx", seed=2)
+    images = np.asarray(faces.images[:20])
+
+    def ask(calibrated, *teachers):
+        kept = tmp_path / "kept"
+        answers = ask_teachers(teachers, images, HEADS, "single", calibrated=calibrated, cache=kept)
+        assert answers.calibrated is calibrated
+        return answers.probabilities["ferplus"].astype(np.float32)
+
+    p = FaceClassifier(sharpened).predict(images)["ferplus"]
+    np.testing.assert_allclose(ask(True, sharpened), p, atol=1e-3)
+    before = np.sqrt(p) / np.sqrt(p).sum(axis=1, keepdims=True)
+    assert np.abs(before - p).max() > 0.02
+    np.testing.assert_allclose(ask(False, sharpened), before, atol=2e-3)
+    np.testing.assert_allclose(ask(False, plain), ask(True, plain), atol=1e-3)
+    mean = (before + FaceClassifier(plain).predict(images)["ferplus"]) / 2
+    np.testing.assert_allclose(ask(False, sharpened, plain), mean, atol=2e-3)
+
+
 def test_a_head_that_one_teacher_lacks_comes_from_the_other(faces, tmp_path):
     both = write_tiny_model(tmp_path / "a.onnx", seed=1)
     labels_only = write_tiny_model(tmp_path / "b.onnx", seed=2, taxonomies=(FER2013,))
@@ -158,7 +179,7 @@ def test_answers_come_back_from_the_runs_folder_and_only_for_its_faces(faces, te
     again = read_answers(tmp_path / "teacher.npz", images)
     for head, p in answers.probabilities.items():
         np.testing.assert_array_equal(again.probabilities[head], p)
-    assert (again.teachers, again.protocol) == (answers.teachers, "flip")
+    assert (again.teachers, again.protocol, again.calibrated) == (answers.teachers, "flip", True)
     with pytest.raises(TrainingError, match="other faces"):
         read_answers(tmp_path / "teacher.npz", np.ascontiguousarray(images[::-1]))
 

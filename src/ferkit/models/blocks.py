@@ -11,6 +11,8 @@ def conv_bn(
     """Convolution ('same', no bias), batch normalisation and an activation."""
     from keras import layers
 
+    from ferkit.models.normalization import BatchNormalization
+
     x = layers.Conv2D(
         filters,
         kernel,
@@ -19,7 +21,7 @@ def conv_bn(
         use_bias=False,
         kernel_initializer="he_normal",
     )(x)
-    x = layers.BatchNormalization(momentum=0.9, epsilon=1e-5)(x)
+    x = BatchNormalization(momentum=0.9, epsilon=1e-5)(x)
     return x if activation is None else layers.Activation(activation)(x)
 
 

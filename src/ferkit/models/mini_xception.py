@@ -20,23 +20,25 @@ def features(x: Any, params: Params) -> Any:
     """Return ``[N, h, w, filters[-1]]``."""
     from keras import layers
 
+    from ferkit.models.normalization import BatchNormalization
+
     if params.resize is not None and params.resize != x.shape[1]:
         x = layers.Resizing(params.resize, params.resize, interpolation="bilinear")(x)
     for _ in range(2):
         x = layers.Conv2D(8, 3, use_bias=False)(x)
-        x = layers.BatchNormalization()(x)
+        x = BatchNormalization()(x)
         x = layers.Activation("relu")(x)
     for filters in params.filters:
         # A 1x1 convolution of stride 2, in two steps: as one, TensorFlow 2.21's filter gradient crashes on
         # processors with AVX-512 (8 channels at 60 pixels). The numbers are the same.
         residual = layers.MaxPooling2D(1, strides=2, padding="same")(x)
         residual = layers.Conv2D(filters, 1, use_bias=False)(residual)
-        residual = layers.BatchNormalization()(residual)
+        residual = BatchNormalization()(residual)
         x = layers.SeparableConv2D(filters, 3, padding="same", use_bias=False)(x)
-        x = layers.BatchNormalization()(x)
+        x = BatchNormalization()(x)
         x = layers.Activation("relu")(x)
         x = layers.SeparableConv2D(filters, 3, padding="same", use_bias=False)(x)
-        x = layers.BatchNormalization()(x)
+        x = BatchNormalization()(x)
         x = layers.MaxPooling2D(3, strides=2, padding="same")(x)
         x = layers.Add()([x, residual])
     return x

@@ -28,6 +28,8 @@ def features(x: Any, params: Params) -> Any:
     """Return ``[N, dense]``; 'same' convolutions with ReLU, and after a pooled one BN, pool, dropout."""
     from keras import layers
 
+    from ferkit.models.normalization import BatchNormalization
+
     if len(params.pool) != len(params.filters):
         raise ValueError(f"{len(params.filters)} convolutions need as many entries in pool")
     for filters, pooled in zip(params.filters, params.pool, strict=True):
@@ -35,10 +37,10 @@ def features(x: Any, params: Params) -> Any:
             max(round(filters * params.width), 1), params.kernel, padding="same", activation="relu"
         )(x)
         if pooled:
-            x = layers.BatchNormalization()(x)
+            x = BatchNormalization()(x)
             x = layers.MaxPooling2D(2)(x)
             x = layers.Dropout(params.conv_dropout)(x)
     x = layers.Flatten()(x)
     x = layers.Dense(max(round(params.dense * params.width), 1), activation="relu")(x)
-    x = layers.BatchNormalization()(x)
+    x = BatchNormalization()(x)
     return layers.Dropout(params.dense_dropout)(x)

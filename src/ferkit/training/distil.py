@@ -45,20 +45,18 @@ class Answers:
         teachers: Name and SHA-256 (hex) of each teacher's file.
         protocol: The views that each answer is averaged over.
         faces: SHA-256 (hex) of the N images.
+        calibrated: Whether they are the model files' calibrated answers.
     """
 
     probabilities: Mapping[str, NDArray[np.float16]]
     teachers: tuple[Mapping[str, str], ...]
     protocol: str
     faces: str
+    calibrated: bool = True
 
     def targets(self, temperature: float) -> dict[str, NDArray[np.float32]]:
         """Return float32 targets at a temperature: ``p ** (1 / T)``, made to sum to 1."""
-        result = {}
-        for head, p in self.probabilities.items():
-            softened = np.maximum(p.astype(np.float64), 1e-12) ** (1 / temperature)
-            result[head] = (softened / softened.sum(axis=1, keepdims=True)).astype(np.float32)
-        return result
+        return {head: _softened(p, temperature) for head, p in self.probabilities.items()}
 
     def agreement(self, head: str, labels: NDArray[np.int64]) -> float:
         """Return the share of faces for which the teachers' top class is the label."""
@@ -71,6 +69,7 @@ def ask_teachers(
     taxonomies: Sequence[Taxonomy],
     protocol: Views,
     *,
+    calibrated: bool = True,
     told: Told | None = None,
     cache: Path | None = None,
 ) -> Answers:
@@ -84,6 +83,10 @@ def ask_teachers(
         images: uint8 ``[N, S, S]``.
         taxonomies: The student's heads.
         protocol: ``single``, ``flip`` or ``ten-crop``.
+        calibrated: Take the answers as the model files give them. Otherwise each teacher's temperature is
+            undone after its views are averaged: the answers are then as sure as the loss made them that it
+            was trained by, which for soft labels is not what calibration on majority labels asks for. (Of
+            an ensemble's file that is the vote's temperature alone; name its members instead.)
         told: Hears of the progress.
         cache: The folder of kept answers; by default ``teachers`` in the user's cache.
 
@@ -105,12 +108,19 @@ def ask_teachers(
         digest = hashlib.sha256(content).hexdigest()
         kept = folder / f"{digest[:24]}-{faces[:24]}-{protocol}-{'-'.join(heads)}.npz"
         answers = _ask_one(content, heads, images, protocol, kept, info.name, told)
-        for head, answer in answers.items():
+        for head, said in answers.items():
+            answer = said if calibrated else _softened(said, 1 / info.head(head).temperature)
             sums[head] = sums[head] + answer if head in sums else answer
             counts[head] = counts.get(head, 0) + 1
         known.append({"name": info.name, "sha256": digest})
     means = {head: (total / counts[head]).astype(np.float16) for head, total in sums.items()}
-    return Answers(means, tuple(known), protocol, faces)
+    return Answers(means, tuple(known), protocol, faces, calibrated)
+
+
+def _softened(p: NDArray[Any], temperature: float) -> NDArray[np.float32]:
+    """Return ``p ** (1 / T)`` over its sum, float32 ``[N, K]``."""
+    raised = np.maximum(p.astype(np.float64), 1e-12) ** (1 / temperature)
+    return np.asarray(raised / raised.sum(axis=1, keepdims=True), np.float32)
 
 
 def _shared_heads(teacher: str, info: Any, size: int, taxonomies: Sequence[Taxonomy]) -> list[str]:
@@ -199,6 +209,7 @@ def write_answers(path: Path, answers: Answers) -> None:
         "teachers": [dict(t) for t in answers.teachers],
         "protocol": answers.protocol,
         "faces": answers.faces,
+        "calibrated": answers.calibrated,
     }
     write_archive(path, answers.probabilities, meta)
 
@@ -212,7 +223,8 @@ def read_answers(path: Path, images: NDArray[np.uint8]) -> Answers:
     arrays, meta = read_archive(path)
     try:
         teachers = tuple({"name": str(t["name"]), "sha256": str(t["sha256"])} for t in meta["teachers"])
-        answers = Answers(arrays, teachers, meta["protocol"], meta["faces"])
+        kind = bool(meta.get("calibrated", True))  # files of version 0.1 do not say
+        answers = Answers(arrays, teachers, meta["protocol"], meta["faces"], kind)
     except (KeyError, TypeError, ValueError) as error:
         raise TrainingError(f"{path} holds no answers of a teacher: {error!r}") from error
     if answers.faces != digest_of(images) or any(len(p) != len(images) for p in arrays.values()):
@@ -226,6 +238,7 @@ def teacher_facts(answers: Answers, taxonomy: str, labels: NDArray[np.int64]) ->
         "models": [dict(t) for t in answers.teachers],
         "heads": sorted(answers.probabilities),
         "protocol": answers.protocol,
+        "calibrated": answers.calibrated,
     }
     if taxonomy in answers.probabilities:
         facts["training_accuracy"] = round(answers.agreement(taxonomy, labels), 6)

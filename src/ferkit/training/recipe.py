@@ -73,6 +73,9 @@ class DistilPart(_Part):
         1.0, ge=0.1, le=100, description="of both the teacher's answers and the student"
     )
     protocol: Protocol = Field("flip", description="views that the teacher's answers are averaged over")
+    calibrated: bool = Field(
+        True, description="answers as the model file gives them; false: as the teacher's own loss left them"
+    )
 
 
 class ProgressivePart(_Part):

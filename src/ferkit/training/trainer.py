@@ -479,6 +479,7 @@ def train(
             np.asarray(training.images),
             [head.taxonomy for head in heads],
             recipe.distil.protocol,
+            calibrated=recipe.distil.calibrated,
             told=watcher.asking,
         )
 
