@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from ferkit import weights
 from ferkit.cli import run
 from ferkit.modelfile import read_model
 
@@ -137,6 +138,19 @@ def test_wrong_requests_are_one_line_and_status_1(args, message, tmp_path, monke
     assert message in error
     assert len(error.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_an_embedded_model_without_training_weights_names_those_that_have_them(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    own = weights.training_weights
+    monkeypatch.setattr(
+        weights, "training_weights", lambda name: None if name == "ferkit-base" else own(name)
+    )
+    assert run(["train", "-r", "finetune", "--init", "ferkit-base", "--data", "cartoon:70"]) == 1
+    err = capfd.readouterr().err
+    assert "ferkit-base comes without training weights" in err
+    assert weights.DEFAULT in err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_models_lists_what_there_is(capsys):

@@ -73,7 +73,6 @@ def run_recipe(
         KeyboardInterrupt: On Ctrl-C.
     """
     from ferkit.errors import RecipeError
-    from ferkit.weights import training_weights
 
     load_keras()
     from ferkit.data import load_dataset
@@ -96,7 +95,7 @@ def run_recipe(
         chosen = load_recipe(recipe, changes)
         folder = out or Path("runs") / chosen.name
     dataset = load_dataset(data, votes=votes)
-    start = None if init is None else (training_weights(init) or init)
+    start = None if init is None else _start(init)
     progress = Silent() if quiet else Progress()
     try:
         result = train(
@@ -248,3 +247,18 @@ class Progress:
     def close(self) -> None:
         """Take the bar down."""
         self.bar.stop()
+
+
+def _start(init: str) -> str | Path:
+    """Return where the weights lie that ``--init`` names."""
+    from ferkit.errors import TrainingError
+    from ferkit.weights import embedded_models, training_weights
+
+    found = training_weights(init)
+    if found is None and init in embedded_models() and not Path(init).exists():
+        have = [name for name in embedded_models() if training_weights(name) is not None]
+        raise TrainingError(
+            f"{init} comes without training weights; --init takes {', '.join(have) or 'no embedded model'}, "
+            "a run's folder, or a file of training weights"
+        )
+    return found or init
