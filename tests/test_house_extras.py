@@ -6,6 +6,7 @@ import ast
 import re
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,20 @@ def test_an_installed_library_has_a_version(library: object) -> None:
     version = library.version()  # type: ignore[attr-defined]
     assert version is not None
     assert re.match(r"\d+\.\d+", version)
+
+
+def test_any_distribution_that_brings_a_module_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime for GPUs is installed under another name, in place of the one for CPUs."""
+
+    def version(name: str) -> str:
+        if name != "onnxruntime-gpu":
+            raise metadata.PackageNotFoundError(name)
+        return "1.23"
+
+    monkeypatch.setattr(metadata, "version", version)
+    found = {library.module: library.version() for library in LIBRARIES}
+    assert found["onnxruntime"] == "1.23"
+    assert found["numpy"] is None
 
 
 def test_require_gives_the_module() -> None:

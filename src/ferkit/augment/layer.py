@@ -36,6 +36,8 @@ class Augmenter(keras.layers.Layer):  # type: ignore[misc]
         super().__init__(**kwargs)
         self.config = config
         self.generator = random.SeedGenerator(seed)
+        # XLA knows no operation for TensorFlow's affine maps; Keras would choose it where there is a GPU.
+        self.supports_jit = keras.backend.backend() != "tensorflow"
         self.built = True
 
     def call(self, images: Any, targets: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -76,7 +77,7 @@ def run_recipe(
 
     load_keras()
     from ferkit.data import load_dataset
-    from ferkit.training.recipe import load_recipe
+    from ferkit.training.recipe import load_recipe, model_params
     from ferkit.training.runs import CHECKPOINT, RECIPE
     from ferkit.training.trainer import train
 
@@ -103,6 +104,7 @@ def run_recipe(
             dataset,
             folder,
             init=start,
+            model_params=None if init is None else model_params(changes),
             teachers=teachers,
             resume=resume is not None,
             command=["ferkit", *sys.argv[1:]],
@@ -116,8 +118,9 @@ def run_recipe(
                 "command asks the rest"
             )
         elif (folder / CHECKPOINT).exists():
-            with_votes = "" if votes is None else f" --votes {votes}"
-            remark(f"interrupted; go on with: ferkit train --resume {folder} --data {data}{with_votes}")
+            again = ["ferkit", "train", "--resume", str(folder), "--data", data]
+            again += [] if votes is None else ["--votes", str(votes)]
+            remark(f"interrupted; go on with: {shlex.join(again)}")
         else:
             remark("interrupted in the first epoch: there is no checkpoint to go on from")
         raise

@@ -18,7 +18,7 @@ from ferkit.crops import PROTOCOLS
 from ferkit.data import faces_digest
 from ferkit.data.cartoon import draw_faces
 from ferkit.data.dataset import FaceDataset
-from ferkit.errors import DataError, ModelFileError, TrainingError
+from ferkit.errors import DataError, ModelFileError, TaxonomyError, TrainingError
 from ferkit.evaluation.calibration import FOLDS, TEMPERATURE_RANGE, fit_temperature
 from ferkit.evaluation.evaluate import SELECTION_SPLIT, Evaluation, Target, evaluate, targets_for
 from ferkit.files import write_json
@@ -90,8 +90,14 @@ def export_run(
         ModelFileError: If the file's answers differ from the network's by more than is allowed; nothing
             is written then.
         DataError: If the data has no such split, or other labels than the network.
+        TaxonomyError: If the network has no head ``default_taxonomy``.
         OutputError: If the file cannot be written.
     """
+    default = default_taxonomy or run.taxonomies[0].id
+    if default not in {t.id for t in run.taxonomies}:
+        raise TaxonomyError(
+            f"the run has no head {default!r}; it has {', '.join(t.id for t in run.taxonomies)}"
+        )
     split = str(run.facts.get("data", {}).get("validation_split", SELECTION_SPLIT))
     network = run.network()
     heads = {t.id: t for t in run.taxonomies}
@@ -112,7 +118,6 @@ def export_run(
             f"the temperature of {missing[0]} cannot be fitted: {dataset.source} has no labels for it "
             f"in {split}" + ("; add --votes" if missing[0] == FERPLUS.id and dataset.votes is None else "")
         )
-    default = default_taxonomy or run.taxonomies[0].id
     info = ModelInfo(
         name=name or run.recipe.name,
         version=version,

@@ -169,6 +169,11 @@ class Recipe(_Part):
                 "early_stopping and a plateau schedule go by validation on faces of the full size, which a "
                 "progressive run is not trained on before its last stage; leave one of them out"
             )
+        if self.data.balance == "weights" and not self.heads.label:
+            raise ValueError(
+                "data.balance = 'weights' weighs the faces of the label head, which heads.label = 0 leaves "
+                "out; choose copies or oversample"
+            )
         if self.precise_batch_norm and self.early_stopping:
             raise ValueError(
                 "early_stopping compares epochs, and precise_batch_norm makes the last one another kind of "
@@ -211,7 +216,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     path = Path(name_or_path)
     if path.suffix == ".toml" or path.is_file():
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")  # Notepad begins a file with a byte order mark
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"cannot read recipe {path}: {error}") from error
     elif str(name_or_path) in shipped_recipes():
@@ -255,6 +260,9 @@ def _set(values: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text.strip()}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
+    if key.strip() == "augment.preset" and "preset" not in _table(values.get("augment")):
+        # A recipe that spells out every key, as a run's own does: the preset replaces them.
+        values["augment"] = {}
     *parents, last = key.strip().split(".")
     at = values
     for parent in parents:
@@ -266,6 +274,28 @@ def _set(values: dict[str, Any], override: str) -> None:
         at[parent] = below
         at = below
     at[last] = value
+
+
+def _table(value: Any) -> Mapping[str, Any]:
+    """Return ``augment`` as a table, be it one or a preset's name."""
+    return value if isinstance(value, Mapping) else {"preset": value}
+
+
+def model_params(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the network's parameters that overrides name, for a network whose architecture is given.
+
+    Raises:
+        RecipeError: If one of them names an architecture.
+    """
+    values: dict[str, Any] = {}
+    for override in overrides:
+        if override.partition("=")[0].strip().partition(".")[0] == "model":
+            _set(values, override)
+    part = values.get("model", {})
+    if not isinstance(part, dict) or set(part) - {"params"} or not isinstance(part.get("params", {}), dict):
+        raise RecipeError("--init brings its own architecture; of the model only model.params.KEY can be set")
+    params: dict[str, Any] = part.get("params", {})
+    return params
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -7,7 +7,7 @@ import datetime as dt
 import math
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +15,9 @@ from typing import Any, Protocol
 
 import keras
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from ferkit import __version__
 from ferkit.augment import balanced_rows
@@ -31,7 +33,7 @@ from ferkit.training.history import Row, draw_curves, write_history
 from ferkit.training.inference import predict_logits
 from ferkit.training.network import Resized, TrainingModel, teacher_key
 from ferkit.training.optimize import make_optimizer, plateau_rate
-from ferkit.training.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
+from ferkit.training.recipe import ModelPart, Recipe, dump_recipe, load_recipe, parse_recipe
 from ferkit.training.statistics import reestimate_batch_norm
 from ferkit.training.targets import Head, heads_of, target_mass
 
@@ -426,6 +428,7 @@ def train(
     out: str | Path,
     *,
     init: str | Path | None = None,
+    model_params: Mapping[str, Any] | None = None,
     teachers: Sequence[str | Path] = (),
     resume: bool = False,
     command: Sequence[str] = (),
@@ -440,6 +443,8 @@ def train(
         out: The run's folder; it must not hold a run unless ``resume``.
         init: Weights to start from: a run's folder or a ``.npz`` of training weights. The network's
             architecture is theirs; heads of other labels start fresh.
+        model_params: With ``init``: the architecture's parameters that are to differ from the weights' own,
+            where no shape depends on them (``dropout``).
         teachers: Model files, or names of embedded models, whose answers the recipe's ``distil`` part mixes
             into the targets; a run that goes on has them in its folder.
         resume: Go on from the folder's last checkpoint, to the same result as if it had not stopped. Only
@@ -459,10 +464,9 @@ def train(
     """
     folder = Path(out)
     watcher = watcher or Quiet()
-    begun = (folder / runs.CHECKPOINT).exists() or (folder / runs.WEIGHTS).exists()
-    if begun and not resume:
-        raise TrainingError(f"{folder} holds a run already; --resume goes on with it, or name another --out")
-    if resume and not (folder / runs.CHECKPOINT).exists():
+    if not resume:
+        _refuse_begun(folder)
+    elif not (folder / runs.CHECKPOINT).exists():
         raise TrainingError(f"{folder} has no checkpoint to resume from")
     if bool(recipe.distil.weight) != bool(teachers) and not resume:
         raise TrainingError(
@@ -491,10 +495,59 @@ def train(
                 "run's folder or its training weights (ferkit export --training-weights FILE.npz)"
             )
         start = runs.load_run(init) if Path(init).is_dir() else runs.load_weights(init)
-        recipe = recipe.model_copy(update={"model": start.recipe.model})
+        part = start.recipe.model.model_dump()
+        part["params"] |= dict(model_params or {})
+        recipe = recipe.model_copy(update={"model": _checked_part(part)})
     if recipe.deterministic:
         _use_deterministic_operations()
     session = Session(recipe, dataset, folder, command, watcher, teach if recipe.distil.weight else None)
+    with _alone(folder):
+        if not resume:
+            _refuse_begun(folder)
+        return _run(session, start, init, resume=resume, tensorboard=tensorboard)
+
+
+def _refuse_begun(folder: Path) -> None:
+    if (folder / runs.CHECKPOINT).exists() or (folder / runs.WEIGHTS).exists():
+        raise TrainingError(f"{folder} holds a run already; --resume goes on with it, or name another --out")
+
+
+def _checked_part(part: dict[str, Any]) -> ModelPart:
+    try:
+        return ModelPart.model_validate(part)
+    except ValidationError as error:
+        raise TrainingError(f"--init: {error.errors()[0]['msg']}") from error
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other processes from training into the folder; the system ends that with the process.
+
+    Raises:
+        TrainingError: If another process does.
+        OutputError: If the folder cannot be made or written.
+    """
+    lock = FileLock(folder / runs.LOCK, timeout=0)
+    with contextlib.ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(lock)
+        except Timeout:
+            raise TrainingError(
+                f"another process trains in {folder}; wait for it to end, or name another --out"
+            ) from None
+        except NotImplementedError:
+            pass  # a file system without locks: better unguarded than not at all
+        except OSError as error:
+            raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
+        yield
+
+
+def _run(
+    session: Session, start: runs.Run | None, init: str | Path | None, *, resume: bool, tensorboard: bool
+) -> Result:
+    """Train what is prepared, to its end."""
+    folder, recipe = session.folder, session.recipe
     if start is not None and not resume:
         known = {t.id: t for t in start.taxonomies}
         same = tuple(h.taxonomy.id for h in session.heads if known.get(h.taxonomy.id) == h.taxonomy)
@@ -516,7 +569,7 @@ def train(
     for name in (runs.WEIGHTS, runs.TEMPERATURES):
         (folder / name).unlink(missing_ok=True)
     session.record("running")
-    watcher.started(
+    session.watcher.started(
         recipe=recipe,
         faces=len(session.training),
         parameters=session.facts["parameters"],
