@@ -22,7 +22,7 @@ from ferkit.search.cluster import Machine, _temporary_folder, places_of
 from ferkit.search.conductor import Conductor, _last_words, _replay, signals_kept
 from ferkit.search.engine import Silent
 from ferkit.search.propose import Gate, RandomProposer
-from ferkit.search.records import JOURNAL, Journal, read_events, read_search
+from ferkit.search.records import JOURNAL, LOCK, Journal, locked, read_events, read_search
 from ferkit.search.report import shortfall
 from ferkit.search.space import parse_space
 from ferkit.search.worker import look_around
@@ -226,12 +226,23 @@ def test_what_a_killed_search_left_is_removed_and_what_a_living_one_uses_is_not(
     left, strange = tmp_path / "ferkit-left", tmp_path / "ferkit-strange"
     for folder in (left, strange):
         (folder / "session").mkdir(parents=True)
-    (left / ".lock").touch()  # Nobody holds it any more.
+    (left / ".ray-lock").touch()  # Nobody holds it any more.
     with _temporary_folder() as living:
         with _temporary_folder() as second:
             assert set(tmp_path.iterdir()) == {strange, living, second}
         assert living.is_dir()
     assert list(tmp_path.iterdir()) == [strange]
+
+
+def test_a_finished_search_among_rays_temporary_folders_is_not_taken_for_one(tmp_path, monkeypatch) -> None:
+    """A known fault: `--out /tmp/ferkit-demo` was removed by the next search, for the name of its lock."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = write_search(tmp_path / "ferkit-demo", SPACE, [("finished", [0.5])])
+    with locked(folder / LOCK, 0.0, "search"):
+        pass
+    with _temporary_folder():
+        pass
+    assert [t.state for t in read_search(folder).trials.values()] == ["finished"]
 
 
 def test_a_node_tells_its_version_and_whether_it_sees_the_folder(tmp_path: Path) -> None:

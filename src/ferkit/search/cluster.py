@@ -17,7 +17,7 @@ from ferkit import __version__
 from ferkit.data import FaceDataset
 from ferkit.errors import OutputError, SearchError
 from ferkit.extras import require
-from ferkit.search.records import locked
+from ferkit.search.records import LOCK, locked
 from ferkit.search.worker import look_around
 
 # Nothing is sent anywhere, nothing is written that we do not read, Tune leaves signals to us, trials run at
@@ -37,6 +37,8 @@ _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 _TEMPORARY = "ferkit-"
+_TEMPORARY_LOCK = ".ray-lock"
+"""Of Ray's temporary folder. Not the name of a search's own lock: a search may lie in that place, too."""
 _WORKER_ENVIRONMENT = {
     # A worker goes on with the next trial once the thread of the last one has ended. Where ASHA stopped it,
     # Keras takes its time to leave; after the 2 s that Tune waits, the next trial would be lost, and Tune
@@ -168,7 +170,7 @@ def _temporary_folder() -> Iterator[Path]:
 
     Its path is short: sockets lie in it, whose paths have little room.
     """
-    for left in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*/.lock"):
+    for left in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*/{_TEMPORARY_LOCK}"):
         with contextlib.suppress(SearchError, OutputError), locked(left, 0.0, "search"):
             shutil.rmtree(left.parent, ignore_errors=True)
     try:
@@ -176,7 +178,7 @@ def _temporary_folder() -> Iterator[Path]:
     except OSError as error:
         raise OutputError(f"cannot make a temporary folder for Ray: {error.strerror or error}") from error
     try:
-        with locked(folder / ".lock", 5.0, "search"):
+        with locked(folder / _TEMPORARY_LOCK, 5.0, "search"):
             yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -227,7 +229,7 @@ def check_nodes(folder: Path) -> None:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     look = ray.remote(look_around)
-    file = str(folder / ".lock")
+    file = str(folder / LOCK)
     for node in ray.nodes():
         if not node["Alive"]:
             continue

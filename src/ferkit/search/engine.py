@@ -50,6 +50,7 @@ from ferkit.search.propose import (
 from ferkit.search.records import (
     ENDS,
     JOURNAL,
+    LOCK,
     Journal,
     Refusal,
     Search,
@@ -118,7 +119,7 @@ def search(
     _check_data(space, dataset)
     refuse_occupied(folder)
     watcher = watcher or Silent()
-    with locked(folder / ".lock", 0.0, "search"):
+    with locked(folder / LOCK, 0.0, "search"):
         try:
             with _workplace(folder, machine, dataset, watcher) as owned, _Counter(dataset) as counter:
                 gate = Gate(space, settings, counter)
@@ -168,7 +169,7 @@ def resume(
     _refuse_other_data(found, dataset)
     if trials is not None and trials < len(found.trials):
         raise SearchError(f"{folder} has {len(found.trials)} trials already. Received: --trials {trials}")
-    with locked(folder / ".lock", 0.0, "search"):
+    with locked(folder / LOCK, 0.0, "search"):
         if retry_failed:
             with contextlib.closing(Journal(folder / JOURNAL)) as journal:
                 for trial in found.trials.values():
@@ -422,8 +423,8 @@ def _conduct(
 def _remove_if_empty(folder: Path) -> None:
     """Remove a folder that holds nothing but our lock; a search that was refused leaves nothing."""
     with contextlib.suppress(OSError):
-        if [path.name for path in folder.iterdir()] == [".lock"]:
-            (folder / ".lock").unlink()
+        if [path.name for path in folder.iterdir()] == [LOCK]:
+            (folder / LOCK).unlink()
             folder.rmdir()
 
 

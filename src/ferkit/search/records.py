@@ -24,6 +24,7 @@ SETTINGS = "search.json"
 SPACE = "space.toml"
 BASE = "base.toml"
 TRIALS = "trials"
+LOCK = ".lock"
 
 State = Literal["waiting", "running", "finished", "stopped", "failed"]
 ENDS = ("finished", "stopped", "failed")
