@@ -477,6 +477,18 @@ def test_outputs_that_would_do_harm_are_refused_first(
     assert source.read_bytes() == content
 
 
+def test_another_name_of_the_clip_is_refused_as_an_output(tmp_path: Path) -> None:
+    """As where the file system ignores case, a known fault: `IMG_1.MOV -o img_1.mov` lost the clip."""
+    source = write_clip(tmp_path / "IN.MP4", [numbered(0)])
+    other = tmp_path / "in.mp4"
+    if not other.exists():
+        other.hardlink_to(source)
+    with pytest.raises(OutputError, match=r"in\.mp4 would overwrite the clip itself"):
+        process_video(None, source, VideoOutputs(clip=other))  # type: ignore[arg-type]
+    with pytest.raises(OutputError, match=r"in\.mp4 would overwrite another output"):
+        process_video(None, tmp_path / "a.mp4", VideoOutputs(csv=source, jsonl=other))  # type: ignore[arg-type]
+
+
 def test_the_strip_of_numbers_is_wide_enough() -> None:
     assert number_in(numbered(2**BITS - 1)) == 2**BITS - 1
     assert CELL * BITS == 80

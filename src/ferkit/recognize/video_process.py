@@ -142,16 +142,26 @@ def process_video(
 
 def _check(source: str | os.PathLike[str], outputs: VideoOutputs) -> None:
     """Refuse outputs that would be lost or do harm, before anything is read."""
-    taken = {os.path.realpath(source): "the clip itself"}
+    taken = {os.fspath(source): "the clip itself"}
     for path in outputs.files():
-        place = os.path.realpath(path)
-        if place in taken:
-            raise OutputError(f"{path} would overwrite {taken[place]}; choose another name")
-        taken[place] = f"another output, {path}"
+        for place, what in taken.items():
+            if _same(place, path):
+                raise OutputError(f"{path} would overwrite {what}; choose another name")
+        taken[os.fspath(path)] = f"another output, {path}"
     if outputs.csv == STDOUT and outputs.jsonl == STDOUT:
         raise OutputError("only one table can go to the standard output")
     if outputs.plot is not None and outputs.plot.suffix.lower() not in PLOTS:
         raise VideoError(f"a timeline is written as {', '.join(PLOTS)}. Received: {outputs.plot}")
+
+
+def _same(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+    """Tell whether two names mean one file; where the file system ignores case, A.MOV and a.mov do."""
+    if os.path.realpath(one) == os.path.realpath(other):
+        return True
+    try:
+        return os.path.samefile(one, other)  # noqa: PTH121
+    except OSError:  # One of them is not there yet.
+        return False
 
 
 def _reserved(path: Path | None) -> contextlib.AbstractContextManager[Path | None]:
