@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -176,6 +177,15 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"cannot write .*x\.json: "):
         write_json(tmp_path / "file" / "x.json", {})
+
+
+def test_a_file_name_that_is_no_text_is_written_as_an_escape(tmp_path: Path) -> None:
+    """A known fault: a photo of such a name ended `evaluate --photos` in a traceback, after all the work."""
+    name = os.fsdecode(b"caf\xe9.png")
+    write_json(tmp_path / "a.json", {"source": name, "größe": 1})
+    assert json.loads((tmp_path / "a.json").read_text("utf-8")) == {"source": name, "größe": 1}
+    write_text(tmp_path / "a.csv", f"{name},größe\n")
+    assert (tmp_path / "a.csv").read_text("utf-8") == "caf\\udce9.png,größe\n"
 
 
 def test_numbers_that_are_not_finite_are_not_written(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -151,6 +152,72 @@ def test_a_reader_that_goes_away_is_met_in_silence() -> None:
     finally:
         os.close(writing)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+STREAMS = """
+import sys
+from ferkit import cli
+sys.path.insert(0, sys.argv[1])
+cli.COMMANDS["probe"] = cli.Command("probe_command", "Do as the test says.")
+sys.exit(cli.run(["probe"]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /dev/full")
+@pytest.mark.parametrize(
+    "body",
+    [
+        "print(1)",  # met by the last flush
+        "print('x' * 100_000)",
+        "from ferkit.cli.common import console; console().print('x')",
+        "import csv, sys; csv.writer(sys.stdout).writerows([['x' * 100]] * 1000)",
+        "print(1); raise DataError('cannot write the standard output: No space left on device')",
+    ],
+)
+def test_a_full_disk_behind_the_standard_output_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str
+) -> None:
+    """A known fault: a traceback, but for one command."""
+    install_command_app(monkeypatch, tmp_path, body)
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", STREAMS, str(tmp_path)],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (
+        1,
+        "error: cannot write the standard output: No space left on device\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("encoding", "told"),
+    [
+        ("utf-8", '"caf\\udce9", "größe", "лицо"'),
+        ("cp1252", '"caf\\udce9", "größe", "\\u043b\\u0438\\u0446\\u043e"'),
+    ],
+)
+def test_what_the_standard_output_has_no_letters_for_is_printed_as_escapes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, encoding: str, told: str
+) -> None:
+    """A known fault: a clip of such a name was read to its end, and then came a traceback."""
+    content = ["caf\udce9", "größe", "лицо"]
+    install_command_app(
+        monkeypatch,
+        tmp_path,
+        f"from ferkit.cli.common import print_json; print_json({content!a})",
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", STREAMS, str(tmp_path)],
+        capture_output=True,
+        check=True,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+    )
+    assert " ".join(done.stdout.decode(encoding).split()) == f"[ {told} ]"
+    assert json.loads(done.stdout.decode(encoding)) == content
 
 
 def test_a_console_that_is_no_terminal_is_wide_and_plain(

@@ -429,7 +429,7 @@ def test_the_timeline_is_a_picture(tmp_path: Path, suffix: str) -> None:
         assert "person 2" in path.read_text() or path.stat().st_size > 5000
 
 
-@pytest.mark.parametrize("title", ["a $b_$ c.mp4", "$\\frac$.mp4"])
+@pytest.mark.parametrize("title", ["a $b_$ c.mp4", "$\\frac$.mp4", "caf\udce9.mp4"])
 def test_a_title_is_shown_as_it_is_whatever_its_letters(tmp_path: Path, title: str) -> None:
     timeline = Timeline(FER2013)
     timeline.add(result(0, face(1)))

@@ -123,12 +123,15 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
 
 
 def write_text(path: str | os.PathLike[str], content: str) -> None:
-    """Write ``content`` to ``path`` as UTF-8 in one step.
+    r"""Write ``content`` to ``path`` as UTF-8 in one step.
+
+    What no encoding has, as in file names that are no text, becomes an escape like ``\udce9``, which JSON
+    reads back as it was.
 
     Raises:
         OutputError: As :func:`replacing`.
     """
-    write_bytes(path, content.encode())
+    write_bytes(path, content.encode(errors="backslashreplace"))
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:

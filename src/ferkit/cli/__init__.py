@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, TextIO, cast
 
 from ferkit import __version__
-from ferkit.errors import FerkitError
+from ferkit.errors import FerkitError, OutputError
 
 
 class Command(NamedTuple):
@@ -52,6 +54,14 @@ def run(arguments: Sequence[str]) -> int:
     0: done. 1: a :class:`~ferkit.errors.FerkitError`, printed as one line on stderr. 2: a command line that
     cannot be understood. 130: interrupted.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file name may hold what no encoding has, and a result what that of a redirected stdout has not.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    with contextlib.redirect_stdout(cast(TextIO, _StandardOutput(sys.stdout))):
+        return _run(arguments)
+
+
+def _run(arguments: Sequence[str]) -> int:
     try:
         status = _dispatch(list(arguments))
         sys.stdout.flush()
@@ -67,10 +77,41 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader went away (`ferkit ... | head`). What is left in the buffer goes nowhere, quietly.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FAILED
+        return FAILED  # The reader went away (`ferkit ... | head`), which needs no word.
     return status
+
+
+class _StandardOutput:
+    """The standard output, whose refusal of what is written is an error for people, told once."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write."""
+        with self._explained():
+            return self._stream.write(text)
+
+    def flush(self) -> None:
+        """Flush."""
+        with self._explained():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        """Be the stream in all else."""
+        return getattr(self._stream, name)
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            # What is left in the buffer goes nowhere, quietly: Python would try it again at the end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            if isinstance(error, BrokenPipeError):
+                raise
+            why = error.strerror or error
+            raise OutputError(f"cannot write the standard output: {why}") from error
 
 
 def help_text() -> str:
@@ -134,6 +175,7 @@ def _unknown(name: str) -> int:
 
 
 def _fail(message: str) -> int:
-    sys.stdout.flush()
+    with contextlib.suppress(OutputError, BrokenPipeError):  # The first error is the one to tell.
+        sys.stdout.flush()
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return FAILED

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import os
 import sys
@@ -143,8 +142,6 @@ def predict(
     # What Pillow says of damaged files would come between our lines; what cannot be read is an error of ours.
     warnings.filterwarnings("ignore", module="PIL")
     logging.getLogger("PIL").addHandler(logging.NullHandler())
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file name may hold what no encoding has
     # All names first: a copy must not take the name of a photo that is still to be read.
     found = list(find_photos(photos, leave_out=annotate))
     # Before Ctrl-C is taken to mean the end of the list: nobody knows when it comes.

@@ -219,7 +219,8 @@ class Timeline:
         axes[-1].set_xlabel("seconds")
         left_out = len(people) - len(rows)
         heading = title + (f" ({left_out} more people, seen for a shorter time)" if left_out else "")
-        figure.suptitle(heading, parse_math=False)  # a file's name may hold dollars
+        # A file's name may hold dollars, and what no encoding has.
+        figure.suptitle(heading.encode(errors="backslashreplace").decode(), parse_math=False)
         figure.legend(
             handles=[
                 Patch(color=c, label=name) for c, name in zip(colours, self._taxonomy.labels, strict=True)
