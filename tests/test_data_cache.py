@@ -15,7 +15,7 @@ import pytest
 
 from facefiles import drawn_csv, drawn_images, pack, write_faces
 from ferkit.data import FaceDataset, load_dataset
-from ferkit.data.cache import DatasetCache
+from ferkit.data.cache import DatasetCache, Entry
 from ferkit.errors import DataError
 
 
@@ -81,6 +81,32 @@ def test_changed_content_of_the_same_size_is_noticed(tmp_path: Path, folder: Pat
     path.write_text(text.replace("Training", "training"))  # same size, same meaning, other bytes
     assert load_dataset(path, cache=folder).fingerprint == before.fingerprint
     assert len(entries(folder)) == 2
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["decoded", "known by a copy"])
+def test_a_file_that_changes_while_it_is_loaded_leaves_nothing_wrong_behind(
+    tmp_path: Path, folder: Path, known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = drawn_csv()
+    header, first, rest = old.split("\n", 2)
+    new = "\n".join([header, ("1" if first[0] == "0" else "0") + first[1:], rest])
+    copy, path = (pack(old.encode(), tmp_path / name) for name in ("copy.csv", "f.csv"))
+    expected = [
+        load_dataset(pack(text.encode(), tmp_path / "g.csv"), cache=False).fingerprint for text in (old, new)
+    ]
+    if known:
+        load_dataset(copy, cache=folder)
+    read = DatasetCache.read
+
+    def replaced_meanwhile(store: DatasetCache, key: str) -> Entry | None:
+        path.write_text(new)
+        os.utime(path, ns=(5, 5))
+        return read(store, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DatasetCache, "read", replaced_meanwhile)
+        load_dataset(path, cache=folder)
+    assert [load_dataset(source, cache=folder).fingerprint for source in (copy, path)] == expected
 
 
 @pytest.mark.parametrize("change", ["content", "name", "new file", "removed file"])

@@ -7,13 +7,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from facefiles import write_faces, zip_folder
-from ferkit.data import SPLITS, load_dataset
+from ferkit.data import SPLITS, folders, load_dataset
 from ferkit.data.folders import plan_layout
 from ferkit.data.holdout import hold_out
 from ferkit.errors import DataError
 from ferkit.images import write_image
+from ferkit.recognize import sources
 from ferkit.taxonomy import FER2013, FERPLUS
 
 KAGGLE = [
@@ -79,6 +81,9 @@ def splits_of(names: list[str]) -> dict[str, str | None]:
         (["a/1.png", "b/2.png"], [None, None]),
         (["a/Training_1.png", "b/PublicTest_2.png"], ["Training", "PublicTest"]),
         (["train/a/1.png", "test/b/PublicTest_2.png", "test/b/PrivateTest_2.png"], list(SPLITS)),
+        (["test/a/Training_1.png", "val/b/Training_2.png"], ["PrivateTest", "PublicTest"]),
+        (["train/a/PublicTest_1.png", "val/b/PrivateTest_2.png"], ["Training", "PublicTest"]),
+        (["val/a/Training_1.png", "privatetest/b/PublicTest_2.png"], ["PublicTest", "PrivateTest"]),
         (["all/x/train/a/1.png", "all/x/val/b/2.png"], ["Training", "PublicTest"]),
         (["train/1.png", "bus/2.png"], [None, None]),
     ],
@@ -86,6 +91,34 @@ def splits_of(names: list[str]) -> dict[str, str | None]:
 def test_folders_and_file_names_tell_the_splits(names: list[str], splits: list[str | None]) -> None:
     told = splits_of(names)
     assert [told[name] for name in names] == splits
+
+
+def test_faces_that_were_moved_to_other_folders_are_held_out_there() -> None:
+    names = [
+        "train/happy/Training_1.jpg", "train/sad/Training_2.jpg", "val/happy/Training_3.jpg",
+        "test/sad/Training_4.jpg", "test/happy/PublicTest_5.jpg", "test/happy/PrivateTest_6.jpg",
+    ]  # fmt: skip
+    told = splits_of(names)
+    expected = ["Training", "Training", "PublicTest", "PrivateTest", "PublicTest", "PrivateTest"]
+    assert [told[name] for name in names] == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (["train/smile/1.png", "val/Smile/2.png", "val/frown/3.png"], ("frown", "smile")),
+        (["train/smile/1.png", "train/yawn/2.png", "test/SMILE/3.png"], ("smile", "yawn")),
+        (["Smile/1.png", "smile/2.png", "yawn/3.png"], ("Smile", "yawn")),
+        (["train/STRASSE/1.png", "val/straße/2.png", "val/weg/3.png"], ("STRASSE", "weg")),
+    ],
+)
+def test_folders_that_differ_in_case_are_one_label_spelt_as_in_training(
+    names: list[str], labels: tuple[str, ...]
+) -> None:
+    layout = plan_layout("x", names)
+    assert layout.taxonomy.labels == labels
+    told = {place.name: labels[place.label].casefold() for place in layout.places}
+    assert told == {name: name.split("/")[-2].casefold() for name in names}
 
 
 def test_held_out_is_a_tenth_of_each_label_by_content_alone(tmp_path: Path) -> None:
@@ -150,6 +183,68 @@ def test_files_that_are_no_pictures_and_hidden_ones_are_passed_over(tmp_path: Pa
     assert len(load_dataset(tmp_path / "d", cache=False)) == 2
 
 
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_how_many_files_were_passed_over_is_said_also_when_they_come_from_the_cache(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = write_faces(
+        tmp_path / "d", [f"{split}/{label}/1.png" for split in ("train", "val") for label in "ab"]
+    )
+    for name in ("train/a/2.heic", "train/a/3.HEIC", "notes.txt", "train/b/.hidden"):
+        (source / name).write_bytes(b"?")
+    if kind == "zip":
+        source = zip_folder(source, tmp_path / "d.zip")
+    for _ in range(2):
+        load_dataset(source, cache=tmp_path / "cache")
+    words = f"{source}: files that are no pictures are passed over: 2 .heic, 1 .txt"
+    assert caplog.messages == [words, words]
+
+
+def test_a_label_that_comes_to_be_of_other_files_is_refused_although_the_pictures_are_cached(
+    tmp_path: Path,
+) -> None:
+    write_faces(tmp_path / "d", ["a/1.png", "b/2.png"])
+    load_dataset(tmp_path / "d", cache=tmp_path / "cache")
+    (tmp_path / "d" / "c").mkdir()
+    (tmp_path / "d" / "c" / "1.heic").write_bytes(b"?")
+    with pytest.raises(DataError, match=r"c/ holds no picture .* only files such as 'c/1\.heic'"):
+        load_dataset(tmp_path / "d", cache=tmp_path / "cache")
+
+
+def test_every_format_of_a_photo_is_one_of_a_face(tmp_path: Path) -> None:
+    assert set(folders.SUFFIXES) == set(sources.SUFFIXES), "as `ferkit evaluate --photos` has it"
+    write_faces(tmp_path / "d", ["a/1.png", "b/2.png"])
+    face = Image.fromarray(np.full((48, 48), 77, np.uint8))
+    face.save(tmp_path / "d" / "a" / "2.gif")
+    face.save(tmp_path / "d" / "b" / "3.jpe", format="JPEG")
+    assert (load_dataset(tmp_path / "d", cache=False).images == 77).all(axis=(1, 2)).sum() == 2
+
+
+@pytest.mark.parametrize(
+    ("names", "counts"),
+    [
+        (["a/1.png", "b/2.png"], {}),
+        (["a/1.png", "b/2.png", "LICENCE", "a/x.csv", "b/y.CSV"], {".csv": 2, "": 1}),
+        (["train/a/1.png", "val/b/2.png", "docs/x.txt"], {".txt": 1}),
+        (["d/a/1.png", "d/b/2.png", "e/x.txt"], {".txt": 1}),
+        (["a/1.png", "b/2.png", "a/raw/3.nef"], {".nef": 1}),
+    ],
+)
+def test_files_beside_the_pictures_are_counted_by_suffix(names: list[str], counts: dict[str, int]) -> None:
+    assert plan_layout("x", names).passed_over == counts
+
+
+@pytest.mark.parametrize("split", ["", "train/", "all/val/"])
+def test_whether_somebody_named_a_publictest_is_told_with_how_many_are_held_out(
+    tmp_path: Path, split: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = write_faces(tmp_path / "d", [f"{split}{label}/{k}.png" for label in "ab" for k in range(20)])
+    dataset = load_dataset(source, cache=False)
+    assert dataset.split_named is (split == "all/val/")
+    words = f"{source}: no PublicTest is named: 4 of 40 training faces are held out as it"
+    assert caplog.messages == ([] if dataset.split_named else [words])
+
+
 @pytest.mark.parametrize(
     ("names", "words"),
     [
@@ -163,6 +258,9 @@ def test_files_that_are_no_pictures_and_hidden_ones_are_passed_over(tmp_path: Pa
         ),
         (["train/happy/1.png", "sad/2.png"], "'sad/2.png' lies in no split while others do"),
         (["test/a/PublicTest_1.png", "test/b/2.png"], "'test/b/2.png' does not"),
+        (["happy/1.png", "angry/2.heic"], "angry/ holds no picture .* only files such as 'angry/2.heic'"),
+        (["x/a/1.png", "x/b/2.png", "x/c/3.raw"], "x/c/ holds no picture"),
+        (["train/a/1.png", "train/b/2.png", "test/a/3.png", "test/b/4.heic"], "test/b/ holds no picture"),
     ],
 )
 def test_a_layout_that_tells_no_labels_is_refused(names: list[str], words: str) -> None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ferkit.errors import OutputError
 from ferkit.files import cache_folder, write_json
 
-LAYOUT = 1
+LAYOUT = 2
 """Part of every key: raise it when what the readers make of the same bytes changes."""
 
 _BUILDING = ".building-"
@@ -89,7 +89,7 @@ class DatasetCache:
         self.root = root
         self._complained = False
 
-    def content_hash(self, root: Path, names: Sequence[str]) -> str:
+    def content_hash(self, root: Path, names: Sequence[str], note: Path | None) -> str:
         """Return a digest of the content of files, and of their names.
 
         Files whose sizes and times of change are those in the index are not read again.
@@ -97,11 +97,11 @@ class DatasetCache:
         Args:
             root: A file, or the folder that the names are relative to.
             names: The files; none where ``root`` is the file itself.
+            note: What :meth:`note` returned for them.
 
         Raises:
             OSError: If a file cannot be read.
         """
-        note = self._note(root, names)
         if note is not None:
             with contextlib.suppress(OSError, ValueError):
                 known = json.loads(note.read_text())
@@ -113,17 +113,22 @@ class DatasetCache:
             digest.update(line.encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 
-    def remember(self, root: Path, names: Sequence[str], content: str) -> None:
-        """Keep a digest in the index."""
-        note = self._note(root, names)
+    def remember(self, note: Path | None, content: str) -> None:
+        """Keep a digest in the index, for the files as they were when ``note`` was taken."""
         if note is not None and not note.exists():
             try:
                 write_json(note, content)
             except OutputError as error:
                 self._complain(str(error))
 
-    def _note(self, root: Path, names: Sequence[str]) -> Path | None:
-        """Return the file of the index for files as they are now."""
+    def note(self, root: Path, names: Sequence[str]) -> Path | None:
+        """Return the file of the index for files as they are now; None where nothing is kept.
+
+        Take it before anything is read: only where it is the same afterwards was one content read.
+
+        Raises:
+            OSError: If a file is not there.
+        """
         if self.root is None:
             return None
         # plain strings: a folder may hold tens of thousands of files, and paths as objects take twice as long

@@ -41,6 +41,8 @@ class FaceDataset:
         votes: uint8 ``[N, 10]``, FER+ tagger counts in the order of :data:`VOTE_COLUMNS`, or None.
         source: What it was read from, for people.
         fingerprint: SHA-256 (hex) of images, labels, split, votes and taxonomy.
+        split_named: Whether the source names the splits; False where it names no PublicTest and a part of
+            Training was held out as it (:mod:`ferkit.data.holdout`).
 
     Raises:
         DataError: If shapes, dtypes or codes do not fit together.
@@ -53,6 +55,7 @@ class FaceDataset:
     votes: NDArray[np.uint8] | None
     source: str
     fingerprint: str
+    split_named: bool = True
 
     def __post_init__(self) -> None:
         """Check that the arrays belong together."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -18,8 +19,8 @@ from ferkit.errors import DataError, ImageError, TaxonomyError
 from ferkit.images import load_image, to_gray
 from ferkit.taxonomy import KNOWN, Taxonomy
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
-"""Files that count as pictures; all others are passed over."""
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+"""Files that count as pictures, as in folders of photos; all others are passed over, which is said."""
 
 OWN = "own"
 """Id of the taxonomy that a folder's own labels make."""
@@ -36,6 +37,9 @@ _SPLIT_FOLDERS = {
     "testing": _TEST,
     "privatetest": _TEST,
 }
+_KAGGLES_TEST = ("test", "testing")
+"""Folders in which PublicTest and PrivateTest may lie together, told apart by the files' names."""
+
 _TAG = re.compile(r"(Training|PublicTest|PrivateTest)_[^/]*", re.ASCII)
 """Kaggle's file names of FER2013 begin with the split."""
 
@@ -56,10 +60,12 @@ class Layout:
     Args:
         taxonomy: The labels.
         places: One entry per picture, in the order of their names.
+        passed_over: How many files are no pictures, by suffix.
     """
 
     taxonomy: Taxonomy
     places: tuple[Place, ...]
+    passed_over: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +77,61 @@ class FolderFaces:
         labels: int64 ``[N]``.
         split: uint8 ``[N]``, positions in ``SPLITS``.
         taxonomy: The labels' names.
+        split_named: Whether the source names all splits; False where a part of Training was held out.
+        passed_over: How many files are no pictures, by suffix.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     split: NDArray[np.uint8]
     taxonomy: Taxonomy
+    split_named: bool
+    passed_over: Mapping[str, int]
 
 
 def is_picture(name: str) -> bool:
     """Tell by its name whether a file is a picture."""
     return name.lower().endswith(SUFFIXES)
+
+
+def find_passed_over(source: str, names: Sequence[str]) -> dict[str, int]:
+    """Count the files that are no pictures, by suffix, the most frequent first; other files have ``""``.
+
+    Args:
+        source: For messages.
+        names: File names relative to the source, with ``/`` between folders.
+
+    Raises:
+        DataError: If such files are all that lies in a folder where a label's pictures are expected.
+    """
+    others = [name for name in names if not is_picture(name)]
+    if not others:
+        return {}
+    filled = {
+        PurePosixPath(parent).parts for parent in {n.rpartition("/")[0] for n in names if is_picture(n)}
+    }
+    if filled:
+        skip = _common_folders(list(filled))
+        depths = {len(parts) for parts in filled}
+        outer = next(iter(filled))[:skip]
+        for name in others:
+            parts = PurePosixPath(name).parent.parts
+            if parts in filled or len(parts) not in depths or parts[:skip] != outer:
+                continue
+            if len(parts) == skip + 1 or (len(parts) == skip + 2 and parts[skip].lower() in _SPLIT_FOLDERS):
+                raise DataError(
+                    f"{source}: {'/'.join(parts)}/ holds no picture ({', '.join(SUFFIXES)}), only files such "
+                    f"as {name!r}; convert them to PNG or JPEG, or remove the folder"
+                )
+    return dict(Counter(PurePosixPath(name).suffix.lower() for name in others).most_common())
+
+
+def describe_passed_over(source: str, counts: Mapping[str, int]) -> str:
+    """Return the remark about files that are no pictures; empty if there are none."""
+    if not counts:
+        return ""
+    kinds = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in counts.items())
+    return f"{source}: files that are no pictures are passed over: {kinds}"
 
 
 def plan_layout(source: str, names: Sequence[str]) -> Layout:
@@ -91,18 +141,22 @@ def plan_layout(source: str, names: Sequence[str]) -> Layout:
 
     * ``train``, ``val`` (or ``valid``, ``validation``, ``PublicTest``) and ``test`` (or ``PrivateTest``) are
       Training, PublicTest and PrivateTest;
-    * where all pictures of such a folder have names like Kaggle's ``PublicTest_123.jpg``, the names decide;
+    * in ``test`` (``testing``), names like Kaggle's ``PublicTest_123.jpg`` and ``PrivateTest_123.jpg`` tell
+      the two apart; where there are no split folders and all names are of that kind, they decide. Elsewhere
+      the folder decides, whatever the file is called;
     * where the folders name no PublicTest, a part of Training becomes it (:mod:`ferkit.data.holdout`).
 
-    Labels are those of FER2013 or FER+, in their order, where the folders' names (whatever their case) are
-    just these; else a taxonomy ``own`` with the names sorted.
+    Folders whose names differ in case alone are one label, spelt as in Training. Labels are those of FER2013
+    or FER+, in their order, where the folders' names (whatever their case) are just these; else a taxonomy
+    ``own`` with the names sorted.
 
     Args:
         source: For messages.
         names: File names relative to the source, with ``/`` between folders.
 
     Raises:
-        DataError: If the names do not tell a label for each picture.
+        DataError: If the names do not tell a label for each picture, or a label's folder holds only other
+            files.
     """
     pictures = sorted(name for name in names if is_picture(name))
     if not pictures:
@@ -111,6 +165,7 @@ def plan_layout(source: str, names: Sequence[str]) -> Layout:
             f"{source}: holds no picture ({', '.join(SUFFIXES)}); folders named by label were expected. "
             f"Received: {seen}"
         )
+    passed_over = find_passed_over(source, names)
     folders = [PurePosixPath(name).parent.parts for name in pictures]
     skip = _common_folders(folders)
     groups: list[str | None] = []
@@ -132,12 +187,12 @@ def plan_layout(source: str, names: Sequence[str]) -> Layout:
         raise DataError(
             f"{source}: {odd!r} lies in no split while others do; use split folders for all or for none"
         )
-    taxonomy, column = _taxonomy_of(source, labels)
     splits = _splits_of(source, pictures, groups)
+    taxonomy, column = _taxonomy_of(source, labels, splits)
     places = [
         Place(name, column[label], split) for name, label, split in zip(pictures, labels, splits, strict=True)
     ]
-    return Layout(taxonomy, tuple(places))
+    return Layout(taxonomy, tuple(places), passed_over)
 
 
 def _common_folders(folders: Sequence[tuple[str, ...]]) -> int:
@@ -152,38 +207,48 @@ def _common_folders(folders: Sequence[tuple[str, ...]]) -> int:
     return skip
 
 
-def _taxonomy_of(source: str, labels: Sequence[str]) -> tuple[Taxonomy, dict[str, int]]:
+def _taxonomy_of(
+    source: str, labels: Sequence[str], splits: Sequence[int | None]
+) -> tuple[Taxonomy, dict[str, int]]:
     """Return the taxonomy of folder names, and each name's column in it."""
-    distinct = sorted(set(labels))
-    lowered = [label.lower() for label in distinct]
+    spelt: dict[str, str] = {}
+    # what is to be divided is Training, too
+    for _, label in sorted({(split or _TRAIN, label) for split, label in zip(splits, labels, strict=True)}):
+        spelt.setdefault(label.casefold(), label)
     for known in KNOWN.values():
-        if set(lowered) == set(known.labels):
-            return known, {label: known.index(label.lower()) for label in distinct}
+        if set(spelt) == set(known.labels):
+            return known, {label: known.index(label.casefold()) for label in set(labels)}
+    distinct = sorted(spelt.values())
     try:
-        return Taxonomy(OWN, tuple(distinct)), {label: k for k, label in enumerate(distinct)}
+        column = {label: distinct.index(spelt[label.casefold()]) for label in set(labels)}
+        return Taxonomy(OWN, tuple(distinct)), column
     except TaxonomyError as error:
         raise DataError(f"{source}: one folder per label was expected; {error}") from error
 
 
 def _splits_of(source: str, names: Sequence[str], groups: Sequence[str | None]) -> list[int | None]:
     """Return each picture's split, None where it is to be worked out from the images."""
-    splits: list[int | None] = [None] * len(names)
+    splits: list[int | None] = [None if group is None else _SPLIT_FOLDERS[group.lower()] for group in groups]
     for group in dict.fromkeys(groups):
+        if group is not None and group.lower() not in _KAGGLES_TEST:
+            continue
         rows = [k for k, g in enumerate(groups) if g == group]
-        tags = [_TAG.fullmatch(PurePosixPath(names[k]).name) for k in rows]
-        folder = None if group is None else _SPLIT_FOLDERS[group.lower()]
-        if all(tags):
-            for k, tag in zip(rows, tags, strict=True):
-                splits[k] = SPLITS.index(tag[1]) if tag is not None else None
-        elif folder == _TEST and any(tags):
-            odd = names[next(k for k, tag in zip(rows, tags, strict=True) if tag is None)]
+        tags = {k: tag[1] for k in rows if (tag := _TAG.fullmatch(PurePosixPath(names[k]).name))}
+        if group is None:
+            if len(tags) == len(rows):
+                for k, word in tags.items():
+                    splits[k] = SPLITS.index(word)
+            continue
+        # a Training_... that somebody moved into test/ is meant to be tested on
+        told = {k: SPLITS.index(word) for k, word in tags.items() if word != SPLITS[_TRAIN]}
+        if told and len(tags) < len(rows):
+            odd = names[next(k for k in rows if k not in tags)]
             raise DataError(
                 f"{source}: some names in {group}/ tell PublicTest from PrivateTest and {odd!r} does not; "
                 "name them all so, or none"
             )
-        else:
-            for k in rows:
-                splits[k] = folder
+        for k, split in told.items():
+            splits[k] = split
     if _VALIDATION in splits:
         return splits
     # nobody named a PublicTest: Training is to be divided by content
@@ -212,7 +277,8 @@ def read_face_folder(path: Path, size: int = 48) -> FolderFaces:
         size: Side that faces are brought to, in pixels.
 
     Raises:
-        DataError: If the layout tells no labels, a label's folder is empty, or a picture cannot be read.
+        DataError: If the layout tells no labels, a label's folder is empty or holds only other files, or a
+            picture cannot be read.
     """
     names = list_members(path)
     if path.is_dir():
@@ -248,7 +314,7 @@ def gather_faces(
     unknown = np.array([place.split is None for place in kept])
     split = np.array([place.split or 0 for place in kept], dtype=np.uint8)
     split[unknown] = hold_out(images[unknown], labels[unknown])
-    return FolderFaces(images, labels, split, layout.taxonomy)
+    return FolderFaces(images, labels, split, layout.taxonomy, not bool(unknown.any()), layout.passed_over)
 
 
 def _refuse_empty_folders(path: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,10 +15,16 @@ from numpy.typing import NDArray
 from ferkit.data import cartoon
 from ferkit.data.archives import KNOWN_TABLES, explained, is_tar, is_zip, list_members
 from ferkit.data.cache import LAYOUT, DatasetCache, cache_root, digest_of
-from ferkit.data.dataset import FaceDataset
+from ferkit.data.dataset import SPLITS, FaceDataset
 from ferkit.data.duplicates import flat_rows, leaking_rows
 from ferkit.data.ferplus import LabelSource, align_votes, read_votes, relabel
-from ferkit.data.folders import is_picture, plan_layout, read_face_folder
+from ferkit.data.folders import (
+    describe_passed_over,
+    find_passed_over,
+    is_picture,
+    plan_layout,
+    read_face_folder,
+)
 from ferkit.data.holdout import hold_out
 from ferkit.data.npz import read_npz
 from ferkit.data.tables import read_face_table
@@ -27,13 +34,15 @@ from ferkit.taxonomy import FER2013, Taxonomy
 DEFAULT_SIZE = 48
 """Side in pixels that pictures in folders are brought to; FER2013's own."""
 
+logger = logging.getLogger("ferkit.data")
+
 
 @dataclass(frozen=True, slots=True)
 class _Decoded:
     """What a reader makes of a source.
 
     ``split_told`` is False where the split was worked out here; ``in_rows`` is True where the faces are in
-    the order of FER2013's rows, which FER+ votes need.
+    the order of FER2013's rows, which FER+ votes need; ``passed_over`` counts files that are no pictures.
     """
 
     images: NDArray[np.uint8]
@@ -43,6 +52,7 @@ class _Decoded:
     votes: NDArray[np.uint8] | None = None
     split_told: bool = True
     in_rows: bool = False
+    passed_over: Mapping[str, int] = field(default_factory=dict)
 
     def pack(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Return arrays and remarks for the cache."""
@@ -52,24 +62,31 @@ class _Decoded:
         if self.votes is not None:
             arrays["votes"] = self.votes
         names = [self.taxonomy.id, *self.taxonomy.labels]
-        return arrays, {"taxonomy": names, "split_told": self.split_told, "in_rows": self.in_rows}
+        told = {"split_told": self.split_told, "in_rows": self.in_rows, "passed_over": dict(self.passed_over)}
+        return arrays, {"taxonomy": names, **told}
 
     @classmethod
     def unpack(cls, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> _Decoded:
         """Undo :meth:`pack`."""
         name, *labels = meta["taxonomy"]
         taxonomy = Taxonomy(name, tuple(labels))
-        return cls(**arrays, taxonomy=taxonomy, split_told=meta["split_told"], in_rows=meta["in_rows"])
+        told = {key: meta[key] for key in ("split_told", "in_rows", "passed_over")}
+        fields: dict[str, Any] = {**arrays, **told}
+        return cls(**fields, taxonomy=taxonomy)
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """A source that was recognised: how it is read, and the files it consists of (none: ``root`` itself)."""
+    """A source that was recognised: how it is read, and the files it consists of (none: ``root`` itself).
+
+    ``passed_over`` counts a folder's other files, which are no part of what the cache goes by.
+    """
 
     kind: str
     root: Path
     names: Sequence[str]
     read: Callable[[], _Decoded]
+    passed_over: Mapping[str, int] | None = None
 
 
 def load_dataset(
@@ -86,7 +103,8 @@ def load_dataset(
 
     The first load of a source decodes it and keeps the result in a cache; later loads map it into memory
     (images are then read-only). Where the source names no splits, a tenth of each label's distinct images
-    becomes PublicTest, chosen by content (:func:`ferkit.data.holdout.hold_out`).
+    becomes PublicTest, chosen by content (:func:`ferkit.data.holdout.hold_out`). That, and files in a folder
+    or an archive that are no pictures, is said in a warning each (logger ``ferkit.data``).
 
     Args:
         source: A csv in FER2013's layout, plain or as .gz, .xz, .zip, .tar, .tar.gz or .tar.xz; a folder of
@@ -105,17 +123,18 @@ def load_dataset(
         DataError: If anything in it is wrong; the message names file and row.
     """
     store = DatasetCache(None if cache is False else cache_root() if cache is None else Path(cache))
-    decoded, images_digest = _read(store, _recognise(source, size))
+    recognised = _recognise(source, size)
+    decoded, images_digest = _read(store, recognised)
     if votes is not None and not decoded.in_rows:
         raise DataError(
             f"votes are joined by row, and {source} has no rows in FER2013's order; use them with fer2013.csv"
         )
-    split, counts = decoded.split, decoded.votes
+    split, counts, named = decoded.split, decoded.votes, decoded.split_told
     if votes is not None:
         table = read_votes(Path(votes))
         counts = align_votes(table, decoded.labels, split if decoded.split_told else None, str(source))
-        if not decoded.split_told:
-            split = table.split
+        if not named:
+            split, named = table.split, True
     dataset = FaceDataset(
         images=decoded.images,
         labels=decoded.labels,
@@ -124,7 +143,12 @@ def load_dataset(
         votes=counts,
         source=str(source),
         fingerprint=fingerprint_of(images_digest, decoded.labels, split, counts, decoded.taxonomy),
+        split_named=named,
     )
+    passed_over = decoded.passed_over if recognised.passed_over is None else recognised.passed_over
+    for words in (describe_passed_over(str(source), passed_over), describe_held_out(dataset)):
+        if words:
+            logger.warning("%s", words)
     return relabel(select_faces(dataset, drop_leaks=drop_leaks, drop_flat=drop_flat), labels)
 
 
@@ -136,6 +160,7 @@ def make_dataset(
     votes: NDArray[np.uint8] | None = None,
     *,
     source: str,
+    split_named: bool = True,
 ) -> FaceDataset:
     """Make a data set of arrays in memory, with its fingerprint.
 
@@ -146,12 +171,22 @@ def make_dataset(
         taxonomy: The labels' names and order.
         votes: uint8 ``[N, 10]`` or None.
         source: What to call it.
+        split_named: Whether somebody named the splits; False where a part of Training was held out.
 
     Raises:
         DataError: If the arrays do not fit together.
     """
     fingerprint = fingerprint_of(digest_of(images), labels, split, votes, taxonomy)
-    return FaceDataset(images, labels, split, taxonomy, votes, source, fingerprint)
+    return FaceDataset(images, labels, split, taxonomy, votes, source, fingerprint, split_named)
+
+
+def describe_held_out(dataset: FaceDataset) -> str:
+    """Return the remark about a PublicTest that nobody named; empty where somebody did."""
+    if dataset.split_named:
+        return ""
+    training, held = (int((dataset.split == SPLITS.index(name)).sum()) for name in ("Training", "PublicTest"))
+    whole = f"{training + held} training faces"
+    return f"{dataset.source}: no PublicTest is named: {held} of {whole} are held out as it"
 
 
 def faces_digest(dataset: FaceDataset) -> str:
@@ -194,19 +229,36 @@ def select_faces(dataset: FaceDataset, *, drop_leaks: bool = False, drop_flat: b
 
 
 def _read(store: DatasetCache, source: _Source) -> tuple[_Decoded, str]:
-    """Take a source from the cache, or decode it and keep it; return it with the digest of its images."""
+    """Take a source from the cache, or decode it and keep it; return it with the digest of its images.
+
+    Nothing is kept of files that change meanwhile: their old digest would stand for the new content, or a
+    mixture of both for either.
+    """
     with explained(source.root):
-        content = store.content_hash(source.root, source.names)
+        note = store.note(source.root, source.names)
+        content = store.content_hash(source.root, source.names, note)
     key = f"v{LAYOUT}-{source.kind}-{content[:40]}"
     entry = store.read(key)
     if entry is None:
         decoded = source.read()
+        if _changed(store, source, note):
+            logger.warning("%s changed while it was read; load it again once it is complete", source.root)
+            return decoded, digest_of(decoded.images)
         store.write(key, *decoded.pack())
         entry = store.read(key)
         if entry is None:
             return decoded, digest_of(decoded.images)
-    store.remember(source.root, source.names, content)
+    if not _changed(store, source, note):
+        store.remember(note, content)
     return _Decoded.unpack(entry.arrays, entry.meta), entry.digests["images"]
+
+
+def _changed(store: DatasetCache, source: _Source, note: Path | None) -> bool:
+    """Tell whether a source's files are others than when ``note`` was taken."""
+    try:
+        return store.note(source.root, source.names) != note
+    except OSError:
+        return True
 
 
 def _recognise(source: str | Path, size: int) -> _Source:
@@ -236,7 +288,8 @@ def _recognise(source: str | Path, size: int) -> _Source:
         if not pictures:
             _refuse_tables(path, names)
             plan_layout(str(path), names)
-        return _Source(f"folder{size}", path, pictures, lambda: _from_folder(path, size))
+        passed_over = find_passed_over(str(path), names)
+        return _Source(f"folder{size}", path, pictures, lambda: _from_folder(path, size), passed_over)
     if not path.is_file():
         raise DataError(
             f"{path}: there is no such file or folder (for faces drawn by the program, say cartoon)"
@@ -278,7 +331,14 @@ def _draw(count: int, seed: int, size: int) -> _Decoded:
 def _from_folder(path: Path, size: int) -> _Decoded:
     """Read folders of pictures."""
     faces = read_face_folder(path, size)
-    return _Decoded(faces.images, faces.labels, faces.split, faces.taxonomy)
+    return _Decoded(
+        faces.images,
+        faces.labels,
+        faces.split,
+        faces.taxonomy,
+        split_told=faces.split_named,
+        passed_over=faces.passed_over,
+    )
 
 
 def _from_table(path: Path) -> _Decoded:
