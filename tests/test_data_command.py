@@ -221,6 +221,75 @@ def test_an_unwritable_cache_is_a_warning_line(
     assert len(caplog.records) == 1
 
 
+@pytest.mark.parametrize("votes", ["o.csv", "./x/../o.csv"])
+def test_votes_do_not_replace_the_faces(
+    tmp_path: Path, votes: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["data", "convert", "cartoon:21", str(tmp_path / "o.csv"), "--votes-out", str(tmp_path / votes)]
+    assert run([*args, "--overwrite"]) == 2
+    assert "what the faces go to" in capsys.readouterr().err
+    assert names_in(tmp_path) == []
+
+
+def test_without_votes_to_write_nothing_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = pack(drawn_csv().encode(), tmp_path / "f.csv")
+    args = ["data", "convert", str(source), str(tmp_path / "o.csv"), "--votes-out", str(tmp_path / "v.csv")]
+    assert run(args) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert "has no votes to write" in err
+    assert names_in(tmp_path) == ["f.csv"]
+
+
+def test_votes_are_not_left_alone_where_the_faces_cannot_be_written(tmp_path: Path) -> None:
+    write_own = ["data", "convert", "cartoon:21", str(tmp_path / "f.npz"), "--labels", "ferplus-argmax"]
+    assert run(write_own) == 0
+    # a csv holds FER2013's labels only
+    args = ["data", "convert", str(tmp_path / "f.npz"), str(tmp_path / "o.csv"), "--votes-out"]
+    assert run([*args, str(tmp_path / "v.csv")]) == 1
+    assert names_in(tmp_path) == ["f.npz"]
+
+
+def test_votes_are_not_written_into_a_folders_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "votes").mkdir()
+    args = ["data", "convert", "no such source", str(tmp_path / "o.csv"), "--votes-out"]
+    assert run([*args, str(tmp_path / "votes")]) == 1
+    assert "votes: it is a folder" in capsys.readouterr().err
+
+
+def test_a_detector_without_photos_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["data", "convert", "cartoon:21", str(tmp_path / "o.csv"), "--detector", "none"]
+    assert run(args) == 2
+    assert "goes with --crop-faces" in capsys.readouterr().err
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(("out", "kept"), [("o.csv", False), ("o.npz", True)])
+def test_votes_that_the_layout_does_not_hold_are_said(
+    tmp_path: Path, out: str, kept: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faces, votes = tmp_path / "f.csv", tmp_path / "v.csv"
+    assert run(["data", "convert", "cartoon:70", str(faces), "--votes-out", str(votes)]) == 0
+    capsys.readouterr()
+    assert run(["data", "convert", str(faces), str(tmp_path / out), "--votes", str(votes)]) == 0
+    assert ("does not hold the votes; --votes-out" in capsys.readouterr().err) is not kept
+    assert (load_dataset(tmp_path / out).votes is not None) is kept
+
+
+@pytest.mark.parametrize(("size", "said"), [("32", True), ("16", False)])
+def test_a_size_that_the_source_does_not_take_is_said(
+    tmp_path: Path, size: str, said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = pack(drawn_csv().encode(), tmp_path / "f.csv")
+    assert run(["data", "info", str(source), "--size", size]) == 0
+    err = capsys.readouterr().err
+    assert ("those of" in err and "stay at 16 pixels" in err) is said
+
+
 def write_photos(root: Path) -> Path:
     """Photos: each a small drawn face on a large ground, so that cropping is seen."""
     faces = load_dataset("cartoon:8:2", cache=False).images
@@ -243,6 +312,18 @@ def test_photos_are_cropped_by_the_instruments_own_geometry(tmp_path: Path, pack
     dataset = load_dataset(tmp_path / "f.npz")
     assert dataset.taxonomy.labels == ("frown", "smile")
     assert dataset.images.shape == (8, 48, 48)
+
+
+def test_photos_that_are_no_pictures_and_the_tenth_held_out_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_photos(tmp_path / "photos")
+    (source / "smile" / "9.heic").write_bytes(b"?")
+    args = ["data", "convert", str(source), str(tmp_path / "f.npz"), "--crop-faces", "--detector", "none"]
+    assert run(args) == 0
+    err = capsys.readouterr().err
+    assert "files that are no pictures are passed over: 1 .heic" in err
+    assert "no PublicTest is named: 2 of 8 training faces are held out as it" in err
 
 
 @pytest.mark.parametrize(

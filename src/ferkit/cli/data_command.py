@@ -40,7 +40,14 @@ SourceArgument = Annotated[
     ),
 ]
 SizeOption = Annotated[
-    int, typer.Option("--size", min=16, max=512, help="Side of faces that are drawn or come from pictures.")
+    int | None,
+    typer.Option(
+        "--size",
+        min=16,
+        max=512,
+        help="Side of faces that are drawn or come from pictures; others keep theirs.",
+        show_default="48",
+    ),
 ]
 LabelsOption = Annotated[
     str,
@@ -56,17 +63,16 @@ def info(
     source: SourceArgument,
     *,
     votes: VotesOption = None,
-    size: SizeOption = 48,
+    size: SizeOption = None,
     json: JsonOption = False,
 ) -> None:
     """Say what a source holds: faces, labels, splits, votes, fingerprint."""
     import time
 
-    from ferkit.data import load_dataset
     from ferkit.data.audit import balance_of
 
     start = time.perf_counter()
-    dataset = load_dataset(source, votes=votes, size=size)
+    dataset = _load(source, size, votes=votes)
     seconds = time.perf_counter() - start
     balance = balance_of(dataset)
     if json:
@@ -97,17 +103,16 @@ def audit(
     source: SourceArgument,
     *,
     votes: VotesOption = None,
-    size: SizeOption = 48,
+    size: SizeOption = None,
     json: JsonOption = False,
 ) -> None:
     """Report class balance, constant and repeated images, contradicting labels, leaks, agreement with FER+.
 
     With --json also the rows of each finding, counted from 1.
     """
-    from ferkit.data import load_dataset
     from ferkit.data.audit import audit_dataset
 
-    report = audit_dataset(load_dataset(source, votes=votes, size=size))
+    report = audit_dataset(_load(source, size, votes=votes))
     if json:
         print_json(report.to_json())
     else:
@@ -138,15 +143,14 @@ def show(
     cell: Annotated[int, typer.Option("--cell", min=16, max=512, help="Side of a face on the sheet.")] = 96,
     votes: VotesOption = None,
     labels: LabelsOption = "given",
-    size: SizeOption = 48,
+    size: SizeOption = None,
 ) -> None:
     """Write a contact sheet: a row of faces for each label."""
-    from ferkit.data import load_dataset
     from ferkit.data.audit import picked_rows
     from ferkit.data.sheet import Strip, contact_sheet, pick_faces
     from ferkit.images import write_image
 
-    dataset = load_dataset(source, votes=votes, labels=labels, size=size)  # type: ignore[arg-type]
+    dataset = _load(source, size, votes=votes, labels=labels)
     # repeats and leaks lie between splits, so they are looked for before one split is taken
     dataset = dataset.select(picked_rows(dataset, pick))
     if split != "all":
@@ -165,6 +169,20 @@ def show(
     sheet = contact_sheet(strips, f"{dataset.source}, {split}{which}: {len(dataset)} faces", cell=cell)
     write_image(out, sheet)
     remark(f"wrote {out}")
+
+
+def _load(source: str, size: int | None, **options: Any) -> FaceDataset:
+    """Load a source, and say so where it has a size of its own and another was asked for."""
+    from ferkit.data import load_dataset
+    from ferkit.data.load import DEFAULT_SIZE
+
+    dataset = load_dataset(source, size=DEFAULT_SIZE if size is None else size, **options)
+    if size is not None and dataset.size != size:
+        remark(
+            f"--size {size} is for faces that are drawn or come from pictures; those of {source} stay at "
+            f"{dataset.size} pixels"
+        )
+    return dataset
 
 
 def _augmented(images: NDArray[np.uint8], augmentation: str, seed: int) -> NDArray[np.uint8]:
@@ -191,27 +209,42 @@ def convert(
     labels: LabelsOption = "given",
     drop_leaks: DropLeaksOption = False,
     drop_flat: DropFlatOption = False,
-    size: SizeOption = 48,
+    size: SizeOption = None,
     crop_faces: Annotated[
         bool,
         typer.Option(
             "--crop-faces", help="The pictures are photos: find the largest face in each and cut it out."
         ),
     ] = False,
-    detector: Annotated[str, typer.Option("--detector", help="What finds the faces.")] = "centerface",
+    detector: Annotated[
+        str | None,
+        typer.Option("--detector", help="For --crop-faces: what finds the faces.", show_default="centerface"),
+    ] = None,
     votes_out: Annotated[
         Path | None,
-        typer.Option("--votes-out", help="Write the votes to this csv, row by row.", show_default=False),
+        typer.Option(
+            "--votes-out",
+            help="Write the votes to this csv, row by row; only an .npz holds them itself.",
+            show_default=False,
+        ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
 ) -> None:
     """Write labelled faces in another layout; nothing is written unless all of it can be read."""
-    from ferkit.data import load_dataset, select_faces
-    from ferkit.data.convert import check_target, write_dataset, write_votes
+    from ferkit.data import select_faces
+    from ferkit.data.convert import check_target, format_of, write_dataset, write_with_votes
+    from ferkit.data.load import DEFAULT_SIZE
+    from ferkit.errors import DataError
 
     check_target(out, overwrite=overwrite)
     if votes_out is not None:
-        check_target(votes_out, overwrite=overwrite)
+        if votes_out.resolve().is_relative_to(out.resolve()):
+            raise typer.BadParameter(
+                f"{votes_out} is, or lies in, what the faces go to", param_hint="--votes-out"
+            )
+        check_target(votes_out, kind="csv", overwrite=overwrite)
+    if detector is not None and not crop_faces:
+        raise typer.BadParameter("it goes with --crop-faces", param_hint="--detector")
     if crop_faces:
         if votes is not None:
             raise typer.BadParameter(
@@ -219,22 +252,21 @@ def convert(
             )
         if labels != "given" or votes_out is not None:
             raise typer.BadParameter("photos have no votes", param_hint="--labels, --votes-out")
-        cropped = _cut_faces(source, size, detector)
+        cropped = _cut_faces(source, DEFAULT_SIZE if size is None else size, detector or "centerface")
         dataset = select_faces(cropped, drop_leaks=drop_leaks, drop_flat=drop_flat)
     else:
-        dataset = load_dataset(
-            source,
-            votes=votes,
-            drop_leaks=drop_leaks,
-            drop_flat=drop_flat,
-            labels=labels,  # type: ignore[arg-type]
-            size=size,
-        )
-    write_dataset(dataset, out, overwrite=overwrite)
+        dataset = _load(source, size, votes=votes, drop_leaks=drop_leaks, drop_flat=drop_flat, labels=labels)
+    if votes_out is None:
+        write_dataset(dataset, out, overwrite=overwrite)
+    elif dataset.votes is None:
+        raise DataError(f"{source} has no votes to write; join them with --votes, or leave out --votes-out")
+    else:
+        write_with_votes(dataset, out, votes_out, overwrite=overwrite)
     remark(f"wrote {len(dataset)} faces to {out}")
     if votes_out is not None:
-        write_votes(dataset, votes_out)
         remark(f"wrote their votes to {votes_out}")
+    elif votes is not None and format_of(out) != "npz":
+        remark(f"{out} does not hold the votes; --votes-out writes them")
 
 
 def _cut_faces(source: str, size: int, detector: str) -> FaceDataset:
@@ -244,7 +276,8 @@ def _cut_faces(source: str, size: int, detector: str) -> FaceDataset:
     from ferkit.crops import crop_faces
     from ferkit.data import make_dataset
     from ferkit.data.archives import list_members
-    from ferkit.data.folders import gather_faces, plan_layout
+    from ferkit.data.folders import describe_passed_over, gather_faces, plan_layout
+    from ferkit.data.load import describe_held_out
     from ferkit.detect import make_detector
     from ferkit.errors import DataError, FerkitError
     from ferkit.images import load_image, to_gray
@@ -277,6 +310,8 @@ def _cut_faces(source: str, size: int, detector: str) -> FaceDataset:
     with Progress(console=console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task("finding faces", total=len(layout.places))
         faces = gather_faces(path, layout, face_of)
+    if passed_over := describe_passed_over(source, layout.passed_over):
+        remark(passed_over)
     if empty:
         more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
         remark(
@@ -284,7 +319,17 @@ def _cut_faces(source: str, size: int, detector: str) -> FaceDataset:
         )
     if crowded:
         remark(f"more than one face in {crowded} of {len(layout.places)} photos; the largest was taken")
-    return make_dataset(faces.images, faces.labels, faces.split, faces.taxonomy, source=source)
+    dataset = make_dataset(
+        faces.images,
+        faces.labels,
+        faces.split,
+        faces.taxonomy,
+        source=source,
+        split_named=faces.split_named,
+    )
+    if held_out := describe_held_out(dataset):
+        remark(held_out)
+    return dataset
 
 
 def _print_balance(balance: Any) -> None:

@@ -102,7 +102,8 @@ def write_csv(dataset: FaceDataset, path: Path) -> None:
             pixels = " ".join([words[value] for value in image.ravel().tolist()])
             stream.write(f"{label},{pixels},{SPLITS[split]}\n")
 
-    _write_text(path, write)
+    with replacing(path) as temporary:
+        _write_text(temporary, write)
 
 
 def write_votes(dataset: FaceDataset, path: Path) -> None:
@@ -112,6 +113,31 @@ def write_votes(dataset: FaceDataset, path: Path) -> None:
         DataError: If there are no votes.
         OutputError: If the file cannot be written.
     """
+    with replacing(path) as temporary:
+        _write_votes(dataset, temporary)
+
+
+def write_with_votes(dataset: FaceDataset, path: Path, votes: Path, *, overwrite: bool = False) -> None:
+    """Write a data set and, in a file of their own, its votes: both or none.
+
+    Args:
+        dataset: What to write.
+        path: Where to, as :func:`write_dataset`.
+        votes: Where the votes go, as :func:`write_votes`.
+        overwrite: Replace files that are there.
+
+    Raises:
+        DataError: If there are no votes, or the layout cannot hold the data set.
+        OutputError: If something is there already, or cannot be written.
+    """
+    check_target(votes, kind="csv", overwrite=overwrite)
+    with replacing(votes) as temporary:
+        _write_votes(dataset, temporary)
+        write_dataset(dataset, path, overwrite=overwrite)
+
+
+def _write_votes(dataset: FaceDataset, path: Path) -> None:
+    """Write votes to a temporary file."""
     votes = dataset.votes
     if votes is None:
         raise DataError(f"{dataset.source} has no votes to write")
@@ -126,7 +152,7 @@ def write_votes(dataset: FaceDataset, path: Path) -> None:
 
 def _write_text(path: Path, write: Callable[[IO[str]], None]) -> None:
     """Write text, packed if the name says so; packed files depend on their content alone, not on the time."""
-    with replacing(path) as temporary, temporary.open("wb") as raw:
+    with path.open("wb") as raw:
         if path.name.lower().endswith(".gz"):
             with (
                 gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) as packed,
