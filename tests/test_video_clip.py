@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import struct
 import threading
 from fractions import Fraction
@@ -372,6 +373,39 @@ def test_a_truncated_clip_gives_what_is_there_and_says_so(folder: Path, suffix: 
         assert clip.damaged
     if suffix == ".mkv":
         assert any("the clip declares 3.00 s and ends after 1." in note for note in clip.notes)
+
+
+@pytest.mark.parametrize(("suffix", "codec"), [(".mkv", "libx264"), (".flv", "flv"), (".webm", "libvpx")])
+def test_a_clip_whose_sound_outlasts_its_pictures_is_whole(folder: Path, suffix: str, codec: str) -> None:
+    """A known fault: where only the whole clip says how long it is, it was called cut off."""
+    sound = "opus" if suffix == ".webm" else "aac"
+    rate = 48_000 if suffix == ".webm" else 44_100
+    path = write_clip(
+        folder / f"outlasted{suffix}",
+        pictures(60),
+        codec=codec,
+        sound=sound,
+        sound_seconds=5,
+        sound_rate=rate,
+    )
+    clip = Clip(path)
+    assert len(list(clip.frames())) == 60
+    (note,) = clip.notes
+    assert re.fullmatch(r"the pictures end after 2\.\d\d s, the clip after 5\.\d\d s", note)
+    assert not clip.damaged
+
+
+def test_a_truncated_clip_with_sound_is_damaged_as_one_without(folder: Path) -> None:
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 256, (48, 80, 3), np.uint8) for _ in range(90)]
+    whole = write_clip(folder / "sounding.mkv", noise, options={"g": "10"}, sound="aac", sound_seconds=3)
+    path = folder / "half-sounding.mkv"
+    content = whole.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    clip = Clip(path)
+    list(clip.frames())
+    assert clip.damaged
+    assert any("it is cut off or damaged" in note for note in clip.notes)
 
 
 def test_a_truncated_clip_whose_index_is_in_front_gives_what_is_there(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import os
 import re
@@ -288,10 +289,34 @@ class Clip:
                 f"{backward} frames carry no later time than the one before; they were counted on"
             )
         if self._declared_end is not None and after < self._declared_end - self._slack and not self.stopped:
+            if self._exact_end is None and self._goes_on_until(after) >= self._declared_end - self._slack:
+                self._notes.append(
+                    f"the pictures end after {float(after):.2f} s, the clip after "
+                    f"{float(self._declared_end):.2f} s"
+                )
+                return
             self._damage(
                 f"the clip declares {float(self._declared_end):.2f} s and ends after {float(after):.2f} s: "
                 "it is cut off or damaged"
             )
+
+    def _goes_on_until(self, place: Fraction) -> Fraction:
+        """Return when the last packet after ``place`` ends, of the sound and whatever else the clip holds."""
+        import av
+
+        last = place
+        with open_input(self._name) as container:
+            with contextlib.suppress(av.FFmpegError):  # What cannot be sought is read from its beginning.
+                container.seek(int((place + self._zero) * 1_000_000))
+            with contextlib.suppress(av.FFmpegError):
+                for packet in container.demux():
+                    if self.stopped:
+                        break
+                    stamp = packet.dts if packet.pts is None else packet.pts
+                    if stamp is not None:
+                        end = (stamp + (packet.duration or 0)) * packet.time_base - self._zero
+                        last = max(last, end)
+        return last
 
     def _decoded(self) -> Iterator[VideoFrame]:
         """Yield decoded frames, from a little before the start of the range."""
