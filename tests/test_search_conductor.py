@@ -19,7 +19,7 @@ pytest.importorskip("ray", reason="needs ferkit[tune]")
 
 from ferkit import __version__
 from ferkit.search.cluster import Machine, _temporary_folder, places_of
-from ferkit.search.conductor import Conductor, _last_words, _replay, signals_kept
+from ferkit.search.conductor import Conductor, _judge, _last_words, signals_kept
 from ferkit.search.engine import Silent
 from ferkit.search.propose import Gate, RandomProposer
 from ferkit.search.records import JOURNAL, LOCK, Journal, locked, read_events, read_search
@@ -141,18 +141,39 @@ def test_what_cannot_be_written_ends_the_search_and_not_the_trial(conductor) -> 
     assert read_search(conductor.search.folder).trials[2].state == "waiting"
 
 
-def test_a_new_asha_scheduler_judges_by_the_trials_of_the_search_so_far(tmp_path) -> None:
-    from ray.tune.schedulers import ASHAScheduler
+def trial_of_tune(number: int) -> SimpleNamespace:
+    return SimpleNamespace(trial_id=f"new-in-this-session-{number}", config={"number": number})
 
-    found = read_search(write_search(tmp_path / "s", SPACE, [("finished", [0.5, 0.6, 0.7])] * 3))
-    scheduler = ASHAScheduler(
-        time_attr="epoch", metric="val_accuracy", mode="max", max_t=3, reduction_factor=3
-    )
-    _replay(scheduler, found)
-    for accuracy, expected in ((0.1, "STOP"), (0.9, "CONTINUE")):
-        newcomer = SimpleNamespace(trial_id=str(accuracy))
-        scheduler.on_trial_add(None, newcomer)
-        assert scheduler.on_trial_result(None, newcomer, {"epoch": 1, "val_accuracy": accuracy}) == expected
+
+def test_a_new_asha_scheduler_judges_by_the_trials_of_the_search_so_far(tmp_path) -> None:
+    ended = [("finished", [0.5, 0.6, 0.7]), ("stopped", [0.5]), ("failed", [0.5])]
+    judge = _judge(read_search(write_search(tmp_path / "s", SPACE, ended)))
+    for number, accuracy, expected in ((4, 0.1, "STOP"), (5, 0.9, "CONTINUE")):
+        newcomer = trial_of_tune(number)
+        judge.on_trial_add(None, newcomer)
+        assert judge.on_trial_result(None, newcomer, {"epoch": 1, "val_accuracy": accuracy}) == expected
+        judge.on_trial_complete(None, newcomer, {"epoch": 1, "val_accuracy": accuracy})
+
+
+def test_asha_does_not_judge_an_interrupted_trial_again_where_it_had_passed(tmp_path) -> None:
+    """A known fault: resumed at its second epoch, a trial was stopped after the first, by who came later."""
+    space = parse_space(TINY, overrides=["epochs=9"])
+    later = [("stopped", [0.5])] * 4
+    found = read_search(write_search(tmp_path / "s", space, [("running", [0.3, 0.6]), *later]))
+    judge = _judge(found)
+    again = trial_of_tune(1)
+    judge.on_trial_add(None, again)
+    for epoch, accuracy, expected in (
+        (1, 0.3, "CONTINUE"),  # told again, as the worker does
+        (2, 0.6, "CONTINUE"),
+        (3, 0.6, "CONTINUE"),  # the first to come there
+    ):
+        told = {"epoch": epoch, "val_accuracy": accuracy}
+        assert judge.on_trial_result(None, again, told) == expected
+    other = trial_of_tune(6)
+    judge.on_trial_add(None, other)
+    assert judge.on_trial_result(None, other, {"epoch": 1, "val_accuracy": 0.6}) == "CONTINUE"
+    assert judge.on_trial_result(None, other, {"epoch": 3, "val_accuracy": 0.5}) == "STOP"
 
 
 @pytest.mark.parametrize(

@@ -197,21 +197,12 @@ def run_tune(
 ) -> None:
     """Let Ray Tune train what the conductor hands out, until there is nothing left or something is wrong."""
     from ray import tune
-    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+    from ray.tune.schedulers import FIFOScheduler
 
     found, settings = conductor.search, conductor.search.settings
     scheduler: Any = FIFOScheduler()
     if settings.asha:
-        epochs = found.space.most_epochs()
-        scheduler = ASHAScheduler(
-            time_attr="epoch",
-            metric="val_accuracy",
-            mode="max",
-            max_t=epochs,
-            grace_period=min(settings.grace, epochs),
-            reduction_factor=settings.reduction,
-        )
-        _replay(scheduler, found)
+        scheduler = _judge(found)
     faces = replace(dataset, images=np.asarray(dataset.images))
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, dataset=faces, cores=machine.cores, command=list(command)),
@@ -245,16 +236,47 @@ def run_tune(
         ) from error
 
 
-def _replay(scheduler: Any, found: Search) -> None:
-    """Tell a new ASHA scheduler how the earlier trials went, so that it judges by the same rungs."""
+def _judge(found: Search) -> Any:
+    """Return ASHA as a scheduler of Tune's that knows what all trials of the search have done so far.
+
+    It knows trials by their numbers: Tune calls one that goes on by another id than in the session before,
+    and it would be judged once more at rungs that it had passed, by now against more of the others.
+    """
+    from ray.tune.schedulers import ASHAScheduler
+
+    def numbered(trial: Any) -> SimpleNamespace:
+        return SimpleNamespace(trial_id=trial.config["number"])
+
+    class Judge(ASHAScheduler):  # type: ignore[misc]
+        def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+            super().on_trial_add(tune_controller, numbered(trial))
+
+        def on_trial_result(self, tune_controller: Any, trial: Any, result: Any) -> Any:
+            return super().on_trial_result(tune_controller, numbered(trial), result)
+
+        def on_trial_complete(self, tune_controller: Any, trial: Any, result: Any) -> None:
+            super().on_trial_complete(tune_controller, numbered(trial), result)
+
+        def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+            super().on_trial_remove(tune_controller, numbered(trial))
+
+    epochs = found.space.most_epochs()
+    judge = Judge(
+        time_attr="epoch",
+        metric="val_accuracy",
+        mode="max",
+        max_t=epochs,
+        grace_period=min(found.settings.grace, epochs),
+        reduction_factor=found.settings.reduction,
+    )
     for trial in found.trials.values():
-        if trial.state in ("finished", "stopped"):
-            stand_in = SimpleNamespace(trial_id=f"earlier-{trial.number}")
-            scheduler.on_trial_add(None, stand_in)
-            for row in trial.history:
-                scheduler.on_trial_result(
-                    None, stand_in, {"epoch": int(row["epoch"]), "val_accuracy": row["val_accuracy"]}
-                )
+        earlier = SimpleNamespace(config={"number": trial.number})
+        judge.on_trial_add(None, earlier)
+        for row in trial.history:
+            judge.on_trial_result(
+                None, earlier, {"epoch": int(row["epoch"]), "val_accuracy": row["val_accuracy"]}
+            )
+    return judge
 
 
 def _feed(conductor: Conductor) -> Any:
