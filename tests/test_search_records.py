@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import multiprocessing
+import os
 import resource
+import sys
 from dataclasses import asdict
 
 import pytest
@@ -193,6 +197,27 @@ def test_a_run_that_was_killed_is_marked_and_one_that_ended_by_itself_is_left(tm
     mark_run(folder / "trials" / "0002", "stopped")
     assert json.loads((folder / "trials" / "0002" / "run.json").read_text())["state"] == "finished"
     mark_run(folder / "trials" / "0009", "stopped")  # never began
+
+
+def test_where_files_cannot_be_locked_it_is_said_in_one_line(tmp_path, monkeypatch) -> None:
+    """A known fault: a traceback on shared folders, such as NFS without its lock daemon."""
+
+    def refuse(stream, how) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with (
+        pytest.raises(SearchError, match=r"cannot be locked \(No locks available\); choose a folder"),
+        locked(tmp_path / ".lock", 5.0, "search"),
+    ):
+        pass
+
+
+def test_a_system_without_the_locks_of_unix_is_refused_before_anything_is_made(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # what makes the import fail, as on Windows
+    with pytest.raises(SearchError, match="in WSL"), locked(tmp_path / "s" / ".lock", 0.0, "search"):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def hold(path, ready, release) -> None:

@@ -397,11 +397,15 @@ def locked(path: Path, patience: float, who: str) -> Iterator[None]:
     """Hold a lock file while the block runs; the system frees it when the process ends, however it ends.
 
     Raises:
-        SearchError: If another process still holds it after ``patience`` seconds.
+        SearchError: If another process still holds it after ``patience`` seconds, or there are no locks here.
         OutputError: If it cannot be written.
     """
-    import fcntl
-
+    try:
+        import fcntl
+    except ModuleNotFoundError as error:
+        raise SearchError(
+            "a search needs the file locks of Unix, and this system has none; on Windows, run it in WSL"
+        ) from error
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         stream = path.open("ab")
@@ -419,4 +423,9 @@ def locked(path: Path, patience: float, who: str) -> Iterator[None]:
                         f"{path.parent} is in use by another {who}; wait for it to end"
                     ) from None
                 time.sleep(0.2)
+            except OSError as error:
+                raise SearchError(
+                    f"{path.parent} lies where files cannot be locked ({error.strerror or error}); choose a "
+                    "folder of a file system that supports flock"
+                ) from error
         yield
