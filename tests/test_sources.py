@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -134,6 +137,28 @@ def test_a_name_that_means_no_photo_is_an_error_of_its_own(folder: Path, name: s
     assert isinstance(error, ImageError)
     assert message in str(error)
     assert after == str(folder / "b.jpg")
+
+
+@pytest.mark.parametrize(
+    ("name", "before"), [(".", ["a.PNG", "b.jpg", "sub/c.webp"]), ("sub/deep", [])], ids=["below", "itself"]
+)
+def test_a_folder_that_cannot_be_read_is_an_error_and_the_rest_is_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, before: list[str]
+) -> None:
+    """A known fault: it was passed over in silence, or called a folder without photos."""
+    scan = os.scandir
+
+    # The rights of a folder do not bind root, as whom tests may run.
+    def refuse(path: str) -> Any:
+        if Path(path).name == "deep":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    *photos, error = find_photos([str(folder / name), str(folder / name)])
+    assert [os.path.relpath(str(photo), folder).replace(os.sep, "/") for photo in photos] == before
+    assert isinstance(error, ImageError)
+    assert re.search(r"cannot read the folder .*deep: Permission denied$", str(error))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")

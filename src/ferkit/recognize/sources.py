@@ -39,9 +39,10 @@ def find_photos(
             read do not: ``a-faces.jpg`` and ``a-faces-2.jpg`` beside ``a.jpg``.
 
     Yields:
-        A path, ``-``, or the error of a name that means no photo.
+        A path, ``-``, or an error: of a name that means no photo, or of a folder that cannot be read.
     """
-    groups = [(name, _meant(name)) for name in names]
+    unread: dict[str, list[ImageError]] = {}
+    groups = [(name, _meant(name, unread)) for name in names]
     apart = None if leave_out is None else Path(os.path.realpath(leave_out))
     copied = {
         (f"{path.stem}-faces", path.suffix if path.suffix.lower() in WRITABLE else ".png")
@@ -68,16 +69,30 @@ def find_photos(
                 if key not in seen:
                     seen.add(key)
                     yield path
-            if not found:
+            if not found and name not in unread:
                 yield ImageError(_nothing_in(name, passed))
+            for error in unread.get(name, ()):
+                if str(error) not in seen:
+                    seen.add(str(error))
+                    yield error
 
 
-def _meant(name: str) -> list[str] | None:
-    """Return the photos of a folder or a pattern; None for a name that stands for itself."""
+def _meant(name: str, unread: dict[str, list[ImageError]]) -> list[str] | None:
+    """Return the photos of a folder or a pattern; None for a name that stands for itself.
+
+    What cannot be read of a folder is left in ``unread`` under its name.
+    """
     if name == STDIN or is_url(name):
         return None
     if os.path.isdir(name):  # noqa: PTH112
-        return list(_in_folder(name))
+        refused: list[OSError] = []
+        photos = list(_in_folder(name, refused))
+        if refused:
+            unread[name] = [
+                ImageError(f"cannot read the folder {error.filename}: {error.strerror or error}")
+                for error in refused
+            ]
+        return photos
     if os.path.lexists(name) or not glob.has_magic(name):
         return None
     return list(_matches(name))
@@ -114,8 +129,8 @@ def is_photo(name: str) -> bool:
     return base.lower().endswith(SUFFIXES) and not base.startswith(".")
 
 
-def _in_folder(folder: str) -> Iterator[str]:
-    for parent, folders, files in os.walk(folder):
+def _in_folder(folder: str, refused: list[OSError]) -> Iterator[str]:
+    for parent, folders, files in os.walk(folder, onerror=refused.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (os.path.join(parent, name) for name in sorted(files) if is_photo(name))  # noqa: PTH118
 
