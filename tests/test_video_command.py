@@ -282,6 +282,27 @@ def test_what_cannot_be_understood_is_status_2(model: str, clip: str, arguments:
     assert video(*(argument.format(clip=clip) for argument in arguments)) == 2
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are those of Unix")
+def test_a_full_disk_is_told_with_the_name_that_was_given(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A known fault: it was the name of a hidden temporary file, which nobody knows."""
+    import resource
+
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 256, (240, 320, 3), np.uint8) for _ in range(24)]
+    clip = write_clip(tmp_path / "noise.mkv", noise, codec="ffv1")
+    out = tmp_path / "faces.mp4"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        assert video(clip, "-m", model, "--detector", "none", "-o", out) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert capsys.readouterr().err == f"error: cannot write {out}: File too large\n"
+    assert list(tmp_path.iterdir()) == [clip]
+
+
 def test_without_the_extra_it_says_what_to_install(
     model: str, clip: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

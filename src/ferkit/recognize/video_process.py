@@ -192,6 +192,7 @@ def _annotated(
             source=info.source if sound and info.audio else None,
             start=reading.start,
             time_base=info.time_base,
+            name=path,
         ) as writer,
     ):
 

@@ -150,6 +150,7 @@ class ClipWriter:
         source: The clip whose sound it gets; None: it stays silent.
         start: Time that becomes the beginning of the new clip.
         time_base: Unit of the times in seconds.
+        name: What errors call it; None: its path.
 
     Raises:
         OutputError: If the suffix is none of those.
@@ -163,9 +164,10 @@ class ClipWriter:
         source: str | None = None,
         start: Fraction = Fraction(0),
         time_base: Fraction = Fraction(1, 90_000),
+        name: str | os.PathLike[str] | None = None,
     ) -> None:
         av: Any = require("av", "video")
-        self._name = os.fspath(path)
+        self._name = os.fspath(path if name is None else name)
         self._error = av.FFmpegError
         if Path(path).suffix.lower() not in CONTAINERS:
             raise OutputError(
@@ -184,7 +186,7 @@ class ClipWriter:
             )
             self._container: OutputContainer = av.open(str(Path(path).absolute()), "w", options=fine)
         except av.FFmpegError as error:
-            raise OutputError(f"cannot write {path}: {error.strerror}") from error
+            raise OutputError(f"cannot write {self._name}: {error.strerror}") from error
         encoder = next(name for name in _ENCODERS if name in av.codecs_available)
         stream: VideoStream = self._container.add_stream(encoder, rate=30, options=_ENCODERS[encoder])
         self._stream = stream
