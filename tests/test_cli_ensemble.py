@@ -10,7 +10,7 @@ import pytest
 
 from ferkit.classifier import FaceClassifier
 from ferkit.cli import run
-from ferkit.data import load_dataset
+from ferkit.data import faces_digest, load_dataset
 from ferkit.evaluation.calibration import temper
 from ferkit.modelfile import read_model
 from ferkit.taxonomy import FER2013, FERPLUS
@@ -85,6 +85,7 @@ def test_data_give_the_vote_a_temperature_of_its_own(ask, models, tmp_path, face
         atol=1e-6,
     )
     assert info.data["fitted_on"] == "PublicTest"
+    assert info.data["faces"] == faces_digest(load_dataset(DATA)), "known again with and without votes"
 
 
 def test_fitting_reports_figures_out_of_fold_beside_the_flattering_ones(ask, models, tmp_path):
@@ -147,7 +148,9 @@ def test_progress_goes_to_stderr(ask, models, tmp_path):
     [
         (["--weights", "1,2"], "3 models, 2 weights"),
         (["--weights", "1,x,2"], "not a list of numbers"),
-        (["--fit"], "need it"),
+        (["--fit"], "no use for --fit"),
+        (["--split", "PublicTest"], "no use for --split"),
+        (["--drop-flat", "--threads", "2"], "no use for --drop-flat, --threads"),
         (["--fit", "--weights", "1,1,1", "--data", DATA], "leave out --weights"),
     ],
 )

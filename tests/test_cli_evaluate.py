@@ -10,10 +10,13 @@ import sys
 import numpy as np
 import pytest
 
-from ferkit.data import load_dataset
+from facefiles import csv_text, face_row
+from ferkit.data import faces_digest, load_dataset
+from ferkit.data.cartoon import draw_faces
 from ferkit.evaluation.subject import open_subject
+from ferkit.modelfile import write_model
 from ferkit.taxonomy import FER2013, Taxonomy
-from modelzoo import write_tiny_model
+from modelzoo import graph_bytes, model_info, write_tiny_model
 
 DATA = "cartoon:150"
 
@@ -68,11 +71,61 @@ def test_another_split_is_measured_when_asked_for(ask, model):
     assert "selection" not in done.out
 
 
+@pytest.fixture
+def unsplit(tmp_path, monkeypatch):
+    """A csv of 70 faces that names no splits."""
+    monkeypatch.setenv("FERKIT_CACHE", str(tmp_path / "cache"))
+    faces = draw_faces(70, 1)
+    rows = [
+        f"{label},{' '.join(map(str, image.ravel()))}"
+        for image, label in zip(faces.images, faces.labels, strict=True)
+    ]
+    (tmp_path / "own.csv").write_text(csv_text(rows, "emotion,pixels"))
+    return tmp_path / "own.csv"
+
+
+def test_a_tenth_that_was_held_out_is_said_and_not_called_the_selection_split(ask, model, unsplit, caplog):
+    done = ask("evaluate", model, "--data", unsplit)
+    assert done.status == 0
+    assert "own.csv, PublicTest, 7 faces" in done.out
+    assert "selection" not in done.out
+    assert caplog.messages == [
+        f"{unsplit}: no PublicTest is named: 7 of 70 training faces are held out as it"
+    ]
+    assert "--split all measures all 70 faces" in done.err
+
+
+def test_all_faces_are_measured_when_asked_for(ask, model, unsplit, tmp_path):
+    done = ask("evaluate", model, "--data", unsplit, "--split", "all", "--json", tmp_path / "a.json")
+    assert done.status == 0
+    assert "own.csv, all, 70 faces" in done.out
+    assert done.err == ""
+    content = json.loads((tmp_path / "a.json").read_text())
+    assert (content["data"]["split"], content["data"]["selection_split"]) == ("all", False)
+    assert content["protocols"][0]["scores"][0]["n"] == 70
+
+
+def test_flat_faces_are_left_out_of_what_is_measured_and_the_data_are_known_still(ask, tmp_path, monkeypatch):
+    monkeypatch.setenv("FERKIT_CACHE", str(tmp_path / "cache"))
+    rows = [face_row(k % 7, ("Training", "PublicTest")[k % 2], fill=k, count=48 * 48) for k in range(8)]
+    faces = draw_faces(14, 1)
+    rows += [
+        f"{label},{' '.join(map(str, image.ravel()))},PublicTest"
+        for image, label in zip(faces.images, faces.labels, strict=True)
+    ]
+    (tmp_path / "f.csv").write_text(csv_text(rows))
+    data = {"faces": faces_digest(load_dataset(tmp_path / "f.csv"))}
+    write_model(graph_bytes(), model_info().model_copy(update={"data": data}), tmp_path / "m.onnx")
+    done = ask("evaluate", tmp_path / "m.onnx", "--data", tmp_path / "f.csv", "--drop-flat")
+    assert "f.csv, PublicTest (selection split), 14 faces" in done.out
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--split", "Nowhere"], "unknown split 'Nowhere'"),
         (["--data", "absent.csv"], "absent.csv"),
+        (["--split", "Training", "--drop-leaks"], "also stand in Training"),
     ],
 )
 def test_what_cannot_be_measured_is_one_line_and_status_1(ask, model, options, message):
@@ -130,6 +183,13 @@ def test_a_folder_that_is_no_run_is_refused(ask, tmp_path):
     done = ask("evaluate", tmp_path, "--data", DATA)
     assert done.status == 1
     assert "no run folder" in done.err
+
+
+def test_threads_of_a_run_are_refused_and_not_ignored(ask, tmp_path):
+    done = ask("evaluate", tmp_path, "--data", DATA, "--threads", "1")
+    assert done.status == 2
+    assert "--threads" in done.err
+    assert "for model files" in done.err
 
 
 def test_the_help_loads_no_heavy_library():

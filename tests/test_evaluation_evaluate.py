@@ -87,6 +87,29 @@ def test_leaks_are_not_measured_unless_asked_for():
     assert (found.leaked, found.protocols[0].without_leaks) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("splits", "measured"),
+    [
+        ([PUBLIC, PUBLIC, PRIVATE], "PublicTest"),
+        ([TRAINING, PUBLIC, PRIVATE], "Training"),
+        ([TRAINING, PUBLIC, PRIVATE], "all"),
+    ],
+)
+def test_leaks_that_cannot_be_seen_are_not_said_to_be_none(splits, measured):
+    dataset = _dataset([0, 0, 0], splits, images=[7, 7, 7])
+    with pytest.raises(DataError, match="also stand in Training"):
+        evaluate(_says([0] * 8), dataset, heads=HEADS, split=measured, drop_leaks=True)
+
+
+def test_all_splits_are_measured_as_one():
+    dataset = _dataset([0, 1, 2], [TRAINING, PUBLIC, PRIVATE])
+    found = evaluate(_says([0, 1, 3]), dataset, heads=HEADS, split="all")
+    (scores,) = found.protocols[0].scores
+    assert (found.split, found.faces, scores.n, scores.correct) == ("all", 3, 3, 2)
+    with pytest.raises(DataError, match="no face to measure on"):
+        evaluate(_says([0]), dataset.select(np.arange(0)), heads=HEADS, split="all")
+
+
 def test_votes_are_measured_by_both_protocols():
     # Columns: neutral happiness surprise sadness anger disgust fear contempt unknown NF.
     votes = [

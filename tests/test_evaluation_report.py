@@ -81,6 +81,29 @@ def test_a_split_that_the_model_was_fitted_on_is_no_test(report):
     assert "fitted on this split: its figures are no test result" in format_report(fitted)
 
 
+def test_a_split_of_data_that_the_model_does_not_know_is_no_selection_split(report):
+    model = replace(FACTS, fitted_on=("PublicTest",))
+    foreign = replace(report, model=model, known_data=False)
+    text = format_report(foreign)
+    assert "fer2013.csv, PublicTest, 100 faces" in text
+    assert "selection" not in text
+    assert "no test result" not in text
+    assert report_as_json(foreign)["data"]["selection_split"] is False
+
+
+@pytest.mark.parametrize(("known", "said"), [(True, True), (False, False)])
+def test_all_faces_are_no_test_of_a_model_that_was_trained_on_them(report, known, said):
+    everything = replace(
+        report,
+        model=replace(FACTS, data=("cd" * 32,)),
+        evaluation=replace(report.evaluation, split="all"),
+        known_data=known,
+    )
+    assert (
+        "trained and selected on these data: its figures are no test" in format_report(everything)
+    ) is said
+
+
 def test_undefined_scores_are_a_dash_in_text_and_null_in_json(report):
     assert "neutral       0            -         -     -" in format_report(report)
     (last,) = report_as_json(report)["protocols"][0]["scores"][0]["classes"][-1:]

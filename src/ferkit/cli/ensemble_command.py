@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ferkit.cli.common import DropFlatOption, SplitOption, VotesOption, new_app, remark
+from ferkit.cli.common import DropFlatOption, VotesOption, new_app, remark
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +36,12 @@ FitDataOption = Annotated[
         show_default=False,
     ),
 ]
+SplitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--split", help="Of --data: Training, PublicTest or PrivateTest.", show_default="PublicTest"
+    ),
+]
 NameOption = Annotated[
     str | None, typer.Option("--name", help="Name of the ensemble.", show_default="the file's")
 ]
@@ -44,7 +50,9 @@ JsonFileOption = Annotated[
 ]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option("--threads", min=1, help="Threads of ONNX Runtime.", show_default="the usable cores"),
+    typer.Option(
+        "--threads", min=1, help="Threads of ONNX Runtime, with --data.", show_default="the usable cores"
+    ),
 ]
 
 
@@ -57,7 +65,7 @@ def ensemble(
     fit: FitOption = False,
     data: FitDataOption = None,
     votes: VotesOption = None,
-    split: SplitOption = "PublicTest",
+    split: SplitOption = None,
     drop_flat: DropFlatOption = False,
     name: NameOption = None,
     json: JsonFileOption = None,
@@ -69,9 +77,10 @@ def ensemble(
     measured on faces that each fit had not seen.
     """
     from ferkit import files
-    from ferkit.data import load_dataset
+    from ferkit.data import faces_digest, load_dataset, select_faces
     from ferkit.ensemble.combine import combine, default_name, load_member, write_ensemble
     from ferkit.ensemble.on_split import metrics_of, vote_on_split, votes_as_json, weights_of
+    from ferkit.evaluation.evaluate import SELECTION_SPLIT
     from ferkit.evaluation.report import MIB
 
     given = _parse_weights(weights)
@@ -81,17 +90,34 @@ def ensemble(
         raise typer.BadParameter(f"{len(models)} models, {len(given)} weights", param_hint="--weights")
     if fit and given is not None:
         raise typer.BadParameter("--fit finds the weights; leave out --weights", param_hint="--fit")
-    if data is None and (fit or votes is not None or json is not None):
-        raise typer.BadParameter("--fit, --votes and --json need it", param_hint="--data")
+    wanting = {
+        "--fit": fit,
+        "--votes": votes,
+        "--json": json,
+        "--split": split,
+        "--drop-flat": drop_flat,
+        "--threads": threads,
+    }
+    if data is None and (given_without := [option for option, value in wanting.items() if value]):
+        raise typer.BadParameter(
+            f"without it there is no use for {', '.join(given_without)}", param_hint="--data"
+        )
+    split = SELECTION_SPLIT if split is None else split
     members = [load_member(model) for model in models]
     fitted: tuple[SplitVote, ...] = ()
     source = {}
     if data is not None:
-        dataset = load_dataset(data, votes=votes, drop_flat=drop_flat)
+        whole = load_dataset(data, votes=votes)
+        dataset = select_faces(whole, drop_flat=drop_flat)
         fitted = vote_on_split(
             members, dataset, split=split, weights=given, fit_weights=fit, threads=threads, progress=remark
         )
-        source = {"source": Path(dataset.source).name, "fingerprint": dataset.fingerprint, "fitted_on": split}
+        source = {
+            "source": Path(whole.source).name,
+            "fingerprint": whole.fingerprint,
+            "faces": faces_digest(whole),
+            "fitted_on": split,
+        }
     content, info = combine(
         members,
         name=name or default_name(out),

@@ -33,7 +33,7 @@ ProtocolOption = Annotated[
 ]
 LeaksOption = Annotated[
     bool,
-    typer.Option("--drop-leaks", help="Measure also without the test images that stand in Training."),
+    typer.Option("--drop-leaks", help="Measure a test split also without its images that stand in Training."),
 ]
 JsonFileOption = Annotated[
     Path | None, typer.Option("--json", help="Write all figures to this file as well.", show_default=False)
@@ -58,7 +58,9 @@ NameOption = Annotated[
 ]
 ThreadsOption = Annotated[
     int | None,
-    typer.Option("--threads", min=1, help="Threads of ONNX Runtime.", show_default="the usable cores"),
+    typer.Option(
+        "--threads", min=1, help="Threads of ONNX Runtime; not for a run.", show_default="the usable cores"
+    ),
 ]
 
 
@@ -69,7 +71,9 @@ PhotosOption = Annotated[
 SplitOption = Annotated[
     str | None,
     typer.Option(
-        "--split", help="For --data: Training, PublicTest or PrivateTest.", show_default="PublicTest"
+        "--split",
+        help="For --data: Training, PublicTest, PrivateTest, or all faces (all).",
+        show_default="PublicTest",
     ),
 ]
 DetectorOption = Annotated[
@@ -123,7 +127,7 @@ def evaluate(
 
     With --data: accuracy with its 95 % Wilson interval, macro F1, precision and recall of each class,
     confusion matrix, negative log-likelihood and expected calibration error; with --votes also on the FER+
-    labels, by both protocols.
+    labels, by both protocols. Data that name no splits are divided as for training; --split all measures all.
     """
     if (data is None) == (photos is None):
         raise typer.BadParameter("name either --data or --photos", param_hint="--data")
@@ -153,17 +157,21 @@ def evaluate(
     )
     assert data is not None
     if model is not None and Path(model).is_dir():
+        _refuse(
+            {"--threads": threads}, "it is for model files; a run's network takes its framework's threads"
+        )
         load_keras()
     from dataclasses import replace
     from datetime import UTC, datetime
 
     from ferkit import __version__, files
     from ferkit.crops import PROTOCOLS
-    from ferkit.data import load_dataset
+    from ferkit.data import load_dataset, select_faces
+    from ferkit.evaluation.evaluate import SELECTION_SPLIT
     from ferkit.evaluation.evaluate import evaluate as measure
     from ferkit.evaluation.report import Report, format_report, report_as_json, write_report
     from ferkit.evaluation.results import read_results, rows_of, update_results
-    from ferkit.evaluation.subject import open_subject
+    from ferkit.evaluation.subject import knows_data, open_subject
 
     if protocol not in (*PROTOCOLS, "all"):
         raise typer.BadParameter(
@@ -172,9 +180,13 @@ def evaluate(
     if results is not None:
         # A file that is no table of results is noticed now, not after the measuring.
         read_results(results)
-    split = "PublicTest" if split is None else split
     subject = open_subject(model, threads=threads)
-    dataset = load_dataset(data, votes=votes, drop_flat=drop_flat)
+    whole = load_dataset(data, votes=votes)
+    if split is None:
+        split = SELECTION_SPLIT
+        if not whole.split_named:
+            remark(f"measuring what is held out as PublicTest; --split all measures all {len(whole)} faces")
+    dataset = select_faces(whole, drop_flat=drop_flat)
     chosen = PROTOCOLS if protocol == "all" else (protocol,)
     if len(chosen) > 1:
         remark(f"measuring {subject.facts.name} on {split}: {', '.join(chosen)}")
@@ -182,7 +194,8 @@ def evaluate(
         subject.predict, dataset, heads=subject.heads, split=split, protocols=chosen, drop_leaks=drop_leaks
     )
     facts = subject.facts if name is None else replace(subject.facts, name=name)
-    report = Report(facts, evaluation, datetime.now(UTC).date().isoformat(), __version__)
+    today = datetime.now(UTC).date().isoformat()
+    report = Report(facts, evaluation, today, __version__, known_data=knows_data(facts, whole))
     print(format_report(report), end="")
     if json is not None:
         files.write_json(json, report_as_json(report))

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferkit.data import leaked_rows
-from ferkit.data.dataset import FaceDataset
+from ferkit.data.dataset import SPLITS, FaceDataset
 from ferkit.data.ferplus import argmax_targets, majority_targets
 from ferkit.errors import DataError
 from ferkit.evaluation.calibration import FOLDS, temper_out_of_fold
@@ -28,8 +28,13 @@ from ferkit.evaluation.metrics import (
 )
 from ferkit.taxonomy import FERPLUS, Taxonomy
 
+_TRAINING = SPLITS.index("Training")
+
 SELECTION_SPLIT = "PublicTest"
 """The split that recipes are compared and temperatures are fitted on; its numbers are labelled so."""
+
+EVERYTHING = "all"
+"""In place of a split's name: all faces, which for data that a model has not seen is the measure."""
 
 Predict = Callable[[NDArray[np.uint8], str], Mapping[str, NDArray[Any]]]
 """From crops ``[N, S, S]`` and the name of a protocol to probabilities ``[N, K]`` by taxonomy id."""
@@ -95,7 +100,7 @@ class Evaluation:
     Args:
         source: Name of the data, without the folder, which says nothing to others.
         fingerprint: SHA-256 of the data set.
-        split: Name of the split.
+        split: Name of the split, or :data:`EVERYTHING`.
         faces: Number of faces in it.
         leaked: How many of them stand in Training; None if not asked for.
         protocols: One entry per protocol, in the order asked for.
@@ -214,6 +219,11 @@ def _measure_targets(
     return tuple(scores)
 
 
+def leaks_show(dataset: FaceDataset, split: str) -> bool:
+    """Tell whether leaks into a split can be seen: a test split, with a Training to compare it with."""
+    return split not in (EVERYTHING, SPLITS[_TRAINING]) and bool((dataset.split == _TRAINING).any())
+
+
 def evaluate(
     predict: Predict,
     dataset: FaceDataset,
@@ -229,18 +239,28 @@ def evaluate(
         predict: The model; ``FaceClassifier.predict`` and a Keras network fit alike.
         dataset: All splits, Training included, since leaks are found by comparing with it.
         heads: The taxonomies that ``predict`` answers in.
-        split: Which split to measure on.
+        split: Which split to measure on, or :data:`EVERYTHING`.
         protocols: Names from :data:`ferkit.crops.PROTOCOLS`.
         drop_leaks: Measure also without the test images that stand in Training.
 
     Raises:
-        DataError: If the split is empty, or no label set of the data fits a head.
+        DataError: If the split is empty, no label set of the data fits a head, or leaks are to be dropped
+            where none can be seen (:func:`leaks_show`).
         MissingDependencyError: If SciPy is not installed.
     """
-    chosen = dataset.of_split(split)
+    chosen = dataset if split == EVERYTHING else dataset.of_split(split)
+    if not len(chosen):
+        raise DataError(f"{dataset.source} has no face to measure on")
     targets = targets_for(chosen, heads)
     leaked: NDArray[np.bool_] | None = None
     if drop_leaks:
+        if not leaks_show(dataset, split):
+            raise DataError(
+                f"leaks are faces of PublicTest or PrivateTest that also stand in Training, and of "
+                f"{dataset.source} {split} is measured; its Training has "
+                f"{int((dataset.split == _TRAINING).sum()):,} faces. Measure without --drop-leaks, or a test "
+                "split of data with their Training"
+            )
         leaked = leaked_rows(dataset)[dataset.split == chosen.split[0]]
     everything = np.ones(len(chosen), dtype=bool)
     measured = []

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ferkit import files
-from ferkit.evaluation.evaluate import SELECTION_SPLIT, Evaluation, ProtocolScores, Scores
+from ferkit.evaluation.evaluate import EVERYTHING, SELECTION_SPLIT, Evaluation, ProtocolScores, Scores
 from ferkit.evaluation.subject import ModelFacts
 
 MIB = 1 << 20
@@ -26,12 +26,25 @@ class Report:
         evaluation: What was measured.
         date: Day of the measurement, ISO 8601.
         ferkit_version: Version that measured.
+        known_data: Whether the data are those that the model was trained and selected on
+            (:func:`ferkit.evaluation.subject.knows_data`).
     """
 
     model: ModelFacts
     evaluation: Evaluation
     date: str
     ferkit_version: str
+    known_data: bool = True
+
+    @property
+    def selection_split(self) -> bool:
+        """Whether the split is the one on which the model was selected."""
+        return self.known_data and self.evaluation.split == SELECTION_SPLIT
+
+    @property
+    def split(self) -> str:
+        """The split's name, with the warning that belongs to the one on which things are chosen."""
+        return split_label(self.evaluation.split) if self.selection_split else self.evaluation.split
 
 
 def report_as_json(report: Report) -> dict[str, Any]:
@@ -42,7 +55,7 @@ def report_as_json(report: Report) -> dict[str, Any]:
         "ferkit_version": report.ferkit_version,
         "date": report.date,
         "model": asdict(report.model),
-        "data": {**evaluation, "selection_split": report.evaluation.split == SELECTION_SPLIT},
+        "data": {**evaluation, "selection_split": report.selection_split},
         "protocols": protocols,
     }
 
@@ -84,13 +97,17 @@ def _head(report: Report) -> str:
         parts.append(f"{model.size_bytes / MIB:.2f} MiB")
     lines = [
         ", ".join(parts),
-        f"{evaluation.source}, {split_label(evaluation.split)}, {evaluation.faces:,} faces",
+        f"{evaluation.source}, {report.split}, {evaluation.faces:,} faces",
     ]
-    if evaluation.split == SELECTION_SPLIT:
+    if report.selection_split:
         lines.append(
             "Recipes are compared and temperatures fitted on this split: its figures are no test result."
         )
-    elif evaluation.split in model.fitted_on:
+    elif evaluation.split == EVERYTHING and report.known_data and model.data:
+        lines.append(
+            "This very model was trained and selected on these data: its figures are no test result."
+        )
+    elif report.known_data and evaluation.split in model.fitted_on:
         lines.append("This very model was selected or fitted on this split: its figures are no test result.")
     if not model.calibrated:
         lines.append("The run is not calibrated yet (temperature 1); `ferkit export` fits its temperatures.")
@@ -175,7 +192,6 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     """
     from ferkit.evaluation.plots import draw_confusion, draw_reliability
 
-    split = split_label(report.evaluation.split)
     written = [folder / "report.txt", folder / "report.json"]
     files.write_text(written[0], format_report(report))
     files.write_json(written[1], report_as_json(report))
@@ -184,7 +200,7 @@ def write_report(report: Report, folder: Path) -> list[Path]:
             if scores.labels == LESSER_LABELS:
                 continue
             name = f"{scores.labels.replace(' ', '-')}-{entry.protocol}.png"
-            title = f"{report.model.name}: {scores.labels}, {split}, {entry.protocol}"
+            title = f"{report.model.name}: {scores.labels}, {report.split}, {entry.protocol}"
             draw_confusion(scores, title, folder / f"confusion-{name}")
             draw_reliability(scores, title, folder / f"reliability-{name}")
             written += [folder / f"confusion-{name}", folder / f"reliability-{name}"]

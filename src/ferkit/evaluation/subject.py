@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ferkit.classifier import FaceClassifier
 from ferkit.crops import Protocol
+from ferkit.data import FaceDataset, faces_digest
 from ferkit.errors import DataError
 from ferkit.evaluation.evaluate import Predict
 from ferkit.extras import require
@@ -40,6 +41,7 @@ class ModelFacts:
         hours: Hours of training, all runs together, without a teacher's; None if unknown.
         fitted_on: Splits that its epochs, temperatures or weights of a vote were chosen or fitted on.
         calibrated: Whether temperatures were fitted.
+        data: Fingerprints of the data that it, or a member, was trained or fitted on, with votes and without.
     """
 
     name: str
@@ -56,6 +58,7 @@ class ModelFacts:
     hours: float | None
     fitted_on: tuple[str, ...] = ()
     calibrated: bool = True
+    data: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +136,7 @@ def open_run(folder: Path) -> Subject:
             hours=float(run.facts["seconds"]) / 3600,
             fitted_on=_fitted_on(run.facts.get("data", {})),
             calibrated=temperatures is not None,
+            data=_fingerprints(run.facts.get("data", {})),
         ),
         heads={taxonomy.id: taxonomy for taxonomy in run.taxonomies},
         predict=predict,
@@ -196,10 +200,32 @@ def facts_of(info: ModelInfo, size_bytes: int | None, sha256: str | None, kind: 
         epochs=max(epochs, default=None),
         hours=sum(hours) if complete else None,
         fitted_on=_fitted_on(info.data),
+        data=_fingerprints(info.data, *(member.get("data", {}) for member in info.members)),
     )
+
+
+def knows_data(facts: ModelFacts, dataset: FaceDataset) -> bool:
+    """Tell whether a model was trained, selected or fitted on just this data set, with votes or without.
+
+    A model that does not say on what is taken to know data that name their splits, so that a selection split
+    does not pass for a test.
+
+    Args:
+        facts: The model.
+        dataset: The whole data set, before faces are selected.
+    """
+    if not facts.data:
+        return dataset.split_named
+    return dataset.fingerprint in facts.data or faces_digest(dataset) in facts.data
 
 
 def _fitted_on(data: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the splits of a model's ``data`` on which something about it was chosen, each once."""
     named = (data.get("validation_split"), data.get("fitted_on"))
     return tuple(dict.fromkeys(str(split) for split in named if split))
+
+
+def _fingerprints(*data: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the fingerprints in models' ``data``, each once."""
+    named = (part.get(key) for part in data for key in ("fingerprint", "faces"))
+    return tuple(dict.fromkeys(str(digest) for digest in named if digest))

@@ -1,0 +1,46 @@
+"""A model knows the data that it was trained, selected or fitted on, with votes or without them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from ferkit.data import FaceDataset, faces_digest, load_dataset, make_dataset
+from ferkit.evaluation.subject import facts_of, knows_data
+from modelzoo import model_info
+
+
+@pytest.fixture
+def voted() -> FaceDataset:
+    return load_dataset("cartoon:21", cache=False)
+
+
+@pytest.fixture
+def bare(voted: FaceDataset) -> FaceDataset:
+    """The same faces without votes."""
+    return make_dataset(voted.images, voted.labels, voted.split, voted.taxonomy, source="x")
+
+
+def test_data_are_known_whether_they_come_with_votes_or_without(
+    voted: FaceDataset, bare: FaceDataset
+) -> None:
+    for seen in (voted, bare):
+        data = {"fingerprint": seen.fingerprint, "faces": faces_digest(seen)}
+        facts = facts_of(model_info().model_copy(update={"data": data}), 1, None)
+        assert knows_data(facts, voted)
+        assert knows_data(facts, bare)
+        assert not knows_data(facts, load_dataset("cartoon:21:9", cache=False))
+
+
+def test_an_ensemble_knows_what_its_members_know(voted: FaceDataset) -> None:
+    members = [{"data": {"fingerprint": "something else"}}, {"data": {"faces": faces_digest(voted)}}, {}]
+    facts = facts_of(model_info().model_copy(update={"members": members}), 1, None)
+    assert knows_data(facts, voted)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_model_that_does_not_tell_is_taken_to_know_data_with_named_splits(
+    voted: FaceDataset, named: bool
+) -> None:
+    assert knows_data(facts_of(model_info(), 1, None), replace(voted, split_named=named)) is named
