@@ -82,7 +82,8 @@ def test_the_card_tells_the_files_own_figures(line):
     for row in info.metrics:
         assert f"| {100 * row['accuracy']:.2f} |" in card
     assert "What it tells, and what it must not decide" in card
-    assert "Research use only" in card
+    assert "FER2013's label is a search query" not in card, "of drawn faces that says nothing"
+    assert f"{info.licence}." in card
 
 
 def test_a_run_is_measured_like_its_file(line, tmp_path):

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ferkit.modelfile import ModelInfo
 from ferkit.taxonomy import FER2013, FERPLUS
 
 _MIB = 1 << 20
+
+_FER2013_FACES = "5bd56e0a6264bfe012aa49b46b2b87bd1f8b631a31cd0489385489abb3911129"
+"""FER2013's Training and PublicTest rows in their order (:func:`ferkit.data.faces_digest`)."""
+
+_FER2013_TRAINING, _FER2013_PUBLIC = range(28_000, 28_710), 3_589
+"""Faces of the splits; of Training a recipe may leave out leaks and constant images."""
 
 _LIMITS = """\
 ## What it tells, and what it must not decide
@@ -21,7 +28,7 @@ It tells how a face would have been labelled by the people who labelled its data
 - **Who is in it is not known.** Nobody recorded age, sex, skin or origin of the people shown;
   celebrities, actors and stock photographs are frequent, posed expressions too. How evenly the
   model errs across groups was not measured.
-- **280 PublicTest images also stand in Training**; figures without them are marked *no leaks*.
+{leaks}\
 - Faces are 48 x 48 pixels, gray and roughly frontal. Profiles, hands over the mouth, masks and
   small faces are read worse; quality of the photo is not judged by the model.
 - Do not use it to decide about people: not in hiring, teaching, policing, insurance, or to judge
@@ -35,7 +42,12 @@ _OWN_LIMITS = """\
 
 It tells how a face would have been labelled by the people who labelled its data, not what somebody feels.
 How evenly it errs across groups of people was not measured. Do not use it to decide about people.
-"""
+
+{leaks}"""
+
+_LEAKS = (
+    "- **{count:,} {split} images also stand in Training**; figures without them are marked *no leaks*.\n"
+)
 
 
 def render_card(info: ModelInfo, size_bytes: int) -> str:
@@ -59,13 +71,14 @@ def render_card(info: ModelInfo, size_bytes: int) -> str:
         for h in info.taxonomies
     ]
     parts += ["## Outputs", _table(heads)]
-    start = data.get("init")
+    start, voted, leaked = data.get("init"), recipe.get("heads", {}).get("ferplus"), _leaked(info)
+    leaks = _LEAKS.format(count=leaked, split=info.metrics[0]["split"]) if leaked else ""
     known, heads_of = {FER2013.id, FERPLUS.id}, {h.id for h in info.taxonomies}
     parts.append("## Data and training")
     lines = [
         f"- Data: {data.get('source', 'unknown')}, fingerprint `{str(data.get('fingerprint', ''))[:16]}`; "
         f"{data.get('training', 0):,} faces of {data.get('train_split', 'Training')}"
-        + ("; FER+ votes as soft labels of the second head" if FERPLUS.id in heads_of else "")
+        + (f"; FER+ votes as soft labels{' of the second head' * (len(heads_of) > 1)}" if voted else "")
         + (
             "; no other images and no pretrained weights"
             if heads_of <= known and not (start or data.get("teacher"))
@@ -93,10 +106,14 @@ def render_card(info: ModelInfo, size_bytes: int) -> str:
             "augmentation, taken after the last epoch"
         )
     for change in data.get("changed", []):
+        begun, now = change["epochs"]
         lines.append(
-            f"- The run began with {change['epochs'][0]} epochs and was set to {change['epochs'][1]} after "
-            f"epoch {change['after']}, so its learning rate first fell more slowly than the recipe's"
+            f"- The run began with {begun} epochs and was set to {now} after epoch {change['after']}"
         )
+        # Of the schedules only this one stretches over all epochs.
+        if recipe.get("schedule", {}).get("name") == "cosine" and begun != recipe["epochs"]:
+            pace = "more slowly" if begun > recipe["epochs"] else "faster"
+            lines[-1] += f", so its learning rate first fell {pace} than the recipe's"
     if data.get("training_hours"):
         machine = data.get("machine", {})
         lines.append(
@@ -120,8 +137,29 @@ def render_card(info: ModelInfo, size_bytes: int) -> str:
         "ECE: top label, 15 bins; *out of fold* under a temperature fitted to the other four fifths. A "
         "perfectly calibrated model reads about 0.018 at 3,589 faces."
     )
-    parts += [_LIMITS if heads_of & known else _OWN_LIMITS, f"## Licence\n\n{info.licence}."]
+    limits = (_LIMITS if _has_fer2013_faces(data) else _OWN_LIMITS).format(leaks=leaks)
+    parts += [limits, f"## Licence\n\n{info.licence}."]
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _has_fer2013_faces(data: Mapping[str, Any]) -> bool:
+    """Tell whether a model's data are FER2013's, which labels of that name alone do not make them.
+
+    With PrivateTest, or as pictures, their digest is another one: then the sizes of the splits tell.
+    """
+    if _FER2013_FACES in (data.get("faces"), data.get("fingerprint")):
+        return True
+    sizes = data.get("training") in _FER2013_TRAINING and data.get("validation") == _FER2013_PUBLIC
+    return sizes and (data.get("train_split"), data.get("validation_split")) == ("Training", "PublicTest")
+
+
+def _leaked(info: ModelInfo) -> int:
+    """Return how many of the measured faces stand in Training, by the figures with and without them."""
+    faces: dict[bool, dict[tuple[str, str], int]] = {False: {}, True: {}}
+    for row in info.metrics:
+        faces[row["without_leaks"]][row["labels"], row["protocol"]] = row["n"]
+    # Labels from votes leave some faces out; the largest set tells best.
+    return max((faces[False][key] - n for key, n in faces[True].items()), default=0)
 
 
 def _figures(info: ModelInfo) -> str:
