@@ -324,6 +324,12 @@ def test_protocol_and_threads_are_those_of_the_recognizer(
         assert photo["faces"][0]["probabilities"] == pytest.approx(dict(face.probabilities), abs=1e-6)
 
 
+@pytest.mark.parametrize("command", ["predict", "video"])
+def test_the_help_says_whose_threads_are_set(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([command, "--help"]) == 0
+    assert "but for yunet, which has OpenCV's" in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_limit_of_pixels_is_obeyed(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["predict", CAT, "-m", model, "--max-pixels"]
     assert run([*arguments, str(451 * 300 - 1)]) == 1

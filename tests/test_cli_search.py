@@ -85,6 +85,12 @@ def test_what_cannot_be_done_is_one_line(
         (["--grace", "2"], "they go with --asha"),
         (["--method", "tpe", "--reduction", "2"], "they go with --asha"),
         (["--draw-only", "--method", "tpe"], "--draw-only shows what random search would train"),
+        (["--draw-only", "--asha"], "it takes only what decides the draw"),
+        (["--draw-only", "--max-hours", "2"], "it takes only what decides the draw"),
+        (["--draw-only", "--max-epochs", "2"], "it takes only what decides the draw"),
+        (["--draw-only", "--retries", "0"], "it takes only what decides the draw"),
+        (["--draw-only", "--parallel", "2"], "it takes only what decides the draw"),
+        (["--draw-only", "--out", "s"], "it takes only what decides the draw"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(arguments, message, capsys, monkeypatch, tmp_path) -> None:

@@ -276,6 +276,7 @@ def test_what_does_not_work_is_one_line_and_leaves_nothing(
         ["{clip}", "--json", "--jsonl", "-"],
         ["{clip}", "--protocol", "twice"],
         ["{clip}", "--threads", "0"],
+        ["{clip}", "--silent"],
     ],
 )
 def test_what_cannot_be_understood_is_status_2(model: str, clip: str, arguments: list[str]) -> None:

@@ -55,7 +55,10 @@ LooksOption = Annotated[
 NetworkThreadsOption = Annotated[
     int | None,
     typer.Option(
-        "--threads", min=1, help="Threads of the networks.", show_default="as many as there are cores"
+        "--threads",
+        min=1,
+        help="Threads of the networks, but for yunet, which has OpenCV's.",
+        show_default="as many as there are cores",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]

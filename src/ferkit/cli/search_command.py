@@ -173,6 +173,12 @@ def search(
     if retry_failed and resume is None:
         raise SearchError("--retry-failed goes with --resume")
     machine = engine.Machine(cores=cores, gpus=gpus, parallel=parallel, address=address)
+    of_training = any(value is not None for value in (out, max_hours, max_epochs, retries))
+    if draw_only and (asha or of_training or machine != engine.Machine()):
+        raise typer.BadParameter(
+            "--draw-only trains and writes nothing; it takes only what decides the draw: --trials, --seed, "
+            "--max-mmac, --max-params, --set"
+        )
     command = ["ferkit", *sys.argv[1:]]
     watcher = _Quiet() if quiet else _Live()
     where = _where(data, votes)

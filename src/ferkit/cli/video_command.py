@@ -171,6 +171,10 @@ def video(
     ):
         if no_smoothing and value is not None:
             raise typer.BadParameter(f"--no-smoothing and {option} exclude each other")
+    if silent and output is None:
+        raise typer.BadParameter(
+            "it leaves the sound out of the annotated clip; add -o FILE", param_hint="--silent"
+        )
     if as_json and STDOUT in (csv, jsonl):
         raise typer.BadParameter("the standard output is taken by a table already", param_hint="--json")
     recognizer = Recognizer(
