@@ -256,7 +256,7 @@ def test_what_a_killed_search_left_is_removed_and_what_a_living_one_uses_is_not(
 
 
 def test_a_finished_search_among_rays_temporary_folders_is_not_taken_for_one(tmp_path, monkeypatch) -> None:
-    """A known fault: `--out /tmp/ferkit-demo` was removed by the next search, for the name of its lock."""
+    """A known fault: the next search removed `ferkit-demo` in that place, for its lock's name."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     folder = write_search(tmp_path / "ferkit-demo", SPACE, [("finished", [0.5])])
     with locked(folder / LOCK, 0.0, "search"):
