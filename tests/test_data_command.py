@@ -252,6 +252,16 @@ def test_votes_are_not_left_alone_where_the_faces_cannot_be_written(tmp_path: Pa
     assert names_in(tmp_path) == ["f.npz"]
 
 
+def test_faces_are_not_left_alone_where_the_votes_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    args = ["data", "convert", "cartoon:21", str(tmp_path / "o.csv"), "--votes-out"]
+    assert run([*args, str(tmp_path / "file" / "v.csv")]) == 1
+    assert "cannot write" in capsys.readouterr().err
+    assert names_in(tmp_path) == ["file"]
+
+
 def test_votes_are_not_written_into_a_folders_place(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
