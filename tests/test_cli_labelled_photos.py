@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +164,20 @@ def test_folders_that_tell_no_labels_are_explained(ask, model, photos, tmp_path)
         assert message in done.err
     (photos / "sad").mkdir()
     with pytest.raises(DataError, match="sad holds no photo"):
+        find_labelled(photos)
+
+
+def test_photos_that_cannot_be_reached_are_not_left_out_of_the_accuracy(photos, monkeypatch):
+    scan = os.scandir
+
+    # The rights of a folder do not bind root, as whom tests may run.
+    def refuse(path):
+        if Path(path).name == "sub":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"cannot read the folder .*sub: Permission denied"):
         find_labelled(photos)
 
 

@@ -62,7 +62,6 @@ NetworkThreadsOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-SplitOption = Annotated[str, typer.Option("--split", help="Training, PublicTest or PrivateTest.")]
 DropLeaksOption = Annotated[
     bool, typer.Option("--drop-leaks", help="Leave out training images that also stand in a test split.")
 ]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ferkit import files
-from ferkit.errors import DataError
+from ferkit.errors import DataError, ImageError
 from ferkit.evaluation.metrics import (
     ClassScores,
     confusion_matrix,
@@ -112,15 +112,22 @@ def find_labelled(folder: Path) -> list[tuple[str, str]]:
     """Return each photo below the folders of ``folder`` with its label, the name of the outermost of them.
 
     Raises:
-        DataError: If there is no such folder, it holds no folders, or photos lie beside them.
+        DataError: If there is no such folder, it holds no folders, photos lie beside them, or a folder cannot
+            be read.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is no folder; photos in folders named by label were expected")
-    labels = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    try:
+        labels = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"cannot read {folder}: {error.strerror or error}") from error
     if not labels:
         raise DataError(f"{folder} holds no folders; photos in folders named by label were expected")
-    loose = [name for name in find_photos([str(folder)]) if isinstance(name, str)]
-    found = [(name, Path(os.path.relpath(name, folder)).parts[0]) for name in loose]
+    found = []
+    for name in find_photos([str(folder)]):
+        if isinstance(name, ImageError):
+            raise DataError(str(name)) from name  # accuracy over the rest would not be the folder's
+        found.append((name, Path(os.path.relpath(name, folder)).parts[0]))
     for name, label in found:
         if label not in labels:
             raise DataError(f"{name} lies in no folder named by a label, so its label is unknown")

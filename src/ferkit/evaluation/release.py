@@ -20,7 +20,14 @@ from ferkit.data.cartoon import draw_faces
 from ferkit.data.dataset import FaceDataset
 from ferkit.errors import DataError, ModelFileError, TaxonomyError, TrainingError
 from ferkit.evaluation.calibration import FOLDS, TEMPERATURE_RANGE, fit_temperature
-from ferkit.evaluation.evaluate import SELECTION_SPLIT, Evaluation, Target, evaluate, targets_for
+from ferkit.evaluation.evaluate import (
+    SELECTION_SPLIT,
+    Evaluation,
+    Target,
+    evaluate,
+    leaks_show,
+    targets_for,
+)
 from ferkit.files import write_json
 from ferkit.modelfile import HeadInfo, ModelInfo, write_model
 from ferkit.taxonomy import FER2013, FERPLUS
@@ -172,7 +179,8 @@ def export_run(
         def predict(crops: NDArray[np.uint8], protocol: Any) -> Mapping[str, NDArray[Any]]:
             return classifier.predict(crops, protocol=protocol)
 
-        measured = evaluate(predict, dataset, heads=heads, split=split, protocols=PROTOCOLS, drop_leaks=True)
+        leaks = leaks_show(dataset, split)
+        measured = evaluate(predict, dataset, heads=heads, split=split, protocols=PROTOCOLS, drop_leaks=leaks)
     parity = {"largest_difference": difference, "same_label": agreement, "faces": len(sample)}
     info = info.model_copy(
         update={"metrics": summary_rows(measured), "data": {**info.data, "parity_with_keras": parity}}
