@@ -12,6 +12,8 @@ from ferkit.modelfile import read_model
 
 pytest.importorskip("keras", reason="needs ferkit[train]")
 
+from ferkit.training.runs import load_run as read_run
+
 pytestmark = pytest.mark.slow
 
 TINY = [
@@ -105,8 +107,10 @@ def test_weights_fine_tune_to_a_users_own_labels(line, tmp_path, capsys):
     args = [
         "train", "-r", "seed", "--data", str(mine), "-o", str(tmp_path / "r"), "--epochs", "1", "--init",
         str(line / "start.weights.npz"), "--no-tensorboard", "--quiet", "--batch-size", "16",
+        "--set", "model.params.dropout=0.4", "--set", "model.params.drop_path=0.1",
     ]  # fmt: skip
-    assert run(args) == 0
+    assert run(args) == 0  # the recipe's own architecture, the student's, knows no drop_path
+    assert read_run(tmp_path / "r").recipe.model.params["drop_path"] == 0.1
     facts = json.loads((tmp_path / "r" / "run.json").read_text())
     assert facts["heads"] == {"own": 1.0}
     assert facts["init"]["heads"] == []

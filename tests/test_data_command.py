@@ -285,6 +285,10 @@ def test_votes_that_the_layout_does_not_hold_are_said(
     faces, votes = tmp_path / "f.csv", tmp_path / "v.csv"
     assert run(["data", "convert", "cartoon:70", str(faces), "--votes-out", str(votes)]) == 0
     capsys.readouterr()
+    assert run(["data", "convert", str(faces), str(tmp_path / "voted.npz"), "--votes", str(votes)]) == 0
+    capsys.readouterr()
+    assert run(["data", "convert", str(tmp_path / "voted.npz"), str(tmp_path / "again.csv")]) == 0
+    assert "does not hold the votes" in capsys.readouterr().err
     assert run(["data", "convert", str(faces), str(tmp_path / out), "--votes", str(votes)]) == 0
     assert ("does not hold the votes; --votes-out" in capsys.readouterr().err) is not kept
     assert (load_dataset(tmp_path / out).votes is not None) is kept

@@ -81,9 +81,16 @@ def test_a_split_that_the_model_was_fitted_on_is_no_test(report):
     assert "fitted on this split: its figures are no test result" in format_report(fitted)
 
 
-def test_a_split_of_data_that_the_model_does_not_know_is_no_selection_split(report):
+def test_a_split_that_the_data_name_is_the_selection_split_whoever_measures(report):
+    """FER2013 as pictures, or cleaned, has other digests: its PublicTest is no test set for that."""
+    cleaned = replace(report, known_data=False, split_named=True)
+    assert "PublicTest (selection split), 100 faces" in format_report(cleaned)
+    assert report_as_json(cleaned)["data"]["selection_split"] is True
+
+
+def test_a_split_that_was_held_out_of_unknown_data_is_no_selection_split(report):
     model = replace(FACTS, fitted_on=("PublicTest",))
-    foreign = replace(report, model=model, known_data=False)
+    foreign = replace(report, model=model, known_data=False, split_named=False)
     text = format_report(foreign)
     assert "fer2013.csv, PublicTest, 100 faces" in text
     assert "selection" not in text

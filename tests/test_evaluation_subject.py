@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from ferkit.data import FaceDataset, faces_digest, load_dataset, make_dataset
+from ferkit.data import SPLITS, FaceDataset, faces_digest, load_dataset, make_dataset
 from ferkit.evaluation.subject import facts_of, knows_data
 from modelzoo import model_info
 
@@ -31,6 +31,15 @@ def test_data_are_known_whether_they_come_with_votes_or_without(
         assert knows_data(facts, voted)
         assert knows_data(facts, bare)
         assert not knows_data(facts, load_dataset("cartoon:21:9", cache=False))
+
+
+def test_more_faces_in_privatetest_do_not_make_data_unknown(voted: FaceDataset) -> None:
+    """Models are trained without PrivateTest; Kaggle's own file holds it."""
+    rest = voted.select(voted.split != SPLITS.index("PrivateTest"))
+    assert 0 < len(rest) < len(voted)
+    facts = facts_of(model_info().model_copy(update={"data": {"faces": faces_digest(rest)}}), 1, None)
+    assert knows_data(facts, voted)
+    assert not knows_data(facts, voted.select(voted.split != SPLITS.index("Training")))
 
 
 def test_an_ensemble_knows_what_its_members_know(voted: FaceDataset) -> None:

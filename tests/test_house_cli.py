@@ -196,15 +196,19 @@ def test_a_full_disk_behind_the_standard_output_is_one_line(
 @pytest.mark.parametrize(
     ("encoding", "told"),
     [
-        ("utf-8", '"caf\\udce9", "größe", "лицо"'),
-        ("cp1252", '"caf\\udce9", "größe", "\\u043b\\u0438\\u0446\\u043e"'),
+        ("utf-8", '"caf\\udce9", "größe", "лицо", "😀"'),
+        ("cp1252", '"caf\\udce9", "größe", "\\u043b\\u0438\\u0446\\u043e", "\\ud83d\\ude00"'),
+        (
+            "ascii",
+            '"caf\\udce9", "gr\\u00f6\\u00dfe", "\\u043b\\u0438\\u0446\\u043e", "\\ud83d\\ude00"',
+        ),
     ],
 )
 def test_what_the_standard_output_has_no_letters_for_is_printed_as_escapes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, encoding: str, told: str
 ) -> None:
     """A known fault: a clip of such a name was read to its end, and then came a traceback."""
-    content = ["caf\udce9", "größe", "лицо"]
+    content = ["caf\udce9", "größe", "лицо", "😀"]
     install_command_app(
         monkeypatch,
         tmp_path,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
+import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -56,9 +58,17 @@ def run(arguments: Sequence[str]) -> int:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A file name may hold what no encoding has, and a result what that of a redirected stdout has not.
-        sys.stdout.reconfigure(errors="backslashreplace")
+        codecs.register_error("ferkit.escape", _escape)
+        sys.stdout.reconfigure(errors="ferkit.escape")
     with contextlib.redirect_stdout(cast(TextIO, _StandardOutput(sys.stdout))):
         return _run(arguments)
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    """Return the escapes of JSON for letters that an encoding does not have: JSON stays JSON."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def _run(arguments: Sequence[str]) -> int:

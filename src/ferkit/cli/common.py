@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -94,6 +95,14 @@ def console(*, stderr: bool = False) -> Console:
 def remark(text: str) -> None:
     """Print one line on stderr, where it does not disturb what stdout carries."""
     print(text, file=sys.stderr, flush=True)
+
+
+def command_line(words: Sequence[str]) -> str:
+    """Return words as one line to paste into a shell of this system."""
+    import shlex
+    import subprocess
+
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def print_json(content: Any) -> None:

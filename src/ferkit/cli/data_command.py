@@ -265,7 +265,7 @@ def convert(
     remark(f"wrote {len(dataset)} faces to {out}")
     if votes_out is not None:
         remark(f"wrote their votes to {votes_out}")
-    elif votes is not None and format_of(out) != "npz":
+    elif dataset.votes is not None and format_of(out) != "npz":
         remark(f"{out} does not hold the votes; --votes-out writes them")
 
 

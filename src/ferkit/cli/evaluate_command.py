@@ -167,7 +167,7 @@ def evaluate(
     from ferkit import __version__, files
     from ferkit.crops import PROTOCOLS
     from ferkit.data import load_dataset, select_faces
-    from ferkit.evaluation.evaluate import SELECTION_SPLIT
+    from ferkit.evaluation.evaluate import EVERYTHING, SELECTION_SPLIT
     from ferkit.evaluation.evaluate import evaluate as measure
     from ferkit.evaluation.report import Report, format_report, report_as_json, write_report
     from ferkit.evaluation.results import read_results, rows_of, update_results
@@ -181,10 +181,11 @@ def evaluate(
         # A file that is no table of results is noticed now, not after the measuring.
         read_results(results)
     subject = open_subject(model, threads=threads)
-    whole = load_dataset(data, votes=votes)
+    whole = load_dataset(data, votes=votes, tell_held_out=split != EVERYTHING)
+    known = knows_data(subject.facts, whole)
     if split is None:
         split = SELECTION_SPLIT
-        if not whole.split_named:
+        if not whole.split_named and not known:
             remark(f"measuring what is held out as PublicTest; --split all measures all {len(whole)} faces")
     dataset = select_faces(whole, drop_flat=drop_flat)
     chosen = PROTOCOLS if protocol == "all" else (protocol,)
@@ -195,7 +196,7 @@ def evaluate(
     )
     facts = subject.facts if name is None else replace(subject.facts, name=name)
     today = datetime.now(UTC).date().isoformat()
-    report = Report(facts, evaluation, today, __version__, known_data=knows_data(facts, whole))
+    report = Report(facts, evaluation, today, __version__, known, whole.split_named)
     print(format_report(report), end="")
     if json is not None:
         files.write_json(json, report_as_json(report))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ferkit.cli.common import console, load_keras, remark
+from ferkit.cli.common import command_line, console, load_keras, remark
 
 RecipeOption = Annotated[
     str | None,
@@ -77,7 +76,7 @@ def run_recipe(
 
     load_keras()
     from ferkit.data import load_dataset
-    from ferkit.training.recipe import load_recipe, model_params
+    from ferkit.training.recipe import is_of_model, load_recipe, model_params
     from ferkit.training.runs import CHECKPOINT, RECIPE
     from ferkit.training.trainer import train
 
@@ -90,10 +89,14 @@ def run_recipe(
                 "--teacher, and no change to the recipe but --epochs and --set precise_batch_norm=FACES"
             )
         chosen, folder = load_recipe(resume / RECIPE, changes), resume
+        given = {}
     elif recipe is None:
         raise RecipeError("name a recipe with --recipe, or a run to go on with by --resume")
     else:
-        chosen = load_recipe(recipe, changes)
+        # The network of given weights is not the recipe's, and takes other parameters.
+        given = {} if init is None else model_params(changes)
+        own = changes if init is None else [c for c in changes if not is_of_model(c)]
+        chosen = load_recipe(recipe, own)
         folder = out or Path("runs") / chosen.name
     dataset = load_dataset(data, votes=votes)
     start = None if init is None else _start(init)
@@ -104,7 +107,7 @@ def run_recipe(
             dataset,
             folder,
             init=start,
-            model_params=None if init is None else model_params(changes),
+            model_params=given,
             teachers=teachers,
             resume=resume is not None,
             command=["ferkit", *sys.argv[1:]],
@@ -120,7 +123,7 @@ def run_recipe(
         elif (folder / CHECKPOINT).exists():
             again = ["ferkit", "train", "--resume", str(folder), "--data", data]
             again += [] if votes is None else ["--votes", str(votes)]
-            remark(f"interrupted; go on with: {shlex.join(again)}")
+            remark(f"interrupted; go on with: {command_line(again)}")
         else:
             remark("interrupted in the first epoch: there is no checkpoint to go on from")
         raise

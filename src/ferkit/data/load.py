@@ -98,6 +98,7 @@ def load_dataset(
     drop_flat: bool = False,
     labels: LabelSource = "given",
     size: int = DEFAULT_SIZE,
+    tell_held_out: bool = True,
 ) -> FaceDataset:
     """Load labelled faces.
 
@@ -118,6 +119,7 @@ def load_dataset(
         labels: ``given`` keeps the source's labels; the others take them from the votes instead and leave out
             images without one (:func:`ferkit.data.ferplus.relabel`).
         size: Side in pixels of faces that are drawn or come from picture files; a csv has its own.
+        tell_held_out: Whether to warn where PublicTest is held out, which who takes all faces need not know.
 
     Raises:
         DataError: If anything in it is wrong; the message names file and row.
@@ -146,7 +148,8 @@ def load_dataset(
         split_named=named,
     )
     passed_over = decoded.passed_over if recognised.passed_over is None else recognised.passed_over
-    for words in (describe_passed_over(str(source), passed_over), describe_held_out(dataset)):
+    held_out = describe_held_out(dataset) if tell_held_out else ""
+    for words in (describe_passed_over(str(source), passed_over), held_out):
         if words:
             logger.warning("%s", words)
     return relabel(select_faces(dataset, drop_leaks=drop_leaks, drop_flat=drop_flat), labels)

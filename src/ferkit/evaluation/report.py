@@ -28,6 +28,7 @@ class Report:
         ferkit_version: Version that measured.
         known_data: Whether the data are those that the model was trained and selected on
             (:func:`ferkit.evaluation.subject.knows_data`).
+        split_named: Whether the data name the split; otherwise it was held out when they were loaded.
     """
 
     model: ModelFacts
@@ -35,11 +36,12 @@ class Report:
     date: str
     ferkit_version: str
     known_data: bool = True
+    split_named: bool = True
 
     @property
     def selection_split(self) -> bool:
-        """Whether the split is the one on which the model was selected."""
-        return self.known_data and self.evaluation.split == SELECTION_SPLIT
+        """Whether the split is the one on which models are selected, unless it was made up just now."""
+        return self.evaluation.split == SELECTION_SPLIT and (self.known_data or self.split_named)
 
     @property
     def split(self) -> str:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ferkit.classifier import FaceClassifier
 from ferkit.crops import Protocol
-from ferkit.data import FaceDataset, faces_digest
+from ferkit.data import SPLITS, FaceDataset, faces_digest
 from ferkit.errors import DataError
 from ferkit.evaluation.evaluate import Predict
 from ferkit.extras import require
@@ -205,10 +205,10 @@ def facts_of(info: ModelInfo, size_bytes: int | None, sha256: str | None, kind: 
 
 
 def knows_data(facts: ModelFacts, dataset: FaceDataset) -> bool:
-    """Tell whether a model was trained, selected or fitted on just this data set, with votes or without.
+    """Tell whether a model was trained, selected or fitted on this data set, with votes or without.
 
-    A model that does not say on what is taken to know data that name their splits, so that a selection split
-    does not pass for a test.
+    More faces in PrivateTest do not make it another one. A model that does not say on what is taken to know
+    data that name their splits, so that a selection split does not pass for a test.
 
     Args:
         facts: The model.
@@ -216,7 +216,10 @@ def knows_data(facts: ModelFacts, dataset: FaceDataset) -> bool:
     """
     if not facts.data:
         return dataset.split_named
-    return dataset.fingerprint in facts.data or faces_digest(dataset) in facts.data
+    if dataset.fingerprint in facts.data or faces_digest(dataset) in facts.data:
+        return True
+    shown = np.asarray(dataset.split) != SPLITS.index("PrivateTest")
+    return not shown.all() and faces_digest(dataset.select(shown)) in facts.data
 
 
 def _fitted_on(data: Mapping[str, Any]) -> tuple[str, ...]:

@@ -301,7 +301,7 @@ class Clip:
             )
 
     def _goes_on_until(self, place: Fraction) -> Fraction:
-        """Return when the last packet after ``place`` ends, of the sound and whatever else the clip holds."""
+        """Return when the last packet of sound after ``place`` ends."""
         import av
 
         last = place
@@ -313,7 +313,7 @@ class Clip:
                     if self.stopped:
                         break
                     stamp = packet.dts if packet.pts is None else packet.pts
-                    if stamp is not None:
+                    if stamp is not None and packet.stream.type == "audio":
                         end = (stamp + (packet.duration or 0)) * packet.time_base - self._zero
                         last = max(last, end)
         return last

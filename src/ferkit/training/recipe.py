@@ -169,11 +169,6 @@ class Recipe(_Part):
                 "early_stopping and a plateau schedule go by validation on faces of the full size, which a "
                 "progressive run is not trained on before its last stage; leave one of them out"
             )
-        if self.data.balance == "weights" and not self.heads.label:
-            raise ValueError(
-                "data.balance = 'weights' weighs the faces of the label head, which heads.label = 0 leaves "
-                "out; choose copies or oversample"
-            )
         if self.precise_batch_norm and self.early_stopping:
             raise ValueError(
                 "early_stopping compares epochs, and precise_batch_norm makes the last one another kind of "
@@ -230,6 +225,10 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(f"recipe {name_or_path} is not valid TOML: {error}") from error
+    augment = values.get("augment")
+    complete = isinstance(augment, dict) and set(AugmentConfig.model_fields) <= set(augment)
+    if complete and any(override.partition("=")[0].strip() == "augment.preset" for override in overrides):
+        values["augment"] = {}  # a run's own recipe spells out every key: a preset replaces them
     for override in overrides:
         _set(values, override)
     return parse_recipe(values, str(name_or_path))
@@ -260,9 +259,6 @@ def _set(values: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text.strip()}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
-    if key.strip() == "augment.preset" and "preset" not in _table(values.get("augment")):
-        # A recipe that spells out every key, as a run's own does: the preset replaces them.
-        values["augment"] = {}
     *parents, last = key.strip().split(".")
     at = values
     for parent in parents:
@@ -276,9 +272,9 @@ def _set(values: dict[str, Any], override: str) -> None:
     at[last] = value
 
 
-def _table(value: Any) -> Mapping[str, Any]:
-    """Return ``augment`` as a table, be it one or a preset's name."""
-    return value if isinstance(value, Mapping) else {"preset": value}
+def is_of_model(override: str) -> bool:
+    """Tell whether an override is about the network."""
+    return override.partition("=")[0].strip().partition(".")[0] == "model"
 
 
 def model_params(overrides: Sequence[str]) -> dict[str, Any]:
@@ -288,9 +284,8 @@ def model_params(overrides: Sequence[str]) -> dict[str, Any]:
         RecipeError: If one of them names an architecture.
     """
     values: dict[str, Any] = {}
-    for override in overrides:
-        if override.partition("=")[0].strip().partition(".")[0] == "model":
-            _set(values, override)
+    for override in filter(is_of_model, overrides):
+        _set(values, override)
     part = values.get("model", {})
     if not isinstance(part, dict) or set(part) - {"params"} or not isinstance(part.get("params", {}), dict):
         raise RecipeError("--init brings its own architecture; of the model only model.params.KEY can be set")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import errno
 import math
 import platform
 import time
@@ -100,6 +101,10 @@ class _Faces(keras.utils.PyDataset):  # type: ignore[misc]
         batch: dict[str, Any] = {head: mass[rows] for head, mass in self.mass.items()}
         batch["face"] = self.dataset.images[rows]
         return (batch,)
+
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
+"""What a file system says that has no locks."""
 
 
 class _Loop(keras.callbacks.Callback):  # type: ignore[misc]
@@ -468,6 +473,11 @@ def train(
         _refuse_begun(folder)
     elif not (folder / runs.CHECKPOINT).exists():
         raise TrainingError(f"{folder} has no checkpoint to resume from")
+    if recipe.data.balance == "weights" and not recipe.heads.label and not resume:
+        raise TrainingError(
+            "data.balance = 'weights' weighs the faces of the label head, which heads.label = 0 leaves out; "
+            "choose copies or oversample"
+        )
     if bool(recipe.distil.weight) != bool(teachers) and not resume:
         raise TrainingError(
             f"recipe {recipe.name!r} learns from a teacher; name one with: ferkit distil --teacher MODEL"
@@ -501,10 +511,19 @@ def train(
     if recipe.deterministic:
         _use_deterministic_operations()
     session = Session(recipe, dataset, folder, command, watcher, teach if recipe.distil.weight else None)
+    if start is not None and not resume:
+        known = {t.id: t for t in start.taxonomies}
+        same = tuple(h.taxonomy.id for h in session.heads if known.get(h.taxonomy.id) == h.taxonomy)
+        taken = state.load_network_arrays(session.network, session.names, start.arrays, str(init), same)
+        session.facts["init"] = {
+            "from": Path(init or "").name,
+            "sha256": state.digest_arrays(start.arrays),
+            "heads": taken,
+        }
     with _alone(folder):
         if not resume:
             _refuse_begun(folder)
-        return _run(session, start, init, resume=resume, tensorboard=tensorboard)
+        return _run(session, resume=resume, tensorboard=tensorboard)
 
 
 def _refuse_begun(folder: Path) -> None:
@@ -527,7 +546,7 @@ def _alone(folder: Path) -> Iterator[None]:
         TrainingError: If another process does.
         OutputError: If the folder cannot be made or written.
     """
-    lock = FileLock(folder / runs.LOCK, timeout=0)
+    lock = FileLock(folder / runs.LOCK, timeout=0, fallback_to_soft=False)
     with contextlib.ExitStack() as held:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -536,27 +555,16 @@ def _alone(folder: Path) -> Iterator[None]:
             raise TrainingError(
                 f"another process trains in {folder}; wait for it to end, or name another --out"
             ) from None
-        except NotImplementedError:
-            pass  # a file system without locks: better unguarded than not at all
-        except OSError as error:
-            raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
+        except (OSError, NotImplementedError) as error:
+            # On a file system without locks: better unguarded than not at all.
+            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+                raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
         yield
 
 
-def _run(
-    session: Session, start: runs.Run | None, init: str | Path | None, *, resume: bool, tensorboard: bool
-) -> Result:
+def _run(session: Session, *, resume: bool, tensorboard: bool) -> Result:
     """Train what is prepared, to its end."""
     folder, recipe = session.folder, session.recipe
-    if start is not None and not resume:
-        known = {t.id: t for t in start.taxonomies}
-        same = tuple(h.taxonomy.id for h in session.heads if known.get(h.taxonomy.id) == h.taxonomy)
-        taken = state.load_network_arrays(session.network, session.names, start.arrays, str(init), same)
-        session.facts["init"] = {
-            "from": Path(init or "").name,
-            "sha256": state.digest_arrays(start.arrays),
-            "heads": taken,
-        }
     if resume:
         session.resume()
         if session.finished(session.history):
