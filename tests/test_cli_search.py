@@ -12,7 +12,8 @@ from rich.console import Console
 pytest.importorskip("ray", reason="needs ferkit[tune]")
 
 from ferkit.cli import run
-from ferkit.cli.search_command import _duration, _Live, _say, _where
+from ferkit.cli.common import data_options
+from ferkit.cli.search_command import _duration, _Live, _say
 from ferkit.errors import SearchError
 from ferkit.search import engine
 from ferkit.search.records import read_search
@@ -204,7 +205,7 @@ def test_a_long_search_shows_the_best_and_says_how_many_more_there_are(tmp_path)
 
 def test_the_last_words_name_the_best_trial_its_protocol_and_the_next_step(tmp_path, capsys) -> None:
     folder = write_search(tmp_path / "s", parse_space(TINY), TRIALS)
-    _say(write_report(folder), _where("cartoon", Path("my votes.csv")))
+    _say(write_report(folder), data_options("cartoon", Path("my votes.csv")))
     captured = capsys.readouterr()
     assert f"{folder}: 4 drawn, 1 finished, 1 stopped, 1 failed; 0 configurations refused" in captured.out
     assert (

@@ -105,6 +105,11 @@ def command_line(words: Sequence[str]) -> str:
     return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
+def data_options(data: str, votes: Path | None) -> list[str]:
+    """Return the options that name the data, for commands to go on with."""
+    return ["--data", data] if votes is None else ["--data", data, "--votes", str(votes)]
+
+
 def print_json(content: Any) -> None:
     """Print ``content`` as indented JSON on stdout; numbers that are not finite are refused."""
     print(json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False))

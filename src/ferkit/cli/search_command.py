@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from shlex import quote
 from typing import Annotated, Any
 
 import typer
 
-from ferkit.cli.common import DataOption, VotesOption, console, new_app, remark
+from ferkit.cli.common import DataOption, VotesOption, command_line, console, data_options, new_app, remark
 
 app = new_app()
 
@@ -181,8 +181,7 @@ def search(
         )
     command = ["ferkit", *sys.argv[1:]]
     watcher = _Quiet() if quiet else _Live()
-    where = _where(data, votes)
-    again = f"{where}{_machine_options(machine)}"
+    where = data_options(data, votes)
     if resume is None:
         settings = Settings(trials=20 if trials is None else trials, **chosen, **budget)
         what = load_space(str(space), overrides or ())
@@ -216,31 +215,27 @@ def search(
             except OutputError as unwritten:
                 remark(f"no report: {unwritten}")
             word = "interrupted" if isinstance(error, KeyboardInterrupt) else "ended by an error"
-            remark(f"{word}; go on with: ferkit search --resume {quote(str(folder))} {again}")
+            again = ["ferkit", "search", "--resume", str(folder), *where, *_machine_options(machine)]
+            remark(f"{word}; go on with: {command_line(again)}")
         raise
     finally:
         watcher.close()
     _say(report.write_report(folder), where)
 
 
-def _where(data: str, votes: Path | None) -> str:
-    """Return the options that name the data, for commands to go on with."""
-    return f"--data {quote(data)}" + (f" --votes {quote(str(votes))}" if votes is not None else "")
-
-
-def _machine_options(machine: Any) -> str:
+def _machine_options(machine: Any) -> list[str]:
     """Return the options that say where to run, but for those that are usual."""
     from dataclasses import fields
 
-    given = [
-        (f.name, getattr(machine, f.name)) for f in fields(machine) if getattr(machine, f.name) != f.default
-    ]
-    return "".join(
-        f" --{name} {quote(f'{value:g}' if name == 'gpus' else str(value))}" for name, value in given
-    )
+    words = []
+    for field in fields(machine):
+        value = getattr(machine, field.name)
+        if value != field.default:
+            words += [f"--{field.name}", f"{value:g}" if field.name == "gpus" else str(value)]
+    return words
 
 
-def _say(found: Any, where: str) -> None:
+def _say(found: Any, where: Sequence[str]) -> None:
     """Print what a search found; ``where`` names the data as options."""
     from ferkit.search.report import LEADERBOARD, WINNER, interval, summary
 
@@ -260,7 +255,8 @@ def _say(found: Any, where: str) -> None:
         f"chose it), {best.mmac:.1f} MMAC, {best.parameters:,} parameters"
     )
     print(f"table: {found.search.folder / LEADERBOARD}")
-    print(f"train it to the end: ferkit train --recipe {quote(str(found.search.folder / WINNER))} {where}")
+    training = ["ferkit", "train", "--recipe", str(found.search.folder / WINNER), *where]
+    print(f"train it to the end: {command_line(training)}")
 
 
 def _show_drawn(proposals: Any, refused: Any) -> None:

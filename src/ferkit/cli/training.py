@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ferkit.cli.common import command_line, console, load_keras, remark
+from ferkit.cli.common import command_line, console, data_options, load_keras, remark
 
 RecipeOption = Annotated[
     str | None,
@@ -121,8 +121,7 @@ def run_recipe(
                 "command asks the rest"
             )
         elif (folder / CHECKPOINT).exists():
-            again = ["ferkit", "train", "--resume", str(folder), "--data", data]
-            again += [] if votes is None else ["--votes", str(votes)]
+            again = ["ferkit", "train", "--resume", str(folder), *data_options(data, votes)]
             remark(f"interrupted; go on with: {command_line(again)}")
         else:
             remark("interrupted in the first epoch: there is no checkpoint to go on from")
