@@ -1,6 +1,7 @@
-"""What makes a network on FER2013 accurate? One change at a time to a short form of ``best-single``.
+r"""What makes a network on FER2013 accurate? One change at a time to a short form of ``best-single``.
 
-    python studies/accuracy.py --data fer2013.csv.gz --votes fer2013new.csv --teacher ferkit-base
+    python studies/accuracy.py --data fer2013.csv.gz --votes fer2013new.csv \
+        --teacher ferkit-large ferkit-base ferkit-taught
 
 The short form has a seventh of the arithmetic and of the epochs, so that a variant takes minutes; what
 helps only in long runs does not show in it. Each variant is a normal run below --runs, trained if it is not
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +33,11 @@ SHORT = (
 SEEDS = (1, 2, 3)
 
 
-def variants(teacher: str | None) -> list[Variant]:
-    """Return what is compared, the recipe itself with its seeds first."""
+def variants(teachers: Sequence[str]) -> list[Variant]:
+    """Return what is compared, the recipe itself with its seeds first; without teachers none is distilled."""
 
     def one(name: str, what: str, *changes: str, epochs: int = EPOCHS, teach: bool = False) -> Variant:
-        return Variant(name, what, epochs, (*SHORT, *changes), (teacher,) if teach and teacher else ())
+        return Variant(name, what, epochs, (*SHORT, *changes), tuple(teachers) if teach else ())
 
     found = [
         one(f"seed-{seed}", "the recipe" if seed == 1 else f"the recipe, seed {seed}", f"seed={seed}")
@@ -90,13 +92,14 @@ def variants(teacher: str | None) -> list[Variant]:
         ),
         one("longer", "twice as many epochs", epochs=2 * EPOCHS),
     ]
-    if teacher is not None:
+    if teachers:
+        said = ("distil.weight=0.7", "distil.protocol=ten-crop")
         for temperature in (1, 2, 4):
             found.append(
                 one(
                     f"distilled-t{temperature}",
-                    f"70 % of the loss from {Path(teacher).stem}, temperature {temperature}",
-                    "distil.weight=0.7",
+                    f"70 % of the loss from what the teachers say, at temperature {temperature}",
+                    *said,
                     f"distil.temperature={temperature}",
                     teach=True,
                 )
@@ -104,8 +107,19 @@ def variants(teacher: str | None) -> list[Variant]:
         found.append(
             one(
                 "distilled-uncalibrated",
-                "temperature 2, of the answers before calibration",
-                "distil.weight=0.7",
+                "the same at temperature 2, of their answers before calibration",
+                *said,
+                "distil.temperature=2",
+                "distil.calibrated=false",
+                teach=True,
+            )
+        )
+        found.append(
+            one(
+                "distilled-only",
+                "the same, and nothing of the labels",
+                "distil.weight=1.0",
+                "distil.protocol=ten-crop",
                 "distil.temperature=2",
                 "distil.calibrated=false",
                 teach=True,
@@ -114,9 +128,10 @@ def variants(teacher: str | None) -> list[Variant]:
         found.append(
             one(
                 "distilled-longer",
-                "temperature 2, twice as many epochs",
-                "distil.weight=0.7",
+                "the same as without calibration, twice as many epochs",
+                *said,
                 "distil.temperature=2",
+                "distil.calibrated=false",
                 epochs=2 * EPOCHS,
                 teach=True,
             )
@@ -130,7 +145,11 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--votes", type=Path, required=True)
     parser.add_argument(
-        "--teacher", help="a model file or an embedded model; without it nothing is distilled"
+        "--teacher",
+        nargs="+",
+        default=[],
+        metavar="MODEL",
+        help="model files or embedded models; without them nothing is distilled",
     )
     parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"))
     parser.add_argument("--out", type=Path, default=Path("results/accuracy"))

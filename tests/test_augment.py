@@ -10,6 +10,8 @@ from ferkit.errors import DataError, RecipeError
 
 pytest.importorskip("keras", reason="needs ferkit[train]")
 
+from keras import ops
+
 from ferkit.augment import (
     PRESETS,
     AugmentConfig,
@@ -18,6 +20,7 @@ from ferkit.augment import (
     balanced_rows,
     class_weights,
 )
+from ferkit.augment.layer import _warp
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +83,18 @@ def test_what_is_only_shifted_and_mirrored_keeps_every_pixel(interpolation):
     np.testing.assert_array_equal(
         augment_preview(noise, AugmentConfig(upside_down=1.0, interpolation=interpolation)), noise[:, ::-1]
     )
+
+
+def test_pixels_read_from_a_finer_grid_are_those_that_keras_reads():
+    rng = np.random.default_rng(6)
+    finer = rng.uniform(0, 255, (8, 24, 24, 1)).astype(np.float32)
+    maps = rng.uniform(-2, 2, (8, 8)).astype(np.float32)
+    maps[:, 6:] = 0
+    whole = ops.image.affine_transform(
+        finer, maps, interpolation="bilinear", fill_mode="nearest", data_format="channels_last"
+    )
+    read = _warp(ops.convert_to_tensor(finer), ops.convert_to_tensor(maps), 12)
+    np.testing.assert_allclose(read, whole[:, :12, :12], atol=1e-3)
 
 
 def test_cubic_interpolation_goes_to_the_same_place_and_stays_sharper():

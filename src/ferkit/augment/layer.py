@@ -74,31 +74,24 @@ class Augmenter(keras.layers.Layer):  # type: ignore[misc]
         d, e = sin * flip, cos / stretch * flip
         middle = (side - 1) / 2
         zero = ops.zeros_like(a)
-        # On a grid of twice the points, the maps are the same but for where they begin.
+        # On a grid of twice the points every step is twice as long.
         finer = 2 if c.interpolation == "cubic" else 1
+        if finer == 2:
+            x = _halfway(_halfway(x, 1), 2)
         transform = ops.stack(
             [
-                a,
-                b,
+                finer * a,
+                finer * b,
                 finer * (middle + dx - (a + b) * middle),
-                d,
-                e,
+                finer * d,
+                finer * e,
                 finer * (middle + dy - (d + e) * middle),
                 zero,
                 zero,
             ],
             axis=1,
         )
-        if finer == 2:
-            x = _halfway(_halfway(x, 1), 2)
-        x = ops.image.affine_transform(
-            x,
-            transform,
-            interpolation="bilinear",
-            fill_mode="nearest",
-            data_format="channels_last",
-        )
-        return x[:, ::finer, ::finer]
+        return _warp(x, transform, side)
 
     def _light(self, x: Any) -> Any:
         c = self.config
@@ -158,6 +151,26 @@ class Augmenter(keras.layers.Layer):  # type: ignore[misc]
     def get_config(self) -> dict[str, Any]:
         """Return what rebuilds the layer."""
         return {**super().get_config(), "config": self.config.model_dump()}
+
+
+def _warp(x: Any, transform: Any, side: int) -> Any:
+    """Read ``[N, side, side, 1]`` by affine maps from squares that may be larger; edges are replicated."""
+    if keras.backend.backend() == "tensorflow" and x.shape[1] != side:
+        import tensorflow as tf
+
+        # Keras' operation returns as many pixels as it is given, so three quarters of them for nothing.
+        return tf.raw_ops.ImageProjectiveTransformV3(
+            images=x,
+            transforms=transform,
+            output_shape=(side, side),
+            fill_value=0.0,
+            interpolation="BILINEAR",
+            fill_mode="NEAREST",
+        )
+    warped = ops.image.affine_transform(
+        x, transform, interpolation="bilinear", fill_mode="nearest", data_format="channels_last"
+    )
+    return warped[:, :side, :side]
 
 
 def _halfway(x: Any, axis: int) -> Any:
