@@ -124,6 +124,40 @@ def test_sixteen_bits_are_scaled_to_eight(kind: str) -> None:
     assert np.array_equal(load_image(wide), loaded)
 
 
+def gray_tiff(wide: NDArray[np.uint16], *, bits: int = 16, white_is_zero: bool = False) -> bytes:
+    """A plain TIFF as scanners and cameras of science write it; Pillow writes neither kind."""
+    height, width = wide.shape
+    if bits == 12:  # packed, of a row of an even number of pixels
+        first, second = wide[:, 0::2], wide[:, 1::2]
+        parts = [first >> 4, (first & 15) << 4 | second >> 8, second & 255]
+        data = np.stack(parts, axis=2).astype(np.uint8).tobytes()
+    else:
+        data = wide.astype("<u2").tobytes()
+    tags = [(256, width), (257, height), (258, bits), (259, 1), (262, 0 if white_is_zero else 1)]
+    tags += [(273, 8), (277, 1), (278, height), (279, len(data))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", 9) + entries + bytes(4)
+
+
+def test_twelve_bits_are_scaled_to_eight() -> None:
+    """A known fault: pure white came out as 15."""
+    wide = np.array([[0, 4095], [2048, 1234]], np.uint16)
+    loaded = load_image(gray_tiff(wide, bits=12))
+    assert loaded[:, :, 0].tolist() == [[0, 255], [128, 1234 >> 4]]
+
+
+def test_sixteen_bits_whose_zero_is_white_are_no_negative() -> None:
+    """8-bit TIFFs of the kind Pillow turns by itself."""
+    wide = np.array([[0, 65535, 0x4000]], np.uint16)
+    assert load_image(gray_tiff(wide, white_is_zero=True))[0, :, 1].tolist() == [255, 0, 255 - 0x40]
+    assert load_image(gray_tiff(wide))[0, :, 1].tolist() == [0, 255, 0x40]
+
+
+def test_a_transparent_gray_of_sixteen_bits_is_laid_on_white() -> None:
+    wide = np.array([[1000, 1001]], np.uint16)  # the same of 8 bits
+    assert load_image(encoded(wide, "PNG", transparency=1000))[0].tolist() == [[255] * 3, [3] * 3]
+
+
 def test_cmyk_becomes_rgb() -> None:
     loaded = load_image(encoded(Image.fromarray(SMOOTH).convert("CMYK"), "JPEG", quality=95)).astype(int)
     assert np.abs(loaded - SMOOTH).mean() < 8

@@ -8,7 +8,7 @@ import re
 import stat
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
@@ -46,6 +46,7 @@ _STRIP_PIXELS = 1 << 22
 _SMALL_PIXELS = 1 << 22  # decoded whatever is promised
 _DENSEST = 2000  # pixels per byte: JPEG reaches 170, a GIF or PNG of one single gray 1,300
 _ORIENTATION = 0x0112
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF and a value of the second
 _WHITE = 255
 
 # What Pillow's decoders raise on bytes that are not what they promise; found by mutating files.
@@ -269,7 +270,10 @@ def _from_pillow(image: Any, name: str, max_pixels: int) -> NDArray[np.uint8]:
     rows = max(1, _STRIP_PIXELS // width)
     for top in range(0, height, rows):
         strip = image.crop((0, top, width, min(top + rows, height)))
-        rgb[top : top + rows] = _strip_to_rgb(strip, name)
+        if strip.mode in ("I;16", "I;16L", "I;16B", "I;16N"):
+            rgb[top : top + rows] = _wide_to_gray(strip, getattr(image, "tag_v2", {}))[:, :, None]
+        else:
+            rgb[top : top + rows] = _strip_to_rgb(strip, name)
     # Read after loading: Pillow turns a TIFF itself and then forgets the tag.
     return _turned(rgb, _orientation(image))
 
@@ -282,10 +286,25 @@ def _orientation(image: Any) -> Any:
         return 1
 
 
+def _wide_to_gray(strip: PillowImage, tags: Mapping[int, Any]) -> NDArray[np.uint8]:
+    """Return uint8 ``[H, W]`` of a strip of more than 8 bits, 12 or 16, as Pillow has them from the file.
+
+    Args:
+        strip: Gray of 16 bits a pixel; what Pillow knows of a transparent value counts.
+        tags: Those of a TIFF, which tell how many bits it has, and whether 0 is white: Pillow turns neither
+            into its mode. Empty for all else.
+    """
+    wide = np.asarray(strip)
+    (bits, *_) = tags.get(_BITS_PER_SAMPLE, (16,))
+    gray = (wide >> (bits - 8)).astype(np.uint8)
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        gray = _WHITE - gray
+    if (transparent := strip.info.get("transparency")) is not None:
+        gray[wide == transparent] = _WHITE
+    return gray
+
+
 def _strip_to_rgb(strip: PillowImage, name: str) -> NDArray[np.uint8]:
-    if strip.mode in ("I;16", "I;16L", "I;16B", "I;16N"):
-        wide = np.asarray(strip)
-        return np.repeat((wide >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
     if strip.mode in ("I", "F"):
         raise ImageError(f"{name} holds 32-bit values without a known range; convert it to 8 or 16 bits")
     if strip.has_transparency_data:
