@@ -345,6 +345,23 @@ def test_gray_pictures_are_written_too(tmp_path: Path) -> None:
     assert np.array_equal(load_image(tmp_path / "gray.png")[:, :, 2], SMOOTH[:, :, 0])
 
 
+@pytest.mark.parametrize(("suffix", "longest"), [(".webp", 16_383), (".jpg", 65_500)])
+def test_a_picture_too_long_for_its_format_is_refused_with_what_to_do(
+    suffix: str, longest: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    message = rf"{longest + 1} x 1 pixels cannot be written as .*{longest:,} pixels; write it as \.png"
+    with pytest.raises(ImageError, match=message):
+        encode_image(np.zeros((1, longest + 1), np.uint8), suffix)
+    assert capfd.readouterr().err == ""  # libjpeg would print a line
+    for shape in ((1, longest), (longest, 1)):
+        assert load_image(encode_image(np.zeros(shape, np.uint8), suffix)).shape == (*shape, 3)
+
+
+def test_what_pillow_cannot_write_is_said_with_what_to_do() -> None:
+    with pytest.raises(ImageError, match=r"0 x 4 pixels cannot be written as PNG \(.*\); write it"):
+        encode_image(np.zeros((4, 0), np.uint8))
+
+
 def test_an_unknown_suffix_and_an_unwritable_folder_are_said(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"\.xyz"):
         write_image(tmp_path / "out.xyz", SMOOTH)

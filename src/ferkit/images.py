@@ -48,6 +48,7 @@ _DENSEST = 2000  # pixels per byte: JPEG reaches 170, a GIF or PNG of one single
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF and a value of the second
 _WHITE = 255
+_LONGEST_SIDE = {"WEBP": 16_383, "JPEG": 65_500}  # pixels; of the format WebP, and of libjpeg
 
 # What Pillow's decoders raise on bytes that are not what they promise; found by mutating files.
 _BROKEN = (
@@ -160,7 +161,7 @@ def write_image(path: str | os.PathLike[str], picture: NDArray[np.uint8]) -> Non
     """Write uint8 ``[H, W, 3]`` RGB or ``[H, W]`` gray in one step, in the format of the suffix.
 
     Raises:
-        ImageError: If the suffix is none of :data:`WRITABLE`.
+        ImageError: As :func:`encode_image`.
         OutputError: If the file cannot be written.
     """
     files.write_bytes(path, encode_image(picture, Path(path).suffix))
@@ -170,7 +171,8 @@ def encode_image(picture: NDArray[np.uint8], suffix: str = ".png") -> bytes:
     """Return uint8 ``[H, W, 3]`` RGB or ``[H, W]`` gray as a file's bytes, in the format of the suffix.
 
     Raises:
-        ImageError: If the suffix is none of :data:`WRITABLE`.
+        ImageError: If the suffix is none of :data:`WRITABLE`, or a side is longer than its format allows:
+            16,383 pixels of WebP, 65,500 of JPEG.
     """
     from PIL import Image
 
@@ -179,9 +181,18 @@ def encode_image(picture: NDArray[np.uint8], suffix: str = ".png") -> bytes:
         raise ImageError(
             f"pictures are written as {', '.join(WRITABLE)}. Received the suffix: {suffix or 'none'}"
         )
+    height, width = picture.shape[:2]
+    refused = f"a picture of {width} x {height} pixels cannot be written as {kind}"
+    other = "write it as .png or .tiff, or shrink it"
+    # Asked before: libjpeg would print a line of its own.
+    if max(height, width) > _LONGEST_SIDE.get(kind, max(height, width)):
+        raise ImageError(f"{refused}, whose sides have at most {_LONGEST_SIDE[kind]:,} pixels; {other}")
     buffer = io.BytesIO()
     options: dict[str, Any] = {"quality": 92} if kind in ("JPEG", "WEBP") else {}
-    Image.fromarray(picture).save(buffer, kind, **options)
+    try:
+        Image.fromarray(picture).save(buffer, kind, **options)
+    except (ValueError, OSError) as error:
+        raise ImageError(f"{refused} ({error}); {other}") from error
     return buffer.getvalue()
 
 
