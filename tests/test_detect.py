@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import threading
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -303,6 +306,44 @@ def test_without_a_detector_the_picture_is_the_face() -> None:
     assert face == Detection(box=(0.0, 0.0, 30.0, 40.0), score=1.0, landmarks=None)
     with pytest.raises(DetectorError, match="no smallest face"):
         make_detector("none", min_face=20)
+
+
+BOX, MARKS = (1.0, 2.0, 30.5, 40.0), ((1.0, 2.0), (3.0, 2.0), (2.0, 3.0), (1.0, 4.0), (3.0, 4.0))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_detection_of_numpy_is_kept_as_plain_numbers(dtype: type[np.floating[Any]]) -> None:
+    """A known fault: detectors give NumPy's numbers, which JSON refuses, and arrays, which do not compare."""
+    arrays: Any = np.array(BOX, dtype), dtype(0.5), np.array(MARKS, dtype)
+    rows: Any = [dtype(x) for x in BOX], arrays[1], [list(mark) for mark in arrays[2]]
+    for given in (arrays, rows):
+        detection = Detection(*given)
+        assert detection == Detection(BOX, 0.5, MARKS)
+        assert json.loads(json.dumps(asdict(detection)))["box"] == list(BOX)
+        assert hash(detection) == hash(Detection(BOX, 0.5, MARKS))
+    # Whole numbers of people are floats as well.
+    assert repr(Detection((0, 0, 9, 9), 1)) == repr(Detection((0.0, 0.0, 9.0, 9.0), 1.0))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"box": BOX[:3]}, r"box is left, top, right, bottom. Received the shape: \[3\]"),
+        ({"box": (BOX[:2], BOX[2:])}, r"Received the shape: \[2, 2\]"),
+        ({"box": (BOX[:2], 3)}, r"box is left, top, right, bottom. Received: \(\(1.0, 2.0\), 3\)"),
+        ({"box": (1, 2, float("nan"), 4)}, "all finite. Received"),
+        ({"score": "high"}, "score is one number. Received: 'high'"),
+        ({"score": None}, "score is one number, all finite"),
+        ({"score": [0.5]}, r"Received the shape: \[1\]"),
+        ({"landmarks": np.zeros((68, 2))}, r"five points, or None. Received the shape: \[68, 2\]"),
+        ({"landmarks": ()}, "five points, or None"),
+        ({"landmarks": [*MARKS[:4], None]}, "five points, or None"),
+    ],
+)
+def test_a_detection_that_is_none_is_refused(change: dict[str, Any], message: str) -> None:
+    """A known fault: the 68 landmarks of other detectors ended in a ValueError about shapes, later."""
+    with pytest.raises(DetectorError, match=message):
+        Detection(**({"box": BOX, "score": 0.5, "landmarks": MARKS} | change))
 
 
 def test_yunet_finds_red_not_blue_and_gives_places_in_the_picture(tmp_path: Path) -> None:

@@ -16,17 +16,45 @@ from ferkit.errors import DetectorError
 class Detection:
     """A face found in a picture.
 
+    Numbers and arrays of NumPy are taken, too; they are kept as plain floats and tuples.
+
     Attributes:
         box: Left, top, right, bottom in pixels of the picture. They are edges: the whole picture is
             ``(0, 0, W, H)``. A face at the border may reach beyond it.
         score: How sure the detector is, 0..1.
         landmarks: x, y in pixels of the left eye and the right eye (as seen in the picture), the nose,
             the left and the right corner of the mouth; None where the detector gives none.
+
+    Raises:
+        DetectorError: If the box is not of four numbers, the score is not one, or the landmarks are not five
+            of two each; or one of the numbers is not finite.
     """
 
     box: tuple[float, float, float, float]
     score: float
     landmarks: tuple[tuple[float, float], ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Check and keep what somebody's own detector gives, where it names the mistake."""
+        box = _numbers(self.box, (4,), "box is left, top, right, bottom")
+        object.__setattr__(self, "box", tuple(box.tolist()))
+        object.__setattr__(self, "score", float(_numbers(self.score, (), "score is one number")))
+        if self.landmarks is not None:
+            marks = _numbers(self.landmarks, (5, 2), "landmarks are x, y of five points, or None")
+            object.__setattr__(self, "landmarks", tuple((x, y) for x, y in marks.tolist()))
+
+
+def _numbers(value: object, shape: tuple[int, ...], rule: str) -> NDArray[np.float64]:
+    """Return a value as finite numbers of that shape."""
+    try:
+        numbers = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        raise DetectorError(f"a detection's {rule}. Received: {value!r}") from None
+    if numbers.shape != shape:
+        raise DetectorError(f"a detection's {rule}. Received the shape: {list(numbers.shape)}")
+    if not np.isfinite(numbers).all():
+        raise DetectorError(f"a detection's {rule}, all finite. Received: {numbers.tolist()}")
+    return numbers
 
 
 class Detector(Protocol):
