@@ -181,6 +181,25 @@ def test_an_empty_box_of_ones_own_detector_does_not_stop_the_other_photos(model:
     assert after == good
 
 
+def test_the_boxes_of_ones_own_detector_count_whatever_its_name(model: Path) -> None:
+    """A known fault: of a detector that happens to be called "none" the boxes were ignored without a word."""
+
+    class Named:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def detect(self, image: NDArray[np.uint8]) -> tuple[Detection, ...]:
+            boxes = np.array([(180, 60, 270, 180), (60, 200, 200, 400)], np.float32)
+            return tuple(Detection(box, score) for box, score in zip(boxes, (0.75, 0.5), strict=True))
+
+    mine, other = (Recognizer(model, detector=Named(name)) for name in ("none", "mine"))
+    photo = other.predict(ASTRONAUT)
+    assert len(photo.faces) == 2
+    assert json.loads(json.dumps(photo.faces[0].to_dict()))["box"] == [180, 60, 270, 180]
+    assert mine.predict(ASTRONAUT) == photo
+    assert mine.explain(ASTRONAUT, photo)[1].corners == other.explain(ASTRONAUT, photo)[1].corners
+
+
 @pytest.mark.parametrize("faces", [0, 1])
 def test_photos_are_taken_one_by_one_and_let_go(model: Path, faces: int) -> None:
     """Memory does not grow with the number of photos: results come while photos are still to come."""

@@ -99,6 +99,14 @@ def numbers(results: Sequence[FrameResult]) -> NDArray[np.float64]:
     return np.array([list(face.face.probabilities.values()) for frame in results for face in frame.faces])
 
 
+def test_the_boxes_of_ones_own_detector_count_whatever_its_name(
+    model: Path, recognizer: Recognizer, clip: Path
+) -> None:
+    detector = ByNumber()
+    detector.name = "none"
+    assert list(Recognizer(model, detector=detector).video(clip)) == list(recognizer.video(clip))
+
+
 def test_every_frame_has_a_result_with_its_time_and_its_person(recognizer: Recognizer, clip: Path) -> None:
     reading = recognizer.video(clip)
     results = list(reading)

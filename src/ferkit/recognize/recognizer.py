@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ferkit.classifier import FaceClassifier
 from ferkit.crops import PROTOCOLS, Protocol, crop_corners, crop_faces, fit_crop
 from ferkit.detect import Detection, Detector, make_detector
+from ferkit.detect.whole import WholePicture
 from ferkit.errors import DetectorError, FerkitError, ImageError
 from ferkit.images import DEFAULT_MAX_PIXELS, ImageSource, load_image, to_gray
 from ferkit.recognize.quality import Quality, measure_quality
@@ -299,7 +300,7 @@ class Recognizer:
     def _corners(
         self, photo: Photo, boxes: Sequence[_Box], marks: Sequence[_Marks | None]
     ) -> NDArray[np.float64]:
-        if self._detector.name != "none":
+        if not isinstance(self._detector, WholePicture):
             return crop_corners(*_as_arrays(boxes, marks), geometry=self.info.crop)
         half, x, y = max(photo.width, photo.height) / 2, photo.width / 2, photo.height / 2
         return np.array(
@@ -330,7 +331,7 @@ class Recognizer:
         self, gray: NDArray[np.uint8], boxes: Sequence[_Box], marks: Sequence[_Marks | None]
     ) -> NDArray[np.uint8]:
         size = self.info.input_size
-        if self._detector.name == "none":
+        if isinstance(self._detector, WholePicture):
             return fit_crop(gray, size)[None]
         return crop_faces(gray, *_as_arrays(boxes, marks), geometry=self.info.crop, size=size)
 

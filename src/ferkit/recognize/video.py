@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ferkit.crops import crop_faces, fit_crop
 from ferkit.detect import Detection
+from ferkit.detect.whole import WholePicture
 from ferkit.images import DEFAULT_MAX_PIXELS, to_gray
 from ferkit.recognize.channel import in_background
 from ferkit.recognize.clip import Clip, ClipFrame, ClipInfo, Seconds
@@ -292,7 +293,7 @@ def recognize_video(
         MissingDependencyError: If the extra ``video`` is not installed.
     """
     clip = Clip(path, start=start, end=end, every=every, fps=fps, max_pixels=max_pixels, stop=stop)
-    if recognizer.detector.name == "none":
+    if isinstance(recognizer.detector, WholePicture):
         detect_every = 1  # a frame that is a face as a whole does not move in itself
     rate = _rate(clip.info.rate, every, fps)
     tracker = FaceTracker(recognizer.detector, every=detect_every, max_gap=max_gap, rate=rate)
@@ -346,7 +347,7 @@ class _Work:
         rgb, info = frame.rgb, self._recognizer.info
         gray = to_gray(rgb)
         found = self._tracker.update(rgb, gray, float(frame.time))
-        if self._recognizer.detector.name == "none":
+        if isinstance(self._recognizer.detector, WholePicture):
             crops = fit_crop(gray, info.input_size)[None]
         else:
             marks = [face.detection.landmarks for face in found]
