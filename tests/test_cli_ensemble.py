@@ -193,3 +193,37 @@ def test_members_that_cannot_vote_are_one_line_and_nothing_is_written(ask, model
     assert message in done.err
     assert done.err.count("\n") == 1
     assert not (tmp_path / "e.onnx").exists()
+
+
+def test_an_ensemble_that_was_written_among_its_members_is_not_taken_in_as_one(ask, models, tmp_path):
+    vote = tmp_path / "vote.onnx"
+    assert ask(*models, "-o", vote).status == 0
+    before = vote.read_bytes()
+    done = ask(*sorted(tmp_path.glob("*.onnx")), "-o", vote, "--fit", "--data", DATA)
+    assert done.status == 1
+    assert done.err == (
+        f"error: {vote} is the member {vote}, which would be overwritten; write to another file, or leave this "
+        "one out of the members\n"
+    )
+    assert vote.read_bytes() == before
+
+
+@pytest.mark.parametrize("option", ["--out", "--json"])
+@pytest.mark.parametrize("name", ["the same", "another way", "a link", "a hard link"])
+def test_no_member_is_overwritten_by_whatever_name(ask, models, tmp_path, option, name):
+    member = tmp_path / "m1.onnx"
+    before = member.read_bytes()
+    path = {"the same": member, "another way": tmp_path / "below" / ".." / "m1.onnx"}.get(name)
+    (tmp_path / "below").mkdir()
+    if path is None:
+        path = tmp_path / "other.onnx"
+        if name == "a link":
+            path.symlink_to(member)
+        else:
+            path.hardlink_to(member)
+    options = ["--out", path] if option == "--out" else ["-o", tmp_path / "e.onnx", "--json", path]
+    done = ask(*models, *options, "--data", DATA)
+    assert done.status == 1
+    assert f"is the member {models[1]}" in done.err
+    assert member.read_bytes() == before
+    assert path.samefile(member)

@@ -103,6 +103,7 @@ def ensemble(
             f"without it there is no use for {', '.join(given_without)}", param_hint="--data"
         )
     split = SELECTION_SPLIT if split is None else split
+    _refuse_overwriting(models, [path for path in (out, json) if path is not None])
     members = [load_member(model) for model in models]
     fitted: tuple[SplitVote, ...] = ()
     source = {}
@@ -141,6 +142,26 @@ def ensemble(
     )
     if json is not None:
         files.write_json(json, {"split": split, "data": source, "votes": votes_as_json(members, fitted)})
+
+
+def _refuse_overwriting(models: Sequence[str], outputs: Sequence[Path]) -> None:
+    """Refuse to write over what votes.
+
+    Raises:
+        OutputError: If an output is the file of a member, by whatever name.
+        ModelFileError: If there is no such member.
+    """
+    from ferkit.errors import OutputError
+    from ferkit.modelfile import resolve_model
+
+    for model in models:
+        member = resolve_model(model)
+        for path in outputs:
+            if path.exists() and path.samefile(member):
+                raise OutputError(
+                    f"{path} is the member {model}, which would be overwritten; write to another file, or "
+                    "leave this one out of the members"
+                )
 
 
 def _parse_weights(text: str | None) -> list[float] | None:
