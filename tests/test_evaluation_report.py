@@ -176,7 +176,19 @@ def test_a_row_holds_what_the_table_promises(report):
     assert row.accuracy == f"{100 * scores[0].accuracy:.2f}"
     assert row.ferplus_majority == f"{100 * scores[1].accuracy:.2f}"
     assert row.ferplus_argmax == f"{100 * scores[2].accuracy:.2f}"
-    assert row.ece == f"{scores[0].ece_out_of_fold:.4f}"
+    assert row.ece == f"{scores[0].ece:.4f}"
+    assert row.ece_out_of_fold == f"{scores[0].ece_out_of_fold:.4f}"
+    assert row.ece != row.ece_out_of_fold
+
+
+def test_a_table_from_before_there_were_two_calibration_errors_is_read_as_what_it_meant(report, tmp_path):
+    (row, _) = rows_of(report)
+    former = tuple(name for name in COLUMNS if name != "ece_out_of_fold")
+    values = [getattr(row, name) if name != "ece" else "0.0256" for name in former]
+    (tmp_path / "r.csv").write_text(",".join(former) + "\n" + ",".join(values) + "\n")
+    (found,) = read_results(tmp_path / "r.csv")
+    assert (found.ece, found.ece_out_of_fold) == ("", "0.0256")
+    assert found == replace(row, ece="", ece_out_of_fold="0.0256")
 
 
 def test_a_row_of_the_same_model_split_and_protocol_is_replaced_in_its_place(report, tmp_path):
