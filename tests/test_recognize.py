@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import FrozenInstanceError, asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -343,6 +344,12 @@ def test_a_detector_object_of_ones_own_works(model: Path) -> None:
         ({"threads": 0}, FerkitError, "threads must be at least 1. Received: 0"),
         ({"threads": -2}, FerkitError, "threads must be at least 1. Received: -2"),
         ({"max_pixels": 0}, FerkitError, "max_pixels must be at least 1. Received: 0"),
+        ({"batch_size": 64.0}, FerkitError, r"batch_size must be a whole number. Received: 64\.0"),
+        ({"batch_size": True}, FerkitError, "batch_size must be a whole number. Received: True"),
+        ({"threads": "2"}, FerkitError, "threads must be a whole number. Received: '2'"),
+        ({"max_pixels": float("nan")}, FerkitError, "max_pixels must be a whole number. Received: nan"),
+        ({"min_confidence": "0.5"}, FerkitError, "between 0 and 1. Received: '0.5'"),
+        ({"min_confidence": None}, FerkitError, "between 0 and 1. Received: None"),
     ],
 )
 def test_what_is_not_there_is_an_error_at_once(
@@ -350,6 +357,12 @@ def test_what_is_not_there_is_an_error_at_once(
 ) -> None:
     with pytest.raises(error, match=message):
         Recognizer(**({"model": model} | arguments))  # type: ignore[arg-type]
+
+
+def test_numbers_of_numpy_are_numbers(model: Path) -> None:
+    options: dict[str, Any] = {"batch_size": np.int64(3), "threads": np.int32(1)}
+    recognizer = Recognizer(model, detector="none", min_confidence=np.float32(0.5), **options)
+    assert recognizer.predict(np.zeros((48, 48, 3), np.uint8)).faces
 
 
 def test_min_face_belongs_to_detectors_by_name(model: Path) -> None:

@@ -74,8 +74,8 @@ class Recognizer:
         max_pixels: Photos with more are refused.
 
     Raises:
-        FerkitError: If a number is out of its range, there is no such protocol, ``providers`` is no sequence
-            of names, or ``min_face`` comes with a detector object.
+        FerkitError: If a number is out of its range or no number, there is no such protocol, ``providers`` is
+            no sequence of names, or ``min_face`` comes with a detector object.
         ModelFileError: If the model is missing or damaged.
         TaxonomyError: If the model does not answer in that taxonomy.
         DetectorError: If the detector is unknown, cannot be opened, or is no detector.
@@ -96,13 +96,13 @@ class Recognizer:
         batch_size: int = 64,
         max_pixels: int = DEFAULT_MAX_PIXELS,
     ) -> None:
-        if not 0 <= min_confidence <= 1:
-            raise FerkitError(f"a confidence lies between 0 and 1. Received: {min_confidence}")
+        if not isinstance(min_confidence, (int, float, np.number)) or not 0 <= min_confidence <= 1:
+            raise FerkitError(f"a confidence lies between 0 and 1. Received: {min_confidence!r}")
         if protocol not in PROTOCOLS:
             raise FerkitError(f"a protocol is one of {', '.join(PROTOCOLS)}. Received: {protocol!r}")
         for name, value in (("threads", threads), ("batch_size", batch_size), ("max_pixels", max_pixels)):
-            if value is not None and value < 1:
-                raise FerkitError(f"{name} must be at least 1. Received: {value}")
+            if value is not None:
+                _check_count(name, value)
         if not isinstance(detector, str) and not _is_detector(detector):
             raise DetectorError(
                 "a detector is centerface, yunet:FILE, none, or an object with a name and a method detect. "
@@ -357,6 +357,18 @@ class Recognizer:
             crops, protocol=self._protocol, batch_size=self._batch_size, taxonomies=[name]
         )[name]
         return expressions(probabilities, self._taxonomy, min_confidence=self._min_confidence)
+
+
+def _check_count(name: str, value: object) -> None:
+    """Refuse what is no whole number from 1 on.
+
+    Raises:
+        FerkitError: If it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise FerkitError(f"{name} must be a whole number. Received: {value!r}")
+    if value < 1:
+        raise FerkitError(f"{name} must be at least 1. Received: {value}")
 
 
 def _is_detector(thing: object) -> bool:
