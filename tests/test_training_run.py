@@ -350,6 +350,20 @@ def test_weights_of_a_run_that_goes_on_are_not_taken_for_its_last(finished, face
         train(tiny(epochs=2), faces, tmp_path / "x", resume=True)
 
 
+def test_a_finished_run_that_goes_on_keeps_the_weights_it_had(finished, faces, tmp_path, caplog):
+    shutil.copytree(finished, tmp_path / "x")
+    before = load_run(finished).arrays
+    result = train(tiny(epochs=4), faces, tmp_path / "x", resume=True, tensorboard=False)
+    assert len(result.history) == 4
+    kept = runs.load_weights(tmp_path / "x" / "weights-epoch3.npz")
+    assert kept.recipe.epochs == 3
+    for name, array in before.items():
+        np.testing.assert_array_equal(kept.arrays[name], array)
+    assert any(not np.array_equal(load_run(tmp_path / "x").arrays[name], before[name]) for name in before)
+    said = [record.message for record in caplog.records if record.name == "ferkit.training"]
+    assert said == [f"{tmp_path / 'x'} was finished; its weights are kept as weights-epoch3.npz"]
+
+
 def test_a_head_of_other_labels_starts_afresh_though_its_id_is_the_same(finished, faces, tmp_path):
     from dataclasses import replace
 

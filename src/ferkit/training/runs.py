@@ -59,6 +59,12 @@ class Run:
         return network
 
 
+def weights_after(epochs: int) -> str:
+    """Return the name under which a finished run's weights stay when it goes on to more epochs."""
+    weights = Path(WEIGHTS)
+    return f"{weights.stem}-epoch{epochs}{weights.suffix}"
+
+
 def weights_meta(recipe: Recipe, taxonomies: tuple[Taxonomy, ...], input_size: int) -> dict[str, Any]:
     """Return what a weights file says about itself, enough to build its network."""
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import errno
+import logging
 import math
 import platform
 import time
@@ -25,7 +26,7 @@ from ferkit.augment import balanced_rows
 from ferkit.data import FaceDataset, faces_digest, majority_targets
 from ferkit.data.duplicates import flat_rows, leaking_rows
 from ferkit.errors import FerkitError, OutputError, TrainingError
-from ferkit.files import write_json, write_text
+from ferkit.files import blaming, write_json, write_text
 from ferkit.models import build_model, count_macs
 from ferkit.runtime import usable_cores
 from ferkit.training import runs, state
@@ -37,6 +38,8 @@ from ferkit.training.optimize import make_optimizer, plateau_rate
 from ferkit.training.recipe import ModelPart, Recipe, dump_recipe, load_recipe, parse_recipe
 from ferkit.training.statistics import reestimate_batch_norm
 from ferkit.training.targets import Head, heads_of, target_mass
+
+logger = logging.getLogger("ferkit.training")
 
 
 class Watcher(Protocol):
@@ -454,7 +457,8 @@ def train(
             into the targets; a run that goes on has them in its folder.
         resume: Go on from the folder's last checkpoint, to the same result as if it had not stopped. Only
             ``epochs`` may differ from the recipe that the run began with (``run.json`` then tells), and
-            ``precise_batch_norm``, which comes after the last epoch.
+            ``precise_batch_norm``, which comes after the last epoch. The weights of a finished run that goes
+            on to more epochs stay beside the new ones, as ``weights-epoch100.npz``, which is said.
         command: The command line, for the record.
         watcher: Hears of the progress.
         tensorboard: Whether to write a TensorBoard log beside the history.
@@ -573,9 +577,7 @@ def _run(session: Session, *, resume: bool, tensorboard: bool) -> Result:
     write_text(folder / runs.RECIPE, dump_recipe(recipe))
     if session.answers is not None and not resume:
         write_answers(folder / runs.TEACHER, session.answers)
-    # Weights of a run that goes on are no longer its last.
-    for name in (runs.WEIGHTS, runs.TEMPERATURES):
-        (folder / name).unlink(missing_ok=True)
+    _set_aside(folder, len(session.history))
     session.record("running")
     session.watcher.started(
         recipe=recipe,
@@ -608,6 +610,22 @@ def _run(session: Session, *, resume: bool, tensorboard: bool) -> Result:
         raise
     session.record("finished")
     return Result(folder, session.history, True)
+
+
+def _set_aside(folder: Path, epochs: int) -> None:
+    """Keep the weights of a run that goes on, which are no longer its last, under the epochs that they saw.
+
+    Its temperatures go: whoever exports a network fits them.
+
+    Raises:
+        OutputError: If the folder cannot be written.
+    """
+    last, kept = folder / runs.WEIGHTS, folder / runs.weights_after(epochs)
+    with blaming(folder):
+        (folder / runs.TEMPERATURES).unlink(missing_ok=True)
+        if last.exists():
+            last.replace(kept)
+            logger.warning("%s was finished; its weights are kept as %s", folder, kept.name)
 
 
 def _use_deterministic_operations() -> None:
