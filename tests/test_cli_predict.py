@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import cv2
@@ -22,7 +24,8 @@ import modelzoo
 from ferkit import Recognizer
 from ferkit.cli import run
 from ferkit.crops import PROTOCOLS
-from ferkit.images import load_image, write_image
+from ferkit.images import ImageSource, load_image, write_image
+from ferkit.recognize import Photo, Unreadable
 from samples import sample
 
 ASTRONAUT, CAMERAMAN, CAT = (str(sample(n)) for n in ("astronaut.png", "camera.png", "chelsea.png"))
@@ -115,6 +118,98 @@ def test_annotated_pictures_are_written_beside_nothing_lost(
     assert drawn.shape == (512, 512, 3)
     assert not np.array_equal(drawn, load_image(ASTRONAUT))
     assert "a-faces.png" in capsys.readouterr().err
+
+
+def annotate_and_spoil(
+    model: str, folder: Path, spoil: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> int:
+    """Annotate a.png and b.png of a folder; spoil something after they are read, before they are drawn."""
+    for name in ("a.png", "b.png"):
+        (folder / name).write_bytes(Path(ASTRONAUT).read_bytes())
+    read = Recognizer.predict_each
+
+    def read_and_spoil(self: Recognizer, photos: Iterable[ImageSource]) -> Iterator[Photo | Unreadable]:
+        results = list(read(self, photos))
+        spoil()
+        yield from results
+
+    monkeypatch.setattr(Recognizer, "predict_each", read_and_spoil)
+    photos = [str(folder / "a.png"), str(folder / "b.png")]
+    return run(["predict", *photos, "-m", model, "-f", "jsonl", "--annotate", str(folder / "copies")])
+
+
+@pytest.mark.parametrize("content", [None, b"", Path(CAT).read_bytes()], ids=["none", "empty", "another"])
+def test_a_photo_that_changes_before_it_is_drawn_has_no_copy_and_the_others_have(
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    content: bytes | None,
+) -> None:
+    """A known fault: a photo that was deleted meanwhile ended the run."""
+    photo = tmp_path / "a.png"
+
+    def spoil() -> None:
+        if content is None:
+            photo.unlink()
+        else:
+            photo.write_bytes(content)
+
+    assert annotate_and_spoil(model, tmp_path, spoil, monkeypatch) == 1
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 2
+    assert [path.name for path in (tmp_path / "copies").iterdir()] == ["b-faces.png"]
+    error, _, summary = captured.err.splitlines()
+    assert error.startswith(f"error: no annotated copy of {photo}: ")
+    assert summary == "1 of 2 photos have no annotated copy"
+
+
+def test_a_format_that_cannot_hold_the_copy_costs_that_copy_alone(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A known fault: a picture too long for its suffix ended the run."""
+    long = tmp_path / "long.webp"  # what a file holds is told by its content; WebP ends at 16,383 pixels
+    Image.new("L", (17_000, 20)).save(long, "PNG")
+    copies = tmp_path / "copies"
+    arguments = [str(long), CAT, "-m", model, "--detector", "none", "-f", "jsonl", "--annotate", str(copies)]
+    assert run(["predict", *arguments]) == 1
+    captured = capsys.readouterr()
+    assert [json.loads(line)["source"] for line in captured.out.splitlines()] == [str(long), CAT]
+    assert [path.name for path in copies.iterdir()] == ["chelsea-faces.png"]
+    assert re.search(r"^error: no annotated copy of .*long\.webp: .*17000", captured.err, re.MULTILINE)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="other limits of a name's length")
+@pytest.mark.parametrize("kind", ["json", "table"])
+def test_a_photo_whose_name_leaves_no_room_for_that_of_a_copy_is_read_without_one(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    long = tmp_path / f"{'x' * 250}.png"
+    long.write_bytes(Path(ASTRONAUT).read_bytes())
+    arguments = [str(long), ASTRONAUT, "-m", model, "-f", kind, "--annotate", str(tmp_path / "copies")]
+    assert run(["predict", *arguments]) == 1
+    captured = capsys.readouterr()
+    assert [path.name for path in (tmp_path / "copies").iterdir()] == ["astronaut-faces.png"]
+    assert re.search(
+        r"^error: no annotated copy of .*x\.png: cannot write .*too long", captured.err, re.MULTILINE
+    )
+    if kind == "json":
+        assert [photo["source"] for photo in json.loads(captured.out)] == [str(long), ASTRONAUT]
+
+
+def test_a_full_disk_ends_the_run(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(self: Path, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    arguments = [ASTRONAUT, CAMERAMAN, "-m", model, "-f", "jsonl", "--annotate", str(tmp_path / "copies")]
+    assert run(["predict", *arguments]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (error,) = captured.err.splitlines()
+    assert error.endswith("No space left on device")
 
 
 def test_folders_and_patterns_are_read_and_the_copies_of_an_earlier_call_are_not(

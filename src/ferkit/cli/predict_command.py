@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import sys
@@ -31,9 +32,11 @@ from ferkit.cli.common import (
 from ferkit.cli.interrupts import stopping
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from rich.table import Table
 
-    from ferkit.errors import ImageError
+    from ferkit.errors import FerkitError, ImageError, OutputError
     from ferkit.images import ImageSource
     from ferkit.recognize import Photo, Recognizer
     from ferkit.taxonomy import Taxonomy
@@ -107,8 +110,9 @@ def predict(
     """Find the faces in photos and read their expressions.
 
     Faces come with box, score, landmarks, quality, label and all probabilities. A photo without a face is no
-    error. A photo that cannot be read is one: it is named on stderr, the others are read all the same, and
-    the exit status is 1. Ctrl-C ends early: what was read until then is printed.
+    error. A photo that cannot be read, or of which no annotated copy can be made, is one: it is named on
+    stderr, the others are read all the same, and the exit status is 1. Ctrl-C ends early: what was read until
+    then is printed.
     """
     if as_json and output_format not in (None, Format.JSON):
         raise typer.BadParameter(f"it contradicts --format {output_format}", param_hint="--json")
@@ -162,10 +166,12 @@ def predict(
             console().print(table)
     if readable.failures and readable.count > 1:
         remark(f"{readable.failures} of {readable.count} photos could not be read")
+    if readable.uncopied and readable.count > 1:
+        remark(f"{readable.uncopied} of {readable.count} photos have no annotated copy")
     if interrupts.received is not None:
         remark(f"interrupted; {readable.done} of {readable.count} photos were looked at")
         raise typer.Exit(128 + interrupts.received)
-    if readable.failures:
+    if readable.failures or readable.uncopied:
         raise typer.Exit(1)
 
 
@@ -203,7 +209,7 @@ def _write(kind: Format, results: Iterator[Photo], taxonomy: Taxonomy) -> None:
 
 
 class _Readable:
-    """The photos that can be read; it prints and counts the others.
+    """The photos that can be read; it prints and counts the others, and those without an annotated copy.
 
     Args:
         recognizer: Reads them.
@@ -230,6 +236,7 @@ class _Readable:
         self.count = len(found)
         self.done = 0
         self.failures = 0
+        self.uncopied = 0
 
     def __iter__(self) -> Iterator[Photo]:
         from ferkit.recognize import Unreadable
@@ -255,6 +262,11 @@ class _Readable:
             return source
         raise source
 
+    def leave_uncopied(self, name: str, error: FerkitError) -> None:
+        """Say and count that a photo has no annotated copy."""
+        self.uncopied += 1
+        remark(f"error: no annotated copy of {name}: {error}")
+
     def _sources(self, taken: deque[str]) -> Iterator[ImageSource]:
         from ferkit.errors import ImageError
 
@@ -279,21 +291,60 @@ class _Readable:
 def _annotated(
     recognizer: Recognizer, results: _Readable, folder: Path, *, explain: bool, max_pixels: int
 ) -> Iterator[Photo]:
-    """Write the annotated copy of each photo, and pass the result on."""
-    from ferkit.images import load_image, write_image
-    from ferkit.recognize.drawing import AnnotatedNames, draw
+    """Write the annotated copy of each photo, and pass the result on, also where there can be no copy.
+
+    Raises:
+        OutputError: If there will be no other copy either, as where the disk is full.
+    """
+    from ferkit.errors import ImageError, OutputError
+    from ferkit.images import write_image
+    from ferkit.recognize.drawing import AnnotatedNames
     from ferkit.recognize.sources import STDIN
 
     names = AnnotatedNames(folder, results.names)
     for photo in results:
         name = photo.source or STDIN
-        target = names.name("stdin" if name == STDIN else name)
-        # Decoded once more: to keep pictures until their faces are read would take memory by the photo.
-        rgb = load_image(results.source(name), max_pixels=max_pixels)
-        explanations = recognizer.explain(rgb, photo) if explain else ()
-        write_image(target, draw(rgb, photo, explanations))
-        remark(f"wrote {target}")
+        try:
+            # Read once more: to keep pictures until their faces are read would take memory by the photo.
+            drawn = _drawn(recognizer, results.source(name), photo, explain=explain, max_pixels=max_pixels)
+            target = names.name("stdin" if name == STDIN else name)
+            write_image(target, drawn)
+        except ImageError as error:
+            results.leave_uncopied(name, error)
+        except OutputError as error:
+            if not _is_of_the_name(error):
+                raise
+            results.leave_uncopied(name, error)
+        else:
+            remark(f"wrote {target}")
         yield photo
+
+
+def _drawn(
+    recognizer: Recognizer, source: ImageSource, photo: Photo, *, explain: bool, max_pixels: int
+) -> NDArray[np.uint8]:
+    """Return the photo with its faces drawn in: uint8 ``[H, W, 3]``, RGB.
+
+    Raises:
+        ImageError: If it is no longer the photo whose faces were read.
+    """
+    from ferkit.errors import ImageError
+    from ferkit.images import load_image
+    from ferkit.recognize.drawing import draw
+
+    rgb = load_image(source, max_pixels=max_pixels)
+    if rgb.shape[:2] != (photo.height, photo.width):
+        raise ImageError(
+            f"it was {photo.width} x {photo.height} pixels large when its faces were read, and is "
+            f"{rgb.shape[1]} x {rgb.shape[0]} now; read it again"
+        )
+    return draw(rgb, photo, recognizer.explain(rgb, photo) if explain else ())
+
+
+def _is_of_the_name(error: OutputError) -> bool:
+    """Tell whether a file cannot be written because of its name alone: too long, or with refused letters."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
 
 
 def _table(recognizer: Recognizer, results: Iterator[Photo], names: list[str]) -> Table:
