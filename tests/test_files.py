@@ -116,6 +116,45 @@ def test_rights_are_those_of_any_new_file(tmp_path: Path) -> None:
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="rights are those of Unix")
+def test_the_rights_of_new_files_are_asked_for_without_changing_those_of_other_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A known fault: for a moment the umask was 0, and what another thread made then was writable by all."""
+    asked: list[int] = []
+    change = os.umask
+
+    def umask(mask: int) -> int:
+        asked.append(mask)
+        return change(mask)
+
+    monkeypatch.setattr(os, "umask", umask)
+    write_text(tmp_path / "a", "x")
+    assert asked == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="rights are those of Unix")
+@pytest.mark.parametrize("rights", [0o600, 0o664, 0o400, 0o755])
+def test_a_file_that_is_replaced_keeps_its_rights(tmp_path: Path, rights: int) -> None:
+    """A known fault: a file that only its owner could read was open to all after the next run."""
+    path, link = tmp_path / "a.csv", tmp_path / "link.csv"
+    path.write_text("old")
+    path.chmod(rights)
+    link.symlink_to(path)
+    for name in (path, link):
+        with replacing(name) as temporary:
+            assert temporary.stat().st_mode & 0o077 == 0  # nor is it open to others meanwhile
+            temporary.write_text(str(name))
+        assert path.read_text() == str(name)
+        assert path.stat().st_mode & 0o777 == rights
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="rights are those of Unix")
+def test_what_waits_for_a_pipe_is_nobody_elses() -> None:
+    with replacing(os.devnull) as temporary:
+        assert temporary.stat().st_mode & 0o777 == 0o600
+
+
 needs_links = pytest.mark.skipif(sys.platform == "win32", reason="links and pipes are those of Unix")
 
 

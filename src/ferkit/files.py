@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import shutil
 import stat
 import tempfile
@@ -32,8 +33,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     The temporary file keeps the suffix of ``path``, since some writers choose the format by it. If the
     block raises, the temporary file is removed and ``path`` is as it was.
 
-    A link stays, and what it leads to is replaced. What is neither file nor folder (a device such as
-    ``/dev/stdout``, a named pipe) stays too: the content is written into it when the block ends well.
+    A link stays, and what it leads to is replaced. A file that is replaced hands on its rights. What is
+    neither file nor folder (a device such as ``/dev/stdout``, a named pipe) stays too: the content is written
+    into it when the block ends well.
 
     Raises:
         OutputError: If the folder cannot be made or written, or the disk is full.
@@ -41,14 +43,17 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(os.path.realpath(path))
     try:
-        special = _is_special(path)
+        mode = _mode(path)
+        special = mode is not None and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
         folder = Path(tempfile.gettempdir()) if special else target.parent
         folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=folder, prefix=f".{target.stem}-", suffix=Path(path).suffix)
-        os.close(handle)
+        temporary = folder / f".{target.stem}-{secrets.token_hex(8)}{Path(path).suffix}"
+        # The system takes the umask off: to ask for it is to change it, for all threads. What is to get other
+        # rights, or lies in a folder of all users, is nobody else's until then.
+        rights = 0o666 if mode is None else 0o600
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, rights))
     except OSError as error:
         raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
-    temporary = Path(name)
     try:
         with blaming(path, known=temporary):
             yield temporary
@@ -56,7 +61,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             if special:
                 _pour(temporary, path)
             else:
-                _put(temporary, target)
+                _put(temporary, target, mode)
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
@@ -85,23 +90,21 @@ def blaming(path: str | os.PathLike[str], *, known: str | os.PathLike[str] = "")
         raise OutputError(f"cannot write {path}: {why}{error.strerror or error}") from error
 
 
-def _put(temporary: Path, target: Path) -> None:
-    """Bring a file to disk and give it its name."""
+def _put(temporary: Path, target: Path, mode: int | None) -> None:
+    """Bring a file to disk and give it its name, and the rights of ``mode`` unless it is None."""
     with temporary.open("r+b") as written:  # Windows refuses it for what is open for reading alone
         os.fsync(written.fileno())
-    umask = os.umask(0)
-    os.umask(umask)
-    temporary.chmod(0o666 & ~umask)
+    if mode is not None:
+        temporary.chmod(mode & 0o777)
     temporary.replace(target)
 
 
-def _is_special(path: str | os.PathLike[str]) -> bool:
-    """Tell whether there is something at ``path`` that is neither a file nor a folder."""
+def _mode(path: str | os.PathLike[str]) -> int | None:
+    """Return the kind and the rights of what is at ``path``, of a link those of its end; None if none is."""
     try:
-        mode = os.stat(path).st_mode  # noqa: PTH116
+        return os.stat(path).st_mode  # noqa: PTH116
     except FileNotFoundError:
-        return False
-    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+        return None
 
 
 def _pour(source: Path, path: str | os.PathLike[str]) -> None:
