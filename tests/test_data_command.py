@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from facefiles import csv_text, drawn_csv, face_row, pack, zip_folder
+from facefiles import csv_text, drawn_csv, face_row, pack, write_faces, zip_folder
 from ferkit.cli import run
 from ferkit.data import load_dataset
 from ferkit.images import load_image, write_image
@@ -314,6 +314,18 @@ def write_photos(root: Path) -> Path:
         name.parent.mkdir(parents=True, exist_ok=True)
         write_image(name, photo)
     return root
+
+
+@pytest.mark.parametrize(("out", "said"), [("o.npz", False), ("faces", True), ("named", False)])
+def test_layouts_that_name_what_was_held_out_say_so(
+    tmp_path: Path, out: str, said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    split = "val" if out == "named" else "train"
+    names = [f"{split if k > 7 else 'train'}/{label}/{k}.png" for label in "ab" for k in range(9)]
+    write_faces(tmp_path / "in", names)
+    assert run(["data", "convert", str(tmp_path / "in"), str(tmp_path / out)]) == 0
+    told = f"{tmp_path / out} names the faces that were held out as its PublicTest"
+    assert (told in capsys.readouterr().err) is said
 
 
 @pytest.mark.parametrize("packed", [None, "photos.zip", "photos.tar.gz"])

@@ -184,6 +184,7 @@ def spoiled_npz(path: Path, faces: FaceDataset, **changes: object) -> Path:
         ({"taxonomy": np.array(["own", "one"])}, "at least two labels"),
         ({"taxonomy": np.array([])}, "a taxonomy's id"),
         ({"labels": np.array([{}], object)}, "allow_pickle"),
+        ({"split_named": np.array(1.0)}, "split_named must be bool. Received: float64"),
     ],
 )
 def test_an_npz_with_wrong_arrays_is_refused(
@@ -192,6 +193,21 @@ def test_an_npz_with_wrong_arrays_is_refused(
     with pytest.raises(DataError, match=words):
         load_dataset(spoiled_npz(tmp_path / "f.npz", faces, **changes), cache=tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_an_npz_keeps_whether_anybody_named_the_splits(tmp_path: Path, named: bool) -> None:
+    names = [f"{'val/' if named and k > 7 else 'train/'}{label}/{k}.png" for label in "ab" for k in range(9)]
+    first = load_dataset(write_faces(tmp_path / "in", names), cache=False)
+    write_dataset(first, tmp_path / "f.npz")
+    for _ in range(2):  # read, then from the cache
+        again = load_dataset(tmp_path / "f.npz", cache=tmp_path / "cache")
+        assert again.split_named is first.split_named is named
+        assert contents(again) == contents(first)
+
+
+def test_an_npz_that_does_not_tell_has_its_splits_from_somebody(faces: FaceDataset, tmp_path: Path) -> None:
+    assert load_dataset(spoiled_npz(tmp_path / "f.npz", faces), cache=False).split_named
 
 
 def test_an_npz_that_is_cut_off_or_no_zip_is_refused(faces: FaceDataset, tmp_path: Path) -> None:
@@ -216,7 +232,7 @@ def test_an_npz_holds_no_pickles(faces: FaceDataset, tmp_path: Path) -> None:
     write_dataset(faces, tmp_path / "f.npz")
     with zipfile.ZipFile(tmp_path / "f.npz") as archive:
         assert sorted(archive.namelist()) == sorted(
-            f"{name}.npy" for name in ("images", "labels", "split", "taxonomy", "votes")
+            f"{name}.npy" for name in ("images", "labels", "split", "taxonomy", "split_named", "votes")
         )
     with np.load(tmp_path / "f.npz", allow_pickle=False) as stored:
         assert stored["taxonomy"].tolist()[0] == "fer2013"

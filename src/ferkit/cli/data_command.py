@@ -263,6 +263,11 @@ def convert(
     else:
         write_with_votes(dataset, out, votes_out, overwrite=overwrite)
     remark(f"wrote {len(dataset)} faces to {out}")
+    if not dataset.split_named and format_of(out) != "npz":
+        remark(
+            f"{out} names the faces that were held out as its PublicTest, and reports on it will call them the "
+            "selection split; an .npz keeps that nobody named them"
+        )
     if votes_out is not None:
         remark(f"wrote their votes to {votes_out}")
     elif dataset.votes is not None and format_of(out) != "npz":

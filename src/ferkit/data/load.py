@@ -300,7 +300,7 @@ def _recognise(source: str | Path, size: int) -> _Source:
     if is_zip(path) or is_tar(path):
         return _Source(f"packed{size}", path, [], lambda: _from_archive(path, size))
     if path.suffix.lower() == ".npz":
-        return _Source("npz", path, [], lambda: _Decoded(*read_npz(path)))
+        return _Source("npz", path, [], lambda: _from_npz(path))
     return _Source("csv", path, [], lambda: _from_table(path))
 
 
@@ -341,6 +341,14 @@ def _from_folder(path: Path, size: int) -> _Decoded:
         faces.taxonomy,
         split_told=faces.split_named,
         passed_over=faces.passed_over,
+    )
+
+
+def _from_npz(path: Path) -> _Decoded:
+    """Read what ``ferkit data convert`` kept."""
+    kept = read_npz(path)
+    return _Decoded(
+        kept.images, kept.labels, kept.split, kept.taxonomy, kept.votes, split_told=kept.split_named
     )
 
 

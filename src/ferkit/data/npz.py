@@ -16,10 +16,13 @@ from ferkit.files import replacing
 from ferkit.taxonomy import Taxonomy
 
 _NEEDED = ("images", "labels", "split", "taxonomy")
+_OPTIONAL = ("votes", "split_named")
 
 
 def write_npz(dataset: FaceDataset, path: Path) -> None:
     """Write ``images``, ``labels``, ``split``, ``taxonomy`` (its id, then the labels) and, if any, ``votes``.
+
+    Beside them stands ``split_named``: whether somebody named the splits, or PublicTest was held out.
 
     Raises:
         OutputError: If the file cannot be written.
@@ -29,6 +32,7 @@ def write_npz(dataset: FaceDataset, path: Path) -> None:
         "labels": dataset.labels,
         "split": dataset.split,
         "taxonomy": np.array([dataset.taxonomy.id, *dataset.taxonomy.labels]),
+        "split_named": np.array(dataset.split_named),
     }
     if dataset.votes is not None:
         arrays["votes"] = dataset.votes
@@ -36,13 +40,11 @@ def write_npz(dataset: FaceDataset, path: Path) -> None:
         np.savez_compressed(stream, allow_pickle=False, **arrays)
 
 
-def read_npz(
-    path: Path,
-) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.uint8], Taxonomy, NDArray[np.uint8] | None]:
-    """Read what :func:`write_npz` wrote.
+def read_npz(path: Path) -> FaceDataset:
+    """Read what :func:`write_npz` wrote; a file that does not tell has its splits from somebody.
 
     Returns:
-        Images, labels, split, taxonomy, votes.
+        All but the fingerprint, which is empty.
 
     Raises:
         DataError: If the file is damaged, or an array is missing or of the wrong type.
@@ -61,18 +63,25 @@ def read_npz(
                         f"{path}: no array {missing[0]!r}; {', '.join(_NEEDED)} were expected. "
                         f"Received: {', '.join(stored) or 'nothing'}"
                     )
-                arrays = {name: stored[name] for name in (*_NEEDED, "votes") if name in stored}
+                arrays = {name: stored[name] for name in (*_NEEDED, *_OPTIONAL) if name in stored}
         except ValueError as error:
             raise DataError(f"{path}: {error}") from error
-    for name, kind in (("images", "u1"), ("labels", "i8"), ("split", "u1"), ("votes", "u1")):
+    kinds = {"images": "u1", "labels": "i8", "split": "u1", "votes": "u1", "split_named": "?"}
+    for name, kind in kinds.items():
         if name in arrays and arrays[name].dtype != np.dtype(kind):
             raise DataError(f"{path}: {name} must be {np.dtype(kind)}. Received: {arrays[name].dtype}")
     names = [str(name) for name in np.atleast_1d(arrays["taxonomy"])]
     try:
         taxonomy = Taxonomy(names[0] if names else "", tuple(names[1:]))
-        checked = FaceDataset(
-            arrays["images"], arrays["labels"], arrays["split"], taxonomy, arrays.get("votes"), str(path), ""
+        return FaceDataset(
+            arrays["images"],
+            arrays["labels"],
+            arrays["split"],
+            taxonomy,
+            arrays.get("votes"),
+            str(path),
+            "",
+            bool(np.all(arrays.get("split_named", True))),
         )
     except (TaxonomyError, DataError) as error:
         raise DataError(f"{path}: {error}") from error
-    return checked.images, checked.labels, checked.split, taxonomy, checked.votes
