@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,6 +57,31 @@ def test_a_model_is_called_what_it_is_told(ask, model, tmp_path):
     assert done.out.startswith("seed 2 ")
     with (tmp_path / "r.csv").open(newline="") as table:
         assert [row["model"] for row in csv.DictReader(table)] == ["seed 2"]
+
+
+def test_a_row_tells_the_file_and_the_faces_that_it_speaks_of(ask, model, tmp_path):
+    assert ask("evaluate", model, "--data", DATA, "--results", tmp_path / "r.csv").status == 0
+    with (tmp_path / "r.csv").open(newline="") as table:
+        (row,) = csv.DictReader(table)
+    assert row["sha256"] == hashlib.sha256(Path(model).read_bytes()).hexdigest()[:16]
+    assert (row["data"], row["faces"]) == (DATA, faces_digest(load_dataset(DATA).of_split("PublicTest"))[:16])
+
+
+def test_another_model_of_the_same_name_does_not_take_a_row_unless_told_to(ask, model, tmp_path):
+    other = write_tiny_model(tmp_path / "other.onnx", seed=1)
+    options = ["--data", DATA, "--results", tmp_path / "r.csv"]
+    assert ask("evaluate", model, *options).status == 0
+    refused = ask("evaluate", other, *options)
+    assert refused.status == 1
+    assert "sha256" in refused.err
+    assert ask("evaluate", other, *options, "--overwrite").status == 0
+    assert len((tmp_path / "r.csv").read_text().splitlines()) == 2
+
+
+def test_nothing_to_overwrite_is_a_usage_error(ask, model):
+    done = ask("evaluate", model, "--data", DATA, "--overwrite")
+    assert done.status == 2
+    assert "--results" in done.err
 
 
 def test_all_protocols_are_measured_one_after_the_other(ask, model, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -183,12 +184,53 @@ def test_a_row_holds_what_the_table_promises(report):
 
 def test_a_table_from_before_there_were_two_calibration_errors_is_read_as_what_it_meant(report, tmp_path):
     (row, _) = rows_of(report)
-    former = tuple(name for name in COLUMNS if name != "ece_out_of_fold")
+    former = tuple(c for c in COLUMNS if c not in ("data", "faces", "ece_out_of_fold", "sha256"))
     values = [getattr(row, name) if name != "ece" else "0.0256" for name in former]
     (tmp_path / "r.csv").write_text(",".join(former) + "\n" + ",".join(values) + "\n")
     (found,) = read_results(tmp_path / "r.csv")
     assert (found.ece, found.ece_out_of_fold) == ("", "0.0256")
-    assert found == replace(row, ece="", ece_out_of_fold="0.0256")
+    assert found == replace(row, ece="", ece_out_of_fold="0.0256", data="", faces="", sha256="")
+
+
+def test_rows_of_other_data_stand_beside_each_other(report, tmp_path):
+    here = replace(report, evaluation=replace(report.evaluation, faces_digest="aa" * 32))
+    there = replace(report, evaluation=replace(report.evaluation, source="o.csv", faces_digest="bb" * 32))
+    for one in (here, there, here):
+        update_results(tmp_path / "r.csv", rows_of(one)[:1])
+    assert [(r.data, r.faces) for r in read_results(tmp_path / "r.csv")] == [
+        ("fer2013.csv", "aa" * 8),
+        ("o.csv", "bb" * 8),
+    ]
+
+
+def test_a_row_that_does_not_tell_its_data_and_file_is_replaced_by_one_that_does(report, tmp_path):
+    untold = [replace(row, data="", faces="", sha256="") for row in rows_of(report)]
+    update_results(tmp_path / "r.csv", untold)
+    told = replace(report, evaluation=replace(report.evaluation, faces_digest="aa" * 32))
+    update_results(tmp_path / "r.csv", rows_of(told)[:1])
+    first, second = read_results(tmp_path / "r.csv")
+    assert (first.protocol, first.faces, first.sha256) == ("single", "aa" * 8, "ab" * 8)
+    assert second == untold[1]
+
+
+def test_another_file_replaces_a_row_of_its_name_only_when_told_to(report, tmp_path):
+    path = tmp_path / "r.csv"
+    update_results(path, rows_of(report))
+    before = path.read_bytes()
+    other = replace(report, model=replace(FACTS, sha256="cd" * 32))
+    with pytest.raises(DataError, match=r"sha256 'abababababababab', now 'cdcdcdcdcdcdcdcd'.*--overwrite"):
+        update_results(path, rows_of(other))
+    assert path.read_bytes() == before
+    update_results(path, rows_of(other), overwrite=True)
+    assert read_results(path) == rows_of(other)
+
+
+def test_a_row_may_lose_what_calibration_could_reach_since_nobody_chose_to_leave_it_out(report, tmp_path):
+    path = tmp_path / "r.csv"
+    update_results(path, rows_of(report))
+    in_sample = [replace(row, ece_out_of_fold="") for row in rows_of(report)]
+    update_results(path, in_sample)
+    assert read_results(path) == in_sample
 
 
 def test_a_row_of_the_same_model_split_and_protocol_is_replaced_in_its_place(report, tmp_path):
@@ -268,3 +310,9 @@ def test_a_file_that_is_no_table_of_results_is_refused_and_left_alone(report, tm
     with pytest.raises(DataError, match=message):
         update_results(path, rows_of(report))
     assert path.read_text() == content
+
+
+def test_the_table_of_this_repository_is_one_that_can_be_gone_on_with():
+    rows = read_results(Path(__file__).parents[1] / "results" / "fer2013.csv")
+    assert rows
+    assert all(row.ece or row.ece_out_of_fold for row in rows)

@@ -52,6 +52,12 @@ ResultsOption = Annotated[
         "--results", help="Add to this csv, or replace in it, one row per protocol.", show_default=False
     ),
 ]
+OverwriteOption = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite", help="With --results: replace rows of this name, whatever model or figures they tell."
+    ),
+]
 NameOption = Annotated[
     str | None,
     typer.Option("--name", help="What to call the model in the report and the rows.", show_default="its own"),
@@ -113,6 +119,7 @@ def evaluate(
     json: JsonFileOption = None,
     out: FolderOption = None,
     results: ResultsOption = None,
+    overwrite: OverwriteOption = False,
     name: NameOption = None,
     threads: ThreadsOption = None,
     detector: DetectorOption = None,
@@ -139,6 +146,7 @@ def evaluate(
                 "--drop-leaks": drop_leaks,
                 "--drop-flat": drop_flat,
                 "--results": results,
+                "--overwrite": overwrite,
                 "--name": name,
             },
             "it goes with --data, not with --photos",
@@ -156,6 +164,8 @@ def evaluate(
         "it goes with --photos, not with --data",
     )
     assert data is not None
+    if results is None:
+        _refuse({"--overwrite": overwrite}, "it replaces rows of --results, which is not given")
     if model is not None and Path(model).is_dir():
         _refuse(
             {"--threads": threads}, "it is for model files; a run's network takes its framework's threads"
@@ -204,7 +214,7 @@ def evaluate(
         written = write_report(report, out)
         remark(f"wrote {len(written)} files to {out}")
     if results is not None:
-        update_results(results, rows_of(report))
+        update_results(results, rows_of(report), overwrite=overwrite)
         remark(f"wrote {len(chosen)} {'row' if len(chosen) == 1 else 'rows'} to {results}")
 
 

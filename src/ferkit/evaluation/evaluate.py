@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.data import leaked_rows
+from ferkit.data import faces_digest, leaked_rows
 from ferkit.data.dataset import SPLITS, FaceDataset
 from ferkit.data.ferplus import argmax_targets, majority_targets
 from ferkit.errors import DataError
@@ -104,6 +104,7 @@ class Evaluation:
         faces: Number of faces in it.
         leaked: How many of them stand in Training; None if not asked for.
         protocols: One entry per protocol, in the order asked for.
+        faces_digest: SHA-256 of the measured faces, their labels and split, without votes.
     """
 
     source: str
@@ -112,6 +113,7 @@ class Evaluation:
     faces: int
     leaked: int | None
     protocols: tuple[ProtocolScores, ...]
+    faces_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,4 +282,5 @@ def evaluate(
         faces=len(chosen),
         leaked=None if leaked is None else int(leaked.sum()),
         protocols=tuple(measured),
+        faces_digest=faces_digest(chosen),
     )

@@ -1,10 +1,10 @@
-"""The table of results: one csv row per model, split and protocol, written by a command, never by hand."""
+"""The table of results: a csv row per model, data, split and protocol, written by a command, never by hand."""
 
 from __future__ import annotations
 
 import csv
 import io
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from ferkit import files
@@ -12,8 +12,11 @@ from ferkit.errors import DataError
 from ferkit.evaluation.evaluate import Scores
 from ferkit.evaluation.report import MIB, Report
 
-KEY = ("model", "split", "protocol")
-"""A row with these values equal is replaced."""
+KEY = ("model", "faces", "split", "protocol")
+"""A row with these values equal is replaced; one whose ``faces`` is empty stands for any."""
+
+DIGITS = 16
+"""Leading hexadecimal digits of a digest that stand in the table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,9 @@ class ResultRow:
         parameters: Trained numbers.
         mmac: Multiply-accumulates for one face and one view, in millions.
         size_mib: Size of the file; empty for a run that is not exported.
+        data: Name of the data, for people.
+        faces: Beginning of the digest of the measured faces with their labels, whatever file they came from
+            and whether with votes or without; empty in rows from before it was kept.
         split: Name of the split.
         protocol: Name of the test-time protocol.
         labels: The label set that accuracy, F1 and ECE speak of.
@@ -42,6 +48,8 @@ class ResultRow:
         seeds: Seeds behind the model, separated by blanks.
         epochs: Epochs of the longest run behind it.
         hours: Hours of training, all runs together; a teacher's are not in it.
+        sha256: Beginning of the digest of the model file, or of a run's weights; empty in rows from before it
+            was kept.
         date: Day of the measurement.
     """
 
@@ -49,6 +57,8 @@ class ResultRow:
     parameters: str
     mmac: str
     size_mib: str
+    data: str
+    faces: str
     split: str
     protocol: str
     labels: str
@@ -65,14 +75,15 @@ class ResultRow:
     seeds: str
     epochs: str
     hours: str
+    sha256: str
     date: str
 
 
 COLUMNS = tuple(ResultRow.__dataclass_fields__)
 """The header of the file."""
 
-_FORMER = tuple(name for name in COLUMNS if name != "ece_out_of_fold")
-"""The header before there were two calibration errors; its ``ece`` is the one out of fold."""
+_FORMER = tuple(c for c in COLUMNS if c not in ("data", "faces", "ece_out_of_fold", "sha256"))
+"""The header before these were told; its ``ece`` is the one out of fold."""
 
 
 def _text(value: float | None, digits: int, scale: float = 1.0) -> str:
@@ -95,6 +106,8 @@ def rows_of(report: Report) -> list[ResultRow]:
                 parameters=str(model.parameters),
                 mmac=f"{model.mmac:.1f}",
                 size_mib="" if model.size_bytes is None else f"{model.size_bytes / MIB:.2f}",
+                data=evaluation.source,
+                faces=evaluation.faces_digest[:DIGITS],
                 split=evaluation.split,
                 protocol=entry.protocol,
                 labels=main.labels,
@@ -111,6 +124,7 @@ def rows_of(report: Report) -> list[ResultRow]:
                 seeds=" ".join(str(seed) for seed in model.seeds),
                 epochs="" if model.epochs is None else str(model.epochs),
                 hours=_text(model.hours, 2),
+                sha256=(model.sha256 or "")[:DIGITS],
                 date=report.date,
             )
         )
@@ -157,31 +171,46 @@ def _key(row: ResultRow) -> tuple[str, ...]:
 def _check_replaces(path: Path, old: ResultRow, new: ResultRow) -> None:
     """Refuse to replace a row by one that speaks of something else, or says less."""
     what = f"{path} has a row of {old.model}, {old.split}, {old.protocol}"
-    if other := [c for c in ("labels", "n", "seeds") if getattr(old, c) != getattr(new, c)]:
+    other = [c for c in ("labels", "n", "seeds") if getattr(old, c) != getattr(new, c)]
+    if old.sha256 and old.sha256 != new.sha256:
+        other.append("sha256")
+    if other:
         differ = "; ".join(f"{c} {getattr(old, c)!r}, now {getattr(new, c)!r}" for c in other)
-        raise DataError(f"{what} that is about something else: {differ}. Give this model a --name of its own")
-    if lost := [c for c in COLUMNS if getattr(old, c) and not getattr(new, c)]:
+        raise DataError(
+            f"{what} that is about something else: {differ}. Give this model a --name of its own, or replace "
+            "the row (--overwrite)"
+        )
+    # What calibration could reach is not left out by who measures, but where it would say nothing.
+    lost = [c for c in COLUMNS if getattr(old, c) and not getattr(new, c) and c != "ece_out_of_fold"]
+    if lost:
         raise DataError(
             f"{what} in which {', '.join(lost)} was measured too; measure it again as well (--votes, "
-            "--drop-leaks), or name another file"
+            "--drop-leaks), name another file, or replace the row (--overwrite)"
         )
 
 
-def update_results(path: Path, rows: list[ResultRow]) -> None:
-    """Put rows into a results file in one step: a row of the same model, split and protocol is replaced.
+def update_results(path: Path, rows: list[ResultRow], *, overwrite: bool = False) -> None:
+    """Put rows into a results file in one step: a row of equal :data:`KEY` is replaced.
 
     A replaced row keeps its place, a new one comes last.
 
+    Args:
+        path: The file.
+        rows: What was measured.
+        overwrite: Replace rows whatever they say.
+
     Raises:
-        DataError: If the file exists and is no table of results, or a row would be replaced by one of other
-            faces, labels or seeds, or by one in which less was measured.
+        DataError: If the file exists and is no table of results, or a row would be replaced by one of another
+            model file, of other labels, seeds or number of faces, or by one in which less was measured.
         OutputError: If it cannot be written.
     """
     table = {_key(row): row for row in read_results(path)}
     for row in rows:
-        if (old := table.get(_key(row))) is not None:
+        unknown = _key(replace(row, faces=""))
+        place = unknown if unknown in table and _key(row) not in table else _key(row)
+        if (old := table.get(place)) is not None and not overwrite:
             _check_replaces(path, old, row)
-        table[_key(row)] = row
+        table[place] = row
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(COLUMNS)

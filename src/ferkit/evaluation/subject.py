@@ -34,7 +34,7 @@ class ModelFacts:
         parameters: Trained numbers.
         mmac: Multiply-accumulates for one face and one view, in millions.
         size_bytes: Size of the file; None for a run.
-        sha256: Digest of the file; None for a run.
+        sha256: Digest of the file, or of a run's last weights; None where it is not known.
         members: Number of networks in it.
         seeds: Seeds of the training runs behind it, as far as they are known.
         epochs: Epochs of the longest of them; None if unknown.
@@ -102,7 +102,7 @@ def open_run(folder: Path) -> Subject:
         MissingDependencyError: If the training framework is not installed.
     """
     from ferkit.training.inference import predict_probabilities
-    from ferkit.training.runs import TEMPERATURES, load_run, read_json
+    from ferkit.training.runs import TEMPERATURES, WEIGHTS, load_run, read_json
 
     run = load_run(folder)
     require("keras", "train")
@@ -129,7 +129,7 @@ def open_run(folder: Path) -> Subject:
             parameters=int(run.facts["parameters"]),
             mmac=float(run.facts["mmac"]),
             size_bytes=None,
-            sha256=None,
+            sha256=hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest(),
             members=1,
             seeds=(run.recipe.seed,),
             epochs=len(run.history),
