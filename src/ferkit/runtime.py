@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ferkit.errors import FerkitError, MissingDependencyError
@@ -28,7 +32,7 @@ def open_session(
         name: How messages call it.
         fail: Makes the error when the model cannot be opened.
         providers: Execution providers in order of preference; the CPU by default.
-        threads: Threads of one call; by default the cores that this process may use.
+        threads: Threads of one call; by default as many as :func:`usable_cores`.
 
     Raises:
         FerkitError: If the providers are one text, which would be taken letter by letter.
@@ -67,11 +71,38 @@ def open_session(
     return session
 
 
-def usable_cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def usable_cores(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """Return the number of cores that this process may use, at least 1.
+
+    They are those that it is bound to, or fewer where a control group (of a container, a service) grants it
+    less of their time; a part of a core counts as one.
+
+    Args:
+        groups: Where Linux shows the control groups, of version 2 or 1.
+        own: Where it shows those of this process.
+    """
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([bound, *_granted(groups, own)]))
+
+
+def _granted(groups: Path, own: Path) -> Iterator[int]:
+    """Yield how many cores each limit grants of the groups that this process is in."""
+    # Inside a container its own group is the uppermost that is to be seen, and may go by another path.
+    folders = {groups, groups / "cpu"}
+    with contextlib.suppress(OSError):
+        for line in own.read_text(errors="surrogateescape").splitlines():
+            # 0::/path of version 2, 4:cpu,cpuacct:/path of version 1
+            kinds, _, path = line.partition(":")[2].partition(":")
+            inside = PurePosixPath(path.lstrip("/"))
+            root = groups / "cpu" if "cpu" in kinds.split(",") else groups
+            folders |= {root / part for part in (inside, *inside.parents)}
+    for folder in folders:
+        for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
+            with contextlib.suppress(OSError):
+                limit = " ".join((folder / name).read_text().strip() for name in names)
+                # Microseconds of all cores together, and of how many; the first is no number without a limit.
+                if found := re.fullmatch(r"(\d+) ([1-9]\d*)", limit):
+                    yield math.ceil(int(found[1]) / int(found[2]))
 
 
 def runtime_errors() -> tuple[type[Exception], ...]:
