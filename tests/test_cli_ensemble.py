@@ -202,8 +202,8 @@ def test_an_ensemble_that_was_written_among_its_members_is_not_taken_in_as_one(a
     done = ask(*sorted(tmp_path.glob("*.onnx")), "-o", vote, "--fit", "--data", DATA)
     assert done.status == 1
     assert done.err == (
-        f"error: {vote} is the member {vote}, which would be overwritten; write to another file, or leave this "
-        "one out of the members\n"
+        f"error: {vote} is the member {vote}, which would be overwritten; write to another file, or leave "
+        "this one out of the members\n"
     )
     assert vote.read_bytes() == before
 
