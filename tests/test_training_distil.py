@@ -23,7 +23,7 @@ from ferkit.training import distil, runs
 from ferkit.training.distil import ask_teachers, read_answers, write_answers
 from ferkit.training.inference import predict_logits
 from ferkit.training.network import TrainingModel, teacher_key
-from ferkit.training.state import read_archive
+from ferkit.training.state import network_arrays, read_archive, write_archive
 from ferkit.training.trainer import Quiet, Session, train
 from modelzoo import write_tiny_model
 from tinyruns import StopAt, numbers, tiny
@@ -91,6 +91,19 @@ def test_uncalibrated_answers_are_the_teachers_before_their_temperatures(faces, 
     np.testing.assert_allclose(ask(False, plain), ask(True, plain), atol=1e-3)
     mean = (before + FaceClassifier(plain).predict(images)["ferplus"]) / 2
     np.testing.assert_allclose(ask(False, sharpened, plain), mean, atol=2e-3)
+
+
+def test_an_ensemble_has_no_answers_before_calibration(faces, tmp_path):
+    members = [write_tiny_model(tmp_path / f"{seed}.onnx", seed=seed, temperature=0.5) for seed in (1, 2)]
+    vote = tmp_path / "vote.onnx"
+    assert run(["ensemble", *map(str, members), "-o", str(vote)]) == 0
+    images = np.asarray(faces.images[:5])
+    heard = Heard()
+    options = {"told": heard.asking, "cache": tmp_path / "kept"}
+    with pytest.raises(TrainingError, match=r"vote\.onnx is an ensemble of tiny, tiny.*name its members"):
+        ask_teachers([members[0], vote], images, HEADS, "single", calibrated=False, **options)
+    assert heard.calls == [], "nobody is asked before all teachers were looked at"
+    assert ask_teachers([vote], images, HEADS, "single", **options).calibrated
 
 
 def test_a_head_that_one_teacher_lacks_comes_from_the_other(faces, tmp_path):
@@ -321,6 +334,22 @@ def test_wrong_requests_leave_nothing_behind(args, status, message, tmp_path, mo
     assert run(args) == status
     assert message in capfd.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
+
+
+def test_parameters_of_the_network_of_init_are_not_the_recipes(teacher, tmp_path, monkeypatch, capfd):
+    """`small` is a se-resnet, which has no stage_dropout; the network given by --init has one."""
+    monkeypatch.chdir(tmp_path)
+    recipe = tiny(model={"name": "vgg", "params": {"filters": [4, 8], "convolutions": [1, 1]}})
+    vgg = build_model("vgg", {"fer2013": 7}, **recipe.model.params)
+    meta = runs.weights_meta(recipe, (FER2013,), 48)
+    write_archive(tmp_path / "vgg.npz", network_arrays(vgg, ("fer2013",)), meta)
+    line = [
+        "distil", "-t", str(teacher), "-r", "small", "--init", "vgg.npz", "--data", "cartoon:70", "-o", "run",
+        "--set", "model.params.stage_dropout=0.2", "--epochs", "1", "--no-tensorboard", "-q",
+    ]  # fmt: skip
+    assert run(line) == 0, capfd.readouterr().err
+    assert runs.load_run(tmp_path / "run").recipe.model.params["stage_dropout"] == 0.2
+    assert runs.load_run(tmp_path / "run").recipe.distil.weight == 0.7
 
 
 def test_the_teachers_answers_are_mixed_like_the_labels_and_everything_is_reseeded():

@@ -64,7 +64,7 @@ def distil(
     The teacher is asked once about every training face; its answers are kept in the user's cache and in the
     run's folder, which is that of any other run. Any recipe will do.
     """
-    from ferkit.training.recipe import load_recipe
+    from ferkit.training.recipe import is_of_model, load_recipe
 
     changes = recipe_changes(
         overrides,
@@ -74,7 +74,9 @@ def distil(
         if not teacher:
             raise typer.BadParameter("a student needs one", param_hint="--teacher")
         said = weight is not None or any(change.startswith("distil.weight=") for change in changes)
-        if recipe is not None and not said and not load_recipe(recipe, changes).distil.weight:
+        # What is said of the network may be meant for that of --init, which the recipe's need not be.
+        own = [change for change in changes if not is_of_model(change)]
+        if recipe is not None and not said and not load_recipe(recipe, own).distil.weight:
             changes.append(f"distil.weight={DEFAULT_WEIGHT}")
     run_recipe(
         recipe=recipe,
