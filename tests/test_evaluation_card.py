@@ -114,3 +114,17 @@ def test_votes_are_named_where_the_recipe_learns_from_them_and_not_by_the_labels
     heads = {"label": 1.0, "ferplus": weight}
     card = render_card(info_with(recipe=recipe("cosine", 3, heads=heads)), 1000)
     assert ("FER+ votes as soft labels of the second head" in card) is (weight > 0)
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"calibrated": False}, "ten-crop answers before calibration about the training faces in fer2013,"),
+        ({"calibrated": True}, "ten-crop calibrated answers about the training faces in fer2013,"),
+        # Files of version 0.1 do not say; their teachers' answers were taken as the files give them.
+        ({}, "ten-crop calibrated answers about the training faces in fer2013,"),
+    ],
+)
+def test_a_students_card_tells_which_answers_it_learnt_from(told: dict[str, object], words: str) -> None:
+    teacher = {"models": [{"name": "wise"}], "heads": ["fer2013"], "protocol": "ten-crop", **told}
+    assert f"- Distilled from `wise`: {words}" in render_card(info_with(data={"teacher": teacher}), 1000)

@@ -89,8 +89,9 @@ def render_card(info: ModelInfo, size_bytes: int) -> str:
     if teacher := data.get("teacher"):
         names = ", ".join(f"`{model['name']}`" for model in teacher["models"])
         part = recipe.get("distil", {})
+        kind = "calibrated answers" if teacher.get("calibrated", True) else "answers before calibration"
         lines.append(
-            f"- Distilled from {names}: {teacher['protocol']} answers about the training faces in "
+            f"- Distilled from {names}: {teacher['protocol']} {kind} about the training faces in "
             f"{' and '.join(teacher['heads'])}, temperature {part.get('temperature', 1):g}, "
             f"{100 * part.get('weight', 0):.0f} % of these heads' loss"
         )

@@ -17,7 +17,7 @@ from ferkit.crops import Protocol as Views
 from ferkit.data.cache import digest_of
 from ferkit.errors import OutputError, TrainingError
 from ferkit.files import cache_folder
-from ferkit.modelfile import read_model, resolve_model
+from ferkit.modelfile import ModelInfo, read_model, resolve_model
 from ferkit.taxonomy import Taxonomy
 from ferkit.training.state import read_archive, write_archive
 
@@ -85,14 +85,14 @@ def ask_teachers(
         protocol: ``single``, ``flip`` or ``ten-crop``.
         calibrated: Take the answers as the model files give them. Otherwise each teacher's temperature is
             undone after its views are averaged: the answers are then as sure as the loss made them that it
-            was trained by, which for soft labels is not what calibration on majority labels asks for. (Of
-            an ensemble's file that is the vote's temperature alone; name its members instead.)
+            was trained by, which for soft labels is not what calibration on majority labels asks for. Not
+            for an ensemble's file, whose members are calibrated inside: they can be named instead.
         told: Hears of the progress.
         cache: The folder of kept answers; by default ``teachers`` in the user's cache.
 
     Raises:
-        TrainingError: If a teacher takes faces of another size, means other labels by a head's name, or knows
-            none of the heads.
+        TrainingError: If a teacher takes faces of another size, means other labels by a head's name, knows
+            none of the heads, or is an ensemble whose answers before calibration are wanted.
         ModelFileError: If a teacher's file is missing or damaged.
     """
     if not teachers:
@@ -102,9 +102,13 @@ def ask_teachers(
     sums: dict[str, NDArray[np.float32]] = {}
     counts: dict[str, int] = {}
     known: list[Mapping[str, str]] = []
-    for teacher in teachers:
-        content, info = read_model(resolve_model(teacher))
-        heads = _shared_heads(str(teacher), info, images.shape[1], taxonomies)
+    opened = [read_model(resolve_model(teacher)) for teacher in teachers]
+    # Each is looked at before any is asked, since the answers of one may take hours.
+    shared = [
+        _shared_heads(str(teacher), info, images.shape[1], taxonomies, calibrated)
+        for teacher, (_, info) in zip(teachers, opened, strict=True)
+    ]
+    for (content, info), heads in zip(opened, shared, strict=True):
         digest = hashlib.sha256(content).hexdigest()
         kept = folder / f"{digest[:24]}-{faces[:24]}-{protocol}-{'-'.join(heads)}.npz"
         answers = _ask_one(content, heads, images, protocol, kept, info.name, told)
@@ -123,7 +127,16 @@ def _softened(p: NDArray[Any], temperature: float) -> NDArray[np.float32]:
     return np.asarray(raised / raised.sum(axis=1, keepdims=True), np.float32)
 
 
-def _shared_heads(teacher: str, info: Any, size: int, taxonomies: Sequence[Taxonomy]) -> list[str]:
+def _shared_heads(
+    teacher: str, info: ModelInfo, size: int, taxonomies: Sequence[Taxonomy], calibrated: bool
+) -> list[str]:
+    """Return the heads that a teacher is asked for, or refuse it."""
+    if info.members and not calibrated:
+        raise TrainingError(
+            f"teacher {teacher} is an ensemble of {', '.join(str(m['name']) for m in info.members)}. Before "
+            "calibration (distil.calibrated = false) only the vote's temperature could be undone, not its "
+            "members': name its members instead, or set distil.calibrated=true"
+        )
     if info.input_size != size:
         raise TrainingError(f"teacher {teacher} takes faces of {info.input_size} pixels; these have {size}")
     own = {head.id: head.taxonomy for head in info.taxonomies}
