@@ -201,6 +201,65 @@ def test_the_boxes_of_ones_own_detector_count_whatever_its_name(model: Path) -> 
     assert mine.explain(ASTRONAUT, photo)[1].corners == other.explain(ASTRONAUT, photo)[1].corners
 
 
+class FailsAt:
+    """A detector that takes the picture for one face, and raises an error at a picture of that gray."""
+
+    name = "fails-at"
+
+    def __init__(self, gray: int, error: Exception) -> None:
+        self._gray = gray
+        self._error = error
+
+    def detect(self, image: NDArray[np.uint8]) -> tuple[Detection, ...]:
+        if image[0, 0, 0] == self._gray:
+            raise self._error
+        return (Detection((0.0, 0.0, float(image.shape[1]), float(image.shape[0])), 0.5),)
+
+
+def grays(*values: int) -> list[NDArray[np.uint8]]:
+    return [np.full((32, 32, 3), value, np.uint8) for value in values]
+
+
+def test_a_photo_at_which_the_detector_fails_does_not_stop_the_others(model: Path, tmp_path: Path) -> None:
+    failure = DetectorError("CenterFace fails: no memory")
+    recognizer = Recognizer(model, detector=FailsAt(9, failure))
+    good, bad = grays(5, 9)
+    write_image(tmp_path / "bad.png", bad)
+    first, second, third = recognizer.predict_each([good, tmp_path / "bad.png", good])
+    assert isinstance(first, Photo)
+    assert isinstance(second, Unreadable)
+    assert second.source == str(tmp_path / "bad.png")
+    assert str(second.error) == f"{tmp_path / 'bad.png'}: CenterFace fails: no memory"
+    assert second.error.__cause__ is failure
+    assert third == first
+    with pytest.raises(ImageError, match=r"bad\.png: CenterFace fails"):
+        recognizer.predict(tmp_path / "bad.png")
+
+
+@pytest.mark.parametrize("error", [MemoryError("out of memory"), ZeroDivisionError("of one's own")])
+def test_before_an_error_of_ones_own_detector_come_the_photos_that_are_finished(
+    model: Path, error: Exception
+) -> None:
+    """A known fault: up to 256 photos, with their faces cut out already, went with it."""
+    recognizer = Recognizer(model, detector=FailsAt(9, error))
+    results = recognizer.predict_each(grays(5, 6, 9, 7))
+    assert [next(results), next(results)] == recognizer.predict(grays(5, 6))
+    with pytest.raises(type(error), match=str(error)) as caught:
+        next(results)
+    assert caught.value.__notes__ == ["ferkit had taken 2 photos before this"]
+
+
+def test_before_an_error_of_the_source_come_the_photos_that_are_finished(model: Path) -> None:
+    def broken() -> Iterator[NDArray[np.uint8]]:
+        yield from grays(5, 6)
+        raise OSError("the camera is gone")
+
+    results = Recognizer(model, detector="none").predict_each(broken())
+    assert [isinstance(next(results), Photo) for _ in range(2)] == [True, True]
+    with pytest.raises(OSError, match="the camera is gone"):
+        next(results)
+
+
 @pytest.mark.parametrize("faces", [0, 1])
 def test_photos_are_taken_one_by_one_and_let_go(model: Path, faces: int) -> None:
     """Memory does not grow with the number of photos: results come while photos are still to come."""

@@ -168,7 +168,7 @@ class Recognizer:
             What was found in the photo, or in each of the list. No face is no error: ``faces`` is empty.
 
         Raises:
-            ImageError: If a photo cannot be read, or a face not be cut out of it.
+            ImageError: If a photo cannot be read, the detector fails at it, or a face cannot be cut out.
         """
         several = isinstance(photos, (list, tuple))
         results: list[Photo] = []
@@ -188,19 +188,12 @@ class Recognizer:
             photos: As in :meth:`predict`; may be an iterator.
 
         Yields:
-            A result for each photo, in order.
+            A result for each photo, in order. An error of ``photos`` itself, or of somebody's own detector, is
+            raised after the results of the photos before it; a :class:`ferkit.errors.DetectorError` costs one
+            photo only.
         """
-        waiting: list[_Cropped | Unreadable] = []
-        faces = 0
-        for photo in photos:
-            cropped = self._cut_out(photo)
-            waiting.append(cropped)
-            if isinstance(cropped, _Cropped):
-                faces += len(cropped.detections)
-            if faces >= self._batch_size or len(waiting) >= _PENDING_PHOTOS:
-                yield from self._read(waiting)
-                waiting, faces = [], 0
-        yield from self._read(waiting)
+        for batch in self._batches(photos):
+            yield from self._read(batch)
 
     def predict_crops(self, crops: NDArray[np.uint8]) -> tuple[Expression, ...]:
         """Read the expressions of face crops, without looking for faces.
@@ -243,7 +236,7 @@ class Recognizer:
         """Return what the network sees of a photo's faces: uint8 ``[N, S, S]``, the surest face first.
 
         Raises:
-            ImageError: If the photo cannot be read.
+            ImageError: If the photo cannot be read, or the detector fails at it.
         """
         cropped = self._cut_out(photo)
         if isinstance(cropped, Unreadable):
@@ -307,6 +300,28 @@ class Recognizer:
             [[(x - half, y - half), (x + half, y - half), (x + half, y + half), (x - half, y + half)]]
         )
 
+    def _batches(self, photos: Iterable[ImageSource]) -> Iterator[list[_Cropped | Unreadable]]:
+        """Yield photos whose faces are cut out, as many as go through the network together."""
+        waiting: list[_Cropped | Unreadable] = []
+        faces = taken = 0
+        try:
+            for photo in photos:
+                cropped = self._cut_out(photo)
+                taken += 1
+                waiting.append(cropped)
+                if isinstance(cropped, _Cropped):
+                    faces += len(cropped.detections)
+                if faces >= self._batch_size or len(waiting) >= _PENDING_PHOTOS:
+                    yield waiting
+                    waiting, faces = [], 0
+        except Exception as error:
+            # An error of the caller's source or detector, or a lack of memory, does not take finished photos
+            # along.
+            error.add_note(f"ferkit had taken {taken} photos before this")
+            yield waiting
+            raise
+        yield waiting
+
     def _cut_out(self, photo: ImageSource) -> _Cropped | Unreadable:
         source = os.fspath(photo) if isinstance(photo, (str, os.PathLike)) else None
         try:
@@ -314,13 +329,15 @@ class Recognizer:
         except ImageError as error:
             return Unreadable(source, error)
         height, width = rgb.shape[:2]
-        detections = self._detector.detect(rgb)
-        boxes, marks = [d.box for d in detections], [d.landmarks for d in detections]
         try:
+            detections = self._detector.detect(rgb)
+            boxes, marks = [d.box for d in detections], [d.landmarks for d in detections]
             crops = self._crop(to_gray(rgb), boxes, marks)
-        except ImageError as error:
+        except (DetectorError, ImageError) as error:
             # Such as a picture too long to be a face crop, or an empty box of somebody's own detector.
-            return Unreadable(source, ImageError(f"{source or 'the picture'}: {error}"))
+            failure = ImageError(f"{source or 'the picture'}: {error}")
+            failure.__cause__ = error
+            return Unreadable(source, failure)
         qualities = tuple(
             measure_quality(d.box, d.landmarks, crop, width, height)
             for d, crop in zip(detections, crops, strict=True)

@@ -196,11 +196,11 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A photo that could not be read, or whose faces could not be cut out, among others that could.
+    """A photo that could not be read, or whose faces could not be found or cut out, among others that could.
 
     Attributes:
         source: The file, or None for bytes, arrays and Pillow images.
-        error: Why.
+        error: Why; its ``__cause__`` is the error of the detector, if that failed.
     """
 
     source: str | None
