@@ -120,6 +120,36 @@ def test_annotated_pictures_are_written_beside_nothing_lost(
     assert "a-faces.png" in capsys.readouterr().err
 
 
+def copies_of(model: str, names: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """The names of the copies of some photos, as JSON tells them."""
+    arguments = [*names, "-m", model, "--detector", "none", "--json", "--annotate", str(folder)]
+    assert run(["predict", *arguments]) == 0
+    copies = [Path(photo["annotated"]) for photo in json.loads(capsys.readouterr().out)]
+    assert {copy.parent for copy in copies} == {folder}
+    return [copy.name for copy in copies]
+
+
+def test_a_copy_replaces_none_but_the_one_that_an_earlier_call_drew_of_the_same_photo(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A known fault: a later call silently overwrote the copies of other photos of that name."""
+    photos = []
+    for k, parent in enumerate("xyz"):
+        (tmp_path / parent).mkdir()
+        photos.append(str(tmp_path / parent / "a.png"))
+        write_image(photos[-1], np.full((48, 48, 3), 60 * k, np.uint8))
+    folder = tmp_path / "copies"
+    assert copies_of(model, photos[1:2], folder, capsys) == ["a-faces.png"]
+    assert copies_of(model, photos, folder, capsys) == ["a-faces-2.png", "a-faces.png", "a-faces-3.png"]
+    assert copies_of(model, photos[::-1], folder, capsys) == ["a-faces-3.png", "a-faces.png", "a-faces-2.png"]
+    edited = load_image(folder / "a-faces.png")
+    write_image(folder / "a-faces.png", edited)
+    before = (folder / "a-faces.png").read_bytes()
+    assert copies_of(model, photos, folder, capsys) == ["a-faces-2.png", "a-faces-4.png", "a-faces-3.png"]
+    assert (folder / "a-faces.png").read_bytes() == before
+    assert len(list(folder.iterdir())) == 4
+
+
 def annotate_and_spoil(
     model: str, folder: Path, spoil: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> int:
@@ -252,6 +282,10 @@ def test_a_photo_from_standard_input_is_called_by_its_sign(model: str, tmp_path:
     done = subprocess.run(command, input=Path(ASTRONAUT).read_bytes(), capture_output=True, check=True)
     piped, named = (json.loads(line) for line in done.stdout.splitlines())
     assert (piped.pop("source"), named.pop("source")) == ("-", ASTRONAUT)
+    assert [Path(result.pop("annotated")).name for result in (piped, named)] == [
+        "stdin-faces.png",
+        "astronaut-faces.png",
+    ]
     assert piped == named
     assert sorted(path.name for path in tmp_path.iterdir()) == ["astronaut-faces.png", "stdin-faces.png"]
 

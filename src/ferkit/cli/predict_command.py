@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 app = new_app()
 
+_Results: TypeAlias = "Iterator[tuple[Photo, dict[str, str | None]]]"  # with what JSON tells besides
 _LABELS_WITH_DECIMALS = 7  # more columns than these have no room for them
 
 
@@ -155,7 +156,7 @@ def predict(
     with stopping() as interrupts:
         with _progress(len(found), hidden=hidden) as advance:
             readable = _Readable(recognizer, found, piped, interrupts.stop, advance)
-            results = iter(readable)
+            results: _Results = ((photo, {}) for photo in readable)
             if annotate is not None:
                 results = _annotated(recognizer, readable, annotate, explain=explain, max_pixels=max_pixels)
             if kind is Format.TABLE:
@@ -200,12 +201,12 @@ def _progress(count: int, *, hidden: bool) -> Iterator[Callable[[], None]]:
         yield lambda: bar.advance(task)
 
 
-def _write(kind: Format, results: Iterator[Photo], taxonomy: Taxonomy) -> None:
+def _write(kind: Format, results: _Results, taxonomy: Taxonomy) -> None:
     from ferkit.recognize.writers import make_writer
 
     with make_writer(kind, sys.stdout, taxonomy) as writer:
-        for photo in results:
-            writer.write(photo)
+        for photo, besides in results:
+            writer.write(photo, besides)
 
 
 class _Readable:
@@ -249,7 +250,7 @@ class _Readable:
             else:
                 yield replace(result, source=name)
 
-    def source(self, item: str | ImageError) -> ImageSource:
+    def source(self, item: str | ImageError) -> str | bytes:
         """Return what is to be read for a name: the name itself, or what came from standard input.
 
         Raises:
@@ -290,25 +291,28 @@ class _Readable:
 
 def _annotated(
     recognizer: Recognizer, results: _Readable, folder: Path, *, explain: bool, max_pixels: int
-) -> Iterator[Photo]:
-    """Write the annotated copy of each photo, and pass the result on, also where there can be no copy.
+) -> _Results:
+    """Write the annotated copy of each photo, and pass the result on with the copy's path, if it has one.
 
     Raises:
         OutputError: If there will be no other copy either, as where the disk is full.
     """
     from ferkit.errors import ImageError, OutputError
-    from ferkit.images import write_image
-    from ferkit.recognize.drawing import AnnotatedNames
+    from ferkit.files import write_bytes
+    from ferkit.images import encode_image
+    from ferkit.recognize.drawing import AnnotatedNames, signature
     from ferkit.recognize.sources import STDIN
 
     names = AnnotatedNames(folder, results.names)
     for photo in results:
         name = photo.source or STDIN
+        written = None
         try:
             # Read once more: to keep pictures until their faces are read would take memory by the photo.
             drawn = _drawn(recognizer, results.source(name), photo, explain=explain, max_pixels=max_pixels)
-            target = names.name("stdin" if name == STDIN else name)
-            write_image(target, drawn)
+            signed = signature(results.source(name))
+            target = names.name("stdin" if name == STDIN else name, signed)
+            write_bytes(target, encode_image(drawn, target.suffix) + signed)
         except ImageError as error:
             results.leave_uncopied(name, error)
         except OutputError as error:
@@ -317,7 +321,8 @@ def _annotated(
             results.leave_uncopied(name, error)
         else:
             remark(f"wrote {target}")
-        yield photo
+            written = str(target)
+        yield photo, {"annotated": written}
 
 
 def _drawn(
@@ -347,7 +352,7 @@ def _is_of_the_name(error: OutputError) -> bool:
     return isinstance(cause, OSError) and cause.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
 
 
-def _table(recognizer: Recognizer, results: Iterator[Photo], names: list[str]) -> Table:
+def _table(recognizer: Recognizer, results: _Results, names: list[str]) -> Table:
     """Return the table that is printed, when all is read: the widths of its columns depend on every row."""
     from rich import box
     from rich.table import Table
@@ -363,7 +368,7 @@ def _table(recognizer: Recognizer, results: Iterator[Photo], names: list[str]) -
     table.add_column("expression", no_wrap=True)
     for label in recognizer.taxonomy.labels:
         table.add_column(label, justify="right", overflow="fold")
-    for photo in results:
+    for photo, _ in results:
         name = photo.source or STDIN
         shown = name if name == STDIN or folder is None else os.path.relpath(Path(name).absolute(), folder)
         if not photo.faces:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import stat
+from collections import deque
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -173,6 +176,9 @@ def _paste(
 class AnnotatedNames:
     """Names for annotated pictures in one folder: never that of an input, never the same twice.
 
+    Of the files that are there already, only copies of the same photo are replaced, which end with its
+    :func:`signature`: all else is somebody's own, or a copy of another photo of that name.
+
     Args:
         folder: Where the pictures go.
         inputs: The photos that are read.
@@ -180,19 +186,72 @@ class AnnotatedNames:
 
     def __init__(self, folder: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
         self._folder = Path(folder)
+        self._real = os.path.realpath(folder)
         # Some file systems do not tell capital letters from small ones.
-        self._taken = {os.path.realpath(path).casefold() for path in inputs}
+        self._inputs = {os.path.realpath(path).casefold() for path in inputs}
+        # Of each name, the number to try next: those before it are given away, or were passed over for good.
+        self._next: dict[str, int] = {}
+        # Copies by earlier calls that were passed over, since they are of photos that may be still to come.
+        self._passed: dict[tuple[str, bytes], deque[Path]] = {}
 
-    def name(self, source: str | os.PathLike[str]) -> Path:
-        """Return the path for the annotated picture of ``source``, and take it."""
+    def name(self, source: str | os.PathLike[str], signed: bytes | None = None) -> Path:
+        """Return the path for the annotated picture of ``source``, and take it.
+
+        Args:
+            source: The photo, or what its copy is to be called after.
+            signed: The signature its copy will end with; by default that of ``source``.
+        """
         path = Path(source)
         suffix = path.suffix if path.suffix.lower() in WRITABLE else ".png"
         stem = f"{path.stem or 'photo'}-faces"
-        number = 1
+        series = f"{stem}{suffix}".casefold()
+        signed = signature(source) if signed is None else signed
+        passed = self._passed.get((series, signed))
+        if passed:
+            return passed.popleft()
+        number = self._next.get(series, 1)
         while True:
             target = self._folder / (f"{stem}{suffix}" if number == 1 else f"{stem}-{number}{suffix}")
-            key = os.path.realpath(target).casefold()
-            if key not in self._taken:
-                self._taken.add(key)
-                return target
             number += 1
+            if os.path.join(self._real, target.name).casefold() in self._inputs:  # noqa: PTH118
+                continue
+            found = _signature_of(target)
+            if found in (None, signed):
+                self._next[series] = number
+                return target
+            if found:
+                self._passed.setdefault((series, found), deque()).append(target)
+
+
+_SIGN = b"\nferkit drew this from "
+_DIGEST_LETTERS = 32
+
+
+def signature(source: str | os.PathLike[str] | bytes) -> bytes:
+    """Return what the file of an annotated copy ends with, after the picture, where readers do not look.
+
+    By it a later call knows its own copies, and of which photo: a digest, which tells nobody the path. It is
+    lost when somebody edits the copy, which then is theirs.
+
+    Args:
+        source: The photo's file, or its bytes.
+    """
+    told = source if isinstance(source, bytes) else os.fsencode(os.path.realpath(source))
+    return _SIGN + hashlib.sha256(told).hexdigest()[:_DIGEST_LETTERS].encode()
+
+
+def _signature_of(path: Path) -> bytes | None:
+    """Return the signature that a file ends with, nothing if it has none; None if there is no file."""
+    if not os.path.lexists(path):
+        return None
+    length = len(_SIGN) + _DIGEST_LETTERS
+    try:
+        state = path.lstat()
+        if not stat.S_ISREG(state.st_mode):
+            return b""  # a folder, a pipe, a link to something of somebody's
+        with path.open("rb") as content:
+            content.seek(max(0, state.st_size - length))
+            end = content.read(length)
+    except OSError:
+        return b""
+    return end if end.startswith(_SIGN) else b""

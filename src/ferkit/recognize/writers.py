@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import json
 from abc import ABC, abstractmethod
-from types import TracebackType
-from typing import Self, TextIO
+from collections.abc import Mapping
+from types import MappingProxyType, TracebackType
+from typing import Any, Self, TextIO
 
 from ferkit.errors import FerkitError
 from ferkit.recognize.results import Photo, photo_columns, photo_rows
@@ -33,16 +34,21 @@ class ResultWriter(ABC):
         self._stream.flush()
 
     @abstractmethod
-    def write(self, photo: Photo) -> None:
-        """Write what was found in a photo."""
+    def write(self, photo: Photo, besides: Mapping[str, Any] = MappingProxyType({})) -> None:
+        """Write what was found in a photo.
+
+        Args:
+            photo: What was found.
+            besides: What else is to be told of the photo, for JSON; the CSV has no columns for it.
+        """
 
 
 class JsonLinesWriter(ResultWriter):
     """One line of JSON per photo."""
 
-    def write(self, photo: Photo) -> None:
+    def write(self, photo: Photo, besides: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Write what was found in a photo."""
-        self._stream.write(_json(photo) + "\n")
+        self._stream.write(_json(photo, besides) + "\n")
 
 
 class JsonWriter(ResultWriter):
@@ -59,9 +65,9 @@ class JsonWriter(ResultWriter):
         self._stream.write("[]\n" if self._separator == "[\n" else "\n]\n")
         self._stream.flush()
 
-    def write(self, photo: Photo) -> None:
+    def write(self, photo: Photo, besides: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Write what was found in a photo."""
-        self._stream.write(self._separator + _json(photo, indent=1))
+        self._stream.write(self._separator + _json(photo, besides, indent=1))
         self._separator = ",\n"
 
 
@@ -74,7 +80,7 @@ class CsvWriter(ResultWriter):
         self._columns = photo_columns(taxonomy.labels)
         self._rows.writerow(self._columns)
 
-    def write(self, photo: Photo) -> None:
+    def write(self, photo: Photo, besides: Mapping[str, Any] = MappingProxyType({})) -> None:  # noqa: ARG002
         """Write what was found in a photo."""
         for row in photo_rows(photo):
             self._rows.writerow(row + [None] * (len(self._columns) - len(row)))
@@ -100,5 +106,5 @@ def make_writer(kind: str, stream: TextIO, taxonomy: Taxonomy) -> ResultWriter:
     raise FerkitError(f"unknown format {kind!r}; known are {', '.join(FORMATS)}")
 
 
-def _json(photo: Photo, indent: int | None = None) -> str:
-    return json.dumps(photo.to_dict(), indent=indent, allow_nan=False, ensure_ascii=False)
+def _json(photo: Photo, besides: Mapping[str, Any], indent: int | None = None) -> str:
+    return json.dumps({**photo.to_dict(), **besides}, indent=indent, allow_nan=False, ensure_ascii=False)
