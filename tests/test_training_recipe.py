@@ -71,6 +71,7 @@ def test_a_preset_can_be_a_name_or_a_start():
     [
         ({"epoch": 3}, "epoch: Extra inputs"),
         ({"epochs": 0}, "epochs: .* Received: 0"),
+        ({"data": {"train_split": "train"}}, "data.train_split: .*'Training', 'PublicTest' or 'PrivateTest'"),
         ({"model": {"name": "vgg19"}}, "unknown architecture 'vgg19'"),
         ({"model": {"name": "vgg", "params": {"wide": 1}}}, "'wide'"),
         ({"augment": "rainbow"}, "unknown augmentation preset 'rainbow'"),

@@ -196,6 +196,31 @@ def test_other_settings_train_too(faces, tmp_path):
     assert "ferplus_loss" not in history[0]
 
 
+class Counting(StopAt):
+    """Ends a run before its first step, and keeps how many faces it had."""
+
+    def __init__(self):
+        self.faces = 0
+
+    def started(self, *, faces, **_):
+        self.faces = faces
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("drop_leaks", "dropped"), [(True, 1), (False, 0)])
+def test_leaks_are_those_of_the_split_that_is_trained_on(faces, tmp_path, drop_leaks, dropped):
+    from dataclasses import replace
+
+    images = np.array(faces.images)
+    public, private = (np.flatnonzero(faces.split == code)[0] for code in (1, 2))
+    images[private] = images[public]
+    data = {"train_split": "PublicTest", "validation_split": "Training", "drop_leaks": drop_leaks}
+    watcher = Counting()
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(data=data), replace(faces, images=images), tmp_path / "l", watcher=watcher)
+    assert watcher.faces == len(faces.of_split("PublicTest")) - dropped
+
+
 def test_an_average_that_forgets_at_once_is_the_last_weights(faces, tmp_path):
     histories = []
     for ema in (0.0, 1e-9):

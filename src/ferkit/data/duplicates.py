@@ -39,8 +39,8 @@ def leaked_rows(dataset: FaceDataset) -> NDArray[np.bool_]:
     return np.asarray(~training & np.isin(keys, keys[training]))
 
 
-def leaking_rows(dataset: FaceDataset) -> NDArray[np.bool_]:
-    """Mask ``[N]`` of Training images that also stand in a test split, pixel for pixel."""
+def leaking_rows(dataset: FaceDataset, train_split: str = "Training") -> NDArray[np.bool_]:
+    """Mask ``[N]`` of images of the split trained on that also stand in another split, pixel for pixel."""
     keys = image_keys(dataset.images)
-    training = dataset.split == _TRAINING
+    training = dataset.split == SPLITS.index(train_split)
     return np.asarray(training & np.isin(keys, keys[~training]))

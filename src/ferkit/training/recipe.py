@@ -49,14 +49,17 @@ class HeadsPart(_Part):
         return self
 
 
+SplitName = Literal["Training", "PublicTest", "PrivateTest"]
+
+
 class DataPart(_Part):
     """Which faces are trained on, and how often."""
 
     balance: Literal["none", "copies", "oversample", "weights"] = "none"
-    drop_leaks: bool = Field(False, description="leave out Training copies of test images")
+    drop_leaks: bool = Field(False, description="leave out training images that also stand in another split")
     drop_flat: bool = Field(False, description="leave out images of one gray value")
-    train_split: str = "Training"
-    validation_split: str = "PublicTest"
+    train_split: SplitName = "Training"
+    validation_split: SplitName = "PublicTest"
 
     @model_validator(mode="after")
     def _apart(self) -> DataPart:

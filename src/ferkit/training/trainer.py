@@ -145,7 +145,7 @@ class Session:
         data = recipe.data
         training = dataset
         if data.drop_leaks:
-            training = training.select(~leaking_rows(training))
+            training = training.select(~leaking_rows(training, data.train_split))
         if data.drop_flat:
             training = training.select(~flat_rows(training))
         self.training = training.of_split(data.train_split)
