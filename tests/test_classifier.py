@@ -143,6 +143,26 @@ def test_what_a_branch_reads_is_kept() -> None:
     assert [node.op_type for node in pruned.graph.node] == ["Relu", "Exp", "If"]
 
 
+def nested(depth: int) -> bytes:
+    """A model, in its bytes, whose output comes from a node with so many graphs inside each other."""
+    name, encode = b"logits_fer2013", onnxbytes.encode
+    node = encode(2, name)
+    for _ in range(depth):
+        node = encode(2, name) + encode(5, encode(6, encode(onnxbytes.GRAPH_NODE, node)))
+    graph = encode(onnxbytes.GRAPH_NODE, node) + encode(onnxbytes.GRAPH_OUTPUT, encode(1, name))
+    return b"\x08\x09" + encode(onnxbytes.MODEL_GRAPH, graph)
+
+
+def test_graphs_nested_without_end_are_refused_as_a_damaged_model(tmp_path: Path) -> None:
+    """A known fault: a crafted file of 18 kB ended in a RecursionError."""
+    assert onnxbytes.only_outputs(nested(100), ["logits_fer2013"]) == nested(100)
+    with pytest.raises(ModelFileError, match="more than 100 graphs"):
+        onnxbytes.only_outputs(nested(101), ["logits_fer2013"])
+    info = modelzoo.model_info((taxonomy.FER2013,))
+    with pytest.raises(ModelFileError):
+        FaceClassifier(write(tmp_path / "m.onnx", nested(2000), info))
+
+
 def test_maps_of_the_wrong_form_are_refused(tmp_path: Path, crops: NDArray[np.uint8]) -> None:
     model = onnx.load_from_string(modelzoo.graph_bytes((taxonomy.FER2013,)))
     renamed = {"cam_fer2013": "inner", "logits_fer2013": "cam_fer2013"}

@@ -22,6 +22,8 @@ _NAME = 1  # of a ValueInfoProto
 _NODE_INPUT, _NODE_OUTPUT, _NODE_ATTRIBUTE = 1, 2, 5
 _ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS = 6, 11
 
+_DEEPEST = 100  # graphs inside each other; protobuf's own readers take 100 messages, three to a graph
+
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -153,7 +155,7 @@ def only_outputs(data: bytes, names: Collection[str]) -> bytes:
     ONNX Runtime computes every node, also those whose result nobody fetches.
 
     Raises:
-        MalformedError: If the bytes are no ONNX model.
+        MalformedError: If the bytes are no ONNX model, or graphs are nested deeper than anything reads.
     """
     graph = _graph(data)
     parts = list(fields(data, graph.value, graph.end))
@@ -188,8 +190,10 @@ def _strings(data: bytes, message: Field, number: int) -> list[str]:
     ] or [""]
 
 
-def _read_by(data: bytes, node: Field) -> set[str]:
+def _read_by(data: bytes, node: Field, depth: int = 0) -> set[str]:
     """Return what a node reads, the graphs inside it (branches, loops) included."""
+    if depth > _DEEPEST:
+        raise MalformedError(f"more than {_DEEPEST} graphs lie inside each other at byte {node.begin}")
     read = set(_strings(data, node, _NODE_INPUT))
     for attribute in fields(data, node.value, node.end):
         if attribute.number != _NODE_ATTRIBUTE:
@@ -198,7 +202,7 @@ def _read_by(data: bytes, node: Field) -> set[str]:
             if inner.number in (_ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS) and inner.wire == _BYTES:
                 for part in fields(data, inner.value, inner.end):
                     if part.number == GRAPH_NODE:
-                        read |= _read_by(data, part)
+                        read |= _read_by(data, part, depth + 1)
                     elif part.number == GRAPH_OUTPUT:
                         read |= set(_strings(data, part, _NAME))
     return read - {""}
