@@ -260,6 +260,30 @@ def test_before_an_error_of_the_source_come_the_photos_that_are_finished(model: 
         next(results)
 
 
+@pytest.mark.parametrize(("pending", "taken"), [(1, [1, 2, 3, 4, 5]), (2, [2, 2, 4, 4, 5]), (9, [5] * 5)])
+def test_the_caller_says_how_many_photos_of_a_slow_source_may_wait(
+    model: Path, pending: int, taken: list[int]
+) -> None:
+    """A known fault: of a camera nothing was to be had until 64 faces or 256 photos were there."""
+    seen: list[int] = []
+
+    def camera() -> Iterator[NDArray[np.uint8]]:
+        for photo in grays(1, 2, 3, 4, 5):
+            seen.append(len(seen))
+            yield photo
+
+    recognizer = Recognizer(model, detector="none")
+    assert [len(seen) for _ in recognizer.predict_each(camera(), pending=pending)] == taken
+
+
+@pytest.mark.parametrize("pending", [0, 1.5, None])
+def test_how_many_photos_may_wait_is_checked_before_the_first_is_taken(
+    recognizer: Recognizer, pending: Any
+) -> None:
+    with pytest.raises(FerkitError, match="pending must be"):
+        recognizer.predict_each([], pending=pending)
+
+
 @pytest.mark.parametrize("faces", [0, 1])
 def test_photos_are_taken_one_by_one_and_let_go(model: Path, faces: int) -> None:
     """Memory does not grow with the number of photos: results come while photos are still to come."""

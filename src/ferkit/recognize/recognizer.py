@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from ferkit.recognize.video import VideoOptions, VideoReading
     from ferkit.taxonomy import Taxonomy
 
-_PENDING_PHOTOS = 256
+PENDING_PHOTOS = 256
+"""Photos that may wait until their faces fill a batch, unless the caller says otherwise."""
 
 _Box: TypeAlias = tuple[float, float, float, float]
 _Marks: TypeAlias = tuple[tuple[float, float], ...]
@@ -178,7 +179,9 @@ class Recognizer:
             results.append(result)
         return results if several else results[0]
 
-    def predict_each(self, photos: Iterable[ImageSource]) -> Iterator[Photo | Unreadable]:
+    def predict_each(
+        self, photos: Iterable[ImageSource], *, pending: int = PENDING_PHOTOS
+    ) -> Iterator[Photo | Unreadable]:
         """Read photo after photo, as many as there are; an unreadable one does not stop the others.
 
         Faces travel in batches, and memory does not grow with the number of photos: a photo is let go as
@@ -186,14 +189,19 @@ class Recognizer:
 
         Args:
             photos: As in :meth:`predict`; may be an iterator.
+            pending: Photos that may wait until their faces fill a batch, the one just taken included; 1 for a
+                slow source, such as a camera: each result then comes before the next photo is taken.
 
         Yields:
-            A result for each photo, in order. An error of ``photos`` itself, or of somebody's own detector, is
-            raised after the results of the photos before it; a :class:`ferkit.errors.DetectorError` costs one
-            photo only.
+            A result for each photo, in order. An error of ``photos`` itself, or of somebody's own detector,
+            is raised after the results of the photos before it; a :class:`ferkit.errors.DetectorError` costs
+            one photo only.
+
+        Raises:
+            FerkitError: If ``pending`` is no whole number from 1 on; at once, not with the first result.
         """
-        for batch in self._batches(photos):
-            yield from self._read(batch)
+        _check_count("pending", pending)
+        return (result for batch in self._batches(photos, pending) for result in self._read(batch))
 
     def predict_crops(self, crops: NDArray[np.uint8]) -> tuple[Expression, ...]:
         """Read the expressions of face crops, without looking for faces.
@@ -300,7 +308,7 @@ class Recognizer:
             [[(x - half, y - half), (x + half, y - half), (x + half, y + half), (x - half, y + half)]]
         )
 
-    def _batches(self, photos: Iterable[ImageSource]) -> Iterator[list[_Cropped | Unreadable]]:
+    def _batches(self, photos: Iterable[ImageSource], pending: int) -> Iterator[list[_Cropped | Unreadable]]:
         """Yield photos whose faces are cut out, as many as go through the network together."""
         waiting: list[_Cropped | Unreadable] = []
         faces = taken = 0
@@ -311,7 +319,7 @@ class Recognizer:
                 waiting.append(cropped)
                 if isinstance(cropped, _Cropped):
                     faces += len(cropped.detections)
-                if faces >= self._batch_size or len(waiting) >= _PENDING_PHOTOS:
+                if faces >= self._batch_size or len(waiting) >= pending:
                     yield waiting
                     waiting, faces = [], 0
         except Exception as error:
