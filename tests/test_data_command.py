@@ -13,6 +13,7 @@ from facefiles import csv_text, drawn_csv, face_row, pack, write_faces, zip_fold
 from ferkit.cli import run
 from ferkit.data import load_dataset
 from ferkit.images import load_image, write_image
+from ferkit.taxonomy import FER2013
 
 
 @pytest.fixture(autouse=True)
@@ -314,6 +315,25 @@ def write_photos(root: Path) -> Path:
         name.parent.mkdir(parents=True, exist_ok=True)
         write_image(name, photo)
     return root
+
+
+@pytest.mark.parametrize("crop", [[], ["--crop-faces", "--detector", "none"]])
+@pytest.mark.parametrize("asked", [None, "own"])
+def test_an_npz_keeps_the_label_set_that_was_asked_for(
+    tmp_path: Path,
+    asked: str | None,
+    crop: list[str],
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    write_faces(tmp_path / "in", [f"{label}/1.png" for label in FER2013.labels if label != "disgust"])
+    out = tmp_path / "f.npz"
+    args = ["data", "convert", str(tmp_path / "in"), str(out), *crop]
+    assert run([*args, *([] if asked is None else ["--taxonomy", asked])]) == 0
+    assert ("has no disgust" in capsys.readouterr().err + caplog.text) is (asked is None)
+    dataset = load_dataset(out)
+    assert dataset.taxonomy.id == (asked or "fer2013")
+    assert load_dataset(out, taxonomy="fer2013").taxonomy == FER2013
 
 
 @pytest.mark.parametrize(("out", "said"), [("o.npz", False), ("faces", True), ("named", False)])

@@ -13,10 +13,10 @@ from facefiles import write_faces, zip_folder
 from ferkit.data import SPLITS, folders, load_dataset
 from ferkit.data.folders import plan_layout
 from ferkit.data.holdout import hold_out
-from ferkit.errors import DataError
+from ferkit.errors import DataError, FerkitError
 from ferkit.images import write_image
 from ferkit.recognize import sources
-from ferkit.taxonomy import FER2013, FERPLUS
+from ferkit.taxonomy import FER2013, FERPLUS, Taxonomy
 
 KAGGLE = [
     *(f"train/{label}/Training_{k}.jpg" for label in FER2013.labels for k in (11, 22, 33)),
@@ -63,6 +63,85 @@ def test_other_labels_make_a_taxonomy_of_their_own_sorted_by_name() -> None:
     layout = plan_layout("x", ["yawn/1.png", "smile/1.jpg", "Grin/2.JPG"])
     assert (layout.taxonomy.id, layout.taxonomy.labels) == ("own", ("Grin", "smile", "yawn"))
     assert [layout.taxonomy.labels[place.label] for place in layout.places] == ["Grin", "smile", "yawn"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "taxonomy", "lacking"),
+    [
+        ([label for label in FER2013.labels if label != "disgust"], FER2013, "disgust"),
+        (["Angry", "Happy", "Sad", "Surprise", "Neutral"], FER2013, "disgust, fear"),
+        ([label for label in FERPLUS.labels if label != "contempt"], FERPLUS, "contempt"),
+    ],
+)
+def test_folders_that_lack_a_label_or_two_are_in_the_taxonomy_of_the_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, labels: list[str], taxonomy: Taxonomy, lacking: str
+) -> None:
+    source = write_faces(
+        tmp_path / "d", [f"{side}/{label}/1.png" for side in ("train", "val") for label in labels]
+    )
+    write_image(source / "train" / labels[-1] / "1.png", np.full((16, 16), 200, np.uint8))
+    dataset = load_dataset(source, cache=False)
+    assert dataset.taxonomy == taxonomy
+    assert {taxonomy.labels[k] for k in dataset.labels} == {label.lower() for label in labels}
+    row = int(np.flatnonzero((dataset.images == 200).all(axis=(1, 2)))[0])
+    assert taxonomy.labels[dataset.labels[row]] == labels[-1].lower()
+    assert caplog.messages[0].startswith(f"{source}: has no {lacking}, else the labels of {taxonomy.id!r}")
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["angry", "happy", "neutral", "sad"],
+        [*(FER2013.labels[:6]), "bored"],
+        ["happiness", *FER2013.labels[4:]],
+    ],
+)
+def test_fewer_labels_of_a_known_set_or_one_more_are_a_set_of_their_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, labels: list[str]
+) -> None:
+    source = write_faces(tmp_path / "d", [f"{side}/{x}/1.png" for side in ("train", "val") for x in labels])
+    dataset = load_dataset(source, cache=False)
+    assert (dataset.taxonomy.id, dataset.taxonomy.labels) == ("own", tuple(sorted(labels)))
+    assert caplog.messages == []
+
+
+def test_a_taxonomy_that_was_asked_for_is_the_labels_own(tmp_path: Path) -> None:
+    four = ["Angry", "happy", "neutral", "sad"]
+    source = write_faces(tmp_path / "d", [f"{label}/{k}.png" for label in four for k in range(2)])
+    wide = load_dataset(source, cache=False, taxonomy="fer2013")
+    assert wide.taxonomy == FER2013
+    assert np.bincount(wide.labels, minlength=7).tolist() == [2, 0, 0, 2, 2, 0, 2]
+    seven = write_faces(tmp_path / "e", [f"{label}/1.png" for label in FER2013.labels])
+    own = load_dataset(seven, cache=False, taxonomy="own")
+    assert (own.taxonomy.id, own.taxonomy.labels) == ("own", tuple(sorted(FER2013.labels)))
+    assert own.fingerprint != load_dataset(seven, cache=False).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("source", "taxonomy", "message"),
+    [
+        ("d", "fer2013", "taxonomy 'fer2013' has no label 'yawn'; it has angry"),
+        ("d", "fer", "unknown taxonomy 'fer'"),
+        ("cartoon:21", "own", "a taxonomy is chosen for faces without votes"),
+    ],
+)
+def test_a_taxonomy_that_does_not_fit_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, taxonomy: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_faces(tmp_path / "d", ["yawn/1.png", "sad/2.png"])
+    with pytest.raises(FerkitError, match=message):
+        load_dataset(source, cache=False, taxonomy=taxonomy)
+
+
+def test_an_empty_folder_of_a_label_that_lacks_is_no_mistake(tmp_path: Path) -> None:
+    source = write_faces(tmp_path / "d", [f"{label}/1.png" for label in FER2013.labels if label != "disgust"])
+    (source / "disgust").mkdir()
+    assert load_dataset(source, cache=False).taxonomy == FER2013
+    (source / "sad" / "1.png").unlink()
+    (source / "sad" / "more").mkdir()
+    with pytest.raises(DataError, match="more: is empty"):
+        load_dataset(source, cache=False)
 
 
 def splits_of(names: list[str]) -> dict[str, str | None]:

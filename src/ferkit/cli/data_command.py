@@ -58,11 +58,22 @@ LabelsOption = Annotated[
 ]
 
 
+TaxonomyOption = Annotated[
+    str | None,
+    typer.Option(
+        "--taxonomy",
+        help="The set that the labels are of: fer2013, ferplus, or own, just the names that there are.",
+        show_default="by the names",
+    ),
+]
+
+
 @app.command()
 def info(
     source: SourceArgument,
     *,
     votes: VotesOption = None,
+    taxonomy: TaxonomyOption = None,
     size: SizeOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -72,7 +83,7 @@ def info(
     from ferkit.data.audit import balance_of
 
     start = time.perf_counter()
-    dataset = _load(source, size, votes=votes)
+    dataset = _load(source, size, votes=votes, taxonomy=taxonomy)
     seconds = time.perf_counter() - start
     balance = balance_of(dataset)
     if json:
@@ -207,6 +218,7 @@ def convert(
     *,
     votes: VotesOption = None,
     labels: LabelsOption = "given",
+    taxonomy: TaxonomyOption = None,
     drop_leaks: DropLeaksOption = False,
     drop_flat: DropFlatOption = False,
     size: SizeOption = None,
@@ -252,10 +264,19 @@ def convert(
             )
         if labels != "given" or votes_out is not None:
             raise typer.BadParameter("photos have no votes", param_hint="--labels, --votes-out")
-        cropped = _cut_faces(source, DEFAULT_SIZE if size is None else size, detector or "centerface")
+        side = DEFAULT_SIZE if size is None else size
+        cropped = _cut_faces(source, side, detector or "centerface", taxonomy)
         dataset = select_faces(cropped, drop_leaks=drop_leaks, drop_flat=drop_flat)
     else:
-        dataset = _load(source, size, votes=votes, drop_leaks=drop_leaks, drop_flat=drop_flat, labels=labels)
+        dataset = _load(
+            source,
+            size,
+            votes=votes,
+            drop_leaks=drop_leaks,
+            drop_flat=drop_flat,
+            labels=labels,
+            taxonomy=taxonomy,
+        )
     if votes_out is None:
         write_dataset(dataset, out, overwrite=overwrite)
     elif dataset.votes is None:
@@ -265,8 +286,8 @@ def convert(
     remark(f"wrote {len(dataset)} faces to {out}")
     if not dataset.split_named and format_of(out) != "npz":
         remark(
-            f"{out} names the faces that were held out as its PublicTest, and reports on it will call them the "
-            "selection split; an .npz keeps that nobody named them"
+            f"{out} names the faces that were held out as its PublicTest, and reports on it will call them "
+            "the selection split; an .npz keeps that nobody named them"
         )
     if votes_out is not None:
         remark(f"wrote their votes to {votes_out}")
@@ -274,7 +295,7 @@ def convert(
         remark(f"{out} does not hold the votes; --votes-out writes them")
 
 
-def _cut_faces(source: str, size: int, detector: str) -> FaceDataset:
+def _cut_faces(source: str, size: int, detector: str, taxonomy: str | None) -> FaceDataset:
     """Cut the largest face out of each photo; photos without one are named and left out."""
     from rich.progress import Progress
 
@@ -282,6 +303,7 @@ def _cut_faces(source: str, size: int, detector: str) -> FaceDataset:
     from ferkit.data import make_dataset
     from ferkit.data.archives import list_members
     from ferkit.data.folders import describe_passed_over, gather_faces, plan_layout
+    from ferkit.data.labelset import fit_labels
     from ferkit.data.load import describe_held_out
     from ferkit.detect import make_detector
     from ferkit.errors import DataError, FerkitError
@@ -324,11 +346,14 @@ def _cut_faces(source: str, size: int, detector: str) -> FaceDataset:
         )
     if crowded:
         remark(f"more than one face in {crowded} of {len(layout.places)} photos; the largest was taken")
+    labels, label_set, lacking = fit_labels(source, faces.labels, faces.taxonomy, taxonomy, by_name=True)
+    if lacking:
+        remark(lacking)
     dataset = make_dataset(
         faces.images,
-        faces.labels,
+        labels,
         faces.split,
-        faces.taxonomy,
+        label_set,
         source=source,
         split_named=faces.split_named,
     )

@@ -15,15 +15,13 @@ from ferkit.crops import fit_crop
 from ferkit.data.archives import list_members, read_members
 from ferkit.data.dataset import SPLITS
 from ferkit.data.holdout import hold_out
+from ferkit.data.labelset import OWN, known_set_of
 from ferkit.errors import DataError, ImageError, TaxonomyError
 from ferkit.images import load_image, to_gray
 from ferkit.taxonomy import KNOWN, Taxonomy
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 """Files that count as pictures, as in folders of photos; all others are passed over, which is said."""
-
-OWN = "own"
-"""Id of the taxonomy that a folder's own labels make."""
 
 _TRAIN, _VALIDATION, _TEST = 0, 1, 2
 _SPLIT_FOLDERS = {
@@ -148,7 +146,7 @@ def plan_layout(source: str, names: Sequence[str]) -> Layout:
 
     Folders whose names differ in case alone are one label, spelt as in Training. Labels are those of FER2013
     or FER+, in their order, where the folders' names (whatever their case) are just these; else a taxonomy
-    ``own`` with the names sorted.
+    ``own`` with the names sorted (:mod:`ferkit.data.labelset` may bring it into a known one).
 
     Args:
         source: For messages.
@@ -280,10 +278,9 @@ def read_face_folder(path: Path, size: int = 48) -> FolderFaces:
         DataError: If the layout tells no labels, a label's folder is empty or holds only other files, or a
             picture cannot be read.
     """
-    names = list_members(path)
+    layout = plan_layout(str(path), list_members(path))
     if path.is_dir():
-        _refuse_empty_folders(path)
-    layout = plan_layout(str(path), names)
+        _refuse_empty_folders(path, layout.taxonomy)
     return gather_faces(path, layout, lambda name, content: decode_face(content, size, f"{path}: {name}"))
 
 
@@ -317,8 +314,13 @@ def gather_faces(
     return FolderFaces(images, labels, split, layout.taxonomy, not bool(unknown.any()), layout.passed_over)
 
 
-def _refuse_empty_folders(path: Path) -> None:
-    """Refuse a folder in which nothing lies: a label without pictures is a mistake somewhere."""
+def _refuse_empty_folders(path: Path, taxonomy: Taxonomy) -> None:
+    """Refuse a folder in which nothing lies: a label without pictures is a mistake somewhere.
+
+    Not where all else is of a known set of labels: then that it lacks is said.
+    """
+    known = known_set_of(taxonomy.labels)
+    lacking = set(known.labels) - {name.casefold() for name in taxonomy.labels} if known else set()
     for folder in sorted(p for p in path.rglob("*") if p.is_dir() and not p.name.startswith(".")):
-        if not any(folder.iterdir()):
+        if folder.name.casefold() not in lacking and not any(folder.iterdir()):
             raise DataError(f"{folder}: is empty; remove it, or put that label's pictures there")

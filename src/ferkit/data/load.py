@@ -26,6 +26,7 @@ from ferkit.data.folders import (
     read_face_folder,
 )
 from ferkit.data.holdout import hold_out
+from ferkit.data.labelset import fit_labels
 from ferkit.data.npz import read_npz
 from ferkit.data.tables import read_face_table
 from ferkit.errors import DataError
@@ -97,6 +98,7 @@ def load_dataset(
     drop_leaks: bool = False,
     drop_flat: bool = False,
     labels: LabelSource = "given",
+    taxonomy: str | None = None,
     size: int = DEFAULT_SIZE,
     tell_held_out: bool = True,
 ) -> FaceDataset:
@@ -104,8 +106,9 @@ def load_dataset(
 
     The first load of a source decodes it and keeps the result in a cache; later loads map it into memory
     (images are then read-only). Where the source names no splits, a tenth of each label's distinct images
-    becomes PublicTest, chosen by content (:func:`ferkit.data.holdout.hold_out`). That, and files in a folder
-    or an archive that are no pictures, is said in a warning each (logger ``ferkit.data``).
+    becomes PublicTest, chosen by content (:func:`ferkit.data.holdout.hold_out`). Folders that lack one or two
+    of FER2013's or FER+'s labels, and have no others, are in that taxonomy. Each of these, and files in a
+    folder or an archive that are no pictures, is said in a warning (logger ``ferkit.data``).
 
     Args:
         source: A csv in FER2013's layout, plain or as .gz, .xz, .zip, .tar, .tar.gz or .tar.xz; a folder of
@@ -118,11 +121,14 @@ def load_dataset(
         drop_flat: Leave out images of one constant colour.
         labels: ``given`` keeps the source's labels; the others take them from the votes instead and leave out
             images without one (:func:`ferkit.data.ferplus.relabel`).
+        taxonomy: The label set that the labels are of, by their names: ``fer2013``, ``ferplus``, or ``own``
+            for just the names that there are; None as the source has it. Only without votes.
         size: Side in pixels of faces that are drawn or come from picture files; a csv has its own.
         tell_held_out: Whether to warn where PublicTest is held out, which who takes all faces need not know.
 
     Raises:
         DataError: If anything in it is wrong; the message names file and row.
+        TaxonomyError: If there is no such ``taxonomy``.
     """
     store = DatasetCache(None if cache is False else cache_root() if cache is None else Path(cache))
     recognised = _recognise(source, size)
@@ -137,19 +143,27 @@ def load_dataset(
         counts = align_votes(table, decoded.labels, split if decoded.split_told else None, str(source))
         if not named:
             split, named = table.split, True
+    if taxonomy is not None and counts is not None:
+        raise DataError(
+            f"{source}: FER+ votes go with FER2013's labels; a taxonomy is chosen for faces without votes"
+        )
+    # An .npz tells its taxonomy; what lies in folders has none but their names.
+    columns, label_set, lacking = fit_labels(
+        str(source), decoded.labels, decoded.taxonomy, taxonomy, by_name=recognised.kind != "npz"
+    )
     dataset = FaceDataset(
         images=decoded.images,
-        labels=decoded.labels,
+        labels=columns,
         split=split,
-        taxonomy=decoded.taxonomy,
+        taxonomy=label_set,
         votes=counts,
         source=str(source),
-        fingerprint=fingerprint_of(images_digest, decoded.labels, split, counts, decoded.taxonomy),
+        fingerprint=fingerprint_of(images_digest, columns, split, counts, label_set),
         split_named=named,
     )
     passed_over = decoded.passed_over if recognised.passed_over is None else recognised.passed_over
     held_out = describe_held_out(dataset) if tell_held_out else ""
-    for words in (describe_passed_over(str(source), passed_over), held_out):
+    for words in (describe_passed_over(str(source), passed_over), lacking, held_out):
         if words:
             logger.warning("%s", words)
     return relabel(select_faces(dataset, drop_leaks=drop_leaks, drop_flat=drop_flat), labels)
