@@ -129,3 +129,30 @@ def test_the_vote_is_judged_beside_its_members_and_equal_weights():
 def test_members_that_do_not_fit_together_are_refused(members, labels, weights, message):
     with pytest.raises(DataError, match=message):
         fit_vote(members, labels, weights)
+
+
+def test_faces_that_are_all_told_apart_leave_the_temperature_at_one():
+    # Two members that are right about 60 faces with p = 0.6: any sharper vote has a lower NLL.
+    labels = np.arange(60) % 5
+    members = np.where(np.eye(5)[labels] == 1, 0.6, 0.1)[None].repeat(2, axis=0)
+    vote = fit_vote(members, labels)
+    assert vote.temperature == 1.0
+    np.testing.assert_allclose(apply_vote(members, vote).max(axis=1), 0.6)
+    assert judge_vote(members, labels).out_of_fold.nll == pytest.approx(-np.log(0.6))
+
+
+@pytest.mark.parametrize("weights", [None, [0.75, 0.25]])
+def test_to_nine_faces_nothing_is_fitted_and_nothing_out_of_fold_is_told(weights):
+    members, labels = _members(n=9, noise=(1.0, 3.0))
+    judged = judge_vote(members, labels, weights)
+    assert judged.vote.weights == tuple(weights or (0.5, 0.5))
+    assert judged.vote.temperature == 1.0
+    assert (judged.out_of_fold, judged.equal, judged.held_out) == (None, None, None)
+    assert judged.in_sample.nll == negative_log_likelihood(
+        mean_probabilities(members, judged.vote.weights), labels
+    )
+
+
+def test_ten_faces_are_enough_for_figures_out_of_fold():
+    members, labels = _members(n=10, noise=(1.0, 3.0))
+    assert judge_vote(members, labels).out_of_fold is not None

@@ -226,8 +226,9 @@ def test_data_of_another_run_is_refused(run, tmp_path):
 
 def test_too_few_or_too_easy_faces_leave_the_temperature_at_one():
     logits = np.eye(7)[np.arange(70) % 7]
-    assert release._temperature(logits[:9], np.arange(9) % 7) == 1.0
-    assert release._temperature(logits, np.arange(70) % 7) == 1.0  # all right: the fit runs to its end
+    assert release.determined_temperature(logits[:9], np.arange(9) % 7) == 1.0
+    # All right: the fit runs to its end.
+    assert release.determined_temperature(logits, np.arange(70) % 7) == 1.0
 
 
 def test_training_weights_in_float16_start_a_network(run, tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,11 @@ from ferkit.evaluation.metrics import (
     negative_log_likelihood,
     wilson_interval,
 )
+from ferkit.evaluation.release import determined_temperature
 from ferkit.extras import require
+
+LEAST_FACES = 2 * FOLDS
+"""To fewer faces no vote is fitted, since it could not be judged out of fold."""
 
 LEAST_WEIGHT = 0.01
 """A fitted weight below this share of the largest is set to 0: it costs arithmetic and changes nothing."""
@@ -62,17 +66,23 @@ class FittedVote:
         vote: The vote, fitted on all faces.
         n: Number of faces.
         members: Each member's figures, as it answers alone.
-        equal: Equal weights, under a temperature fitted out of fold: what fitting must beat.
+        equal: Equal weights, under a temperature fitted out of fold: what fitting must beat. None where
+            there are fewer than :data:`LEAST_FACES`.
         in_sample: The vote on the faces that it was fitted to: too good to be believed.
         out_of_fold: The same fit, made five times, each time measured on the fifth that it had not seen.
+            None where nothing was fitted, the faces being fewer than :data:`LEAST_FACES`.
+        answers: What the vote answers, float64 ``[N, K]``.
+        held_out: What the votes behind ``out_of_fold`` answer, or None.
     """
 
     vote: Vote
     n: int
     members: tuple[Figures, ...]
-    equal: Figures
+    equal: Figures | None
     in_sample: Figures
-    out_of_fold: Figures
+    out_of_fold: Figures | None
+    answers: NDArray[np.float64] = field(repr=False, compare=False)
+    held_out: NDArray[np.float64] | None = field(repr=False, compare=False)
 
     def interval(self, figures: Figures) -> tuple[float, float]:
         """Return the 95 % Wilson interval of the accuracy among any of these figures."""
@@ -110,6 +120,9 @@ def fit_vote(probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLike | N
         weights: M weights that sum to 1 and stay as they are, so that only the temperature is fitted; None to
             fit both. Fitted weights below :data:`LEAST_WEIGHT` of the largest become 0.
 
+    Returns:
+        The vote; its temperature is 1 where the faces do not determine one, as in an exported file.
+
     Raises:
         DataError: If the arrays do not fit together.
         MissingDependencyError: If SciPy is not installed.
@@ -121,7 +134,7 @@ def fit_vote(probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLike | N
         chosen = np.asarray(weights, dtype=np.float64)
         if chosen.shape != (len(array),):
             raise DataError(f"{len(array)} members need as many weights. Received shape: {chosen.shape}")
-    temperature = fit_temperature(log_probabilities(mean_probabilities(array, chosen)), truth)
+    temperature = determined_temperature(log_probabilities(mean_probabilities(array, chosen)), truth)
     return Vote(tuple(float(w) for w in chosen), temperature)
 
 
@@ -210,23 +223,32 @@ def vote_out_of_fold(
 def judge_vote(probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> FittedVote:
     """Fit a vote and say what it is worth beside its members and beside equal weights.
 
+    To fewer than :data:`LEAST_FACES` nothing is fitted: the weights are those given, or equal, and the
+    temperature is 1.
+
     Args:
         probabilities: ``[M, N, K]``.
         labels: Integers ``[N]``.
         weights: As :func:`fit_vote`.
 
     Raises:
-        DataError: As :func:`vote_out_of_fold`.
+        DataError: If the arrays do not fit together.
         MissingDependencyError: If SciPy is not installed.
     """
     array, truth = _checked_members(probabilities, labels)
-    vote = fit_vote(array, truth, weights)
-    equal = np.full(len(array), 1 / len(array))
+    even = np.full(len(array), 1 / len(array))
+    enough = len(truth) >= LEAST_FACES
+    # With given weights only the temperature is fitted, which needs its number of faces anyway.
+    vote = fit_vote(array, truth, weights if enough or weights is not None else even)
+    answers = apply_vote(array, vote)
+    held_out = vote_out_of_fold(array, truth, weights) if enough else None
     return FittedVote(
         vote=vote,
         n=len(truth),
         members=tuple(_figures(member, truth) for member in array),
-        equal=_figures(vote_out_of_fold(array, truth, equal), truth),
-        in_sample=_figures(apply_vote(array, vote), truth),
-        out_of_fold=_figures(vote_out_of_fold(array, truth, weights), truth),
+        equal=_figures(vote_out_of_fold(array, truth, even), truth) if enough else None,
+        in_sample=_figures(answers, truth),
+        out_of_fold=None if held_out is None else _figures(held_out, truth),
+        answers=answers,
+        held_out=held_out,
     )

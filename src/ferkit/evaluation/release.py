@@ -116,9 +116,8 @@ def export_run(
     for target in targets_for(chosen, heads):
         if target.taxonomy.id not in temperatures:  # majority stands before argmax
             keep = target.keep
-            temperatures[target.taxonomy.id] = _temperature(
-                logits[target.taxonomy.id][keep], target.labels[keep]
-            )
+            fitted = determined_temperature(logits[target.taxonomy.id][keep], target.labels[keep])
+            temperatures[target.taxonomy.id] = round(fitted, 6)
     missing = [t for t in heads if t not in temperatures]
     if missing:
         raise TrainingError(
@@ -203,13 +202,22 @@ def _check_data(run: Run, dataset: FaceDataset) -> None:
         )
 
 
-def _temperature(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
-    """Fit a temperature; 1 where the faces are too few or too well told apart to determine one."""
+def determined_temperature(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
+    """Fit a temperature; 1 where the faces are too few or too well told apart to determine one.
+
+    Args:
+        logits: ``[N, K]``, as :func:`ferkit.evaluation.calibration.fit_temperature`.
+        labels: Integers ``[N]``; at least ten determine something.
+
+    Raises:
+        DataError: If shapes do not fit or a logit is not finite.
+        MissingDependencyError: If SciPy is not installed.
+    """
     if len(labels) < 2 * FOLDS:
         return 1.0
     fitted = fit_temperature(logits, labels)
     low, high = TEMPERATURE_RANGE
-    return round(fitted, 6) if low * 1.01 < fitted < high * 0.99 else 1.0
+    return fitted if low * 1.01 < fitted < high * 0.99 else 1.0
 
 
 def _licence(run: Run) -> str:
