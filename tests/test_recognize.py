@@ -10,7 +10,7 @@ import pickle
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import FrozenInstanceError, asdict
+from dataclasses import FrozenInstanceError, asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -619,6 +619,28 @@ def test_explanations_speak_of_the_same_photo_and_need_maps(recognizer: Recogniz
     with pytest.raises(ModelFileError, match="no class activation maps"):
         without.explain(ASTRONAUT, without.predict(ASTRONAUT))
     assert recognizer.explain(CAT, recognizer.predict(CAT)) == ()
+
+
+def test_the_result_of_a_recognizer_with_other_labels_is_not_explained(model: Path) -> None:
+    """A known fault: the map was that of whatever label stands at that place in the other set."""
+    crop = np.zeros((48, 48, 3), np.uint8)
+    fer2013, ferplus = (Recognizer(model, detector="none", taxonomy=name) for name in ("fer2013", "ferplus"))
+    photo = fer2013.predict(crop)
+    with pytest.raises(TaxonomyError, match=r"answers in ferplus \(neutral.*Received: a result in fer2013"):
+        ferplus.explain(crop, photo)
+    with pytest.raises(TaxonomyError, match="Received: a result in fer2013;"):
+        ferplus.explain(crop, replace(photo, faces=()))
+    with pytest.raises(TaxonomyError, match=r"Received: a result in fer2013 \(neutral, "):
+        fer2013.explain(crop, replace(ferplus.predict(crop), taxonomy="fer2013"))
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_without_a_detector_only_whole_pictures_are_explained(
+    model: Path, recognizer: Recognizer, pair: Path, number: int
+) -> None:
+    photo = recognizer.predict(pair)
+    with pytest.raises(ImageError, match=rf"takes each picture as one face crop.* {number} found"):
+        Recognizer(model, detector="none").explain(pair, replace(photo, faces=photo.faces[:number]))
 
 
 def test_heat_is_laid_where_it_belongs_and_nowhere_else() -> None:

@@ -15,7 +15,7 @@ from ferkit.classifier import FaceClassifier
 from ferkit.crops import PROTOCOLS, Protocol, crop_corners, crop_faces, fit_crop
 from ferkit.detect import Detection, Detector, make_detector
 from ferkit.detect.whole import WholePicture
-from ferkit.errors import DetectorError, FerkitError, ImageError
+from ferkit.errors import DetectorError, FerkitError, ImageError, TaxonomyError
 from ferkit.images import DEFAULT_MAX_PIXELS, ImageSource, load_image, to_gray
 from ferkit.recognize.quality import Quality, measure_quality
 from ferkit.recognize.results import Explanation, Expression, Face, Photo, Unreadable, expressions
@@ -262,9 +262,12 @@ class Recognizer:
             One map per face, in the order of ``photo.faces``.
 
         Raises:
-            ImageError: If the photo cannot be read, or is not of the size that ``photo`` tells.
+            TaxonomyError: If ``photo`` is of another label set.
+            ImageError: If the photo cannot be read, is not of the size that ``photo`` tells, or ``photo`` has
+                found faces, where this recognizer takes each picture as one.
             ModelFileError: If the model has no class activation maps for this taxonomy.
         """
+        self._check_own(photo)
         rgb = load_image(source, max_pixels=self._max_pixels)
         if rgb.shape[:2] != (photo.height, photo.width):
             raise ImageError(
@@ -297,6 +300,23 @@ class Recognizer:
                 )
             )
         return tuple(explained)
+
+    def _check_own(self, photo: Photo) -> None:
+        """Refuse a photo that another recognizer has read, as far as it shows."""
+        labels = self._taxonomy.labels
+        others = [face.probabilities for face in photo.faces if tuple(face.probabilities) != labels]
+        if photo.taxonomy != self._taxonomy.id or others:
+            shown = f" ({', '.join(others[0])})" if others else ""
+            raise TaxonomyError(
+                f"this recognizer answers in {self._taxonomy.id} ({', '.join(labels)}). "
+                f"Received: a result in {photo.taxonomy}{shown}; explain it by the recognizer that it is of"
+            )
+        whole = (0, 0, photo.width, photo.height)
+        if isinstance(self._detector, WholePicture) and [face.box for face in photo.faces] != [whole]:
+            raise ImageError(
+                "this recognizer has the detector none and takes each picture as one face crop. Received: a "
+                f"result of {len(photo.faces)} found in it; explain it by the recognizer that it is of"
+            )
 
     def _corners(
         self, photo: Photo, boxes: Sequence[_Box], marks: Sequence[_Marks | None]
