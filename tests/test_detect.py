@@ -369,6 +369,19 @@ def test_yunet_shrinks_large_pictures_and_leaves_out_small_faces(tmp_path: Path)
     assert make_detector(spec, min_face=200).detect(picture) == ()
 
 
+@pytest.mark.parametrize(("longest", "scale"), [(2560, 1.0), (5120, 0.5)])
+def test_yunet_sees_at_most_2560_pixels_of_a_side_however_small_a_face_is_asked_for(
+    tmp_path: Path, longest: int, scale: float
+) -> None:
+    """A limit that YuNet's documentation tells; the size of the toy's faces gives away the scale."""
+    picture = np.zeros((64, longest, 3), np.uint8)
+    cell = round(8 / scale)
+    picture[:cell, cell : 2 * cell, 0] = 255
+    detector = make_detector(f"yunet:{modelzoo.write_toy_yunet(tmp_path / 'y.onnx')}", min_face=5)
+    (face,) = detector.detect(picture)
+    assert face.box[2] - face.box[0] == pytest.approx(40 / scale)
+
+
 def test_a_file_that_is_no_yunet_is_said(tmp_path: Path) -> None:
     (tmp_path / "y.onnx").write_bytes(b"nonsense")
     with pytest.raises(DetectorError, match="cannot use"):

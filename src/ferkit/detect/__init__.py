@@ -45,6 +45,8 @@ def make_detector(
         spec: ``centerface``; ``yunet:FILE``, with the network's file; or ``none`` for pictures that are
             face crops already.
         min_face: Height in pixels of the smallest face wanted, at least 5; None leaves it to the detector.
+            How small it can be in a large picture, the detector's class tells: ``yunet`` finds nothing below
+            a 213th of the longest side.
         providers: ONNX Runtime execution providers; only ``centerface`` runs on ONNX Runtime, the others
             have no use for it.
         threads: Threads of one call, likewise.

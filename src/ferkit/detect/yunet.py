@@ -13,7 +13,7 @@ from ferkit.errors import DetectorError
 
 _LONGEST = 640
 _SMALLEST = 12.0  # pixels that a face must have in the input
-_MOST = 2560
+_MOST = 2560  # longest side of the input: it bounds the memory, and small faces of longer pictures are missed
 
 
 class YuNet:
@@ -21,7 +21,11 @@ class YuNet:
 
     Args:
         model: The network's ONNX file, for instance ``face_detection_yunet_2023mar.onnx`` of OpenCV's zoo.
-        min_face: Height in pixels of the smallest face wanted; see :class:`ferkit.detect.CenterFace`.
+        min_face: Height in pixels of the smallest face wanted: smaller ones are left out, and pictures are
+            shrunk so far that such a face has 12 pixels, but not below 640 pixels, and always to 2560. So in
+            a picture longer than 213 such faces only those from a 213th of its longest side on are found,
+            whatever is asked for. By default pictures are shrunk to 640 pixels, which shows faces from a 53rd
+            of the longest side on.
         min_score: Least score of a face, between 0 and 1.
 
     Raises:
