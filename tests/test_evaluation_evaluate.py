@@ -82,6 +82,19 @@ def test_without_leaks_test_images_that_stand_in_training_do_not_count():
     assert (entry.without_leaks[0].correct, entry.without_leaks[0].n) == (0, 2)
 
 
+def test_leaks_are_those_of_the_split_that_the_model_was_trained_on():
+    # Image 7 stands in PrivateTest, which this model was trained on, image 8 in Training, which it was not.
+    dataset = _dataset([0, 1, 0, 1], [PRIVATE, TRAINING, PUBLIC, PUBLIC], images=[7, 8, 7, 8])
+    found = evaluate(_says([0] * 9), dataset, heads=HEADS, drop_leaks=True, train_splits=["PrivateTest"])
+    assert (found.leaked, found.train_splits) == (1, ("PrivateTest",))
+    (left,) = found.protocols[0].without_leaks
+    assert (left.correct, left.n) == (0, 1)
+    back = evaluate(
+        _says([0] * 9), dataset, heads=HEADS, split="Training", drop_leaks=True, train_splits=["PublicTest"]
+    )
+    assert back.leaked == 1
+
+
 def test_leaks_are_not_measured_unless_asked_for():
     found = evaluate(_says([0]), _dataset([0], PUBLIC), heads=HEADS)
     assert (found.leaked, found.protocols[0].without_leaks) == (None, None)

@@ -82,6 +82,19 @@ def test_a_split_that_the_model_was_fitted_on_is_no_test(report):
     assert "fitted on this split: its figures are no test result" in format_report(fitted)
 
 
+@pytest.mark.parametrize("split", ["Training", "PublicTest"])
+@pytest.mark.parametrize(("known", "said"), [(True, True), (False, False)])
+def test_faces_that_the_model_was_trained_on_are_no_test(report, split, known, said):
+    facts = replace(FACTS, trained_on=("Training", "PublicTest"))
+    here = replace(report, model=facts, evaluation=replace(report.evaluation, split=split), known_data=known)
+    assert ("trained on these faces: its figures are no test result" in format_report(here)) is said
+
+
+def test_leaks_are_told_by_the_split_that_they_stand_in(report):
+    told = replace(report, evaluation=replace(report.evaluation, train_splits=("PrivateTest",)))
+    assert "also stand in PrivateTest." in format_report(told)
+
+
 def test_a_split_that_the_data_name_is_the_selection_split_whoever_measures(report):
     """FER2013 as pictures, or cleaned, has other digests: its PublicTest is no test set for that."""
     cleaned = replace(report, known_data=False, split_named=True)

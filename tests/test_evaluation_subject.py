@@ -48,6 +48,24 @@ def test_an_ensemble_knows_what_its_members_know(voted: FaceDataset) -> None:
     assert knows_data(facts, voted)
 
 
+def test_a_model_tells_the_splits_that_it_and_its_members_were_trained_and_chosen_on() -> None:
+    own = {"train_split": "PrivateTest", "validation_split": "PublicTest"}
+    facts = facts_of(model_info().model_copy(update={"data": own}), 1, None)
+    assert (facts.trained_on, facts.fitted_on, facts.train_splits) == (
+        ("PrivateTest",),
+        ("PublicTest",),
+        ("PrivateTest",),
+    )
+    members = [{"data": own}, {"data": {**own, "train_split": "Training"}}, {}]
+    vote = facts_of(model_info().model_copy(update={"members": members}), 1, None)
+    assert (vote.trained_on, vote.fitted_on) == (("PrivateTest", "Training"), ("PublicTest",))
+
+
+def test_leaks_into_what_a_model_that_does_not_tell_is_measured_on_come_from_training() -> None:
+    facts = facts_of(model_info(), 1, None)
+    assert (facts.trained_on, facts.train_splits) == ((), ("Training",))
+
+
 @pytest.mark.parametrize("named", [True, False])
 def test_a_model_that_does_not_tell_is_taken_to_know_data_with_named_splits(
     voted: FaceDataset, named: bool

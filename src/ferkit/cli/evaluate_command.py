@@ -33,7 +33,9 @@ ProtocolOption = Annotated[
 ]
 LeaksOption = Annotated[
     bool,
-    typer.Option("--drop-leaks", help="Measure a test split also without its images that stand in Training."),
+    typer.Option(
+        "--drop-leaks", help="Measure also without the faces that stand in the model's training split, too."
+    ),
 ]
 JsonFileOption = Annotated[
     Path | None, typer.Option("--json", help="Write all figures to this file as well.", show_default=False)
@@ -202,7 +204,13 @@ def evaluate(
     if len(chosen) > 1:
         remark(f"measuring {subject.facts.name} on {split}: {', '.join(chosen)}")
     evaluation = measure(
-        subject.predict, dataset, heads=subject.heads, split=split, protocols=chosen, drop_leaks=drop_leaks
+        subject.predict,
+        dataset,
+        heads=subject.heads,
+        split=split,
+        protocols=chosen,
+        drop_leaks=drop_leaks,
+        train_splits=subject.facts.train_splits,
     )
     facts = subject.facts if name is None else replace(subject.facts, name=name)
     today = datetime.now(UTC).date().isoformat()

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.data import faces_digest, leaked_rows
+from ferkit.data import faces_digest
 from ferkit.data.dataset import SPLITS, FaceDataset
+from ferkit.data.duplicates import image_keys
 from ferkit.data.ferplus import argmax_targets, majority_targets
 from ferkit.errors import DataError
 from ferkit.evaluation.calibration import FOLDS, temper_out_of_fold
@@ -28,7 +29,8 @@ from ferkit.evaluation.metrics import (
 )
 from ferkit.taxonomy import FERPLUS, Taxonomy
 
-_TRAINING = SPLITS.index("Training")
+TRAINING_SPLIT = "Training"
+"""The split that models are trained on unless their recipe names another."""
 
 SELECTION_SPLIT = "PublicTest"
 """The split that recipes are compared and temperatures are fitted on; its numbers are labelled so."""
@@ -85,7 +87,7 @@ class ProtocolScores:
     Args:
         protocol: ``single``, ``flip`` or ``ten-crop``.
         scores: One entry per set of labels; the data set's own labels come first.
-        without_leaks: The same without the test images that stand in Training; None if not asked for.
+        without_leaks: The same without the faces that the model was trained on; None if not asked for.
     """
 
     protocol: str
@@ -102,9 +104,10 @@ class Evaluation:
         fingerprint: SHA-256 of the data set.
         split: Name of the split, or :data:`EVERYTHING`.
         faces: Number of faces in it.
-        leaked: How many of them stand in Training; None if not asked for.
+        leaked: How many of them also stand in ``train_splits``; None if not asked for.
         protocols: One entry per protocol, in the order asked for.
         faces_digest: SHA-256 of the measured faces, their labels and split, without votes.
+        train_splits: The splits that leaks were counted against.
     """
 
     source: str
@@ -114,6 +117,7 @@ class Evaluation:
     leaked: int | None
     protocols: tuple[ProtocolScores, ...]
     faces_digest: str = ""
+    train_splits: tuple[str, ...] = (TRAINING_SPLIT,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,9 +225,14 @@ def _measure_targets(
     return tuple(scores)
 
 
-def leaks_show(dataset: FaceDataset, split: str) -> bool:
-    """Tell whether leaks into a split can be seen: a test split, with a Training to compare it with."""
-    return split not in (EVERYTHING, SPLITS[_TRAINING]) and bool((dataset.split == _TRAINING).any())
+def leaks_show(dataset: FaceDataset, split: str, train_splits: Sequence[str] = (TRAINING_SPLIT,)) -> bool:
+    """Tell whether leaks into a split can be seen: it is no training split, and there are faces of one."""
+    return split not in (EVERYTHING, *train_splits) and bool(_rows_of(dataset, train_splits).any())
+
+
+def _rows_of(dataset: FaceDataset, splits: Sequence[str]) -> NDArray[np.bool_]:
+    """Mask ``[N]`` of the faces of these splits."""
+    return np.isin(dataset.split, [SPLITS.index(name) for name in splits if name in SPLITS])
 
 
 def evaluate(
@@ -234,16 +243,18 @@ def evaluate(
     split: str = SELECTION_SPLIT,
     protocols: Sequence[str] = ("single",),
     drop_leaks: bool = False,
+    train_splits: Sequence[str] = (TRAINING_SPLIT,),
 ) -> Evaluation:
     """Measure a model on one split under each protocol.
 
     Args:
         predict: The model; ``FaceClassifier.predict`` and a Keras network fit alike.
-        dataset: All splits, Training included, since leaks are found by comparing with it.
+        dataset: All splits, the training split included, since leaks are found by comparing with it.
         heads: The taxonomies that ``predict`` answers in.
         split: Which split to measure on, or :data:`EVERYTHING`.
         protocols: Names from :data:`ferkit.crops.PROTOCOLS`.
-        drop_leaks: Measure also without the test images that stand in Training.
+        drop_leaks: Measure also without the faces that stand, pixel for pixel, in the training splits.
+        train_splits: The splits that the model was trained on.
 
     Raises:
         DataError: If the split is empty, no label set of the data fits a head, or leaks are to be dropped
@@ -256,14 +267,15 @@ def evaluate(
     targets = targets_for(chosen, heads)
     leaked: NDArray[np.bool_] | None = None
     if drop_leaks:
-        if not leaks_show(dataset, split):
+        trained, named = _rows_of(dataset, train_splits), " and ".join(train_splits)
+        if not leaks_show(dataset, split, train_splits):
             raise DataError(
-                f"leaks are faces of PublicTest or PrivateTest that also stand in Training, and of "
-                f"{dataset.source} {split} is measured; its Training has "
-                f"{int((dataset.split == _TRAINING).sum()):,} faces. Measure without --drop-leaks, or a test "
-                "split of data with their Training"
+                f"leaks are faces of another split that also stand in {named}, which the model was trained "
+                f"on; of {dataset.source} {split} is measured, and its {named} has {int(trained.sum()):,} "
+                "faces. Measure without --drop-leaks, or another split of data that hold both"
             )
-        leaked = leaked_rows(dataset)[dataset.split == chosen.split[0]]
+        keys = image_keys(dataset.images)
+        leaked = np.isin(keys[_rows_of(dataset, [split])], keys[trained])
     everything = np.ones(len(chosen), dtype=bool)
     measured = []
     for protocol in protocols:
@@ -283,4 +295,5 @@ def evaluate(
         leaked=None if leaked is None else int(leaked.sum()),
         protocols=tuple(measured),
         faces_digest=faces_digest(chosen),
+        train_splits=tuple(train_splits),
     )

@@ -22,6 +22,7 @@ from ferkit.errors import DataError, ModelFileError, TaxonomyError, TrainingErro
 from ferkit.evaluation.calibration import FOLDS, TEMPERATURE_RANGE, fit_temperature
 from ferkit.evaluation.evaluate import (
     SELECTION_SPLIT,
+    TRAINING_SPLIT,
     Evaluation,
     Target,
     evaluate,
@@ -106,6 +107,7 @@ def export_run(
             f"the run has no head {default!r}; it has {', '.join(t.id for t in run.taxonomies)}"
         )
     split = str(run.facts.get("data", {}).get("validation_split", SELECTION_SPLIT))
+    trained_on = (str(run.facts.get("data", {}).get("train_split", TRAINING_SPLIT)),)
     network = run.network()
     heads = {t.id: t for t in run.taxonomies}
     _check_data(run, dataset)
@@ -178,8 +180,15 @@ def export_run(
         def predict(crops: NDArray[np.uint8], protocol: Any) -> Mapping[str, NDArray[Any]]:
             return classifier.predict(crops, protocol=protocol)
 
-        leaks = leaks_show(dataset, split)
-        measured = evaluate(predict, dataset, heads=heads, split=split, protocols=PROTOCOLS, drop_leaks=leaks)
+        measured = evaluate(
+            predict,
+            dataset,
+            heads=heads,
+            split=split,
+            protocols=PROTOCOLS,
+            drop_leaks=leaks_show(dataset, split, trained_on),
+            train_splits=trained_on,
+        )
     parity = {"largest_difference": difference, "same_label": agreement, "faces": len(sample)}
     info = info.model_copy(
         update={"metrics": summary_rows(measured), "data": {**info.data, "parity_with_keras": parity}}

@@ -101,7 +101,9 @@ def _head(report: Report) -> str:
         ", ".join(parts),
         f"{evaluation.source}, {report.split}, {evaluation.faces:,} faces",
     ]
-    if report.selection_split:
+    if report.known_data and evaluation.split in model.trained_on:
+        lines.append("This very model was trained on these faces: its figures are no test result.")
+    elif report.selection_split:
         lines.append(
             "Recipes are compared and temperatures fitted on this split: its figures are no test result."
         )
@@ -168,7 +170,8 @@ def format_report(report: Report) -> str:
     parts = [_head(report)]
     if evaluation.leaked is not None:
         parts.append(
-            f"no leaks: without the {evaluation.leaked:,} faces of this split that also stand in Training."
+            f"no leaks: without the {evaluation.leaked:,} faces of this split that also stand in "
+            f"{' and '.join(evaluation.train_splits)}."
         )
     parts.append(_summary(evaluation.protocols))
     parts.append(

@@ -1,4 +1,4 @@
-"""The table of results: a csv row per model, data, split and protocol, written by a command, never by hand."""
+"""The table of results: a csv row per model, data, split and protocol, written by a command, not by hand."""
 
 from __future__ import annotations
 

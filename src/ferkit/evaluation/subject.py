@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,10 +16,13 @@ from ferkit.classifier import FaceClassifier
 from ferkit.crops import Protocol
 from ferkit.data import SPLITS, FaceDataset, faces_digest
 from ferkit.errors import DataError
-from ferkit.evaluation.evaluate import Predict
+from ferkit.evaluation.evaluate import TRAINING_SPLIT, Predict
 from ferkit.extras import require
 from ferkit.modelfile import ModelInfo, resolve_model
 from ferkit.taxonomy import Taxonomy
+
+_CHOSEN_ON = ("validation_split", "fitted_on")
+"""Keys of a model's ``data`` that name splits on which something about it was chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,7 @@ class ModelFacts:
         fitted_on: Splits that its epochs, temperatures or weights of a vote were chosen or fitted on.
         calibrated: Whether temperatures were fitted.
         data: Fingerprints of the data that it, or a member, was trained or fitted on, with votes and without.
+        trained_on: Splits whose faces it, or a member, was trained on, as far as they are known.
     """
 
     name: str
@@ -59,6 +63,12 @@ class ModelFacts:
     fitted_on: tuple[str, ...] = ()
     calibrated: bool = True
     data: tuple[str, ...] = ()
+    trained_on: tuple[str, ...] = ()
+
+    @property
+    def train_splits(self) -> tuple[str, ...]:
+        """The splits that leaks are counted against: where nothing is known, Training."""
+        return self.trained_on or (TRAINING_SPLIT,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +144,10 @@ def open_run(folder: Path) -> Subject:
             seeds=(run.recipe.seed,),
             epochs=len(run.history),
             hours=float(run.facts["seconds"]) / 3600,
-            fitted_on=_fitted_on(run.facts.get("data", {})),
+            fitted_on=_splits([run.facts.get("data", {})], *_CHOSEN_ON),
             calibrated=temperatures is not None,
             data=_fingerprints(run.facts.get("data", {})),
+            trained_on=_splits([run.facts.get("data", {})], "train_split"),
         ),
         heads={taxonomy.id: taxonomy for taxonomy in run.taxonomies},
         predict=predict,
@@ -186,6 +197,7 @@ def facts_of(info: ModelInfo, size_bytes: int | None, sha256: str | None, kind: 
         epochs = [] if trained is None else [int(trained)]
         hours = [float(info.data["training_hours"])] if info.data.get("training_hours") is not None else []
         complete = bool(hours)
+    told = [info.data, *(member.get("data", {}) for member in info.members)]
     return ModelFacts(
         name=info.name,
         version=info.version,
@@ -199,8 +211,9 @@ def facts_of(info: ModelInfo, size_bytes: int | None, sha256: str | None, kind: 
         seeds=tuple(seeds),
         epochs=max(epochs, default=None),
         hours=sum(hours) if complete else None,
-        fitted_on=_fitted_on(info.data),
-        data=_fingerprints(info.data, *(member.get("data", {}) for member in info.members)),
+        fitted_on=_splits(told, *_CHOSEN_ON),
+        data=_fingerprints(*told),
+        trained_on=_splits(told, "train_split"),
     )
 
 
@@ -222,9 +235,9 @@ def knows_data(facts: ModelFacts, dataset: FaceDataset) -> bool:
     return not shown.all() and faces_digest(dataset.select(shown)) in facts.data
 
 
-def _fitted_on(data: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the splits of a model's ``data`` on which something about it was chosen, each once."""
-    named = (data.get("validation_split"), data.get("fitted_on"))
+def _splits(data: Sequence[Mapping[str, Any]], *keys: str) -> tuple[str, ...]:
+    """Return the splits that models' ``data`` name under these keys, each once."""
+    named = (part.get(key) for part in data for key in keys)
     return tuple(dict.fromkeys(str(split) for split in named if split))
 
 
