@@ -573,6 +573,51 @@ def test_a_table_for_pandas_has_the_columns_and_rows_of_the_csv(recognizer: Reco
     assert pd.isna(list(faceless.values())).all()
 
 
+def test_a_table_for_pandas_has_all_columns_also_where_no_photo_shows_a_face(recognizer: Recognizer) -> None:
+    pytest.importorskip("pandas")
+    table = ferkit.to_pandas(recognizer.predict([CAT, CAT]))
+    assert list(table.columns) == written("csv", []).strip().split(",")
+    assert len(table) == 2
+
+
+def test_a_table_for_pandas_has_no_row_of_a_photo_that_cannot_be_read(
+    recognizer: Recognizer, tmp_path: Path
+) -> None:
+    """As the CSV."""
+    pytest.importorskip("pandas")
+    table = ferkit.to_pandas(recognizer.predict_each([tmp_path / "absent.jpg", CAT]))
+    assert table["source"].tolist() == [str(CAT)]
+    assert len(ferkit.to_pandas([Unreadable("absent.jpg", ImageError("it is absent"))])) == 0
+
+
+@pytest.mark.parametrize("faces", [0, 1])
+def test_a_table_for_pandas_is_of_one_label_set(model: Path, faces: int) -> None:
+    """A known fault: the probabilities stood below each other by their place, under the labels of one set."""
+    pytest.importorskip("pandas")
+    photos = [
+        Recognizer(model, detector="none", taxonomy=name).predict(np.zeros((48, 48, 3), np.uint8))
+        for name in ("fer2013", "ferplus")
+    ]
+    photos[1] = replace(photos[1], faces=photos[1].faces[:faces])
+    expected = r"fer2013 \(angry, .*\) and ferplus \(neutral, .*\)"
+    with pytest.raises(TaxonomyError, match=f"one label set; make one of each. Received: {expected}"):
+        ferkit.to_pandas(photos)
+    with pytest.raises(TaxonomyError, match=r"fer2013 \(angry, .*\) and fer2013 \(neutral, .*\)"):
+        ferkit.to_pandas([photos[0], replace(photos[1], taxonomy="fer2013")])
+
+
+def test_a_table_for_pandas_takes_results_that_were_put_together_without_labels() -> None:
+    pytest.importorskip("pandas")
+    table = ferkit.to_pandas(PHOTOS[1:])
+    assert table["p_happy"].isna().tolist() == [True, False]
+
+
+def test_a_table_for_pandas_is_of_photos_or_of_frames() -> None:
+    pytest.importorskip("pandas")
+    with pytest.raises(FerkitError, match="of photos or of frames"):
+        ferkit.to_pandas([PHOTOS[1], ferkit.FrameResult(0, 0.0, 1.0, 64, 48, "fer2013", ())])
+
+
 def test_without_pandas_the_error_says_how_to_get_it(
     recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

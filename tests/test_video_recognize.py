@@ -178,6 +178,14 @@ def test_a_table_for_pandas_has_the_columns_and_rows_of_the_csv(model: Path, cli
     assert frames[5].to_pandas()["frame"].tolist() == [5]
 
 
+def test_a_table_for_pandas_has_all_columns_also_where_no_frame_shows_a_face(model: Path, clip: Path) -> None:
+    pytest.importorskip("pandas")
+    stream = io.StringIO()
+    FrameCsv(stream, FER2013)
+    table = to_pandas(Recognizer(model, detector=ByNumber(range(FRAMES))).video(clip))
+    assert list(table.columns) == stream.getvalue().strip().split(",")
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 64])
 def test_results_do_not_depend_on_batches(model: Path, clip: Path, batch_size: int) -> None:
     """A known fault."""

@@ -394,7 +394,7 @@ class Recognizer:
                     item.detections, item.qualities, islice(read, len(item.detections)), strict=True
                 )
             )
-            yield Photo(item.source, item.width, item.height, self._taxonomy.id, faces)
+            yield Photo(item.source, item.width, item.height, self._taxonomy.id, faces, self._taxonomy.labels)
 
     def _classify(self, crops: NDArray[np.uint8]) -> tuple[Expression, ...]:
         name = self._taxonomy.id

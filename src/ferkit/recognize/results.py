@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.errors import ImageError, MissingDependencyError
+from ferkit.errors import FerkitError, ImageError, MissingDependencyError, TaxonomyError
 from ferkit.recognize.quality import Quality
 from ferkit.taxonomy import Taxonomy
 
@@ -149,6 +149,8 @@ class Photo:
         height: In pixels, upright.
         taxonomy: Id of the label set.
         faces: The faces, the surest first; empty if there is none.
+        labels: The labels of the taxonomy, in order, also where there is no face; empty in what was put
+            together without them.
     """
 
     source: str | None
@@ -156,6 +158,7 @@ class Photo:
     height: int
     taxonomy: str
     faces: tuple[Face, ...]
+    labels: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types for JSON."""
@@ -173,7 +176,7 @@ class Photo:
 
     def table(self) -> Table:
         """Return the names of the columns, and a row per face, or one row if there is none."""
-        labels = self.faces[0].probabilities if self.faces else ()
+        labels = self.labels or (self.faces[0].probabilities if self.faces else ())
         return photo_columns(labels), photo_rows(self)
 
 
@@ -223,6 +226,11 @@ def expressions(
 
 class Tabular(Protocol):
     """A result that can be a part of a table."""
+
+    @property
+    def taxonomy(self) -> str:
+        """Id of the label set."""
+        ...
 
     def table(self) -> Table:
         """Return the names of the columns, and the rows."""
@@ -279,15 +287,18 @@ def photo_rows(photo: Photo) -> list[list[Any]]:
     return [[*which, number, *face_cells(face)] for number, face in enumerate(photo.faces)] or [which]
 
 
-def to_pandas(results: Iterable[Tabular]) -> DataFrame:
+def to_pandas(results: Iterable[Tabular | Unreadable]) -> DataFrame:
     """Return a table of photos, or of the frames of a clip, in the columns of the CSV.
 
-    It has a row per face. A photo or a frame without one has a row whose columns of the face are empty.
+    It has a row per face. A photo or a frame without one has a row whose columns of the face are empty; a
+    photo that could not be read has none, as in the CSV.
 
     Args:
-        results: Of one recognizer: photos, or frames.
+        results: Of one label set: photos, or frames.
 
     Raises:
+        TaxonomyError: If there are results of several label sets, whose columns would be mixed up.
+        FerkitError: If there are photos and frames.
         MissingDependencyError: If pandas is not installed; ferkit itself does not need it.
     """
     try:
@@ -299,9 +310,34 @@ def to_pandas(results: Iterable[Tabular]) -> DataFrame:
         ) from error
     columns: list[str] = []
     rows: list[list[Any]] = []
+    taxonomy = ""
     for result in results:
+        if isinstance(result, Unreadable):
+            continue
         names, some = result.table()
-        # What shows no face does not know the labels either.
+        if columns:
+            _check_alike((taxonomy, columns), (result.taxonomy, names))
+        taxonomy = result.taxonomy
+        # A photo without a face that was put together by hand may not know the labels.
         columns = max(columns, names, key=len)
         rows += some
     return pd.DataFrame([row + [None] * (len(columns) - len(row)) for row in rows], columns=columns)
+
+
+def _check_alike(one: tuple[str, list[str]], other: tuple[str, list[str]]) -> None:
+    """Refuse results, given by their taxonomy and their columns, whose rows do not go below one another."""
+    (labels, rest), (other_labels, other_rest) = (_apart(columns) for _, columns in (one, other))
+    if one[0] != other[0] or (labels and other_labels and labels != other_labels):
+        received = " and ".join(
+            f"{taxonomy} ({', '.join(shown)})" if shown else taxonomy
+            for taxonomy, shown in ((one[0], labels), (other[0], other_labels))
+        )
+        raise TaxonomyError(f"a table is of one label set; make one of each. Received: {received}")
+    if rest != other_rest:
+        raise FerkitError("a table is of photos or of frames; make one of each. Received: both")
+
+
+def _apart(columns: list[str]) -> tuple[list[str], list[str]]:
+    """Return the labels of a table with these columns, and the columns of other things."""
+    labels = [name.removeprefix("p_") for name in columns if name.startswith("p_")]
+    return labels, [name for name in columns if not name.startswith("p_")]

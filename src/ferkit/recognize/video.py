@@ -114,6 +114,8 @@ class FrameResult:
         height: In pixels, upright.
         taxonomy: Id of the label set.
         faces: The faces, the surest first; empty if there is none.
+        labels: The labels of the taxonomy, in order, also where there is no face; empty in what was put
+            together without them.
     """
 
     index: int
@@ -123,6 +125,7 @@ class FrameResult:
     height: int
     taxonomy: str
     faces: tuple[TrackedFace, ...]
+    labels: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types for JSON."""
@@ -142,7 +145,7 @@ class FrameResult:
 
     def table(self) -> Table:
         """Return the names of the columns, and a row per face, or one row if there is none."""
-        labels = self.faces[0].face.probabilities if self.faces else ()
+        labels = self.labels or (self.faces[0].face.probabilities if self.faces else ())
         return frame_columns(labels), frame_rows(self)
 
 
@@ -387,6 +390,7 @@ class _Work:
                 height=item.height,
                 taxonomy=self._recognizer.taxonomy.id,
                 faces=faces,
+                labels=self._recognizer.taxonomy.labels,
             )
             yield result, item.frame
 
