@@ -84,6 +84,51 @@ def test_nothing_to_overwrite_is_a_usage_error(ask, model):
     assert "--results" in done.err
 
 
+@pytest.fixture
+def fitted_vote(ask, model, tmp_path):
+    """A vote whose weights were fitted on the cartoon's PublicTest."""
+    other, out = write_tiny_model(tmp_path / "other.onnx", seed=1), tmp_path / "vote.onnx"
+    assert ask("ensemble", model, other, "-o", out, "--fit", "--data", DATA).status == 0
+    return out
+
+
+def test_a_vote_is_in_sample_where_its_weights_were_fitted_and_its_file_tells_what_is_out_of_fold(
+    ask, fitted_vote, tmp_path
+):
+    done = ask("evaluate", fitted_vote, "--data", DATA, "--protocol", "all", "--json", tmp_path / "a.json")
+    assert "weights fitted on these faces: in sample" in done.out
+    content = json.loads((tmp_path / "a.json").read_text())
+    assert content["data"]["weights_in_sample"] is True
+    told, *_ = [
+        r for r in content["model"]["held_out"] if r["labels"] == "fer2013" and not r["without_leaks"]
+    ]
+    assert f"fer2013 {100 * told['accuracy']:.2f} % (" in done.out
+    single, flip, _ = (entry["scores"][0] for entry in content["protocols"])
+    assert (single["nll_out_of_fold"], single["ece_out_of_fold"]) == (told["nll"], told["ece"])
+    assert single["ece_out_of_fold"] != single["ece"]
+    assert (flip["nll_out_of_fold"], flip["ece_out_of_fold"]) == (None, None)
+
+
+@pytest.mark.parametrize("other", [["--split", "Training"], ["--data", "cartoon:150:9"]])
+def test_a_vote_is_not_in_sample_elsewhere(ask, fitted_vote, tmp_path, other):
+    done = ask("evaluate", fitted_vote, "--data", DATA, *other, "--json", tmp_path / "a.json")
+    assert "in sample" not in done.out
+    content = json.loads((tmp_path / "a.json").read_text())
+    assert content["data"]["weights_in_sample"] is False
+    assert content["protocols"][0]["scores"][0]["ece_out_of_fold"] is not None
+
+
+def test_all_faces_hold_those_that_weights_were_fitted_on(ask, fitted_vote):
+    done = ask("evaluate", fitted_vote, "--data", DATA, "--split", "all")
+    assert "weights fitted on these faces: in sample." in done.out
+
+
+def test_a_vote_of_which_only_the_temperature_was_fitted_has_no_weights_in_sample(ask, model, tmp_path):
+    other, out = write_tiny_model(tmp_path / "other.onnx", seed=1), tmp_path / "vote.onnx"
+    assert ask("ensemble", model, other, "-o", out, "--data", DATA).status == 0
+    assert "in sample" not in ask("evaluate", out, "--data", DATA).out
+
+
 def test_all_protocols_are_measured_one_after_the_other(ask, model, tmp_path):
     done = ask("evaluate", model, "--data", DATA, "--protocol", "all", "--json", tmp_path / "a.json")
     protocols = json.loads((tmp_path / "a.json").read_text())["protocols"]

@@ -66,6 +66,26 @@ def test_leaks_into_what_a_model_that_does_not_tell_is_measured_on_come_from_tra
     assert (facts.trained_on, facts.train_splits) == ((), ("Training",))
 
 
+@pytest.mark.parametrize(
+    ("figures", "told"),
+    [
+        ({"nll": 0.9, "ece": 0.03}, (0.9, 0.03)),  # files of before told only what is out of fold
+        ({"nll": 0.8, "ece": 0.02, "nll_out_of_fold": 0.9, "ece_out_of_fold": 0.03}, (0.9, 0.03)),
+    ],
+)
+def test_a_vote_tells_what_it_is_worth_out_of_fold(
+    figures: dict[str, float], told: tuple[float, float]
+) -> None:
+    row = {
+        "split": "PublicTest", "protocol": "single", "labels": "fer2013", "n": 20, "accuracy": 0.5,
+        "interval": [0.3, 0.7], "fit": "weights and temperature, out of fold", **figures,
+    }  # fmt: skip
+    others = [{**row, "fit": "temperature, out of fold"}, {"accuracy": 1}]
+    info = model_info().model_copy(update={"metrics": [row, *others]})
+    (held_out,) = facts_of(info, 1, None).held_out
+    assert (held_out.nll, held_out.ece, held_out.interval) == (*told, (0.3, 0.7))
+
+
 @pytest.mark.parametrize("named", [True, False])
 def test_a_model_that_does_not_tell_is_taken_to_know_data_with_named_splits(
     voted: FaceDataset, named: bool

@@ -183,7 +183,7 @@ def evaluate(
     from ferkit.evaluation.evaluate import evaluate as measure
     from ferkit.evaluation.report import Report, format_report, report_as_json, write_report
     from ferkit.evaluation.results import read_results, rows_of, update_results
-    from ferkit.evaluation.subject import knows_data, open_subject
+    from ferkit.evaluation.subject import knows_data, open_subject, weights_fitted_here, with_held_out
 
     if protocol not in (*PROTOCOLS, "all"):
         raise typer.BadParameter(
@@ -212,9 +212,12 @@ def evaluate(
         drop_leaks=drop_leaks,
         train_splits=subject.facts.train_splits,
     )
+    in_sample = weights_fitted_here(subject.facts, whole, split)
+    if in_sample:
+        evaluation = with_held_out(evaluation, subject.facts)
     facts = subject.facts if name is None else replace(subject.facts, name=name)
     today = datetime.now(UTC).date().isoformat()
-    report = Report(facts, evaluation, today, __version__, known, whole.split_named)
+    report = Report(facts, evaluation, today, __version__, known, whole.split_named, in_sample)
     print(format_report(report), end="")
     if json is not None:
         files.write_json(json, report_as_json(report))

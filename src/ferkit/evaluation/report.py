@@ -29,6 +29,8 @@ class Report:
         known_data: Whether the data are those that the model was trained and selected on
             (:func:`ferkit.evaluation.subject.knows_data`).
         split_named: Whether the data name the split; otherwise it was held out when they were loaded.
+        in_sample: Whether weights of the vote were fitted on these faces
+            (:func:`ferkit.evaluation.subject.weights_fitted_here`).
     """
 
     model: ModelFacts
@@ -37,6 +39,7 @@ class Report:
     ferkit_version: str
     known_data: bool = True
     split_named: bool = True
+    in_sample: bool = False
 
     @property
     def selection_split(self) -> bool:
@@ -57,7 +60,11 @@ def report_as_json(report: Report) -> dict[str, Any]:
         "ferkit_version": report.ferkit_version,
         "date": report.date,
         "model": asdict(report.model),
-        "data": {**evaluation, "selection_split": report.selection_split},
+        "data": {
+            **evaluation,
+            "selection_split": report.selection_split,
+            "weights_in_sample": report.in_sample,
+        },
         "protocols": protocols,
     }
 
@@ -113,9 +120,24 @@ def _head(report: Report) -> str:
         )
     elif report.known_data and evaluation.split in model.fitted_on:
         lines.append("This very model was selected or fitted on this split: its figures are no test result.")
+    if report.in_sample:
+        lines.append(_in_sample(report))
     if not model.calibrated:
         lines.append("The run is not calibrated yet (temperature 1); `ferkit export` fits its temperatures.")
     return "\n".join(lines)
+
+
+def _in_sample(report: Report) -> str:
+    """Say that weights were fitted on these faces, and what the file tells of the vote out of fold."""
+    said = "The vote has weights fitted on these faces: in sample."
+    measured = {entry.protocol for entry in report.evaluation.protocols}
+    told = [
+        f"{row.labels} {percent(row.accuracy)} % ({percent(row.interval[0])}-{percent(row.interval[1])})"
+        f" {row.protocol}"
+        for row in report.model.held_out
+        if row.split == report.evaluation.split and row.protocol in measured and not row.without_leaks
+    ]
+    return f"{said} Its file tells of faces that the fit had not seen: {', '.join(told)}." if told else said
 
 
 def _summary(protocols: Sequence[ProtocolScores]) -> str:
@@ -174,9 +196,14 @@ def format_report(report: Report) -> str:
             f"{' and '.join(evaluation.train_splits)}."
         )
     parts.append(_summary(evaluation.protocols))
+    fitted = (
+        "a vote fitted to the other four fifths of the faces, as the model's file tells; - where it does not"
+        if report.in_sample
+        else "a temperature fitted to the other four fifths of the faces"
+    )
     parts.append(
         "interval: Wilson. ECE: top label, 15 bins; a perfectly calibrated model reads about 0.018 at 3,589 "
-        "faces.\noof: out of fold, under a temperature fitted to the other four fifths of the faces."
+        f"faces.\noof: out of fold, under {fitted}."
     )
     first = evaluation.protocols[0]
     for scores in first.scores:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,13 +16,43 @@ from ferkit.classifier import FaceClassifier
 from ferkit.crops import Protocol
 from ferkit.data import SPLITS, FaceDataset, faces_digest
 from ferkit.errors import DataError
-from ferkit.evaluation.evaluate import TRAINING_SPLIT, Predict
+from ferkit.evaluation.evaluate import EVERYTHING, TRAINING_SPLIT, Evaluation, Predict, Scores
 from ferkit.extras import require
 from ferkit.modelfile import ModelInfo, resolve_model
 from ferkit.taxonomy import Taxonomy
 
 _CHOSEN_ON = ("validation_split", "fitted_on")
 """Keys of a model's ``data`` that name splits on which something about it was chosen."""
+
+_WEIGHTS_FITTED = "weights"
+"""How ``fit`` of a row of an ensemble's ``metrics`` begins where weights were fitted."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Figures of a vote on faces that its weights and temperature were not fitted to, from its file.
+
+    Args:
+        split: The split that the vote was fitted on.
+        protocol: Name of the test-time protocol.
+        labels: As in :attr:`Scores.labels`.
+        without_leaks: Whether faces that also stand in the training split were left out.
+        n: Number of faces.
+        accuracy: In 0..1.
+        interval: 95 % Wilson interval of the accuracy.
+        nll: In nats.
+        ece: In 0..1.
+    """
+
+    split: str
+    protocol: str
+    labels: str
+    without_leaks: bool
+    n: int
+    accuracy: float
+    interval: tuple[float, float]
+    nll: float
+    ece: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +76,8 @@ class ModelFacts:
         calibrated: Whether temperatures were fitted.
         data: Fingerprints of the data that it, or a member, was trained or fitted on, with votes and without.
         trained_on: Splits whose faces it, or a member, was trained on, as far as they are known.
+        held_out: Of an ensemble with fitted weights: what its file tells of faces that the fit had not seen.
+        weights_data: Fingerprints of the data that these weights were fitted on.
     """
 
     name: str
@@ -64,6 +96,8 @@ class ModelFacts:
     calibrated: bool = True
     data: tuple[str, ...] = ()
     trained_on: tuple[str, ...] = ()
+    held_out: tuple[HeldOut, ...] = ()
+    weights_data: tuple[str, ...] = ()
 
     @property
     def train_splits(self) -> tuple[str, ...]:
@@ -214,6 +248,8 @@ def facts_of(info: ModelInfo, size_bytes: int | None, sha256: str | None, kind: 
         fitted_on=_splits(told, *_CHOSEN_ON),
         data=_fingerprints(*told),
         trained_on=_splits(told, "train_split"),
+        held_out=_held_out(info.metrics),
+        weights_data=_fingerprints(info.data),
     )
 
 
@@ -227,12 +263,79 @@ def knows_data(facts: ModelFacts, dataset: FaceDataset) -> bool:
         facts: The model.
         dataset: The whole data set, before faces are selected.
     """
-    if not facts.data:
+    return _stands_for(facts.data, dataset)
+
+
+def weights_fitted_here(facts: ModelFacts, dataset: FaceDataset, split: str) -> bool:
+    """Tell whether a vote's weights were fitted on (some of) the faces of this split of this data set.
+
+    Args:
+        facts: The model.
+        dataset: The whole data set, before faces are selected.
+        split: Name of the split, or :data:`ferkit.evaluation.evaluate.EVERYTHING`.
+    """
+    fitted = {row.split for row in facts.held_out}
+    return bool(fitted) and split in {*fitted, EVERYTHING} and _stands_for(facts.weights_data, dataset)
+
+
+def with_held_out(evaluation: Evaluation, facts: ModelFacts) -> Evaluation:
+    """Return an evaluation whose figures out of fold are those of the file, and None where it has none.
+
+    For a vote whose weights were fitted on the measured faces: a temperature that is fitted again, out of
+    fold, leaves the weights in sample.
+    """
+    told = {(r.split, r.protocol, r.labels, r.without_leaks, r.n): r for r in facts.held_out}
+
+    def renewed(scores: tuple[Scores, ...], protocol: str, without_leaks: bool) -> tuple[Scores, ...]:
+        rows = [told.get((evaluation.split, protocol, s.labels, without_leaks, s.n)) for s in scores]
+        return tuple(
+            replace(
+                s,
+                nll_out_of_fold=None if row is None else row.nll,
+                ece_out_of_fold=None if row is None else row.ece,
+            )
+            for s, row in zip(scores, rows, strict=True)
+        )
+
+    protocols = (
+        replace(
+            entry,
+            scores=renewed(entry.scores, entry.protocol, False),
+            without_leaks=entry.without_leaks and renewed(entry.without_leaks, entry.protocol, True),
+        )
+        for entry in evaluation.protocols
+    )
+    return replace(evaluation, protocols=tuple(protocols))
+
+
+def _held_out(metrics: Sequence[Mapping[str, Any]]) -> tuple[HeldOut, ...]:
+    """Return what a file's ``metrics`` say of a vote with fitted weights; they hold nothing else for it."""
+    return tuple(
+        HeldOut(
+            split=str(row["split"]),
+            protocol=str(row["protocol"]),
+            labels=str(row["labels"]),
+            without_leaks=bool(row.get("without_leaks", False)),
+            n=int(row["n"]),
+            accuracy=float(row["accuracy"]),
+            interval=(float(row["interval"][0]), float(row["interval"][1])),
+            # Before files told both, `nll` and `ece` were those out of fold.
+            nll=float(row.get("nll_out_of_fold", row["nll"])),
+            ece=float(row.get("ece_out_of_fold", row["ece"])),
+        )
+        for row in metrics
+        if str(row.get("fit", "")).startswith(_WEIGHTS_FITTED)
+    )
+
+
+def _stands_for(fingerprints: Sequence[str], dataset: FaceDataset) -> bool:
+    """Tell whether one of the fingerprints is this data set's; if there are none, whether it names splits."""
+    if not fingerprints:
         return dataset.split_named
-    if dataset.fingerprint in facts.data or faces_digest(dataset) in facts.data:
+    if dataset.fingerprint in fingerprints or faces_digest(dataset) in fingerprints:
         return True
     shown = np.asarray(dataset.split) != SPLITS.index("PrivateTest")
-    return not shown.all() and faces_digest(dataset.select(shown)) in facts.data
+    return not shown.all() and faces_digest(dataset.select(shown)) in fingerprints
 
 
 def _splits(data: Sequence[Mapping[str, Any]], *keys: str) -> tuple[str, ...]:
