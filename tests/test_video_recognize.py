@@ -209,6 +209,44 @@ def test_a_stride_reads_the_same_as_those_frames_alone(recognizer: Recognizer, c
         assert numbers(part) == pytest.approx(numbers([whole[k] for k in (0, 5, 10, 15, 20)]), abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("options", "searched"),
+    [
+        ({}, 5),
+        ({"every": 2}, 2),  # 2.5 frames: to the even number
+        ({"every": 3}, 2),
+        ({"every": 5}, 1),
+        ({"fps": 12}, 2),
+        ({"fps": 6}, 1),
+        ({"fps": 1}, 1),
+        ({"fps": 6, "detect_every": 3}, 3),
+        ({"every": 2, "detect_every": 5}, 5),
+    ],
+)
+def test_how_often_faces_are_searched_follows_the_clips_time_unless_it_is_said(
+    recognizer: Recognizer, clip: Path, options: dict[str, Any], searched: int
+) -> None:
+    detected = [frame.faces[0].detected for frame in recognizer.video(clip, **options)]
+    assert detected == [k % searched == 0 for k in range(len(detected))]
+
+
+def test_a_face_that_is_seen_for_seconds_is_found_at_one_frame_a_second(model: Path, tmp_path: Path) -> None:
+    """A known fault: it was searched every five seconds, and who came and went in between was in no table."""
+
+    class Passing(ByNumber):
+        def detect(self, image: NDArray[np.uint8]) -> tuple[Detection, ...]:
+            seen = 10 <= number_in(image) < 45  # of ten frames a second
+            return (Detection((20.0, 20.0, 60.0, 70.0), 0.9),) if seen else ()
+
+    frames = [picture(0) for _ in range(60)]
+    for k, frame in enumerate(frames):
+        for bit in range(BITS):
+            frame[:CELL, bit * CELL : (bit + 1) * CELL] = 255 if k >> bit & 1 else 0
+    path = write_clip(tmp_path / "passing.mp4", frames, time_base=Fraction(1, 10), options={"crf": "10"})
+    found = [len(frame.faces) for frame in Recognizer(model, detector=Passing()).video(path, fps=1)]
+    assert found == [0, 1, 1, 1, 1, 0]
+
+
 def test_moving_boxes_stay_on_the_face_between_detections(recognizer: Recognizer, clip: Path) -> None:
     for frame in recognizer.video(clip, detect_every=8):
         x, y = place(frame.index)

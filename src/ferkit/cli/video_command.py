@@ -76,13 +76,14 @@ def video(
         str | None, typer.Option("--to", help="Where to end, likewise.", show_default="the end")
     ] = None,
     detect_every: Annotated[
-        int,
+        int | None,
         typer.Option(
             "--detect-every",
             min=1,
-            help="Search for faces in each n-th frame; they move with the picture between.",
+            help="Search for faces in each n-th frame that is read; they move with the picture between.",
+            show_default="as five frames of the clip pass",
         ),
-    ] = 5,
+    ] = None,
     max_gap: Annotated[
         float,
         typer.Option("--max-gap", min=0, help="Seconds out of sight after which a person gets a new number."),

@@ -52,7 +52,8 @@ class FaceTracker:
     Args:
         detector: Finds the faces.
         every: Search for faces in each n-th frame, and move them by optical flow in the frames between. It is
-            searched earlier where the motion of a face cannot be told, and where the scene changes.
+            searched earlier where the motion of a face cannot be told, and where the scene changes. Who comes
+            into the picture is seen at the next search.
         max_gap: Seconds that a face may be out of sight and still be the same person. One that was seen in
             the frame before always is, however short the gap and however few frames there are.
         rate: About how many frames a second there will be.

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from ferkit.recognize.recognizer import Recognizer
 
 DETECT_EVERY = 5
-"""Frames from one search for faces to the next, unless the caller says otherwise."""
+"""Frames of the clip, also those not read, between searches for faces, unless the caller says otherwise."""
 
 AHEAD = 24 << 20
 """Bytes of pictures that wait in each queue: it bounds the memory, whatever the length of the clip."""
@@ -56,7 +56,7 @@ class VideoOptions(TypedDict, total=False):
     end: Seconds | None
     every: int
     fps: float | Fraction | None
-    detect_every: int
+    detect_every: int | None
     max_gap: float
     smoothing: Smoothing | None
     max_pixels: int
@@ -259,7 +259,7 @@ def recognize_video(
     end: Seconds | None = None,
     every: int = 1,
     fps: float | Fraction | None = None,
-    detect_every: int = DETECT_EVERY,
+    detect_every: int | None = None,
     max_gap: float = 1.0,
     smoothing: Smoothing | None = Smoothing(),  # noqa: B008
     max_pixels: int = DEFAULT_MAX_PIXELS,
@@ -280,7 +280,8 @@ def recognize_video(
         every: Read each n-th frame.
         fps: Read at most so many frames a second; their times stay those of the clip.
         detect_every: Search for faces in each n-th of the frames that are read; in between, they move with
-            the picture.
+            the picture. By default about as often as five frames of the clip pass, whether they are read or
+            not: in each fifth if all are read, in all that are read if these are each fifth or fewer.
         max_gap: Seconds that a face may be out of sight and keep its number.
         smoothing: How to smooth over time; None: not at all.
         max_pixels: Clips with larger frames are refused; the recognizer's own limit is for photos.
@@ -298,16 +299,14 @@ def recognize_video(
     clip = Clip(path, start=start, end=end, every=every, fps=fps, max_pixels=max_pixels, stop=stop)
     if isinstance(recognizer.detector, WholePicture):
         detect_every = 1  # a frame that is a face as a whole does not move in itself
-    rate = _rate(clip.info.rate, every, fps)
+    coded = clip.info.rate or 30.0
+    rate = coded / every if fps is None else min(coded, float(fps))
+    if detect_every is None:
+        # By the clip's time: who comes between two searches is seen as early where few frames are read.
+        detect_every = max(1, round(DETECT_EVERY * rate / coded))
     tracker = FaceTracker(recognizer.detector, every=detect_every, max_gap=max_gap, rate=rate)
     work = _Work(recognizer, tracker, None if smoothing is None else Smoother(smoothing), keep_pictures)
     return VideoReading(clip, work.results(clip))
-
-
-def _rate(rate: float | None, every: int, fps: float | Fraction | None) -> float:
-    """Return about how many frames a second are read."""
-    coded = rate or 30.0
-    return coded / every if fps is None else min(coded, float(fps))
 
 
 def weight(frame: ClipFrame) -> int:
