@@ -116,6 +116,22 @@ def test_weights_fine_tune_to_a_users_own_labels(line, tmp_path, capsys):
     assert facts["init"]["heads"] == []
 
 
+def test_faces_are_as_large_as_the_network_that_is_gone_on_with(line, tmp_path, capfd):
+    small = ["train", "-r", "small", "--epochs", "1", "--no-tensorboard", "--quiet", *TINY]
+    first, second, third = (str(tmp_path / name) for name in "abc")
+    assert run([*small, "--data", "cartoon:70", "-o", first, "--size", "32"]) == 0
+    assert read_run(first).input_size == 32
+    assert run([*small, "--data", "cartoon:70", "-o", second, "--init", first]) == 0
+    assert read_run(second).input_size == 32
+    assert run(["train", "--resume", first, "--data", "cartoon:70"]) == 0
+    assert run(["export", first, "--data", "cartoon:70", "-o", str(tmp_path / "m.onnx")]) == 0
+    assert read_model(tmp_path / "m.onnx")[1].input_size == 32
+    assert run(["data", "convert", "cartoon:70", str(tmp_path / "f.npz")]) == 0
+    capfd.readouterr()
+    assert run([*small, "--data", str(tmp_path / "f.npz"), "-o", third, "--init", first]) == 1
+    assert f"its faces are 48 pixels wide, and {first} takes 32" in capfd.readouterr().err
+
+
 def test_resuming_a_finished_run_says_its_result_again(line, capsys):
     assert run(["train", "--resume", str(line / "run"), "--data", "cartoon:300"]) == 0
     assert "2 epochs" in capsys.readouterr().out
@@ -128,6 +144,7 @@ def test_resuming_a_finished_run_says_its_result_again(line, capsys):
         (["train", "-r", "nothing", "--data", "cartoon:70"], "no recipe 'nothing'"),
         (["train", "-r", "small", "--resume", "x", "--data", "cartoon:70"], "--resume goes on"),
         (["train", "--resume", "x", "--seed", "3", "--data", "cartoon:70"], "no change to the recipe"),
+        (["train", "--resume", "x", "--size", "32", "--data", "cartoon:70"], "--size"),
         (["train", "--resume", "absent", "--data", "cartoon:70"], "cannot read recipe"),
         (["train", "-r", "seed", "--init", "absent", "--data", "cartoon:70"], "there is no absent"),
         (["train", "-r", "seed", "--init", "m.onnx", "--data", "cartoon:70"], "graph is folded"),

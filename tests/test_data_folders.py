@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from facefiles import write_faces, zip_folder
+from ferkit.cli import run
 from ferkit.data import SPLITS, folders, load_dataset
 from ferkit.data.folders import plan_layout
 from ferkit.data.holdout import hold_out
@@ -238,6 +239,18 @@ def test_faces_are_brought_to_the_size_asked_for_without_stretching(tmp_path: Pa
     image = load_dataset(tmp_path / "d", cache=False, size=48).images[0]
     ys, xs = np.nonzero(image > 127)
     assert abs(int(np.ptp(xs)) - int(np.ptp(ys))) <= 1
+
+
+def test_faces_of_another_size_than_what_needs_them_are_refused_unless_they_can_be_brought_to_it(
+    tmp_path: Path,
+) -> None:
+    folder = write_faces(tmp_path / "d", ["a/1.png", "b/2.png"])
+    for source in (folder, "cartoon:7"):
+        assert load_dataset(source, cache=False, size=64, needed_by="m64").size == 64
+    assert run(["data", "convert", str(folder), str(tmp_path / "f.npz")]) == 0
+    message = r"f\.npz: its faces are 48 pixels wide, and m64 takes 64\. .* FACES\.npz --size 64"
+    with pytest.raises(DataError, match=message):
+        load_dataset(tmp_path / "f.npz", cache=False, size=64, needed_by="m64")
 
 
 def test_a_picture_of_the_right_size_comes_pixel_for_pixel(tmp_path: Path) -> None:

@@ -343,6 +343,12 @@ def test_fine_tuning_to_other_labels_starts_their_head_afresh(finished, tmp_path
             "other data",
         ),
         (lambda f, faces, new: train(tiny(), faces, new, init=f / "run.json"), "no archive of ferkit"),
+        (
+            lambda f, faces, new: train(
+                tiny(), load_dataset("cartoon:70", cache=False, size=32), new, init=f
+            ),
+            r"takes faces of 48 pixels, and those of cartoon:70 have 32; .*--size 48",
+        ),
         (lambda f, faces, new: load_run(new), "is no run folder"),
         (
             lambda f, faces, new: train(

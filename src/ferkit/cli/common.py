@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ferkit.crops import Protocol
+    from ferkit.data import FaceDataset
 
 WIDE = 120
 """Columns of a table that goes into a file or a pipe, where nobody's window sets them."""
@@ -60,6 +61,16 @@ NetworkThreadsOption = Annotated[
         min=1,
         help="Threads of the networks, but for yunet, which has OpenCV's.",
         show_default="as many as there are cores",
+    ),
+]
+SizeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--size",
+        min=16,
+        max=512,
+        help="Side of faces that are drawn or come from pictures; others keep theirs.",
+        show_default="48",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
@@ -108,6 +119,20 @@ def command_line(words: Sequence[str]) -> str:
 def data_options(data: str, votes: Path | None) -> list[str]:
     """Return the options that name the data, for commands to go on with."""
     return ["--data", data] if votes is None else ["--data", data, "--votes", str(votes)]
+
+
+def load_faces(source: str, size: int | None, **options: Any) -> FaceDataset:
+    """Load labelled faces, and say so where they have a size of their own and another was asked for."""
+    from ferkit.data import load_dataset
+    from ferkit.data.load import DEFAULT_SIZE
+
+    dataset = load_dataset(source, size=DEFAULT_SIZE if size is None else size, **options)
+    if size is not None and dataset.size != size:
+        remark(
+            f"--size {size} is for faces that are drawn or come from pictures; those of {source} stay at "
+            f"{dataset.size} pixels"
+        )
+    return dataset
 
 
 def print_json(content: Any) -> None:

@@ -12,8 +12,10 @@ from ferkit.cli.common import (
     DropFlatOption,
     DropLeaksOption,
     JsonOption,
+    SizeOption,
     VotesOption,
     console,
+    load_faces,
     load_keras,
     new_app,
     print_json,
@@ -37,16 +39,6 @@ SourceArgument = Annotated[
         help="A csv in FER2013's layout (.gz, .xz, .zip, .tar.gz), a folder of LABEL/*.png or "
         "train/LABEL/*.png, a zip or tar of one, an .npz, or cartoon[:N[:SEED]].",
         show_default=False,
-    ),
-]
-SizeOption = Annotated[
-    int | None,
-    typer.Option(
-        "--size",
-        min=16,
-        max=512,
-        help="Side of faces that are drawn or come from pictures; others keep theirs.",
-        show_default="48",
     ),
 ]
 LabelsOption = Annotated[
@@ -83,7 +75,7 @@ def info(
     from ferkit.data.audit import balance_of
 
     start = time.perf_counter()
-    dataset = _load(source, size, votes=votes, taxonomy=taxonomy)
+    dataset = load_faces(source, size, votes=votes, taxonomy=taxonomy)
     seconds = time.perf_counter() - start
     balance = balance_of(dataset)
     if json:
@@ -123,7 +115,7 @@ def audit(
     """
     from ferkit.data.audit import audit_dataset
 
-    report = audit_dataset(_load(source, size, votes=votes))
+    report = audit_dataset(load_faces(source, size, votes=votes))
     if json:
         print_json(report.to_json())
     else:
@@ -161,7 +153,7 @@ def show(
     from ferkit.data.sheet import Strip, contact_sheet, pick_faces
     from ferkit.images import write_image
 
-    dataset = _load(source, size, votes=votes, labels=labels)
+    dataset = load_faces(source, size, votes=votes, labels=labels)
     # repeats and leaks lie between splits, so they are looked for before one split is taken
     dataset = dataset.select(picked_rows(dataset, pick))
     if split != "all":
@@ -180,20 +172,6 @@ def show(
     sheet = contact_sheet(strips, f"{dataset.source}, {split}{which}: {len(dataset)} faces", cell=cell)
     write_image(out, sheet)
     remark(f"wrote {out}")
-
-
-def _load(source: str, size: int | None, **options: Any) -> FaceDataset:
-    """Load a source, and say so where it has a size of its own and another was asked for."""
-    from ferkit.data import load_dataset
-    from ferkit.data.load import DEFAULT_SIZE
-
-    dataset = load_dataset(source, size=DEFAULT_SIZE if size is None else size, **options)
-    if size is not None and dataset.size != size:
-        remark(
-            f"--size {size} is for faces that are drawn or come from pictures; those of {source} stay at "
-            f"{dataset.size} pixels"
-        )
-    return dataset
 
 
 def _augmented(images: NDArray[np.uint8], augmentation: str, seed: int) -> NDArray[np.uint8]:
@@ -268,7 +246,7 @@ def convert(
         cropped = _cut_faces(source, side, detector or "centerface", taxonomy)
         dataset = select_faces(cropped, drop_leaks=drop_leaks, drop_flat=drop_flat)
     else:
-        dataset = _load(
+        dataset = load_faces(
             source,
             size,
             votes=votes,

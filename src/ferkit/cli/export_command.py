@@ -68,7 +68,7 @@ def export(
     release = export_run(
         loaded,
         target,
-        load_dataset(data, votes=votes),
+        load_dataset(data, votes=votes, size=loaded.input_size, needed_by=f"run {run}"),
         name=name,
         version=version,
         precision=precision,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ferkit.cli.common import DataOption, VotesOption, new_app
+from ferkit.cli.common import DataOption, SizeOption, VotesOption, new_app
 from ferkit.cli.training import (
     EpochsOption,
     InitOption,
@@ -30,6 +30,7 @@ def train(
     recipe: RecipeOption = None,
     out: OutOption = None,
     votes: VotesOption = None,
+    size: SizeOption = None,
     resume: ResumeOption = None,
     init: InitOption = None,
     epochs: EpochsOption = None,
@@ -82,4 +83,5 @@ def train(
         init=init,
         tensorboard=tensorboard,
         quiet=quiet,
+        size=size,
     )

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ferkit.cli.common import command_line, console, data_options, load_keras, remark
+from ferkit.cli.common import command_line, console, data_options, load_faces, load_keras, remark
 
 RecipeOption = Annotated[
     str | None,
@@ -53,6 +53,7 @@ def run_recipe(
     tensorboard: bool,
     quiet: bool,
     teachers: Sequence[str] = (),
+    size: int | None = None,
 ) -> None:
     """Train by a recipe, or go on with a run, and print the last accuracy.
 
@@ -67,6 +68,7 @@ def run_recipe(
         tensorboard: Whether to write a TensorBoard log.
         quiet: Whether to show no progress.
         teachers: What the recipe distils from.
+        size: As ``--size``; None takes that of the run, of the weights to start from, or of the teacher.
 
     Raises:
         FerkitError: If the run cannot start or go on.
@@ -75,7 +77,6 @@ def run_recipe(
     from ferkit.errors import RecipeError
 
     load_keras()
-    from ferkit.data import load_dataset
     from ferkit.training.recipe import is_of_model, load_recipe, model_params
     from ferkit.training.runs import CHECKPOINT, RECIPE
     from ferkit.training.trainer import train
@@ -83,10 +84,11 @@ def run_recipe(
     if resume is not None:
         allowed = ("epochs", "precise_batch_norm")
         others = [change for change in changes if change.partition("=")[0].strip() not in allowed]
-        if recipe is not None or init is not None or out is not None or others or teachers:
+        if recipe is not None or init is not None or out is not None or others or teachers or size:
             raise RecipeError(
-                "--resume goes on with the run as it was: it takes neither a recipe, nor --init, --out or "
-                "--teacher, and no change to the recipe but --epochs and --set precise_batch_norm=FACES"
+                "--resume goes on with the run as it was: it takes neither a recipe, nor --init, --out, "
+                "--size or --teacher, and no change to the recipe but --epochs and --set "
+                "precise_batch_norm=FACES"
             )
         chosen, folder = load_recipe(resume / RECIPE, changes), resume
         given = {}
@@ -98,8 +100,9 @@ def run_recipe(
         own = changes if init is None else [c for c in changes if not is_of_model(c)]
         chosen = load_recipe(recipe, own)
         folder = out or Path("runs") / chosen.name
-    dataset = load_dataset(data, votes=votes)
     start = None if init is None else _start(init)
+    needed, by = (size, "") if size is not None else _needed_size(resume, init, start, teachers)
+    dataset = load_faces(data, needed, votes=votes, needed_by=by)
     progress = Silent() if quiet else Progress()
     try:
         result = train(
@@ -252,6 +255,23 @@ class Progress:
     def close(self) -> None:
         """Take the bar down."""
         self.bar.stop()
+
+
+def _needed_size(
+    resume: Path | None, init: str | None, start: str | Path | None, teachers: Sequence[str]
+) -> tuple[int | None, str]:
+    """Return which size of faces is needed and what needs it; None and "" where any will do."""
+    from ferkit.modelfile import read_model, resolve_model
+    from ferkit.training.runs import CHECKPOINT, load_start
+    from ferkit.training.state import read_archive
+
+    if resume is not None and (resume / CHECKPOINT).exists():
+        return read_archive(resume / CHECKPOINT)[1].get("input_size"), f"run {resume}"
+    if start is not None:
+        return load_start(start).input_size, str(init)
+    if teachers:
+        return read_model(resolve_model(teachers[0]))[1].input_size, f"teacher {teachers[0]}"
+    return None, ""
 
 
 def _start(init: str) -> str | Path:

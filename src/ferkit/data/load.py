@@ -100,6 +100,7 @@ def load_dataset(
     labels: LabelSource = "given",
     taxonomy: str | None = None,
     size: int = DEFAULT_SIZE,
+    needed_by: str = "",
     tell_held_out: bool = True,
 ) -> FaceDataset:
     """Load labelled faces.
@@ -123,7 +124,8 @@ def load_dataset(
             images without one (:func:`ferkit.data.ferplus.relabel`).
         taxonomy: The label set that the labels are of, by their names: ``fer2013``, ``ferplus``, or ``own``
             for just the names that there are; None as the source has it. Only without votes.
-        size: Side in pixels of faces that are drawn or come from picture files; a csv has its own.
+        size: Side in pixels of faces that are drawn or come from picture files; others have their own.
+        needed_by: What takes faces of just ``size`` pixels (a model's name), so that others are refused.
         tell_held_out: Whether to warn where PublicTest is held out, which who takes all faces need not know.
 
     Raises:
@@ -133,6 +135,12 @@ def load_dataset(
     store = DatasetCache(None if cache is False else cache_root() if cache is None else Path(cache))
     recognised = _recognise(source, size)
     decoded, images_digest = _read(store, recognised)
+    if needed_by and decoded.images.shape[1] != size:
+        raise DataError(
+            f"{source}: its faces are {decoded.images.shape[1]} pixels wide, and {needed_by} takes {size}. A "
+            "csv and an .npz keep their size; name the folder of pictures, which is brought to it, or make "
+            f"an .npz of that: ferkit data convert PICTURES FACES.npz --size {size}"
+        )
     if votes is not None and not decoded.in_rows:
         raise DataError(
             f"votes are joined by row, and {source} has no rows in FER2013's order; use them with fer2013.csv"

@@ -102,6 +102,20 @@ def read_json(path: Path) -> Any:
         raise TrainingError(f"cannot read {path}, so the run is damaged: {error}") from error
 
 
+def load_start(init: str | Path) -> Run:
+    """Read weights to start from: a run's folder, or a file of training weights.
+
+    Raises:
+        TrainingError: If there are none.
+    """
+    if Path(init).suffix == ".onnx":
+        raise TrainingError(
+            f"{init} is a model file, whose graph is folded and cannot be trained on; --init takes a "
+            "run's folder or its training weights (ferkit export --training-weights FILE.npz)"
+        )
+    return load_run(init) if Path(init).is_dir() else load_weights(init)
+
+
 def load_run(folder: str | Path) -> Run:
     """Read a finished run.
 

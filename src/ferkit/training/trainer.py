@@ -450,7 +450,7 @@ def train(
         dataset: Faces with the recipe's training and validation splits.
         out: The run's folder; it must not hold a run unless ``resume``.
         init: Weights to start from: a run's folder or a ``.npz`` of training weights. The network's
-            architecture is theirs; heads of other labels start fresh.
+            architecture and the faces' size are theirs; heads of other labels start fresh.
         model_params: With ``init``: the architecture's parameters that are to differ from the weights' own,
             where no shape depends on them (``dropout``).
         teachers: Model files, or names of embedded models, whose answers the recipe's ``distil`` part mixes
@@ -503,12 +503,12 @@ def train(
 
     start = None
     if init is not None:
-        if Path(init).suffix == ".onnx":
+        start = runs.load_start(init)
+        if start.input_size != dataset.size:
             raise TrainingError(
-                f"{init} is a model file, whose graph is folded and cannot be trained on; --init takes a "
-                "run's folder or its training weights (ferkit export --training-weights FILE.npz)"
+                f"{init} takes faces of {start.input_size} pixels, and those of {dataset.source} have "
+                f"{dataset.size}; load them at its size (--size {start.input_size}, for pictures)"
             )
-        start = runs.load_run(init) if Path(init).is_dir() else runs.load_weights(init)
         part = start.recipe.model.model_dump()
         part["params"] |= dict(model_params or {})
         recipe = recipe.model_copy(update={"model": _checked_part(part)})
