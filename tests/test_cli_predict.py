@@ -120,6 +120,92 @@ def test_annotated_pictures_are_written_beside_nothing_lost(
     assert "a-faces.png" in capsys.readouterr().err
 
 
+def test_json_lines_tell_what_could_not_be_read_in_its_place(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    absent = str(tmp_path / "absent.jpg")
+    names = [str(tmp_path / "empty"), ASTRONAUT, absent, CAT, "s3://a/b.jpg"]
+    assert run(["predict", *names, "-m", model, "--detector", "none", "-f", "jsonl"]) == 1
+    captured = capsys.readouterr()
+    lines = [json.loads(line) for line in captured.out.splitlines()]
+    assert [line["source"] for line in lines] == [None, ASTRONAUT, absent, CAT, None]
+    assert ["faces" in line for line in lines] == [False, True, False, True, False]
+    assert [f"error: {line['error']}" for line in lines if set(line) == {"source", "error"}] == (
+        captured.err.splitlines()[:-1]
+    )
+
+
+def listing(*names: str) -> io.TextIOWrapper:
+    """A standard input that lists these paths."""
+    return io.TextIOWrapper(io.BytesIO("".join(f"{name}\n" for name in names).encode()))
+
+
+@pytest.mark.parametrize("name", ["list.txt", "-"])
+def test_photos_are_listed_in_a_file_or_on_standard_input(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for photo in ("a[1].png", "a1.png", "named.png"):
+        write_image(photo, np.zeros((48, 48, 3), np.uint8))
+    listed = listing("a[1].png", "absent.png")
+    (tmp_path / "list.txt").write_bytes(listed.buffer.read())
+    listed.buffer.seek(0)
+    monkeypatch.setattr(sys, "stdin", listed)
+    arguments = ["named.png", "--files-from", name, "-m", model, "--detector", "none", "-f", "jsonl"]
+    assert run(["predict", *arguments]) == 1
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["source"] for line in lines] == ["named.png", "a[1].png", "absent.png"]
+    assert "error" in lines[2]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "cannot read the list"), (b"\n\n", "lists no photo")]
+)
+def test_a_list_without_photos_is_an_error(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, message: str
+) -> None:
+    if content is not None:
+        (tmp_path / "list.txt").write_bytes(content)
+    assert run(["predict", "--files-from", str(tmp_path / "list.txt"), "-m", model]) == 1
+    (error,) = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ")
+    assert message in error
+
+
+def test_each_result_is_passed_on_before_the_next_one_is_waited_for(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A known fault: results stood in a buffer, and were lost where the process was killed."""
+    lines = []
+    read = Recognizer.predict_each
+
+    def read_and_look(self: Recognizer, photos: Iterable[ImageSource]) -> Iterator[Photo | Unreadable]:
+        for result in read(self, photos):
+            lines.append((tmp_path / "out").read_text().count("\n"))
+            yield result
+
+    monkeypatch.setattr(Recognizer, "predict_each", read_and_look)
+    with (tmp_path / "out").open("w") as out:
+        monkeypatch.setattr(sys, "stdout", out)
+        arguments = [CAT, f"{CAT}.absent", CAT, CAT, "-m", model, "--detector", "none", "-f", "jsonl"]
+        assert run(["predict", *arguments]) == 1
+    assert lines == [0, 1, 2, 3]
+
+
+def test_what_the_docs_say_lists_the_photos_that_are_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "photos.md").read_text(encoding="utf-8")
+    (block,) = (code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "rest.txt" in code)
+    monkeypatch.chdir(tmp_path)
+    Path("all.txt").write_text("a.jpg\nb.jpg\nc.jpg\nd.jpg\n")
+    Path("part-1.jsonl").write_text('{"source": "b.jpg", "faces": []}\n{"source": "a.jp')
+    Path("part-2.jsonl").write_text('{"source": "d.jpg", "error": "damaged"}\n')
+    exec(block, {})
+    assert Path("rest.txt").read_text() == "a.jpg\nc.jpg\n"
+
+
 def copies_of(model: str, names: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
     """The names of the copies of some photos, as JSON tells them."""
     arguments = [*names, "-m", model, "--detector", "none", "--json", "--annotate", str(folder)]
@@ -409,7 +495,8 @@ def test_a_tampered_model_is_refused(model: str, tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], [CAT, "--format", "xml"], [CAT, "--min-confidence", "2"], [CAT, "--min-face", "0"]]
+    "arguments",
+    [[], ["--json"], [CAT, "--format", "xml"], [CAT, "--min-confidence", "2"], [CAT, "--min-face", "0"]],
 )
 def test_what_cannot_be_understood_is_status_2(arguments: list[str]) -> None:
     assert run(["predict", *arguments]) == 2
@@ -424,6 +511,7 @@ def test_what_cannot_be_understood_is_status_2(arguments: list[str]) -> None:
         (["--json", "--format", "csv"], "--json"),
         (["--json", "-f", "table"], "--json"),
         (["-f", "jsonl", "--json"], "--json"),
+        (["-", "--files-from", "-"], "--files-from"),
     ],
 )
 def test_a_usage_error_names_the_option(

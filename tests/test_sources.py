@@ -13,7 +13,7 @@ import pytest
 
 from ferkit.errors import ImageError
 from ferkit.recognize.drawing import AnnotatedNames
-from ferkit.recognize.sources import find_photos, is_photo
+from ferkit.recognize.sources import find_photos, is_photo, read_list
 
 
 @pytest.fixture
@@ -165,6 +165,75 @@ def test_a_folder_that_cannot_be_read_is_an_error_and_the_rest_is_read(
 def test_a_linked_folder_that_contains_itself_is_no_trap(folder: Path) -> None:
     (folder / "sub" / "loop").symlink_to(folder)
     assert found(folder, "sub") == ["sub/c.webp", "sub/deep/d.tif"]
+
+
+def test_what_is_listed_is_itself_and_comes_last(folder: Path) -> None:
+    listed = [str(folder / name) for name in ("*.jpg", "sub", "sub/c.webp")]
+    photos = list(find_photos([str(folder / "sub")], listed=listed))
+    assert photos == [str(folder / "sub" / "c.webp"), str(folder / "sub" / "deep" / "d.tif"), *listed]
+
+
+def test_copies_of_what_is_listed_are_left_out_too(folder: Path) -> None:
+    (folder / "c-faces.webp").write_bytes(b"x")
+    listed = [str(folder / "sub" / "c.webp")]
+    photos = list(find_photos([str(folder / "*")], listed=listed, leave_out=folder))
+    assert [Path(str(photo)).name for photo in photos] == ["a.PNG", "b.jpg", "c.webp"]
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        (b"", []),
+        (b"\n\r\n", []),
+        (b"a.jpg", ["a.jpg"]),
+        (b"a 1.jpg\n[b]*.jpg\n", ["a 1.jpg", "[b]*.jpg"]),
+        (b"\xef\xbb\xbfa.jpg\r\nb.jpg\r\n", ["a.jpg", "b.jpg"]),  # as editors on Windows write it
+        (b"a\nb.jpg\0 c.jpg \0", ["a\nb.jpg", " c.jpg "]),
+        (b"-\n", ["./-"]),
+    ],
+)
+def test_a_list_has_a_path_a_line_or_between_nul_bytes(content: bytes, names: list[str]) -> None:
+    assert read_list(content) == names
+
+
+def test_the_first_photo_does_not_wait_for_all_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A known fault: before the first photo was read, all folders had been looked through."""
+    scanned = []
+    scan = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: scanned.append(path) or scan(path))
+    photos = find_photos([str(folder), str(folder / "sub")])
+    assert scanned == []
+    assert next(photos) == str(folder / "a.PNG")
+    assert scanned == [str(folder)]
+    assert len(list(photos)) == 3
+    assert len(scanned) == 5  # three folders, and two of them again
+
+
+def test_the_folders_of_a_path_are_looked_up_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A known fault: every photo asked the system for each folder above it."""
+    for k in range(200):
+        (tmp_path / f"{k}.jpg").write_bytes(b"x")
+    asked = 0
+    resolve = os.path.realpath
+
+    def counted(path: Any, **options: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        return resolve(path, **options)
+
+    monkeypatch.setattr(os.path, "realpath", counted)
+    assert len(list(find_photos([str(tmp_path), str(tmp_path / "*")]))) == 200
+    assert asked <= (400 if sys.platform == "win32" else 4)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_photo_and_links_to_it_come_once(folder: Path) -> None:
+    (folder / "z.jpg").symlink_to(folder / "b.jpg")
+    (folder / "linked").symlink_to(folder / "sub")
+    assert found(folder, "b.jpg", "z*", "linked/../b.*", "sub/deep", "linked/deep/*") == [
+        "b.jpg",
+        "sub/deep/d.tif",
+    ]
 
 
 @pytest.mark.parametrize("name", ["a\0b.jpg", "x" * 5000 + ".jpg", ""])

@@ -10,9 +10,10 @@ import sys
 import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
@@ -38,13 +39,17 @@ if TYPE_CHECKING:
 
     from ferkit.errors import FerkitError, ImageError, OutputError
     from ferkit.images import ImageSource
-    from ferkit.recognize import Photo, Recognizer
+    from ferkit.recognize import Face, Photo, Recognizer, Unreadable
+    from ferkit.recognize.drawing import AnnotatedNames
     from ferkit.taxonomy import Taxonomy
 
 app = new_app()
 
-_Results: TypeAlias = "Iterator[tuple[Photo, dict[str, str | None]]]"  # with what JSON tells besides
+_Results: TypeAlias = (
+    "Iterator[tuple[Photo | Unreadable, dict[str, str | None]]]"  # with what JSON tells besides
+)
 _LABELS_WITH_DECIMALS = 7  # more columns than these have no room for them
+_NAMES_AHEAD = 100  # looked up for each photo that is read, in far less time than that takes
 
 
 class Format(StrEnum):
@@ -59,12 +64,21 @@ class Format(StrEnum):
 @app.command()
 def predict(
     photos: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             help="Photos (JPEG, PNG, WebP, TIFF, BMP, GIF), folders with all below them, patterns in quotes, "
-            "or - for standard input."
+            "or - for standard input.",
+            show_default=False,
         ),
-    ],
+    ] = None,
+    files_from: Annotated[
+        str | None,
+        typer.Option(
+            help="A file with the paths of photos, one a line or between NUL bytes; - for standard input.",
+            metavar="FILE",
+            show_default=False,
+        ),
+    ] = None,
     model: ModelOption = None,
     output_format: Annotated[
         Format | None, typer.Option("--format", "-f", help="How to print.", show_default="table")
@@ -127,6 +141,14 @@ def predict(
     from ferkit.recognize import Recognizer
     from ferkit.recognize.sources import STDIN, find_photos
 
+    photos = photos or []
+    if not photos and files_from is None:
+        raise typer.BadParameter("name photos, folders or patterns, or a list of them by --files-from")
+    if STDIN in photos and files_from == STDIN:
+        raise typer.BadParameter(
+            "the standard input is a photo already, by the argument -", param_hint="--files-from"
+        )
+
     max_pixels = DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels
     recognizer = Recognizer(
         model,
@@ -147,30 +169,40 @@ def predict(
     # What Pillow says of damaged files would come between our lines; what cannot be read is an error of ours.
     warnings.filterwarnings("ignore", module="PIL")
     logging.getLogger("PIL").addHandler(logging.NullHandler())
-    # All names first: a copy must not take the name of a photo that is still to be read.
-    found = list(find_photos(photos, leave_out=annotate))
+    listed = [] if files_from is None else _list(files_from)
+    names = find_photos(photos, listed=listed, leave_out=annotate)
+    copies = None
+    if annotate is not None:
+        from ferkit.recognize.drawing import AnnotatedNames
+
+        # All names first: a copy must not take the name of a photo that is still to be read.
+        found = list(names)
+        names = iter(found)
+        copies = AnnotatedNames(annotate, (name for name in found if isinstance(name, str)))
     # Before Ctrl-C is taken to mean the end of the list: nobody knows when it comes.
-    piped = _standard_input() if STDIN in found else None
+    piped = _standard_input() if STDIN in photos else None
+    ahead = _Ahead(names, _NAMES_AHEAD if copies is None else sys.maxsize)
     # What is printed while photos are read would go through the bar.
-    hidden = len(found) < 2 or (kind is not Format.TABLE and sys.stdout.isatty())
+    single = ahead.complete and ahead.found < 2
+    hidden = single or (kind is not Format.TABLE and sys.stdout.isatty())
     with stopping() as interrupts:
-        with _progress(len(found), hidden=hidden) as advance:
-            readable = _Readable(recognizer, found, piped, interrupts.stop, advance)
-            results: _Results = ((photo, {}) for photo in readable)
-            if annotate is not None:
-                results = _annotated(recognizer, readable, annotate, explain=explain, max_pixels=max_pixels)
+        with _progress(ahead, hidden=hidden) as advance:
+            readable = _Readable(recognizer, ahead, piped, interrupts.stop, advance)
+            results: _Results = ((result, {}) for result in readable)
+            if copies is not None:
+                results = _annotated(recognizer, readable, copies, explain=explain, max_pixels=max_pixels)
             if kind is Format.TABLE:
                 table = _table(recognizer, results, readable.names)
             else:
                 _write(kind, results, recognizer.taxonomy)
         if kind is Format.TABLE:
             console().print(table)
-    if readable.failures and readable.count > 1:
-        remark(f"{readable.failures} of {readable.count} photos could not be read")
-    if readable.uncopied and readable.count > 1:
-        remark(f"{readable.uncopied} of {readable.count} photos have no annotated copy")
+    if readable.failures and not single:
+        remark(f"{readable.failures} of {ahead.total} photos could not be read")
+    if readable.uncopied and not single:
+        remark(f"{readable.uncopied} of {ahead.total} photos have no annotated copy")
     if interrupts.received is not None:
-        remark(f"interrupted; {readable.done} of {readable.count} photos were looked at")
+        remark(f"interrupted; {readable.done} of {ahead.total} photos were looked at")
         raise typer.Exit(128 + interrupts.received)
     if readable.failures or readable.uncopied:
         raise typer.Exit(1)
@@ -186,8 +218,69 @@ def _standard_input() -> bytes | ImageError:
         return error
 
 
+def _list(name: str) -> list[str]:
+    """Return the paths that a list of photos holds.
+
+    Raises:
+        FerkitError: If it cannot be read, or holds none.
+    """
+    from ferkit.errors import FerkitError
+    from ferkit.recognize.sources import STDIN, read_list
+
+    shown = "standard input" if name == STDIN else name
+    try:
+        content = sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes()
+    except OSError as error:
+        raise FerkitError(f"cannot read the list of photos, {shown}: {error.strerror or error}") from error
+    paths = read_list(content)
+    if not paths:
+        raise FerkitError(f"{shown} lists no photo; a path a line was expected")
+    return paths
+
+
+class _Ahead:
+    """Names of photos in their order, looked up a little faster than they are taken.
+
+    So the first photo does not wait for the last name, and soon it is known all the same how many there are.
+
+    Args:
+        names: All of them.
+        pace: How many are looked up at first, and then for each that is taken.
+
+    Attributes:
+        found: Names that were looked up until now.
+        complete: Whether these are all.
+    """
+
+    def __init__(self, names: Iterator[str | ImageError], pace: int) -> None:
+        self._names = names
+        self._pace = pace
+        self._waiting: deque[str | ImageError] = deque()
+        self.found = 0
+        self.complete = False
+        self._look()
+
+    def __iter__(self) -> Iterator[str | ImageError]:
+        while self._waiting:
+            yield self._waiting.popleft()
+            self._look()
+
+    @property
+    def total(self) -> str:
+        """How many photos there are, in words."""
+        return str(self.found) if self.complete else f"at least {self.found}"
+
+    def _look(self) -> None:
+        if self.complete:
+            return
+        more = list(islice(self._names, self._pace))
+        self._waiting.extend(more)
+        self.found += len(more)
+        self.complete = len(more) < self._pace
+
+
 @contextlib.contextmanager
-def _progress(count: int, *, hidden: bool) -> Iterator[Callable[[], None]]:
+def _progress(ahead: _Ahead, *, hidden: bool) -> Iterator[Callable[[], None]]:
     """Yield what moves a bar on stderr by a photo; it moves nothing where that is no terminal."""
     screen = console(stderr=True)
     if hidden or not screen.is_terminal:
@@ -197,20 +290,25 @@ def _progress(count: int, *, hidden: bool) -> Iterator[Callable[[], None]]:
 
     columns = (MofNCompleteColumn(), TextColumn("photos"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=screen, transient=True, redirect_stdout=False) as bar:
-        task = bar.add_task("", total=count)
-        yield lambda: bar.advance(task)
+        task = bar.add_task("", total=None)
+        yield lambda: bar.update(task, advance=1, total=ahead.found if ahead.complete else None)
 
 
 def _write(kind: Format, results: _Results, taxonomy: Taxonomy) -> None:
+    from ferkit.recognize import Unreadable
     from ferkit.recognize.writers import make_writer
 
     with make_writer(kind, sys.stdout, taxonomy) as writer:
-        for photo, besides in results:
-            writer.write(photo, besides)
+        for result, besides in results:
+            if isinstance(result, Unreadable):
+                writer.write_unreadable(result)
+            else:
+                writer.write(result, besides)
+            writer.flush()
 
 
 class _Readable:
-    """The photos that can be read; it prints and counts the others, and those without an annotated copy.
+    """What is found in photos, in order; it prints and counts those that cannot be read or have no copy.
 
     Args:
         recognizer: Reads them.
@@ -218,12 +316,18 @@ class _Readable:
         piped: What came from standard input, if that is one of the photos.
         stop: Set when no more photos are to be taken.
         advance: Called after each.
+
+    Attributes:
+        names: The photos that were taken until now.
+        done: How many entries of ``found`` were.
+        failures: How many of these could not be read.
+        uncopied: How many could, but have no annotated copy.
     """
 
     def __init__(
         self,
         recognizer: Recognizer,
-        found: list[str | ImageError],
+        found: Iterable[str | ImageError],
         piped: bytes | ImageError | None,
         stop: threading.Event,
         advance: Callable[[], None],
@@ -233,22 +337,24 @@ class _Readable:
         self._piped = piped
         self._stop = stop
         self._advance = advance
-        self.names = [name for name in found if isinstance(name, str)]
-        self.count = len(found)
+        self.names: list[str] = []
         self.done = 0
         self.failures = 0
         self.uncopied = 0
 
-    def __iter__(self) -> Iterator[Photo]:
+    def __iter__(self) -> Iterator[Photo | Unreadable]:
         from ferkit.recognize import Unreadable
 
-        taken: deque[str] = deque()
+        # Photos whose faces are not read yet, and between them what is none, with the error.
+        taken: deque[tuple[str | None, ImageError | None]] = deque()
         for result in self._recognizer.predict_each(self._sources(taken)):
-            name = taken.popleft()
+            yield from self._fail_first(taken)
+            name, _ = taken.popleft()
             if isinstance(result, Unreadable):
-                self._fail(result.error)
+                yield self._fail(Unreadable(name, result.error))
             else:
                 yield replace(result, source=name)
+        yield from self._fail_first(taken)
 
     def source(self, item: str | ImageError) -> str | bytes:
         """Return what is to be read for a name: the name itself, or what came from standard input.
@@ -268,29 +374,41 @@ class _Readable:
         self.uncopied += 1
         remark(f"error: no annotated copy of {name}: {error}")
 
-    def _sources(self, taken: deque[str]) -> Iterator[ImageSource]:
+    def _sources(self, taken: deque[tuple[str | None, ImageError | None]]) -> Iterator[ImageSource]:
         from ferkit.errors import ImageError
 
         for item in self._found:
             if self._stop.is_set():
                 return
+            name = item if isinstance(item, str) else None
+            if name is not None:
+                self.names.append(name)
             try:
                 source = self.source(item)
             except ImageError as error:
-                self._fail(error)
+                taken.append((name, error))
             else:
-                taken.append(str(item))
+                taken.append((name, None))
                 yield source
             self.done += 1
             self._advance()
 
-    def _fail(self, error: ImageError) -> None:
+    def _fail_first(self, taken: deque[tuple[str | None, ImageError | None]]) -> Iterator[Unreadable]:
+        """Say, count and pass on what stands before the next photo that is read."""
+        from ferkit.recognize import Unreadable
+
+        while taken and (error := taken[0][1]) is not None:
+            name, _ = taken.popleft()
+            yield self._fail(Unreadable(name, error))
+
+    def _fail(self, unreadable: Unreadable) -> Unreadable:
         self.failures += 1
-        remark(f"error: {error}")
+        remark(f"error: {unreadable.error}")
+        return unreadable
 
 
 def _annotated(
-    recognizer: Recognizer, results: _Readable, folder: Path, *, explain: bool, max_pixels: int
+    recognizer: Recognizer, results: _Readable, names: AnnotatedNames, *, explain: bool, max_pixels: int
 ) -> _Results:
     """Write the annotated copy of each photo, and pass the result on with the copy's path, if it has one.
 
@@ -300,11 +418,14 @@ def _annotated(
     from ferkit.errors import ImageError, OutputError
     from ferkit.files import write_bytes
     from ferkit.images import encode_image
-    from ferkit.recognize.drawing import AnnotatedNames, signature
+    from ferkit.recognize import Unreadable
+    from ferkit.recognize.drawing import signature
     from ferkit.recognize.sources import STDIN
 
-    names = AnnotatedNames(folder, results.names)
     for photo in results:
+        if isinstance(photo, Unreadable):
+            yield photo, {}
+            continue
         name = photo.source or STDIN
         written = None
         try:
@@ -353,13 +474,19 @@ def _is_of_the_name(error: OutputError) -> bool:
 
 
 def _table(recognizer: Recognizer, results: _Results, names: list[str]) -> Table:
-    """Return the table that is printed, when all is read: the widths of its columns depend on every row."""
+    """Return the table that is printed, when all is read: the widths of its columns depend on every row.
+
+    Args:
+        recognizer: Its label set has the columns.
+        results: What is shown; the unreadable ones are not.
+        names: The photos, complete after the last result.
+    """
     from rich import box
     from rich.table import Table
 
+    from ferkit.recognize import Unreadable
     from ferkit.recognize.sources import STDIN
 
-    folder = _common_folder([name for name in names if name != STDIN])
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     digits = 1 if len(recognizer.taxonomy) <= _LABELS_WITH_DECIMALS else 0
     table.add_column("photo", overflow="fold")
@@ -368,23 +495,28 @@ def _table(recognizer: Recognizer, results: _Results, names: list[str]) -> Table
     table.add_column("expression", no_wrap=True)
     for label in recognizer.taxonomy.labels:
         table.add_column(label, justify="right", overflow="fold")
-    for photo, _ in results:
-        name = photo.source or STDIN
-        shown = name if name == STDIN or folder is None else os.path.relpath(Path(name).absolute(), folder)
-        if not photo.faces:
-            table.add_row(shown, "no face")
-        for face in photo.faces:
-            left, top, right, bottom = (round(value) for value in face.box)
-            flags = face.quality.flags if face.quality else ()
-            table.add_row(
-                shown,
-                f"{left},{top} {right - left}x{bottom - top}",
-                f"{face.score:.0%}",
-                "\n".join([f"{face.label} {face.confidence:.0%}", *flags]),
-                *(f"{value:.{digits}%}" for value in face.probabilities.values()),
-            )
-            shown = ""
+    shown = [
+        (photo.source or STDIN, [_row(face, digits) for face in photo.faces] or [["no face"]])
+        for photo, _ in results
+        if not isinstance(photo, Unreadable)
+    ]
+    folder = _common_folder([name for name in names if name != STDIN])
+    for name, rows in shown:
+        short = name if name == STDIN or folder is None else os.path.relpath(Path(name).absolute(), folder)
+        for number, row in enumerate(rows):
+            table.add_row(short if number == 0 else "", *row)
     return table
+
+
+def _row(face: Face, digits: int) -> list[str]:
+    left, top, right, bottom = (round(value) for value in face.box)
+    flags = face.quality.flags if face.quality else ()
+    return [
+        f"{left},{top} {right - left}x{bottom - top}",
+        f"{face.score:.0%}",
+        "\n".join([f"{face.label} {face.confidence:.0%}", *flags]),
+        *(f"{value:.{digits}%}" for value in face.probabilities.values()),
+    ]
 
 
 def _common_folder(files: list[str]) -> str | None:

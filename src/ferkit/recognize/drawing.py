@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from ferkit.images import WRITABLE
 from ferkit.recognize.results import UNCERTAIN, Explanation, Face, Photo
+from ferkit.recognize.sources import RealPaths
 
 _COLOURS = (
     (228, 26, 28),
@@ -188,7 +189,7 @@ class AnnotatedNames:
         self._folder = Path(folder)
         self._real = os.path.realpath(folder)
         # Some file systems do not tell capital letters from small ones.
-        self._inputs = {os.path.realpath(path).casefold() for path in inputs}
+        self._inputs = {real.casefold() for real in map(RealPaths(), inputs)}
         # Of each name, the number to try next: those before it are given away, or were passed over for good.
         self._next: dict[str, int] = {}
         # Copies by earlier calls that were passed over, since they are of photos that may be still to come.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
 import os
 import re
 from collections.abc import Iterable, Iterator
-from itertools import takewhile
+from itertools import chain, takewhile
 from pathlib import Path
 
 from ferkit.errors import ImageError
@@ -19,8 +20,46 @@ SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".tif", ".tiff", ".bmp", "
 """Files that count as photos in folders and patterns; a file that is named itself may have any suffix."""
 
 
+class RealPaths:
+    """``os.path.realpath``, which asks the system for every part of a path, but for each folder only once."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, str] = {}
+
+    def __call__(self, path: str | os.PathLike[str]) -> str:
+        """Return the one path of what may be reached by several."""
+        folder, name = os.path.split(path)
+        # On Windows a file itself has several names: of other letters, and a short one.
+        if name in ("", os.curdir, os.pardir) or os.name == "nt" or os.path.islink(path):  # noqa: PTH114
+            return os.path.realpath(path)
+        if folder not in self._folders:
+            self._folders[folder] = os.path.realpath(folder)
+        return os.path.join(self._folders[folder], name)  # noqa: PTH118
+
+
+def read_list(content: bytes) -> list[str]:
+    r"""Return the paths that a list of files holds: one a line, or between NUL bytes if it has any.
+
+    Empty lines are passed over. Each path is a file's, whatever it looks like: ``-``, ``*`` and ``[`` mean
+    nothing in it.
+
+    Example:
+        >>> read_list(b"a.jpg\r\n\nb 1.jpg\n"), read_list(b"./a.jpg\0./b\n1.jpg\0")
+        (['a.jpg', 'b 1.jpg'], ['./a.jpg', './b\n1.jpg'])
+    """
+    content = content.removeprefix(codecs.BOM_UTF8)
+    names = (
+        content.split(b"\0") if b"\0" in content else [line.rstrip(b"\r") for line in content.split(b"\n")]
+    )
+    # As a path "-" is what it is called beside the sign for standard input.
+    return [os.fsdecode(b"./-" if name == b"-" else name) for name in names if name]
+
+
 def find_photos(
-    names: Iterable[str], *, leave_out: str | os.PathLike[str] | None = None
+    names: Iterable[str],
+    *,
+    listed: Iterable[str] = (),
+    leave_out: str | os.PathLike[str] | None = None,
 ) -> Iterator[str | ImageError]:
     """Return the photos that are meant, in order.
 
@@ -29,10 +68,12 @@ def find_photos(
       over.
     * A pattern (``*``, ``?``, ``[a-z]``, ``**`` for any folders) is all photos that match, sorted.
 
-    What comes from a folder or a pattern comes once, also where it is named several times.
+    What comes from a folder or a pattern comes once, also where it is named several times. Folders are looked
+    through when their photos are asked for; with ``leave_out`` all are at the first.
 
     Args:
         names: What the user named.
+        listed: Files that come after these, each of which is itself whatever it is called.
         leave_out: The folder of the annotated pictures, which an earlier call may have written into the
             folder that is read. Where it lies below that (below the part of a pattern that is spelt out),
             none of its photos count. Elsewhere only the pictures that are named as copies of photos that are
@@ -42,26 +83,33 @@ def find_photos(
         A path, ``-``, or an error: of a name that means no photo, or of a folder that cannot be read.
     """
     unread: dict[str, list[ImageError]] = {}
-    groups = [(name, _meant(name, unread)) for name in names]
-    apart = None if leave_out is None else Path(os.path.realpath(leave_out))
-    copied = {
-        (f"{path.stem}-faces", path.suffix if path.suffix.lower() in WRITABLE else ".png")
-        for name, photos in groups
-        for path in map(Path, ["stdin" if name == STDIN else name] if photos is None else photos)
-    }
+    groups: Iterable[tuple[str, Iterable[str] | None]] = ((name, _meant(name, unread)) for name in names)
+    apart, copied = None, set()
+    if leave_out is not None:
+        apart = Path(os.path.realpath(leave_out))
+        listed = list(listed)
+        groups = [(name, None if photos is None else list(photos)) for name, photos in groups]
+        meant = [
+            ["stdin" if name == STDIN else name] if photos is None else photos for name, photos in groups
+        ]
+        copied = {
+            (f"{path.stem}-faces", path.suffix if path.suffix.lower() in WRITABLE else ".png")
+            for path in map(Path, chain(listed, *meant))
+        }
+    real = RealPaths()
     seen: set[str] = set()
     for name, photos in groups:
         if is_url(name):
             yield ImageError(f"{name} is a URL, and nothing is fetched from the network; download it first")
         elif photos is None:
             if os.path.lexists(name):
-                seen.add(os.path.realpath(name))
+                seen.add(real(name))
             yield name
         else:
             base = Path(os.path.realpath(_fixed_part(name)))
             found = passed = False
             for path in photos:
-                key = os.path.realpath(path)
+                key = real(path)
                 if apart is not None and _is_apart(Path(key), apart, base, copied):
                     passed = True
                     continue
@@ -75,27 +123,21 @@ def find_photos(
                 if str(error) not in seen:
                     seen.add(str(error))
                     yield error
+    yield from listed
 
 
-def _meant(name: str, unread: dict[str, list[ImageError]]) -> list[str] | None:
+def _meant(name: str, unread: dict[str, list[ImageError]]) -> Iterator[str] | None:
     """Return the photos of a folder or a pattern; None for a name that stands for itself.
 
-    What cannot be read of a folder is left in ``unread`` under its name.
+    What cannot be read of a folder is left in ``unread`` under its name, when its photos have been taken.
     """
     if name == STDIN or is_url(name):
         return None
     if os.path.isdir(name):  # noqa: PTH112
-        refused: list[OSError] = []
-        photos = list(_in_folder(name, refused))
-        if refused:
-            unread[name] = [
-                ImageError(f"cannot read the folder {error.filename}: {error.strerror or error}")
-                for error in refused
-            ]
-        return photos
+        return _in_folder(name, unread)
     if os.path.lexists(name) or not glob.has_magic(name):
         return None
-    return list(_matches(name))
+    return _matches(name)
 
 
 def _fixed_part(name: str) -> Path:
@@ -129,10 +171,16 @@ def is_photo(name: str) -> bool:
     return base.lower().endswith(SUFFIXES) and not base.startswith(".")
 
 
-def _in_folder(folder: str, refused: list[OSError]) -> Iterator[str]:
+def _in_folder(folder: str, unread: dict[str, list[ImageError]]) -> Iterator[str]:
+    refused: list[OSError] = []
     for parent, folders, files in os.walk(folder, onerror=refused.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (os.path.join(parent, name) for name in sorted(files) if is_photo(name))  # noqa: PTH118
+    if refused:
+        unread[folder] = [
+            ImageError(f"cannot read the folder {error.filename}: {error.strerror or error}")
+            for error in refused
+        ]
 
 
 def _matches(pattern: str) -> Iterator[str]:

@@ -10,7 +10,7 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Self, TextIO
 
 from ferkit.errors import FerkitError
-from ferkit.recognize.results import Photo, photo_columns, photo_rows
+from ferkit.recognize.results import Photo, Unreadable, photo_columns, photo_rows
 from ferkit.taxonomy import Taxonomy
 
 FORMATS = ("json", "jsonl", "csv")
@@ -42,13 +42,24 @@ class ResultWriter(ABC):
             besides: What else is to be told of the photo, for JSON; the CSV has no columns for it.
         """
 
+    def write_unreadable(self, unreadable: Unreadable) -> None:  # noqa: B027  # not every format tells it
+        """Write why a photo could not be read, in the formats that tell it: JSON lines."""
+
+    def flush(self) -> None:
+        """Pass on what is written, so that an interruption does not lose it."""
+        self._stream.flush()
+
 
 class JsonLinesWriter(ResultWriter):
-    """One line of JSON per photo."""
+    """One line of JSON per photo, also per unreadable one: that has ``source`` and ``error`` alone."""
 
     def write(self, photo: Photo, besides: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Write what was found in a photo."""
-        self._stream.write(_json(photo, besides) + "\n")
+        self._stream.write(_json(photo.to_dict() | dict(besides)) + "\n")
+
+    def write_unreadable(self, unreadable: Unreadable) -> None:
+        """Write why a photo could not be read."""
+        self._stream.write(_json({"source": unreadable.source, "error": str(unreadable.error)}) + "\n")
 
 
 class JsonWriter(ResultWriter):
@@ -67,7 +78,7 @@ class JsonWriter(ResultWriter):
 
     def write(self, photo: Photo, besides: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Write what was found in a photo."""
-        self._stream.write(self._separator + _json(photo, besides, indent=1))
+        self._stream.write(self._separator + _json(photo.to_dict() | dict(besides), indent=1))
         self._separator = ",\n"
 
 
@@ -106,5 +117,5 @@ def make_writer(kind: str, stream: TextIO, taxonomy: Taxonomy) -> ResultWriter:
     raise FerkitError(f"unknown format {kind!r}; known are {', '.join(FORMATS)}")
 
 
-def _json(photo: Photo, besides: Mapping[str, Any], indent: int | None = None) -> str:
-    return json.dumps({**photo.to_dict(), **besides}, indent=indent, allow_nan=False, ensure_ascii=False)
+def _json(content: dict[str, Any], indent: int | None = None) -> str:
+    return json.dumps(content, indent=indent, allow_nan=False, ensure_ascii=False)
