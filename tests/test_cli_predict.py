@@ -136,6 +136,19 @@ def test_json_lines_tell_what_could_not_be_read_in_its_place(
     )
 
 
+def test_one_remark_counts_the_photos_of_kinds_that_are_not_read(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_image(tmp_path / "a.png", np.zeros((48, 48, 3), np.uint8))
+    for name in ("1.dng", "2.heic", "3.heic", "notes.txt"):
+        (tmp_path / name).write_bytes(b"x")
+    assert run(["predict", str(tmp_path), "-m", model, "--detector", "none", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert len(json.loads(captured.out)) == 1
+    (line,) = captured.err.splitlines()
+    assert "passed over: 2 .heic, 1 .dng; convert them" in line
+
+
 def listing(*names: str) -> io.TextIOWrapper:
     """A standard input that lists these paths."""
     return io.TextIOWrapper(io.BytesIO("".join(f"{name}\n" for name in names).encode()))

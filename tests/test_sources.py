@@ -226,6 +226,17 @@ def test_the_folders_of_a_path_are_looked_up_once(tmp_path: Path, monkeypatch: p
     assert asked <= (400 if sys.platform == "win32" else 4)
 
 
+def test_photos_of_kinds_that_are_not_read_are_counted_once(folder: Path) -> None:
+    """A known fault: a folder from a telephone was read in part, and nothing was said of the rest."""
+    for name in ("1.heic", "sub/2.HEIC", "sub/3.CR2", ".4.heic"):
+        (folder / name).write_bytes(b"x")
+    passed_over: dict[str, int] = {}
+    photos = list(find_photos([str(folder), str(folder / "*.heic")], passed_over=passed_over))
+    assert [Path(str(photo)).name for photo in photos[:-1]] == ["a.PNG", "b.jpg", "c.webp", "d.tif"]
+    assert "no photo matches" in str(photos[-1])
+    assert passed_over == {".heic": 2, ".cr2": 1}
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
 def test_a_photo_and_links_to_it_come_once(folder: Path) -> None:
     (folder / "z.jpg").symlink_to(folder / "b.jpg")

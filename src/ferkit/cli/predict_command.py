@@ -170,7 +170,8 @@ def predict(
     warnings.filterwarnings("ignore", module="PIL")
     logging.getLogger("PIL").addHandler(logging.NullHandler())
     listed = [] if files_from is None else _list(files_from)
-    names = find_photos(photos, listed=listed, leave_out=annotate)
+    passed_over: dict[str, int] = {}
+    names = find_photos(photos, listed=listed, leave_out=annotate, passed_over=passed_over)
     copies = None
     if annotate is not None:
         from ferkit.recognize.drawing import AnnotatedNames
@@ -197,6 +198,12 @@ def predict(
                 _write(kind, results, recognizer.taxonomy)
         if kind is Format.TABLE:
             console().print(table)
+    if passed_over:
+        kinds = sorted(passed_over.items(), key=lambda item: (-item[1], item[0]))
+        remark(
+            "photos of kinds that ferkit does not read were passed over: "
+            f"{', '.join(f'{number} {suffix}' for suffix, number in kinds)}; convert them to JPEG or PNG"
+        )
     if readable.failures and not single:
         remark(f"{readable.failures} of {ahead.total} photos could not be read")
     if readable.uncopied and not single:

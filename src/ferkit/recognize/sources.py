@@ -19,6 +19,12 @@ STDIN = "-"
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 """Files that count as photos in folders and patterns; a file that is named itself may have any suffix."""
 
+_OTHER_PICTURES = (
+    *(".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".psd"),  # of telephones, browsers, programs
+    *(".3fr", ".arw", ".cr2", ".cr3", ".dng", ".erf", ".iiq", ".mrw", ".nef", ".nrw", ".orf", ".pef"),  # raw
+    *(".raf", ".raw", ".rw2", ".rwl", ".srw", ".x3f"),
+)  # photos of a kind that is not read
+
 
 class RealPaths:
     """``os.path.realpath``, which asks the system for every part of a path, but for each folder only once."""
@@ -60,6 +66,7 @@ def find_photos(
     *,
     listed: Iterable[str] = (),
     leave_out: str | os.PathLike[str] | None = None,
+    passed_over: dict[str, int] | None = None,
 ) -> Iterator[str | ImageError]:
     """Return the photos that are meant, in order.
 
@@ -78,6 +85,8 @@ def find_photos(
             folder that is read. Where it lies below that (below the part of a pattern that is spelt out),
             none of its photos count. Elsewhere only the pictures that are named as copies of photos that are
             read do not: ``a-faces.jpg`` and ``a-faces-2.jpg`` beside ``a.jpg``.
+        passed_over: Where photos of folders and patterns that are of no kind that is read, such as ``.heic``,
+            are counted by suffix.
 
     Yields:
         A path, ``-``, or an error: of a name that means no photo, or of a folder that cannot be read.
@@ -96,6 +105,7 @@ def find_photos(
             (f"{path.stem}-faces", path.suffix if path.suffix.lower() in WRITABLE else ".png")
             for path in map(Path, chain(listed, *meant))
         }
+    passed_over = {} if passed_over is None else passed_over
     real = RealPaths()
     seen: set[str] = set()
     for name, photos in groups:
@@ -110,6 +120,12 @@ def find_photos(
             found = passed = False
             for path in photos:
                 key = real(path)
+                if not is_photo(path):
+                    if key not in seen:
+                        seen.add(key)
+                        suffix = Path(path).suffix.lower()
+                        passed_over[suffix] = passed_over.get(suffix, 0) + 1
+                    continue
                 if apart is not None and _is_apart(Path(key), apart, base, copied):
                     passed = True
                     continue
@@ -127,7 +143,7 @@ def find_photos(
 
 
 def _meant(name: str, unread: dict[str, list[ImageError]]) -> Iterator[str] | None:
-    """Return the photos of a folder or a pattern; None for a name that stands for itself.
+    """Return the pictures of a folder or a pattern, read or not; None for a name that stands for itself.
 
     What cannot be read of a folder is left in ``unread`` under its name, when its photos have been taken.
     """
@@ -167,15 +183,23 @@ def _nothing_in(name: str, passed: bool) -> str:
 
 def is_photo(name: str) -> bool:
     """Tell by its name whether a file in a folder counts as a photo."""
+    return _is_of(name, SUFFIXES)
+
+
+def _is_picture(name: str) -> bool:
+    return _is_of(name, SUFFIXES + _OTHER_PICTURES)
+
+
+def _is_of(name: str, suffixes: tuple[str, ...]) -> bool:
     base = os.path.basename(name)  # noqa: PTH119
-    return base.lower().endswith(SUFFIXES) and not base.startswith(".")
+    return base.lower().endswith(suffixes) and not base.startswith(".")
 
 
 def _in_folder(folder: str, unread: dict[str, list[ImageError]]) -> Iterator[str]:
     refused: list[OSError] = []
     for parent, folders, files in os.walk(folder, onerror=refused.append):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (os.path.join(parent, name) for name in sorted(files) if is_photo(name))  # noqa: PTH118
+        yield from (os.path.join(parent, name) for name in sorted(files) if _is_picture(name))  # noqa: PTH118
     if refused:
         unread[folder] = [
             ImageError(f"cannot read the folder {error.filename}: {error.strerror or error}")
@@ -187,5 +211,5 @@ def _matches(pattern: str) -> Iterator[str]:
     for path in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207
         if Path(path).is_dir():
             continue
-        if is_photo(path):
+        if _is_picture(path):
             yield path
