@@ -128,3 +128,45 @@ def test_votes_are_named_where_the_recipe_learns_from_them_and_not_by_the_labels
 def test_a_students_card_tells_which_answers_it_learnt_from(told: dict[str, object], words: str) -> None:
     teacher = {"models": [{"name": "wise"}], "heads": ["fer2013"], "protocol": "ten-crop", **told}
     assert f"- Distilled from `wise`: {words}" in render_card(info_with(data={"teacher": teacher}), 1000)
+
+
+def member(**changes: object) -> dict[str, object]:
+    """What an ensemble's file tells of one of its members."""
+    told = {
+        "name": "small",
+        "version": "2",
+        "sha256": "ab" * 32,
+        "weights": {"fer2013": 0.25, "ferplus": 0.75},
+        "architecture": "vgg",
+        "parameters": 1234,
+        "recipe": recipe("cosine", 3),
+        "data": FER2013_DATA,
+    }
+    return {**told, **changes}
+
+
+def test_an_ensembles_card_tells_of_each_member_what_made_it() -> None:
+    taught = {
+        **FER2013_DATA,
+        "teacher": {"models": [{"name": "wise"}], "heads": ["fer2013"], "protocol": "flip"},
+    }
+    members = [
+        member(),
+        member(name="pupil", data=taught),
+        member(name="pair", recipe={"ensemble": {}}, data={}),
+    ]
+    card = render_card(info_with(architecture="ensemble", members=members), 1000)
+    assert "ensemble of 3 members, 0 parameters" in card
+    assert "| 1 | small 2 | vgg | 1,234 | 0.250 | 0.750 | `abababababababab` |" in card
+    first, second, third = card[card.index("### Member 1") : card.index("## Figures")].split("### Member")[1:]
+    assert "28,698 faces of Training; no other images and no pretrained weights" in first
+    assert "- Recipe `r`: 3 epochs" in first
+    assert "- Distilled from `wise`: flip calibrated answers" in second
+    assert third.strip() == "3, pair\n\n- An ensemble itself, which votes as one"
+    assert "FER2013's label is a search query" in card, "that is what its members learnt from"
+
+
+def test_a_vote_of_which_nothing_was_measured_has_a_card() -> None:
+    card = render_card(info_with(members=[member()], recipe={"ensemble": {"weights": {}}}, metrics=[]), 1000)
+    assert "Nothing was measured." in card
+    assert "- fer2013, ferplus: nothing was fitted to labels of it" in card

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -45,6 +45,13 @@ SplitOption = Annotated[
 NameOption = Annotated[
     str | None, typer.Option("--name", help="Name of the ensemble.", show_default="the file's")
 ]
+TaxonomyOption = Annotated[
+    str | None,
+    typer.Option("--taxonomy", help="The output that users meet.", show_default="the first model's"),
+]
+CardOption = Annotated[
+    Path | None, typer.Option("--card", help="Write the model card as well (Markdown).", show_default=False)
+]
 JsonFileOption = Annotated[
     Path | None, typer.Option("--json", help="Write the figures to this file as well.", show_default=False)
 ]
@@ -68,6 +75,8 @@ def ensemble(
     split: SplitOption = None,
     drop_flat: DropFlatOption = False,
     name: NameOption = None,
+    taxonomy: TaxonomyOption = None,
+    card: CardOption = None,
     json: JsonFileOption = None,
     threads: ThreadsOption = None,
 ) -> None:
@@ -78,8 +87,10 @@ def ensemble(
     """
     from ferkit import files
     from ferkit.data import faces_digest, load_dataset, select_faces
-    from ferkit.ensemble.combine import combine, default_name, load_member, write_ensemble
+    from ferkit.ensemble.combine import combine, default_name, default_of, load_member, write_ensemble
+    from ferkit.ensemble.fit import LEAST_FACES
     from ferkit.ensemble.on_split import metrics_of, vote_on_split, votes_as_json, weights_of
+    from ferkit.evaluation.card import render_card
     from ferkit.evaluation.evaluate import SELECTION_SPLIT
     from ferkit.evaluation.report import MIB
 
@@ -103,12 +114,15 @@ def ensemble(
             f"without it there is no use for {', '.join(given_without)}", param_hint="--data"
         )
     split = SELECTION_SPLIT if split is None else split
-    _refuse_overwriting(models, [path for path in (out, json) if path is not None])
+    _refuse_overwriting(models, [path for path in (out, card, json) if path is not None])
     members = [load_member(model) for model in models]
+    default = default_of(members, taxonomy)
     fitted: tuple[SplitVote, ...] = ()
-    source = {}
+    source: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
     if data is not None:
-        whole = load_dataset(data, votes=votes)
+        side, by = members[0].info.input_size, members[0].info.name
+        whole = load_dataset(data, votes=votes, size=side, needed_by=by)
         dataset = select_faces(whole, drop_flat=drop_flat)
         fitted = vote_on_split(
             members, dataset, split=split, weights=given, fit_weights=fit, threads=threads, progress=remark
@@ -117,14 +131,18 @@ def ensemble(
             "source": Path(whole.source).name,
             "fingerprint": whole.fingerprint,
             "faces": faces_digest(whole),
-            "fitted_on": split,
+            "fitted": {vote.taxonomy: vote.fit for vote in fitted},
         }
+        if any(vote.fit != "nothing" for vote in fitted):
+            source["fitted_on"] = split
+        rows = metrics_of(members, fitted, dataset, split)
     content, info = combine(
         members,
         name=name or default_name(out),
         weights=weights_of(members, fitted, given),
         temperatures={vote.taxonomy: vote.fitted.vote.temperature for vote in fitted},
-        metrics=metrics_of(fitted, split),
+        default_taxonomy=default,
+        metrics=rows,
         data=source,
     )
     write_ensemble(content, info, members, out)
@@ -132,14 +150,29 @@ def ensemble(
     for head in info.taxonomies:
         if head.id not in fitted_to:
             lacks = "no --data" if data is None else f"no labels for it in {data}, {split}"
-            weighted = f"; its weights are those of {fitted[0].taxonomy}" if fit else ""
+            shared = bool(fitted) and fitted[0].weights_fitted
+            weighted = f"; its weights are those of {fitted[0].taxonomy}" if shared else ""
             remark(f"{head.id}: {lacks}, so the vote is not calibrated in it (temperature 1){weighted}")
     for vote in fitted:
+        if vote.fit == "nothing":
+            remark(
+                f"{vote.labels}: to {vote.fitted.n} labelled faces in {split} nothing is fitted, which takes "
+                f"{LEAST_FACES}, so the temperature is 1"
+                + (f" and the weights are those of {fitted[0].taxonomy}" if fitted[0].weights_fitted else "")
+            )
+        elif vote.fitted.vote.temperature == 1:
+            remark(
+                f"{vote.labels}: the labelled faces in {split} do not determine a temperature (all are told "
+                "apart, or none), so it is 1"
+            )
         print(_format_vote(models, vote, split) + "\n")
     print(
         f"wrote {out}: {len(info.members)} of {len(members)} members, {info.parameters:,} parameters, "
         f"{info.mmac:.4g} MMAC, {out.stat().st_size / MIB:.2f} MiB"
     )
+    if card is not None:
+        files.write_text(card, render_card(info, out.stat().st_size))
+        print(f"{card}: the model card")
     if json is not None:
         files.write_json(json, {"split": split, "data": source, "votes": votes_as_json(members, fitted)})
 
@@ -191,16 +224,18 @@ def _format_vote(models: Sequence[str], vote: SplitVote, split: str) -> str:
         )
 
     fitted = vote.fitted
-    what = "weights and temperature" if vote.weights_fitted else "temperature"
     rows: list[Sequence[str]] = [("", "weight", "accuracy %", "95 % interval", "NLL", "ECE")]
     rows += [
         line(models[k], f"{weight:.3f}", figures)
         for k, weight, figures in zip(vote.voters, fitted.vote.weights, fitted.members, strict=True)
     ]
-    if vote.weights_fitted:
+    if vote.weights_fitted and fitted.equal is not None:
         rows.append(line("vote, equal weights, temperature out of fold", "", fitted.equal))
-    rows.append(line(f"vote, {what} out of fold", "", fitted.out_of_fold))
-    rows.append(line(f"vote, {what} in sample (not to be quoted)", "", fitted.in_sample))
+    if fitted.out_of_fold is None:
+        rows.append(line("vote, nothing fitted", "", fitted.in_sample))
+    else:
+        rows.append(line(f"vote, {vote.fit} out of fold", "", fitted.out_of_fold))
+        rows.append(line(f"vote, {vote.fit} in sample (not to be quoted)", "", fitted.in_sample))
     return (
         f"{vote.labels}, {split_label(split)}, {fitted.n:,} faces, single view, "
         f"temperature {fitted.vote.temperature:.3f}\n{table(rows)}"

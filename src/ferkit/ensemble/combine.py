@@ -14,7 +14,7 @@ import numpy as np
 
 from ferkit import __version__, files
 from ferkit.classifier import FaceClassifier
-from ferkit.errors import ModelFileError
+from ferkit.errors import ModelFileError, TaxonomyError
 from ferkit.evaluation.calibration import temper
 from ferkit.evaluation.metrics import SMALLEST_PROBABILITY
 from ferkit.evaluation.subject import facts_of
@@ -91,6 +91,20 @@ def shared_taxonomies(members: Sequence[Member]) -> tuple[Taxonomy, ...]:
     return tuple(found.values())
 
 
+def default_of(members: Sequence[Member], taxonomy: str | None = None) -> str:
+    """Return the id of the output that users of an ensemble meet: ``taxonomy``, or the first member's.
+
+    Raises:
+        ModelFileError: As :func:`shared_taxonomies`.
+        TaxonomyError: If no member has it.
+    """
+    have = [t.id for t in shared_taxonomies(members)]
+    wanted = members[0].info.default_taxonomy if taxonomy is None else taxonomy
+    if wanted not in have:
+        raise TaxonomyError(f"no member answers in taxonomy {wanted!r}; they have {', '.join(have)}")
+    return wanted
+
+
 def normalised_weights(
     members: Sequence[Member],
     weights: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
@@ -136,6 +150,7 @@ def combine(
     name: str,
     weights: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
     temperatures: Mapping[str, float] | None = None,
+    default_taxonomy: str | None = None,
     metrics: Sequence[Mapping[str, Any]] = (),
     data: Mapping[str, Any] | None = None,
     notes: str = "",
@@ -150,6 +165,8 @@ def combine(
         weights: As :func:`normalised_weights`.
         temperatures: T by taxonomy id: the mean p becomes ``softmax(log p / T)``; 1 where it is missing,
             which leaves the mean as it is.
+        default_taxonomy: The output that users meet; by default that of the first member, whether it votes
+            in the end or not.
         metrics: What was measured of it.
         data: What weights and temperatures were fitted on.
         notes: For people.
@@ -159,16 +176,19 @@ def combine(
 
     Raises:
         ModelFileError: If the members cannot vote together or their graphs cannot be joined.
+        TaxonomyError: If no member has the output ``default_taxonomy``.
         MissingDependencyError: If ``onnx`` is not installed.
     """
     onnx = require("onnx", "train")
     by_taxonomy = normalised_weights(members, weights)
+    default = default_of(members, default_taxonomy)
+    taxonomies = shared_taxonomies(members)
     voting = [k for k in range(len(members)) if any(w[k] for w in by_taxonomy.values())]
     members = [members[k] for k in voting]
     by_taxonomy = {t: tuple(w[k] for k in voting) for t, w in by_taxonomy.items()}
     heads = tuple(
         HeadInfo(id=t.id, labels=t.labels, temperature=(temperatures or {}).get(t.id, 1.0))
-        for t in shared_taxonomies(members)
+        for t in taxonomies
     )
     graphs = [onnx.load_from_string(member.content) for member in members]
     opset = max(_OPSET, *(_opset_of(graph) for graph in graphs))
@@ -178,7 +198,7 @@ def combine(
     ]
     side = members[0].info.input_size
     joined = _join(parts, heads, by_taxonomy, opset=opset, side=side)
-    return joined, _describe(members, heads, by_taxonomy, name, metrics, data, notes)
+    return joined, _describe(members, heads, default, by_taxonomy, name, metrics, data, notes)
 
 
 def write_ensemble(
@@ -334,6 +354,7 @@ def _join(
 def _describe(
     members: Sequence[Member],
     heads: tuple[HeadInfo, ...],
+    default: str,
     weights: Mapping[str, Sequence[float]],
     name: str,
     metrics: Sequence[Mapping[str, Any]],
@@ -342,7 +363,6 @@ def _describe(
 ) -> ModelInfo:
     """Return what the ensemble says about itself."""
     infos = [member.info for member in members]
-    default = infos[0].default_taxonomy
     records = []
     for k, member in enumerate(members):
         facts = facts_of(member.info, len(member.content), member.sha256)

@@ -71,8 +71,7 @@ class FittedVote:
         in_sample: The vote on the faces that it was fitted to: too good to be believed.
         out_of_fold: The same fit, made five times, each time measured on the fifth that it had not seen.
             None where nothing was fitted, the faces being fewer than :data:`LEAST_FACES`.
-        answers: What the vote answers, float64 ``[N, K]``.
-        held_out: What the votes behind ``out_of_fold`` answer, or None.
+        held_out: What the votes behind ``out_of_fold`` answer, float64 ``[N, K]``, or None.
     """
 
     vote: Vote
@@ -81,7 +80,6 @@ class FittedVote:
     equal: Figures | None
     in_sample: Figures
     out_of_fold: Figures | None
-    answers: NDArray[np.float64] = field(repr=False, compare=False)
     held_out: NDArray[np.float64] | None = field(repr=False, compare=False)
 
     def interval(self, figures: Figures) -> tuple[float, float]:
@@ -240,15 +238,13 @@ def judge_vote(probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLike |
     enough = len(truth) >= LEAST_FACES
     # With given weights only the temperature is fitted, which needs its number of faces anyway.
     vote = fit_vote(array, truth, weights if enough or weights is not None else even)
-    answers = apply_vote(array, vote)
     held_out = vote_out_of_fold(array, truth, weights) if enough else None
     return FittedVote(
         vote=vote,
         n=len(truth),
         members=tuple(_figures(member, truth) for member in array),
         equal=_figures(vote_out_of_fold(array, truth, even), truth) if enough else None,
-        in_sample=_figures(answers, truth),
+        in_sample=_figures(apply_vote(array, vote), truth),
         out_of_fold=None if held_out is None else _figures(held_out, truth),
-        answers=answers,
         held_out=held_out,
     )

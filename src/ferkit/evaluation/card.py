@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from ferkit.modelfile import ModelInfo
@@ -57,10 +58,10 @@ def render_card(info: ModelInfo, size_bytes: int) -> str:
         info: What the file says about itself; every figure is taken from there.
         size_bytes: Size of the model file.
     """
-    recipe, data = info.recipe, info.data
+    of = f" of {len(info.members)} members" if info.members else ""
     parts = [
         f"# {info.name} {info.version}",
-        f"{info.architecture}, {info.parameters:,} parameters, {info.mmac:.1f} MMAC per face, "
+        f"{info.architecture}{of}, {info.parameters:,} parameters, {info.mmac:.1f} MMAC per face, "
         f"{size_bytes / _MIB:.2f} MiB ({info.precision} weights). Reads faces of {info.input_size} pixels.",
     ]
     if info.notes:
@@ -71,17 +72,71 @@ def render_card(info: ModelInfo, size_bytes: int) -> str:
         for h in info.taxonomies
     ]
     parts += ["## Outputs", _table(heads)]
-    start, voted, leaked = data.get("init"), recipe.get("heads", {}).get("ferplus"), _leaked(info)
+    leaked = _leaked(info)
     leaks = _LEAKS.format(count=leaked, split=info.metrics[0]["split"]) if leaked else ""
-    known, heads_of = {FER2013.id, FERPLUS.id}, {h.id for h in info.taxonomies}
+    if info.members:
+        parts += ["## Members", *_members(info)]
     parts.append("## Data and training")
+    if info.members:
+        for number, member in enumerate(info.members, 1):
+            parts.append(f"### Member {number}, {member['name']}")
+            parts.append(_training(member.get("recipe", {}), member.get("data", {}), set(member["weights"])))
+    else:
+        parts.append(_training(info.recipe, info.data, {head.id for head in info.taxonomies}))
+    parts += ["## Figures", _figures(info)]
+    if info.metrics:
+        parts += ["## Recall by class", _recalls(info)]
+        parts.append(
+            "ECE: top label, 15 bins; *out of fold* under a "
+            f"{'vote' if info.members else 'temperature'} fitted to the other four fifths. A perfectly "
+            "calibrated model reads about 0.018 at 3,589 faces."
+        )
+    made_from = [info.data, *(member.get("data", {}) for member in info.members)]
+    limits = (_LIMITS if any(map(_has_fer2013_faces, made_from)) else _OWN_LIMITS).format(leaks=leaks)
+    parts += [limits, f"## Licence\n\n{info.licence or 'Not stated by who made it'}."]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _members(info: ModelInfo) -> list[str]:
+    """Return the parts that tell who votes, with which weight, and what was fitted."""
+    ids = [head.id for head in info.taxonomies]
+    rows = [("", "member", "architecture", "parameters", *(f"weight, {t}" for t in ids), "SHA-256")]
+    for number, member in enumerate(info.members, 1):
+        weights = [member["weights"].get(t) for t in ids]
+        rows.append(
+            (
+                str(number),
+                f"{member['name']} {member.get('version', '')}".strip(),
+                member.get("architecture", ""),
+                f"{member.get('parameters', 0):,}",
+                *("-" if weight is None else f"{weight:.3f}" for weight in weights),
+                f"`{member['sha256'][:16]}`",
+            )
+        )
+    data = info.data
+    fitted = {head: what for head, what in data.get("fitted", {}).items() if what != "nothing"}
+    lines = [
+        f"- {head}: {what} fitted on {data.get('fitted_on')} of {data.get('source', 'unknown')}, fingerprint "
+        f"`{str(data.get('fingerprint', ''))[:16]}`"
+        for head, what in fitted.items()
+    ]
+    if rest := [head for head in ids if head not in fitted]:
+        lines.append(f"- {', '.join(rest)}: nothing was fitted to labels of it")
+    return [_table(rows), "\n".join(lines)]
+
+
+def _training(recipe: Mapping[str, Any], data: Mapping[str, Any], heads: AbstractSet[str]) -> str:
+    """Return the list of what made one network."""
+    if "ensemble" in recipe:
+        return "- An ensemble itself, which votes as one"
+    start, voted = data.get("init"), recipe.get("heads", {}).get("ferplus")
     lines = [
         f"- Data: {data.get('source', 'unknown')}, fingerprint `{str(data.get('fingerprint', ''))[:16]}`; "
         f"{data.get('training', 0):,} faces of {data.get('train_split', 'Training')}"
-        + (f"; FER+ votes as soft labels{' of the second head' * (len(heads_of) > 1)}" if voted else "")
+        + (f"; FER+ votes as soft labels{' of the second head' * (len(heads) > 1)}" if voted else "")
         + (
             "; no other images and no pretrained weights"
-            if heads_of <= known and not (start or data.get("teacher"))
+            if heads <= {FER2013.id, FERPLUS.id} and not (start or data.get("teacher"))
             else ""
         )
         + (f"; started from the weights `{start['from']}`" if start else "")
@@ -131,16 +186,7 @@ def render_card(info: ModelInfo, size_bytes: int) -> str:
             "- Against the Keras network in float32: largest difference of a probability "
             f"{parity['largest_difference']:.1e}, same label on {100 * parity['same_label']:.2f} % of faces"
         )
-    parts.append("\n".join(lines))
-    parts += ["## Figures", _figures(info)]
-    parts += ["## Recall by class", _recalls(info)]
-    parts.append(
-        "ECE: top label, 15 bins; *out of fold* under a temperature fitted to the other four fifths. A "
-        "perfectly calibrated model reads about 0.018 at 3,589 faces."
-    )
-    limits = (_LIMITS if _has_fer2013_faces(data) else _OWN_LIMITS).format(leaks=leaks)
-    parts += [limits, f"## Licence\n\n{info.licence}."]
-    return "\n\n".join(part.strip() for part in parts) + "\n"
+    return "\n".join(lines)
 
 
 def _has_fer2013_faces(data: Mapping[str, Any]) -> bool:
@@ -164,6 +210,8 @@ def _leaked(info: ModelInfo) -> int:
 
 
 def _figures(info: ModelInfo) -> str:
+    if not info.metrics:
+        return "Nothing was measured."
     splits = {row["split"] for row in info.metrics}
     rows = [
         ("labels", "protocol", "faces", "accuracy %", "95 % interval", "macro F1 %", "ECE", "ECE out of fold")
@@ -186,6 +234,11 @@ def _figures(info: ModelInfo) -> str:
     if any(row["selection_split"] for row in info.metrics):
         note += ", the *selection split*: recipes were compared and temperatures fitted on it, "
         note += "so these are no test results"
+    if any(str(row.get("fit", "")).startswith("weights") for row in info.metrics):
+        note += (
+            ". Accuracy, macro F1 and recall are those of votes whose weights were fitted to the other four "
+        )
+        note += "fifths; ECE is that of this file on the faces that it was fitted to"
     return f"{note}.\n\n{_table(rows)}"
 
 
