@@ -7,10 +7,12 @@ import gc
 import io
 import itertools
 import json
+import re
 import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,9 @@ from numpy.typing import NDArray
 import modelzoo
 from clips import BITS, CELL, number_in, write_clip
 from ferkit import Recognizer, to_pandas
+from ferkit.crops import CropGeometry
 from ferkit.detect import Detection
-from ferkit.errors import MissingDependencyError, OutputError, VideoError
+from ferkit.errors import ImageError, MissingDependencyError, OutputError, VideoError
 from ferkit.recognize.clip import Clip
 from ferkit.recognize.smoothing import Smoothing
 from ferkit.recognize.video import FrameResult
@@ -384,6 +387,46 @@ def test_one_recognizer_reads_several_clips_at_once(recognizer: Recognizer, clip
     for thread in threads:
         thread.join()
     assert found == [expected] * len(found)
+
+
+@pytest.mark.parametrize(
+    ("box", "reason"),
+    [
+        (
+            (5.0, 5.0, 5.0, 20.0),
+            r"boxes are left, top, right, bottom\. Received: \[\[5\.0, 5\.0, 5\.0",
+        ),
+        ((0.0, 0.0, 1e6, 1e6), "a face needs a place and an extent of 1 to 30000 pixels"),
+    ],
+)
+def test_a_face_that_cannot_be_cut_out_costs_that_face_and_not_the_clip(
+    recognizer: Recognizer, model: Path, clip: Path, box: tuple[float, float, float, float], reason: str
+) -> None:
+    class SometimesEmpty(ByNumber):
+        def detect(self, image: NDArray[np.uint8]) -> tuple[Detection, ...]:
+            more = (Detection(box, 0.9),) if number_in(image) in (3, 7) else ()
+            return (*more, *super().detect(image))
+
+    reading = Recognizer(model, detector=SometimesEmpty()).video(clip, detect_every=1)
+    assert list(reading) == list(recognizer.video(clip, detect_every=1))
+    (note,) = reading.notes
+    assert re.match(rf"2 faces were left out, as the detector found no place to cut: {reason}", note)
+    assert not reading.damaged
+
+
+def test_a_detector_without_landmarks_does_not_go_with_a_model_that_aligns_by_the_eyes(
+    clip: Path, tmp_path: Path
+) -> None:
+    """Of every face: to leave them all out would show a clip without faces."""
+
+    class Markless(ByNumber):
+        def detect(self, image: NDArray[np.uint8]) -> tuple[Detection, ...]:
+            return tuple(replace(face, landmarks=None) for face in super().detect(image))
+
+    model = modelzoo.write_tiny_model(tmp_path / "eyes.onnx", crop=CropGeometry(align="eyes"))
+    assert [len(frame.faces) for frame in Recognizer(model, detector=ByNumber()).video(clip)] == [1] * FRAMES
+    with pytest.raises(ImageError, match="aligns faces by the eyes"):
+        list(Recognizer(model, detector=Markless()).video(clip))
 
 
 def test_an_error_in_the_middle_of_the_work_ends_the_reader(model: Path, clip: Path) -> None:

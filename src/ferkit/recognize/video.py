@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from types import TracebackType
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.crops import crop_faces, fit_crop
-from ferkit.detect import Detection
+from ferkit.crops import CropGeometry, crop_corners, crop_faces, fit_crop
+from ferkit.detect import Detection, Detector
 from ferkit.detect.whole import WholePicture
+from ferkit.errors import ImageError
 from ferkit.images import DEFAULT_MAX_PIXELS, to_gray
 from ferkit.recognize.channel import in_background
 from ferkit.recognize.clip import Clip, ClipFrame, ClipInfo, Seconds
@@ -195,9 +196,12 @@ class VideoReading(Iterator[FrameResult]):
     of a ``with`` block.
     """
 
-    def __init__(self, clip: Clip, results: Iterator[tuple[FrameResult, ClipFrame]]) -> None:
+    def __init__(
+        self, clip: Clip, results: Iterator[tuple[FrameResult, ClipFrame]], remarks: Sequence[str] = ()
+    ) -> None:
         self._clip = clip
         self._results = results
+        self._remarks = remarks
 
     @property
     def info(self) -> ClipInfo:
@@ -206,8 +210,11 @@ class VideoReading(Iterator[FrameResult]):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is unusual about the clip, as far as it has been read: damage, missing times, changes."""
-        return self._clip.notes
+        """What is unusual about the clip, as far as it has been read: damage, missing times, changes.
+
+        Also how many faces of a detector could not be cut out, and were left out.
+        """
+        return (*self._clip.notes, *self._remarks)
 
     @property
     def damaged(self) -> bool:
@@ -294,6 +301,9 @@ def recognize_video(
     Raises:
         VideoError: If the clip cannot be read, has no video stream, or an argument is out of range; while
             iterating, if none of its frames can be decoded.
+        DetectorError: While iterating, if the detector fails.
+        ImageError: While iterating, if a frame is too long to be a face crop, or the model aligns faces by
+            the eyes and the detector gives no landmarks.
         MissingDependencyError: If the extra ``video`` is not installed.
     """
     clip = Clip(path, start=start, end=end, every=every, fps=fps, max_pixels=max_pixels, stop=stop)
@@ -304,14 +314,54 @@ def recognize_video(
     if detect_every is None:
         # By the clip's time: who comes between two searches is seen as early where few frames are read.
         detect_every = max(1, round(DETECT_EVERY * rate / coded))
-    tracker = FaceTracker(recognizer.detector, every=detect_every, max_gap=max_gap, rate=rate)
+    detector = _CuttableFaces(recognizer.detector, recognizer.info.crop)
+    tracker = FaceTracker(detector, every=detect_every, max_gap=max_gap, rate=rate)
     work = _Work(recognizer, tracker, None if smoothing is None else Smoother(smoothing), keep_pictures)
-    return VideoReading(clip, work.results(clip))
+    return VideoReading(clip, work.results(clip), detector.remarks)
 
 
 def weight(frame: ClipFrame) -> int:
     """Return how much of :data:`AHEAD` a frame takes."""
     return max(frame.rgb.nbytes, _LIGHTEST)
+
+
+class _CuttableFaces:
+    """A detector that leaves out what cannot be cut out, such as an empty box of somebody's own detector.
+
+    Of photos that costs the photo; a clip is more than the one frame.
+    """
+
+    def __init__(self, detector: Detector, geometry: CropGeometry) -> None:
+        self._detector = detector
+        self._geometry = geometry
+        self._left_out = 0
+        self._first = ""
+        self.remarks: list[str] = []
+        """How many were left out, and why the first was; nothing if none was."""
+
+    @property
+    def name(self) -> str:
+        return self._detector.name
+
+    def detect(self, image: NDArray[np.uint8]) -> tuple[Detection, ...]:
+        found = self._detector.detect(image)
+        if isinstance(self._detector, WholePicture):
+            return found
+        return tuple(face for face in found if self._can_be_cut(face))
+
+    def _can_be_cut(self, face: Detection) -> bool:
+        if self._geometry.align == "eyes" and face.landmarks is None:
+            return True  # no fault of this face: the detector does not go with the model, and cutting says so
+        try:
+            marks = None if face.landmarks is None else [face.landmarks]
+            crop_corners([face.box], marks, geometry=self._geometry)
+        except ImageError as error:
+            self._left_out += 1
+            self._first = self._first or str(error)
+            some = "1 face was" if self._left_out == 1 else f"{self._left_out} faces were"
+            self.remarks[:] = [f"{some} left out, as the detector found no place to cut: {self._first}"]
+            return False
+        return True
 
 
 class _Work:
