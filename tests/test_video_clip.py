@@ -254,6 +254,25 @@ def test_colours_are_red_green_and_blue_in_this_order(folder: Path, colour: tupl
     assert next(Clip(path).frames()).rgb[10, 10].tolist() == pytest.approx(colour, abs=4)
 
 
+@pytest.mark.parametrize(("transfer", "kind"), [("smpte2084", "PQ"), ("arib-std-b67", "HLG")])
+def test_a_clip_of_high_dynamic_range_is_said_to_be_one_once(folder: Path, transfer: str, kind: str) -> None:
+    """A known fault: such frames were read as if they were none, without a word."""
+    path = write_clip(folder / f"{kind}.mp4", pictures(4), options={"color_trc": transfer})
+    clip = Clip(path)
+    assert [number_in(frame.rgb) for frame in clip.frames()] == [0, 1, 2, 3]
+    (note,) = clip.notes
+    assert note.startswith(f"frames are HDR ({kind}) and were read as if they were not")
+    assert not clip.damaged  # all of it was read
+
+
+def test_a_clip_of_ordinary_colours_has_no_notes(folder: Path, plain: Path) -> None:
+    tagged = write_clip(folder / "bt709.mp4", pictures(4), options={"color_trc": "bt709"})
+    for path in (plain, tagged):
+        clip = Clip(path)
+        assert list(clip.frames())
+        assert clip.notes == ()
+
+
 def test_a_clip_tells_what_it_is(plain: Path) -> None:
     info = Clip(plain).info
     assert (info.codec, info.width, info.height, info.rate, info.audio) == ("h264", *SIZE, 30.0, ("aac",))

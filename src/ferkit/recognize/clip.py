@@ -33,6 +33,9 @@ Seconds: TypeAlias = "int | float | str | Fraction"
 _WIDEST_PIXEL = 4  # times as wide as high, or the other way round; beyond it the file is taken to be wrong
 _HD_HEIGHT = 576  # above it, colours without a tag are taken for BT.709, as players do
 _UNSPECIFIED = 2  # FFmpeg's AVCOL_SPC_UNSPECIFIED
+# Transfer characteristics of high dynamic range by FFmpeg's numbers. Its swscale can convert them, but takes
+# many seconds to begin and half a one per frame of 1080 lines; PyAV comes without faster filters (zscale).
+_HDR = {16: "PQ", 18: "HLG"}
 _DEFAULT_RATE = Fraction(25)
 # A number, also as floats and fractions print themselves.
 _NUMBER = r"\d+(?:\.\d*)?|\.\d+|\d+/[1-9]\d*|\d+(?:\.\d+)?e[+-]?\d+"
@@ -146,7 +149,7 @@ class Clip:
         self._stop = stop
         self._closed = False
         self._notes: list[str] = []
-        self._changed = self._damaged = False
+        self._changed = self._damaged = self._hdr = False
         self._broken = 0
         self._turn: tuple[int, bytes | None] | None = None
         with open_input(self._name) as container:
@@ -176,7 +179,7 @@ class Clip:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is unusual about the clip, as far as it has been read: damage, missing times, changes."""
+        """What is unusual about the clip, as far as it has been read: damage, missing times, changes, HDR."""
         return tuple(self._notes)
 
     @property
@@ -212,6 +215,7 @@ class Clip:
             if wanted:
                 if held is not None:
                     yield _lasting(held, time)
+                self._remark_hdr(frame)
                 held = ClipFrame(index, time, Fraction(0), self._upright(frame))
                 height, width = held.rgb.shape[:2]
                 if size is None:
@@ -379,6 +383,16 @@ class Clip:
     def _damage(self, note: str) -> None:
         self._damaged = True
         self._notes.append(note)
+
+    def _remark_hdr(self, frame: VideoFrame) -> None:
+        """Say once that a frame of high dynamic range is read as if it were none."""
+        kind = _HDR.get(frame.color_trc)
+        if kind and not self._hdr:
+            self._hdr = True
+            self._notes.append(
+                f"frames are HDR ({kind}) and were read as if they were not: with less contrast than players "
+                "show; convert the clip to SDR for results like those of other clips"
+            )
 
     def _check_size(self, width: int, height: int) -> None:
         if width * height > self._max_pixels:
