@@ -51,6 +51,17 @@ def test_text_json_pictures_and_results_come_from_one_measurement(ask, model, tm
     assert row["n"] == str(scores["n"])
 
 
+def test_faces_are_loaded_at_the_size_of_the_model(ask, tmp_path):
+    model = write_tiny_model(tmp_path / "m64.onnx", size=64)
+    assert ask("evaluate", model, "--data", DATA).status == 0
+    assert ask("data", "convert", DATA, tmp_path / "f.npz").status == 0
+    refused = ask("evaluate", model, "--data", tmp_path / "f.npz")
+    assert refused.status == 1
+    assert "its faces are 48 pixels wide, and " in refused.err
+    assert "takes 64" in refused.err
+    assert "ferkit data convert PICTURES FACES.npz --size 64" in refused.err
+
+
 def test_a_model_is_called_what_it_is_told(ask, model, tmp_path):
     options = ["--name", "seed 2", "--results", tmp_path / "r.csv"]
     done = ask("evaluate", model, "--data", DATA, *options)

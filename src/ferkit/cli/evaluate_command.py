@@ -193,7 +193,13 @@ def evaluate(
         # A file that is no table of results is noticed now, not after the measuring.
         read_results(results)
     subject = open_subject(model, threads=threads)
-    whole = load_dataset(data, votes=votes, tell_held_out=split != EVERYTHING)
+    whole = load_dataset(
+        data,
+        votes=votes,
+        size=subject.input_size,
+        needed_by=subject.facts.name,
+        tell_held_out=split != EVERYTHING,
+    )
     known = knows_data(subject.facts, whole)
     if split is None:
         split = SELECTION_SPLIT

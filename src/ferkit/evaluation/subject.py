@@ -112,11 +112,13 @@ class Subject:
     Args:
         facts: What a report says of it.
         heads: The taxonomies that it answers in.
+        input_size: Side of the faces that it takes, in pixels.
         predict: The model itself.
     """
 
     facts: ModelFacts
     heads: Mapping[str, Taxonomy]
+    input_size: int
     predict: Predict
 
 
@@ -184,6 +186,7 @@ def open_run(folder: Path) -> Subject:
             trained_on=_splits([run.facts.get("data", {})], "train_split"),
         ),
         heads={taxonomy.id: taxonomy for taxonomy in run.taxonomies},
+        input_size=size,
         predict=predict,
     )
 
@@ -209,6 +212,7 @@ def open_model_file(model: str | os.PathLike[str] | None, *, threads: int | None
     return Subject(
         facts=facts_of(info, len(content), hashlib.sha256(content).hexdigest()),
         heads={head.id: head.taxonomy for head in info.taxonomies},
+        input_size=info.input_size,
         predict=predict,
     )
 
