@@ -32,6 +32,7 @@ COMMANDS = {
     "distil": Command("ferkit.cli.distil_command", "Train a student on a teacher's answers and the labels."),
     "search": Command("ferkit.cli.search_command", "Search networks and recipes at random or guided."),
     "evaluate": Command("ferkit.cli.evaluate_command", "Measure a model on a split."),
+    "compare": Command("ferkit.cli.compare_command", "Say whether labelled faces tell two models apart."),
     "export": Command("ferkit.cli.export_command", "Turn a training run into one model file."),
     "ensemble": Command("ferkit.cli.ensemble_command", "Join models into one that votes."),
     "models": Command("ferkit.cli.models_command", "List networks, recipes and embedded models."),

@@ -226,6 +226,18 @@ def _measure_targets(
     return tuple(scores)
 
 
+def faces_to_measure(dataset: FaceDataset, split: str) -> FaceDataset:
+    """Return the faces of a split, or all of :data:`EVERYTHING`.
+
+    Raises:
+        DataError: If there is no such split, or no face in it.
+    """
+    chosen = dataset if split == EVERYTHING else dataset.of_split(split)
+    if not len(chosen):
+        raise DataError(f"{dataset.source} has no face to measure on")
+    return chosen
+
+
 def leaks_show(dataset: FaceDataset, split: str, train_splits: Sequence[str] = (TRAINING_SPLIT,)) -> bool:
     """Tell whether leaks into a split can be seen: it is no training split, and there are faces of one."""
     return split not in (EVERYTHING, *train_splits) and bool(_rows_of(dataset, train_splits).any())
@@ -262,9 +274,7 @@ def evaluate(
             where none can be seen (:func:`leaks_show`).
         MissingDependencyError: If SciPy is not installed.
     """
-    chosen = dataset if split == EVERYTHING else dataset.of_split(split)
-    if not len(chosen):
-        raise DataError(f"{dataset.source} has no face to measure on")
+    chosen = faces_to_measure(dataset, split)
     targets = targets_for(chosen, heads)
     leaked: NDArray[np.bool_] | None = None
     if drop_leaks:

@@ -216,9 +216,22 @@ def negative_log_likelihood(probabilities: ArrayLike, labels: ArrayLike) -> floa
     Raises:
         DataError: As :func:`checked_probabilities`.
     """
+    return float(log_losses(probabilities, labels).mean())
+
+
+def log_losses(probabilities: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
+    """Return ``-log p(true class)`` of each face, in nats: float64 ``[N]``.
+
+    Args:
+        probabilities: ``[N, K]``, each row summing to 1; raised to 1e-12 before the logarithm.
+        labels: Integers ``[N]``.
+
+    Raises:
+        DataError: As :func:`checked_probabilities`.
+    """
     array, truth = checked_probabilities(probabilities, labels)
     chosen = array[np.arange(len(truth)), truth]
-    return float(-np.log(np.maximum(chosen, SMALLEST_PROBABILITY)).mean())
+    return np.asarray(-np.log(np.maximum(chosen, SMALLEST_PROBABILITY)))
 
 
 def reliability(

@@ -13,6 +13,9 @@ from ferkit.evaluation.subject import ModelFacts
 
 MIB = 1 << 20
 
+IN_SAMPLE = "The vote has weights fitted on these faces: in sample."
+"""What is said of a vote where its weights were fitted."""
+
 LESSER_LABELS = "ferplus argmax"
 """Labels so near to ``ferplus majority`` that their classes and pictures would only repeat it."""
 
@@ -44,7 +47,9 @@ class Report:
     @property
     def selection_split(self) -> bool:
         """Whether the split is the one on which models are selected, unless it was made up just now."""
-        return self.evaluation.split == SELECTION_SPLIT and (self.known_data or self.split_named)
+        return is_selection_split(
+            self.evaluation.split, known_data=self.known_data, split_named=self.split_named
+        )
 
     @property
     def split(self) -> str:
@@ -96,40 +101,63 @@ def split_label(split: str) -> str:
     return f"{split} (selection split)" if split == SELECTION_SPLIT else split
 
 
-def _head(report: Report) -> str:
-    model, evaluation = report.model, report.evaluation
+def describe_model(model: ModelFacts) -> str:
+    """Return name, architecture and size of a model in one line."""
     parts = [f"{model.name} {model.version}".strip(), model.architecture]
     if model.members > 1:
         parts.append(f"{model.members} members")
     parts += [f"{model.parameters:,} parameters", f"{model.mmac:.4g} MMAC"]
     if model.size_bytes is not None:
         parts.append(f"{model.size_bytes / MIB:.2f} MiB")
-    lines = [
-        ", ".join(parts),
-        f"{evaluation.source}, {report.split}, {evaluation.faces:,} faces",
-    ]
-    if report.known_data and evaluation.split in model.trained_on:
+    return ", ".join(parts)
+
+
+def is_selection_split(split: str, *, known_data: bool, split_named: bool) -> bool:
+    """Tell whether a split is the one on which models are selected, unless it was made up just now."""
+    return split == SELECTION_SPLIT and (known_data or split_named)
+
+
+def cautions(model: ModelFacts, split: str, *, known_data: bool, split_named: bool) -> list[str]:
+    """Return, a line each, why a model's figures on this split are no test result, or not its last.
+
+    Args:
+        model: The model.
+        split: Name of the split, or :data:`ferkit.evaluation.evaluate.EVERYTHING`.
+        known_data: As :attr:`Report.known_data`.
+        split_named: As :attr:`Report.split_named`.
+    """
+    lines = []
+    if known_data and split in model.trained_on:
         lines.append("This very model was trained on these faces: its figures are no test result.")
-    elif report.selection_split:
+    elif is_selection_split(split, known_data=known_data, split_named=split_named):
         lines.append(
             "Recipes are compared and temperatures fitted on this split: its figures are no test result."
         )
-    elif evaluation.split == EVERYTHING and report.known_data and model.data:
+    elif split == EVERYTHING and known_data and model.data:
         lines.append(
             "This very model was trained and selected on these data: its figures are no test result."
         )
-    elif report.known_data and evaluation.split in model.fitted_on:
+    elif known_data and split in model.fitted_on:
         lines.append("This very model was selected or fitted on this split: its figures are no test result.")
-    if report.in_sample:
-        lines.append(_in_sample(report))
     if not model.calibrated:
         lines.append("The run is not calibrated yet (temperature 1); `ferkit export` fits its temperatures.")
+    return lines
+
+
+def _head(report: Report) -> str:
+    model, evaluation = report.model, report.evaluation
+    lines = [
+        describe_model(model),
+        f"{evaluation.source}, {report.split}, {evaluation.faces:,} faces",
+        *cautions(model, evaluation.split, known_data=report.known_data, split_named=report.split_named),
+    ]
+    if report.in_sample:
+        lines.append(_in_sample(report))
     return "\n".join(lines)
 
 
 def _in_sample(report: Report) -> str:
     """Say that weights were fitted on these faces, and what the file tells of the vote out of fold."""
-    said = "The vote has weights fitted on these faces: in sample."
     measured = {entry.protocol for entry in report.evaluation.protocols}
     told = [
         f"{row.labels} {percent(row.accuracy)} % ({percent(row.interval[0])}-{percent(row.interval[1])})"
@@ -137,7 +165,8 @@ def _in_sample(report: Report) -> str:
         for row in report.model.held_out
         if row.split == report.evaluation.split and row.protocol in measured and not row.without_leaks
     ]
-    return f"{said} Its file tells of faces that the fit had not seen: {', '.join(told)}." if told else said
+    unseen = f" Its file tells of faces that the fit had not seen: {', '.join(told)}."
+    return IN_SAMPLE + unseen if told else IN_SAMPLE
 
 
 def _summary(protocols: Sequence[ProtocolScores]) -> str:
