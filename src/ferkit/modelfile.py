@@ -79,7 +79,7 @@ class ModelInfo(BaseModel):
         input_size: Side S of ``face`` in pixels.
         view_size: Side that the network sees; where smaller than S, the graph cuts the middle.
         crop: How faces are cut from pictures.
-        parameters: Trained numbers in the network.
+        parameters: Numbers in the network: what is trained, and the moving statistics of batch normalisation.
         mmac: Multiply-accumulates for one face, in millions.
         recipe: What decided the training run.
         data: Fingerprint, source and counts of the data.
