@@ -162,6 +162,23 @@ def test_wrong_requests_are_one_line_and_status_1(args, message, tmp_path, monke
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("backend", ["numpy", "torch", "tensorflwo"])
+@pytest.mark.parametrize("where", ["KERAS_BACKEND", "keras.json"])
+def test_a_backend_that_nothing_trains_on_is_refused(backend, where, tmp_path, monkeypatch, capfd):
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    if where == "KERAS_BACKEND":
+        monkeypatch.setenv("KERAS_BACKEND", backend)
+    else:
+        monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+        (tmp_path / where).write_text(json.dumps({"backend": backend}))
+    assert run(["train", "-r", "small", "--data", "cartoon:70", "-o", str(tmp_path / "r")]) == 1
+    err = capfd.readouterr().err
+    assert "tensorflow and jax; set KERAS_BACKEND to one of them" in err
+    assert f"Received: {backend!r} (from " in err
+    assert where in err
+    assert len(err.splitlines()) == 1
+
+
 def test_an_embedded_model_without_training_weights_names_those_that_have_them(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     own = weights.training_weights

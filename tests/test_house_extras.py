@@ -90,6 +90,20 @@ def test_require_names_the_library_below_that_is_missing(
         require("stands_on_another", "tune")
 
 
+def test_a_library_that_no_extra_brings_has_a_command_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "stands_on_jax.py").write_text("import jax\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(sys.modules, "jax", None)
+    with pytest.raises(
+        MissingDependencyError, match=r"no extra of ferkit brings; run: pip install jax$"
+    ) as caught:
+        require("stands_on_jax", "train")
+    explained = explain_missing(ModuleNotFoundError("gone", name="jax.numpy"))
+    assert str(explained) == str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("module", "extra"), [("sklearn.metrics", "train"), ("ray", "tune"), ("av", "video"), ("cv2", "")]
 )

@@ -20,7 +20,8 @@ from ferkit.search.engine import _survey, draw, resume, search
 from ferkit.search.propose import Gate, RandomProposer, TooLargeError
 from ferkit.search.records import Settings
 from ferkit.search.space import parse_space
-from ferkit.search.worker import OUT_OF_MEMORY, Surveyor
+from ferkit.search.worker import Surveyor
+from ferkit.training.memory import OUT_OF_MEMORY
 from ferkit.training.recipe import load_recipe
 from searchfiles import TINY, cost_of, write_search
 

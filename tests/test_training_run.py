@@ -166,6 +166,44 @@ def test_a_loss_that_is_not_finite_is_said_and_the_checkpoint_stays(faces, tmp_p
     assert all(np.isfinite(a).all() for a in arrays.values())
 
 
+@pytest.mark.parametrize("kind", ["python", "tensorflow", "jax"])
+def test_too_little_memory_is_an_error_and_the_run_says_so(faces, tmp_path, kind):
+    import tensorflow as tf
+
+    error, first = {
+        "python": (MemoryError("Unable to allocate 3.2 TiB\nfor an array"), "Unable to allocate 3.2 TiB"),
+        "tensorflow": (tf.errors.ResourceExhaustedError(None, None, "OOM when allocating"), "OOM when"),
+        "jax": (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), "RESOURCE_EXHAUSTED: Out of"),
+    }[kind]
+
+    def run_out():
+        raise error
+
+    with pytest.raises(TrainingError, match=f"^out of memory: {first}.*a smaller batch_size"):
+        train(tiny(), faces, tmp_path / "m", watcher=StopAt(1, run_out), tensorboard=False)
+    facts = json.loads((tmp_path / "m" / "run.json").read_text())
+    assert facts["state"] == "failed"
+    assert facts["error"].startswith(f"out of memory: {first}")
+
+
+def test_an_error_of_the_program_is_not_taken_for_too_little_memory(faces, tmp_path):
+    def fail():
+        raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match=r"^something else$"):
+        train(tiny(), faces, tmp_path / "m", watcher=StopAt(1, fail), tensorboard=False)
+
+
+def test_what_only_tensorflow_does_is_said_on_other_backends(faces, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("keras.backend.backend", lambda: "jax")
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), faces, tmp_path / "j", watcher=Counting())
+    said = [record.message for record in caplog.records if record.name == "ferkit.training"]
+    assert [words.split(",")[0] for words in said] == ["on Keras' backend jax"] * 2
+    assert "deterministic operations" in said[0]
+    assert "no TensorBoard log" in said[1]
+
+
 def test_a_full_disk_is_an_error_and_the_last_checkpoint_stays(faces, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 

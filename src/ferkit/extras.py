@@ -69,6 +69,9 @@ LIBRARIES = (
 )
 """Every direct requirement of the base install and of the extras that users choose."""
 
+BY_HAND = ("jax",)
+"""Libraries that ferkit can work on and that no extra brings: which build fits depends on the machine."""
+
 EXTRAS = ("video", "train", "tune", "serve")
 """The extras that users choose; ``dev`` is all of them and the tools of development."""
 
@@ -94,6 +97,8 @@ def require(module: str, extra: str) -> ModuleType:
 def explain_missing(error: ModuleNotFoundError) -> MissingDependencyError | None:
     """Return the error that tells a person what to install, or None if no extra brings that module."""
     top = (error.name or "").partition(".")[0]
+    if top in BY_HAND:
+        return MissingDependencyError(_missing(top, ""))
     for library in LIBRARIES:
         if library.module == top:
             return MissingDependencyError(_missing(top, library.extra))
@@ -101,4 +106,9 @@ def explain_missing(error: ModuleNotFoundError) -> MissingDependencyError | None
 
 
 def _missing(module: str, extra: str) -> str:
+    if module in BY_HAND:
+        return (
+            f"this needs the library {module!r}, which is not installed and which no extra of ferkit brings; "
+            f"run: pip install {module}"
+        )
     return f"this needs the library {module!r}, which is not installed; run: {install_command(extra)}"

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from ferkit.crops import Protocol
     from ferkit.data import FaceDataset
 
+BACKENDS = ("tensorflow", "jax")
+"""What Keras may compute on; the first is its default."""
+
 WIDE = 120
 """Columns of a table that goes into a file or a pipe, where nobody's window sets them."""
 
@@ -147,12 +150,14 @@ def load_keras() -> None:
     import fails, they are printed after all.
 
     Raises:
-        MissingDependencyError: If the extra ``train`` is not installed.
+        MissingDependencyError: If the extra ``train``, or the backend that was chosen, is not installed.
+        TrainingError: If the backend that was chosen is none that ferkit trains on.
     """
     import tempfile
 
     from ferkit.extras import require
 
+    _check_backend()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     sys.stderr.flush()
     with tempfile.TemporaryFile() as held:
@@ -168,6 +173,25 @@ def load_keras() -> None:
             if not started:
                 held.seek(0)
                 os.write(2, held.read())
+
+
+def _check_backend() -> None:
+    """Refuse a backend of Keras that ferkit does not train on, before Keras is imported and fails at it."""
+    from ferkit.errors import TrainingError
+
+    told = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "keras.json"
+    chosen, where = os.environ.get("KERAS_BACKEND"), "KERAS_BACKEND"
+    if not chosen:
+        where = str(told)
+        try:
+            chosen = json.loads(told.read_text("utf-8"))["backend"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return  # Keras takes its own default, TensorFlow.
+    if chosen not in BACKENDS:
+        raise TrainingError(
+            f"ferkit trains on Keras' backends {' and '.join(BACKENDS)}; set KERAS_BACKEND to one of them. "
+            f"Received: {chosen!r} (from {where})"
+        )
 
 
 def as_protocol(name: str) -> Protocol:

@@ -63,7 +63,8 @@ from ferkit.search.records import (
     write_settings,
 )
 from ferkit.search.space import Space, spell
-from ferkit.search.worker import OUT_OF_MEMORY, Surveyor
+from ferkit.search.worker import Surveyor
+from ferkit.training.memory import OUT_OF_MEMORY
 from ferkit.training.recipe import Recipe
 from ferkit.training.targets import heads_of
 

@@ -11,14 +11,12 @@ from ferkit.data import FaceDataset
 from ferkit.errors import FerkitError, OutputError
 from ferkit.search.records import locked
 from ferkit.training.history import Row
+from ferkit.training.memory import memory_errors, out_of_memory
 from ferkit.training.recipe import Recipe, parse_recipe
 from ferkit.training.runs import CHECKPOINT, RUN
 
 MOST_HELD = 20_000_000
 """Weights of networks that were counted and are still in memory, at most: 80 MB."""
-
-OUT_OF_MEMORY = "out of memory: "
-"""Begins the reason where memory did not suffice, for training or for counting."""
 
 LOCK_PATIENCE = 300.0
 """Seconds to wait for a lost worker that still writes into the same run."""
@@ -100,9 +98,6 @@ def run_trial(
         except FerkitError as error:
             report("failed", 0, reason=str(error), halt=False)
             return
-        except memory_errors() as error:
-            report("failed", 0, reason=out_of_memory(error), halt=False)
-            return
     if reporter.last is None:  # The earlier attempt had done all but tell.
         for row in earlier[:-1]:
             report("epoch", int(row["epoch"]), row)
@@ -120,23 +115,6 @@ def limit_threads(cores: int) -> None:
         if tf.config.threading.get_intra_op_parallelism_threads() != cores:
             tf.config.threading.set_intra_op_parallelism_threads(cores)
             tf.config.threading.set_inter_op_parallelism_threads(1)
-
-
-def memory_errors() -> tuple[type[Exception], ...]:
-    """Return what Python and the framework raise where memory does not suffice."""
-    import keras
-
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        return (MemoryError, tf.errors.ResourceExhaustedError)
-    return (MemoryError,)
-
-
-def out_of_memory(error: Exception) -> str:
-    """Return a reason of one line."""
-    first = (str(error).strip().splitlines() or ["no further word"])[0]
-    return f"{OUT_OF_MEMORY}{first[:200]}"
 
 
 class Surveyor:

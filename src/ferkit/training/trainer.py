@@ -31,8 +31,10 @@ from ferkit.models import build_model, count_macs
 from ferkit.runtime import usable_cores
 from ferkit.training import runs, state
 from ferkit.training.distil import Answers, ask_teachers, read_answers, teacher_facts, write_answers
+from ferkit.training.feed import fed
 from ferkit.training.history import Row, draw_curves, write_history
 from ferkit.training.inference import predict_logits
+from ferkit.training.memory import explaining_memory
 from ferkit.training.network import Resized, TrainingModel, teacher_key
 from ferkit.training.optimize import make_optimizer, plateau_rate
 from ferkit.training.recipe import ModelPart, Recipe, dump_recipe, load_recipe, parse_recipe
@@ -430,6 +432,7 @@ class Session:
         write_json(self.folder / runs.RUN, self.facts)
 
 
+@explaining_memory()
 def train(
     recipe: Recipe,
     dataset: FaceDataset,
@@ -467,7 +470,8 @@ def train(
         The folder and the history. The final weights are those of the last epoch, or their average.
 
     Raises:
-        TrainingError: If the run cannot start, resume, or meets a loss that is not finite.
+        TrainingError: If the run cannot start, resume, or meets a loss that is not finite or too little
+            memory.
         OutputError: If the folder cannot be written; the last checkpoint stays.
         KeyboardInterrupt: On Ctrl-C, after the state was recorded.
     """
@@ -578,6 +582,11 @@ def _run(session: Session, *, resume: bool, tensorboard: bool) -> Result:
     if session.answers is not None and not resume:
         write_answers(folder / runs.TEACHER, session.answers)
     _set_aside(folder, len(session.history))
+    callbacks: list[Any] = [_Loop(session)]
+    if tensorboard and _on_tensorflow("no TensorBoard log is written; history.csv has the same numbers"):
+        callbacks.append(
+            keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False, profile_batch=0)
+        )
     session.record("running")
     session.watcher.started(
         recipe=recipe,
@@ -586,20 +595,16 @@ def _run(session: Session, *, resume: bool, tensorboard: bool) -> Result:
         mmac=session.facts["mmac"],
         epoch=len(session.history) + 1,
     )
-    callbacks: list[Any] = [_Loop(session)]
-    if tensorboard and keras.backend.backend() == "tensorflow":
-        callbacks.append(
-            keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False, profile_batch=0)
-        )
     try:
-        session.model.fit(
-            session.faces,
-            epochs=recipe.epochs,
-            initial_epoch=len(session.history),
-            callbacks=callbacks,
-            verbose=0,
-            shuffle=False,
-        )
+        with explaining_memory():
+            session.model.fit(
+                fed(session.faces),
+                epochs=recipe.epochs,
+                initial_epoch=len(session.history),
+                callbacks=callbacks,
+                verbose=0,
+                shuffle=False,
+            )
     except KeyboardInterrupt:
         session.record("interrupted")
         raise
@@ -629,10 +634,18 @@ def _set_aside(folder: Path, epochs: int) -> None:
 
 
 def _use_deterministic_operations() -> None:
-    if keras.backend.backend() == "tensorflow":
+    if _on_tensorflow("deterministic operations cannot be asked for; sums may come in another order"):
         import tensorflow as tf
 
         tf.config.experimental.enable_op_determinism()
+
+
+def _on_tensorflow(otherwise: str) -> bool:
+    """Tell whether TensorFlow trains; where it does not, say what that means."""
+    backend = keras.backend.backend()
+    if backend != "tensorflow":
+        logger.warning("on Keras' backend %s, %s", backend, otherwise)
+    return bool(backend == "tensorflow")
 
 
 def _now() -> str:
