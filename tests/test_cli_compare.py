@@ -102,6 +102,14 @@ def test_models_of_different_labels_are_named_with_their_labels(ask, models, tmp
     assert "pain (none, some)" in done.err
 
 
+def test_models_of_faces_of_different_sizes_are_refused_and_of_one_size_compared(ask, models, tmp_path):
+    large = write_tiny_model(tmp_path / "large.onnx", size=64)
+    done = ask("compare", models[0], large, "--data", DATA)
+    assert done.status == 1
+    assert "takes faces of 48 pixels" in done.err
+    assert ask("compare", large, large, "--data", DATA).status == 0
+
+
 @pytest.mark.parametrize(
     ("options", "named"), [(["--protocol", "all"], "--protocol"), (["--threads", "0"], "--threads")]
 )

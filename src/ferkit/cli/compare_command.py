@@ -85,6 +85,7 @@ def compare(
 
     from ferkit import __version__, files
     from ferkit.data import load_dataset, select_faces
+    from ferkit.errors import DataError
     from ferkit.evaluation.compare import (
         Comparison,
         comparison_as_json,
@@ -98,7 +99,18 @@ def compare(
 
     one, other = (open_subject(model, threads=threads) for model in (first, second))
     heads = shared_heads(one.heads, other.heads, taxonomy)
-    whole = load_dataset(data, votes=votes, tell_held_out=split != EVERYTHING)
+    if one.input_size != other.input_size:
+        raise DataError(
+            f"{one.facts.name} takes faces of {one.input_size} pixels, {other.facts.name} of "
+            f"{other.input_size}: they cannot answer the same faces"
+        )
+    whole = load_dataset(
+        data,
+        votes=votes,
+        size=one.input_size,
+        needed_by=one.facts.name,
+        tell_held_out=split != EVERYTHING,
+    )
     dataset = select_faces(whole, drop_flat=drop_flat)
     differences = measure((one.predict, other.predict), dataset, heads=heads, split=split, protocol=protocol)
     comparison = Comparison(
