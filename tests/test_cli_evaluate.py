@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from facefiles import csv_text, face_row
-from ferkit.data import faces_digest, load_dataset
+from ferkit.data import SPLITS, faces_digest, load_dataset
 from ferkit.data.cartoon import draw_faces
 from ferkit.evaluation.subject import open_subject
 from ferkit.modelfile import write_model
@@ -93,6 +93,34 @@ def test_nothing_to_overwrite_is_a_usage_error(ask, model):
     done = ask("evaluate", model, "--data", DATA, "--overwrite")
     assert done.status == 2
     assert "--results" in done.err
+
+
+@pytest.mark.parametrize("split", ["PublicTest", "all"])
+def test_what_was_answered_about_each_face_is_written_when_asked_for(ask, model, tmp_path, split):
+    options = [
+        "--data",
+        DATA,
+        "--split",
+        split,
+        "--answers",
+        tmp_path / "a.csv",
+        "--json",
+        tmp_path / "a.json",
+    ]
+    done = ask("evaluate", model, *options, "--protocol", "all")
+    assert done.status == 0
+    with (tmp_path / "a.csv").open(newline="") as table:
+        rows = [row for row in csv.DictReader(table) if row["protocol"] == "flip"]
+    data = load_dataset(DATA)
+    where = [int(row["row"]) for row in rows]
+    assert {SPLITS[data.split[k]] for k in where} == {row["split"] for row in rows}
+    assert [row["label"] for row in rows] == [FER2013.labels[data.labels[k]] for k in where]
+    told = np.array([[float(row[f"fer2013 {label}"]) for label in FER2013.labels] for row in rows])
+    np.testing.assert_allclose(
+        told, open_subject(model).predict(data.images[where], "flip")["fer2013"], atol=1e-6
+    )
+    scores = json.loads((tmp_path / "a.json").read_text())["protocols"][1]["scores"][0]
+    assert (len(rows), (told.argmax(axis=1) == data.labels[where]).sum()) == (scores["n"], scores["correct"])
 
 
 @pytest.fixture
@@ -199,8 +227,11 @@ def test_flat_faces_are_left_out_of_what_is_measured_and_the_data_are_known_stil
     (tmp_path / "f.csv").write_text(csv_text(rows))
     data = {"faces": faces_digest(load_dataset(tmp_path / "f.csv"))}
     write_model(graph_bytes(), model_info().model_copy(update={"data": data}), tmp_path / "m.onnx")
-    done = ask("evaluate", tmp_path / "m.onnx", "--data", tmp_path / "f.csv", "--drop-flat")
+    options = ["--drop-flat", "--answers", tmp_path / "a.csv"]
+    done = ask("evaluate", tmp_path / "m.onnx", "--data", tmp_path / "f.csv", *options)
     assert "f.csv, PublicTest (selection split), 14 faces" in done.out
+    with (tmp_path / "a.csv").open(newline="") as table:
+        assert [int(row["row"]) for row in csv.DictReader(table)] == list(range(8, 22))
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,12 @@ FolderOption = Annotated[
         show_default=False,
     ),
 ]
+AnswersOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--answers", help="Write what was answered about each face to this csv.", show_default=False
+    ),
+]
 ResultsOption = Annotated[
     Path | None,
     typer.Option(
@@ -120,6 +126,7 @@ def evaluate(
     drop_flat: DropFlatOption = False,
     json: JsonFileOption = None,
     out: FolderOption = None,
+    answers: AnswersOption = None,
     results: ResultsOption = None,
     overwrite: OverwriteOption = False,
     name: NameOption = None,
@@ -147,6 +154,7 @@ def evaluate(
                 "--split": split,
                 "--drop-leaks": drop_leaks,
                 "--drop-flat": drop_flat,
+                "--answers": answers,
                 "--results": results,
                 "--overwrite": overwrite,
                 "--name": name,
@@ -179,6 +187,7 @@ def evaluate(
     from ferkit import __version__, files
     from ferkit.crops import PROTOCOLS
     from ferkit.data import load_dataset, select_faces
+    from ferkit.evaluation.answers import measured_rows, recorded, write_answers
     from ferkit.evaluation.evaluate import EVERYTHING, SELECTION_SPLIT
     from ferkit.evaluation.evaluate import evaluate as measure
     from ferkit.evaluation.report import Report, format_report, report_as_json, write_report
@@ -209,8 +218,9 @@ def evaluate(
     chosen = PROTOCOLS if protocol == "all" else (protocol,)
     if len(chosen) > 1:
         remark(f"measuring {subject.facts.name} on {split}: {', '.join(chosen)}")
+    predict, answered = recorded(subject.predict)
     evaluation = measure(
-        subject.predict,
+        predict,
         dataset,
         heads=subject.heads,
         split=split,
@@ -230,6 +240,10 @@ def evaluate(
     if out is not None:
         written = write_report(report, out)
         remark(f"wrote {len(written)} files to {out}")
+    if answers is not None:
+        rows = measured_rows(whole, split, drop_flat=drop_flat)
+        write_answers(answers, whole, rows, answered, subject.heads)
+        remark(f"wrote what was answered about {len(rows):,} faces to {answers}")
     if results is not None:
         update_results(results, rows_of(report), overwrite=overwrite)
         remark(f"wrote {len(chosen)} {'row' if len(chosen) == 1 else 'rows'} to {results}")
