@@ -201,7 +201,7 @@ def test_what_does_not_vote_is_left_out_of_the_graph(members):
     names = {entry.name for entry in onnx.load_from_string(content).graph.initializer}
     assert {"m0_w_ferplus", "m0_w_fer2013", "m1_w_fer2013"} <= names
     assert "m1_w_ferplus" not in names
-    assert not any(head.cam for head in info.taxonomies)
+    assert all(head.cam for head in info.taxonomies)
 
 
 def test_the_joined_file_carries_no_metadata_of_its_members(members, tmp_path):
@@ -287,3 +287,68 @@ def test_members_whose_graphs_cannot_run_are_refused(members, tmp_path):
     write_model(model.SerializeToString(), model_info((FER2013,)), tmp_path / "liar.onnx")
     with pytest.raises(ModelFileError):
         combine([members[0], load_member(tmp_path / "liar.onnx")], name="voters")
+
+
+def test_maps_are_the_weighted_sum_of_the_members_maps_over_their_temperatures(members, crops, tmp_path):
+    sure = load_member(write_tiny_model(tmp_path / "sure.onnx", seed=8, temperature=0.5))
+    voters = [members[0], sure]
+    classifier = _write(voters, tmp_path / "e.onnx", weights=[3, 1], temperatures={"fer2013": 0.6})
+    for head in ("fer2013", "ferplus"):
+        a, b = (FaceClassifier(member.content).cams(crops, head) for member in voters)
+        expected = 0.75 * a + 0.25 * b / 0.5
+        np.testing.assert_allclose(classifier.cams(crops, head), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_ensemble_of_ensembles_has_maps_too(members, crops, tmp_path):
+    _write(members[:2], tmp_path / "inner.onnx")
+    inner = load_member(tmp_path / "inner.onnx")
+    found = _write([inner, members[2]], tmp_path / "e.onnx").cams(crops, "fer2013")
+    a, b, c = (FaceClassifier(member.content).cams(crops, "fer2013") for member in members)
+    np.testing.assert_allclose(found, 0.25 * a + 0.25 * b + 0.5 * c, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("other", ["without maps", "with smaller maps", "that sees less of the face"])
+def test_no_maps_are_made_with_a_member(members, tmp_path, crops, other):
+    path = tmp_path / "other.onnx"
+    if other == "without maps":
+        write_tiny_model(path, (FER2013,), cam=False)
+    elif other == "with smaller maps":
+        write_model(_with_pooled_maps(), model_info((FER2013,)), path)
+    else:
+        narrow = model_info((FER2013,)).model_copy(update={"view_size": 40})
+        write_model(graph_bytes((FER2013,)), narrow, path)
+    classifier = _write([members[0], load_member(path)], tmp_path / "e.onnx")
+    assert not classifier.info.head("fer2013").cam
+    assert classifier.info.head("ferplus").cam, "in which the other has no vote"
+    with pytest.raises(ModelFileError, match="no class activation maps for 'fer2013'"):
+        classifier.cams(crops, "fer2013")
+    alone = _write([members[0], load_member(path)], tmp_path / "one.onnx", weights=[1, 0])
+    assert alone.info.head("fer2013").cam, "what does not vote does not matter"
+
+
+def _with_pooled_maps() -> bytes:
+    """A small graph whose maps are half as large."""
+    model = onnx.load_from_string(graph_bytes((FER2013,)))
+    graph = model.graph
+    graph.node.append(
+        onnx.helper.make_node("AveragePool", ["active"], ["pooled"], kernel_shape=[2, 2], strides=[2, 2])
+    )
+    pool = graph.node.pop()
+    at = next(i for i, node in enumerate(graph.node) if "cam_fer2013" in node.output)
+    graph.node[at].input[0] = "pooled"
+    graph.node.insert(at, pool)
+    (maps,) = (output for output in graph.output if output.name == "cam_fer2013")
+    for axis in (2, 3):
+        maps.type.tensor_type.shape.dim[axis].dim_value //= 2
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def test_a_file_whose_maps_are_not_its_members_is_not_written(members, tmp_path):
+    content, info = combine(members[:2], name="voters")
+    model = onnx.load_from_string(content)
+    share = next(entry for entry in model.graph.initializer if entry.name == "weight_cam_fer2013_1")
+    share.CopyFrom(onnx.numpy_helper.from_array(np.float32(0.6), share.name))
+    with pytest.raises(ModelFileError, match="'cam_fer2013' with a difference"):
+        write_ensemble(model.SerializeToString(), info, members, tmp_path / "e.onnx")
+    assert not list(tmp_path.glob("*e.onnx"))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ferkit import __version__, files
 from ferkit.classifier import FaceClassifier
@@ -19,7 +20,7 @@ from ferkit.evaluation.calibration import temper
 from ferkit.evaluation.metrics import SMALLEST_PROBABILITY
 from ferkit.evaluation.subject import facts_of
 from ferkit.extras import require
-from ferkit.modelfile import INPUT, HeadInfo, ModelInfo, read_model, resolve_model, write_model
+from ferkit.modelfile import CAM_PREFIX, INPUT, HeadInfo, ModelInfo, read_model, resolve_model, write_model
 from ferkit.taxonomy import Taxonomy
 
 PARITY = 1e-5
@@ -157,7 +158,9 @@ def combine(
 ) -> tuple[bytes, ModelInfo]:
     """Join members into one model of the contract.
 
-    Members without any weight are left out. Class activation maps are, too: members differ in their size.
+    Members without any weight are left out. A taxonomy has class activation maps where all that vote in it
+    have maps of one size and see the same part of a face: their sum, each times the member's weight and
+    divided by its temperature, since maps average to logits before it.
 
     Args:
         members: What votes; as many as there are weights.
@@ -186,18 +189,24 @@ def combine(
     voting = [k for k in range(len(members)) if any(w[k] for w in by_taxonomy.values())]
     members = [members[k] for k in voting]
     by_taxonomy = {t: tuple(w[k] for k in voting) for t, w in by_taxonomy.items()}
+    graphs = [onnx.load_from_string(member.content) for member in members]
+    maps = {
+        t.id: size for t in taxonomies if (size := _size_of_maps(t.id, graphs, members, by_taxonomy[t.id]))
+    }
     heads = tuple(
-        HeadInfo(id=t.id, labels=t.labels, temperature=(temperatures or {}).get(t.id, 1.0))
+        HeadInfo(id=t.id, labels=t.labels, temperature=(temperatures or {}).get(t.id, 1.0), cam=t.id in maps)
         for t in taxonomies
     )
-    graphs = [onnx.load_from_string(member.content) for member in members]
     opset = max(_OPSET, *(_opset_of(graph) for graph in graphs))
-    parts = [
-        _as_part(graph, f"m{k}_", opset, member, [t for t, w in by_taxonomy.items() if w[k]])
-        for k, (graph, member) in enumerate(zip(graphs, members, strict=True))
-    ]
-    side = members[0].info.input_size
-    joined = _join(parts, heads, by_taxonomy, opset=opset, side=side)
+    parts = []
+    for k, (graph, member) in enumerate(zip(graphs, members, strict=True)):
+        own = [t for t, w in by_taxonomy.items() if w[k]]
+        own += [CAM_PREFIX + t for t in own if t in maps]
+        parts.append(_as_part(graph, f"m{k}_", opset, member, own))
+    shares = dict(by_taxonomy)
+    for t in maps:
+        shares[CAM_PREFIX + t] = _shares_of_maps(t, members, by_taxonomy[t])
+    joined = _join(parts, heads, shares, maps, opset=opset, side=members[0].info.input_size)
     return joined, _describe(members, heads, default, by_taxonomy, name, metrics, data, notes)
 
 
@@ -214,7 +223,7 @@ def write_ensemble(
 
     Raises:
         ModelFileError: If its answers differ from the weighted, tempered mean of its members' by more than
-            :data:`PARITY`.
+            :data:`PARITY`, or its maps from theirs by more than this share of the largest.
         OutputError: If the file cannot be written.
     """
     with files.replacing(path) as temporary:
@@ -226,7 +235,39 @@ def _opset_of(model: Any) -> int:
     return next(int(entry.version) for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
 
 
-def _as_part(model: Any, prefix: str, opset: int, member: Member, taxonomies: Sequence[str]) -> Any:
+def _size_of_maps(
+    taxonomy: str, graphs: Sequence[Any], members: Sequence[Member], weights: Sequence[float]
+) -> tuple[int, int] | None:
+    """Return height and width of the maps that all voters have alike for a taxonomy, or None."""
+    sizes = set()
+    for graph, member, weight in zip(graphs, members, weights, strict=True):
+        if not weight:
+            continue
+        if not member.info.head(taxonomy).cam:
+            return None
+        dims = [
+            int(d.dim_value)
+            for output in graph.graph.output
+            if output.name == CAM_PREFIX + taxonomy
+            for d in output.type.tensor_type.shape.dim
+        ]
+        if len(dims) != 4:  # a file that tells of maps and has none, or does not tell their size
+            return None
+        # Maps of one size lie over other places of the crop where a member cuts off more of its edge.
+        sizes.add((*dims[2:], member.info.view_size))
+    height, width, _ = sizes.pop()
+    return (height, width) if height and width and not sizes else None
+
+
+def _shares_of_maps(taxonomy: str, members: Sequence[Member], weights: Sequence[float]) -> tuple[float, ...]:
+    """Return what each member's map counts for: maps average to logits, which its temperature divides."""
+    return tuple(
+        weight / member.info.head(taxonomy).temperature if weight else 0.0
+        for member, weight in zip(members, weights, strict=True)
+    )
+
+
+def _as_part(model: Any, prefix: str, opset: int, member: Member, outputs: Sequence[str]) -> Any:
     """Return the member's model in the common opset, every name prefixed, without what does not vote."""
     compose = require("onnx.compose", "train")
     converter = require("onnx.version_converter", "train")
@@ -238,7 +279,7 @@ def _as_part(model: Any, prefix: str, opset: int, member: Member, taxonomies: Se
                 f"member {member.info.name!r} has opset {_opset_of(model)} and cannot be converted to "
                 f"{opset}, which another member has: {error}. Export it again"
             ) from error
-    _keep_only(model.graph, taxonomies)
+    _keep_only(model.graph, outputs)
     return compose.add_prefix(model, prefix)
 
 
@@ -277,11 +318,21 @@ def _join(
     parts: Sequence[Any],
     heads: Sequence[HeadInfo],
     weights: Mapping[str, Sequence[float]],
+    maps: Mapping[str, tuple[int, int]],
     *,
     opset: int,
     side: int,
 ) -> bytes:
-    """Return one model in which every part reads the same faces and the parts' outputs are averaged."""
+    """Return one model in which every part reads the same faces and the parts' outputs are averaged.
+
+    Args:
+        parts: The members' graphs.
+        heads: The outputs of probabilities.
+        weights: What each part counts for, by output, those of maps included.
+        maps: Height and width of the maps by taxonomy, where there are any.
+        opset: Of all parts.
+        side: Of the faces, in pixels.
+    """
     helper = require("onnx.helper", "train")
     numpy_helper = require("onnx.numpy_helper", "train")
     checker = require("onnx.checker", "train")
@@ -297,16 +348,20 @@ def _join(
         nodes.append(helper.make_node("Identity", [INPUT], [f"m{k}_{INPUT}"], name=f"share_{k}"))
         nodes.extend(part.graph.node)
         constants.extend(part.graph.initializer)
-    for head in heads:
+
+    def add_up(output: str, result: str) -> None:
         terms = []
-        for k, weight in enumerate(weights[head.id]):
+        for k, weight in enumerate(weights[output]):
             if weight:
-                terms.append(f"vote_{head.id}_{k}")
-                share = constant(f"weight_{head.id}_{k}", weight)
-                nodes.append(helper.make_node("Mul", [f"m{k}_{head.id}", share], [terms[-1]], name=terms[-1]))
+                terms.append(f"vote_{output}_{k}")
+                share = constant(f"weight_{output}_{k}", weight)
+                nodes.append(helper.make_node("Mul", [f"m{k}_{output}", share], [terms[-1]], name=terms[-1]))
+        nodes.append(helper.make_node("Sum", terms, [result], name=f"mean_{output}"))
+
+    for head in heads:
         tempered = head.temperature != 1.0
         mean = f"mean_{head.id}" if tempered else head.id
-        nodes.append(helper.make_node("Sum", terms, [mean], name=f"mean_{head.id}"))
+        add_up(head.id, mean)
         if tempered:
             least = constant(f"least_{head.id}", SMALLEST_PROBABILITY)
             temperature = constant(f"temperature_{head.id}", head.temperature)
@@ -317,11 +372,18 @@ def _join(
                 ("Softmax", [f"logits_{head.id}"], head.id, {"axis": -1}),
             )
             nodes += [helper.make_node(op, i, [o], name=f"temper_{o}", **a) for op, i, o, a in steps]
+        if head.id in maps:
+            add_up(CAM_PREFIX + head.id, CAM_PREFIX + head.id)
     graph = helper.make_graph(
         nodes,
         "ensemble",
         [helper.make_tensor_value_info(INPUT, tensor.UINT8, ["N", side, side])],
-        [helper.make_tensor_value_info(h.id, tensor.FLOAT, ["N", len(h.labels)]) for h in heads],
+        [helper.make_tensor_value_info(h.id, tensor.FLOAT, ["N", len(h.labels)]) for h in heads]
+        + [
+            helper.make_tensor_value_info(CAM_PREFIX + h.id, tensor.FLOAT, ["N", len(h.labels), *maps[h.id]])
+            for h in heads
+            if h.id in maps
+        ],
         constants,
         sparse_initializer=[i for part in parts for i in part.graph.sparse_initializer],
     )
@@ -412,21 +474,39 @@ def _check_parity(content: bytes, info: ModelInfo, members: Mapping[str, Member]
     """Compare the file's answers to random pictures with those computed from its members' answers."""
     size = info.input_size
     probes = np.random.default_rng(0).integers(0, 256, (_PROBES, size, size), dtype=np.uint8)
-    found = FaceClassifier(content).predict(probes)
-    answers = [FaceClassifier(members[record["sha256"]].content).predict(probes) for record in info.members]
+    joined = FaceClassifier(content)
+    found = joined.predict(probes)
+    voters = [members[record["sha256"]] for record in info.members]
+    classifiers = [FaceClassifier(voter.content) for voter in voters]
+    answers = [classifier.predict(probes) for classifier in classifiers]
     for head in info.taxonomies:
+        weights = [record["weights"].get(head.id, 0.0) for record in info.members]
         mean = sum(
-            record["weights"][head.id] * answer[head.id].astype(np.float64)
-            for record, answer in zip(info.members, answers, strict=True)
-            if record["weights"].get(head.id)
+            weight * answer[head.id].astype(np.float64)
+            for weight, answer in zip(weights, answers, strict=True)
+            if weight
         )
         expected = mean if head.temperature == 1.0 else temper(mean, head.temperature)
-        difference = float(np.abs(found[head.id] - expected).max())
-        if not difference <= PARITY:
-            raise ModelFileError(
-                f"the joined file answers {head.id!r} with a difference of {difference:.2g} from its "
-                f"members; at most {PARITY:g} is allowed, so it was not written"
+        _check_same(head.id, found[head.id], expected, 1.0)
+        if head.cam:
+            shares = _shares_of_maps(head.id, voters, weights)
+            maps = sum(
+                share * classifier.cams(probes, head.id).astype(np.float64)
+                for share, classifier in zip(shares, classifiers, strict=True)
+                if share
             )
+            # Unlike probabilities, maps have no scale of their own.
+            scale = max(1.0, float(np.abs(maps).max()))
+            _check_same(CAM_PREFIX + head.id, joined.cams(probes, head.id), maps, scale)
+
+
+def _check_same(output: str, found: NDArray[Any], expected: Any, scale: float) -> None:
+    difference = float(np.abs(found - expected).max()) / scale
+    if not difference <= PARITY:
+        raise ModelFileError(
+            f"the joined file answers {output!r} with a difference of {difference:.2g} from its "
+            f"members; at most {PARITY:g} is allowed, so it was not written"
+        )
 
 
 def default_name(path: str | os.PathLike[str]) -> str:
