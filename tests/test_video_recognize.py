@@ -436,8 +436,11 @@ def test_an_error_in_the_middle_of_the_work_ends_the_reader(model: Path, clip: P
                 raise VideoError("the detector fell over")
             return super().detect(image)
 
-    with pytest.raises(VideoError, match="fell over"):
-        list(Recognizer(model, detector=Broken()).video(clip, detect_every=1))
+    reading = Recognizer(model, detector=Broken()).video(clip, detect_every=1)
+    assert [next(reading).index for _ in range(10)] == list(range(10))  # no error takes them along
+    with pytest.raises(VideoError, match="fell over") as caught:
+        next(reading)
+    assert caught.value.__notes__ == ["ferkit had taken 10 frames before this"]
     assert readers() == []
 
 

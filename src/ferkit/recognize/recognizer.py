@@ -341,7 +341,8 @@ class Recognizer:
                     faces += len(cropped.detections)
                 if faces >= self._batch_size or len(waiting) >= pending:
                     yield waiting
-                    waiting, faces = [], 0
+                    waiting.clear()  # whoever reads the batch still holds it: it would stay beside the next
+                    faces = 0
         except Exception as error:
             # An error of the caller's source or detector, or a lack of memory, does not take finished photos
             # along.

@@ -376,23 +376,36 @@ class _Work:
         self._keep_pictures = keep_pictures
 
     def results(self, clip: Clip) -> Iterator[tuple[FrameResult, ClipFrame]]:
-        waiting: list[_Waiting] = []
-        faces = pixels = 0
         frames = in_background(clip.frames(), limit=AHEAD, weigh=weight, cancel=clip.close)
+        try:
+            for batch in self._batches(clip, frames):
+                yield from self._read(batch)
+        finally:
+            frames.close()
+
+    def _batches(self, clip: Clip, frames: Iterator[ClipFrame]) -> Iterator[list[_Waiting]]:
+        """Yield frames whose faces are cut out, as many as go through the network together."""
+        waiting: list[_Waiting] = []
+        faces = pixels = taken = 0
         try:
             for frame in frames:
                 waiting.append(self._cut_out(frame))
+                taken += 1
                 faces += len(waiting[-1].found)
                 pixels += waiting[-1].frame.rgb.nbytes
                 full = len(waiting) >= _PENDING_FRAMES or pixels >= AHEAD
                 if full or faces >= self._recognizer.batch_size:
-                    yield from self._read(waiting)
-                    waiting, faces, pixels = [], 0, 0
+                    yield waiting
+                    waiting.clear()  # whoever reads the batch still holds it: it would stay beside the next
+                    faces = pixels = 0
                 if clip.stopped:
                     break
-            yield from self._read(waiting)
-        finally:
-            frames.close()
+        except Exception as error:
+            # As for photos: no error takes frames along that are finished.
+            error.add_note(f"ferkit had taken {taken} frames before this")
+            yield waiting
+            raise
+        yield waiting
 
     def _cut_out(self, frame: ClipFrame) -> _Waiting:
         """Find the faces of a frame and cut them out; the picture is let go unless it is wanted."""
