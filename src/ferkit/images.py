@@ -307,7 +307,7 @@ def _wide_to_gray(strip: PillowImage, tags: Mapping[int, Any]) -> NDArray[np.uin
     """
     wide = np.asarray(strip)
     (bits, *_) = tags.get(_BITS_PER_SAMPLE, (16,))
-    gray = (wide >> (bits - 8)).astype(np.uint8)
+    gray: NDArray[np.uint8] = (wide >> (bits - 8)).astype(np.uint8)
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         gray = _WHITE - gray
     if (transparent := strip.info.get("transparency")) is not None:
