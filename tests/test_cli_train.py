@@ -9,6 +9,7 @@ import pytest
 from ferkit import weights
 from ferkit.cli import run
 from ferkit.modelfile import read_model
+from modelzoo import write_tiny_model
 
 pytest.importorskip("keras", reason="needs ferkit[train]")
 
@@ -130,6 +131,15 @@ def test_faces_are_as_large_as_the_network_that_is_gone_on_with(line, tmp_path, 
     capfd.readouterr()
     assert run([*small, "--data", str(tmp_path / "f.npz"), "-o", third, "--init", first]) == 1
     assert f"its faces are 48 pixels wide, and {first} takes 32" in capfd.readouterr().err
+
+
+def test_faces_of_another_size_than_the_teachers_are_refused_before_it_is_asked(tmp_path, capfd):
+    teacher = str(write_tiny_model(tmp_path / "m64.onnx", size=64))
+    assert run(["data", "convert", "cartoon:70", str(tmp_path / "f.npz")]) == 0
+    capfd.readouterr()
+    student = ["distil", "-t", teacher, "-r", "small", "-o", str(tmp_path / "r")]
+    assert run([*student, "--data", str(tmp_path / "f.npz")]) == 1
+    assert f"its faces are 48 pixels wide, and teacher {teacher} takes 64" in capfd.readouterr().err
 
 
 def test_resuming_a_finished_run_says_its_result_again(line, capsys):
