@@ -309,7 +309,8 @@ def test_every_format_of_a_photo_is_one_of_a_face(tmp_path: Path) -> None:
     face = Image.fromarray(np.full((48, 48), 77, np.uint8))
     face.save(tmp_path / "d" / "a" / "2.gif")
     face.save(tmp_path / "d" / "b" / "3.jpe", format="JPEG")
-    assert (load_dataset(tmp_path / "d", cache=False).images == 77).all(axis=(1, 2)).sum() == 2
+    face.save(tmp_path / "d" / "b" / "4.jfif")
+    assert (load_dataset(tmp_path / "d", cache=False).images == 77).all(axis=(1, 2)).sum() == 3
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from ferkit.errors import DataError, ImageError, TaxonomyError
 from ferkit.images import load_image, to_gray
 from ferkit.taxonomy import KNOWN, Taxonomy
 
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 """Files that count as pictures, as in folders of photos; all others are passed over, which is said."""
 
 _TRAIN, _VALIDATION, _TEST = 0, 1, 2

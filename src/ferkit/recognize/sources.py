@@ -16,7 +16,7 @@ from ferkit.images import WRITABLE, is_url
 STDIN = "-"
 """The name of standard input."""
 
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 """Files that count as photos in folders and patterns; a file that is named itself may have any suffix."""
 
 _OTHER_PICTURES = (
