@@ -292,7 +292,13 @@ def test_a_range_is_read(recognizer: Recognizer, clip: Path) -> None:
 def test_pictures_come_along_when_they_are_asked_for(recognizer: Recognizer, clip: Path) -> None:
     reading = recognizer.video(clip, keep_pictures=True)
     assert [number_in(frame.rgb) for _, frame in reading.with_pictures()] == list(range(FRAMES))
-    assert {f.rgb.size for _, f in recognizer.video(clip).with_pictures()} == {0}
+
+
+def test_pictures_that_were_not_kept_are_an_error_and_not_empty(recognizer: Recognizer, clip: Path) -> None:
+    with recognizer.video(clip) as reading:
+        with pytest.raises(VideoError, match="open it with keep_pictures=True"):
+            reading.with_pictures()
+        assert next(reading).index == 0
 
 
 def test_results_are_plain_in_json(recognizer: Recognizer, clip: Path) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ferkit.crops import CropGeometry, crop_corners, crop_faces, fit_crop
 from ferkit.detect import Detection, Detector
 from ferkit.detect.whole import WholePicture
-from ferkit.errors import ImageError
+from ferkit.errors import ImageError, VideoError
 from ferkit.images import DEFAULT_MAX_PIXELS, to_gray
 from ferkit.recognize.channel import in_background
 from ferkit.recognize.clip import Clip, ClipFrame, ClipInfo, Seconds
@@ -197,11 +197,17 @@ class VideoReading(Iterator[FrameResult]):
     """
 
     def __init__(
-        self, clip: Clip, results: Iterator[tuple[FrameResult, ClipFrame]], remarks: Sequence[str] = ()
+        self,
+        clip: Clip,
+        results: Iterator[tuple[FrameResult, ClipFrame]],
+        remarks: Sequence[str] = (),
+        *,
+        keeps_pictures: bool = False,
     ) -> None:
         self._clip = clip
         self._results = results
         self._remarks = remarks
+        self._keeps_pictures = keeps_pictures
 
     @property
     def info(self) -> ClipInfo:
@@ -238,7 +244,15 @@ class VideoReading(Iterator[FrameResult]):
         return next(self._results)[0]
 
     def with_pictures(self) -> Iterator[tuple[FrameResult, ClipFrame]]:
-        """Yield each result with its frame; for this, ``recognize_video`` was told to keep the pictures."""
+        """Yield each result with its frame.
+
+        Raises:
+            VideoError: If ``recognize_video`` was not told to keep the pictures.
+        """
+        if not self._keeps_pictures:
+            raise VideoError(
+                "the pictures of this clip are let go as they are read; open it with keep_pictures=True"
+            )
         return self._results
 
     def close(self) -> None:
@@ -317,7 +331,7 @@ def recognize_video(
     detector = _CuttableFaces(recognizer.detector, recognizer.info.crop)
     tracker = FaceTracker(detector, every=detect_every, max_gap=max_gap, rate=rate)
     work = _Work(recognizer, tracker, None if smoothing is None else Smoother(smoothing), keep_pictures)
-    return VideoReading(clip, work.results(clip), detector.remarks)
+    return VideoReading(clip, work.results(clip), detector.remarks, keeps_pictures=keep_pictures)
 
 
 def weight(frame: ClipFrame) -> int:

@@ -122,12 +122,15 @@ def process_video(
                         reading, outputs.clip, outputs.sound, lambda: whole and not (stop and stop.is_set())
                     )
                 )
-            for result, frame in reading.with_pictures():
+            pairs = (
+                ((result, None) for result in reading) if outputs.clip is None else reading.with_pictures()
+            )
+            for result, frame in pairs:
                 for place, table in tables:
                     with blaming("the standard output" if place == STDOUT else place):
                         table.write(result)
                 timeline.add(result)
-                if draw is not None:
+                if draw is not None and frame is not None:
                     draw((result, frame))
                 if progress is not None:
                     progress(result, reading.share_read(result))
