@@ -254,7 +254,14 @@ def test_odd_names_do_no_harm(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "counts"),
-    [("a.jpeg", True), ("a/b.TIFF", True), (".a.jpg", False), ("a.mp4", False), ("jpg", False)],
+    [
+        ("a.jpeg", True),
+        ("a.jfif", True),
+        ("a/b.TIFF", True),
+        (".a.jpg", False),
+        ("a.mp4", False),
+        ("jpg", False),
+    ],
 )
 def test_photos_are_known_by_their_names(name: str, counts: bool) -> None:
     assert is_photo(name) is counts
