@@ -323,7 +323,11 @@ def test_the_command_distils_exports_and_tells_on_the_card(teacher, tmp_path, ca
     [
         (["distil", "-r", "small", "--data", "cartoon:70"], 2, "--teacher"),
         (["distil", "-t", "absent.onnx", "-r", "small", "--data", "cartoon:70"], 1, "absent.onnx"),
-        (["distil", "-t", "x", "-r", "small", "-s", "distil.weight=0", "--data", "cartoon"], 1, "no share"),
+        (
+            ["distil", "-t", "ferkit-small", "-r", "small", "-s", "distil.weight=0", "--data", "cartoon:70"],
+            1,
+            "no share",
+        ),
         (["distil", "-t", "x.onnx", "--data", "cartoon:70"], 1, "name a recipe"),
         (["distil", "-t", "x.onnx", "--resume", "run", "--data", "cartoon:70"], 1, "--resume goes on"),
         (["distil", "-t", "x", "-r", "small", "--weight", "2", "--data", "cartoon:70"], 1, "distil.weight"),
