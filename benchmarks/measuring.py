@@ -18,6 +18,7 @@ from typing import Any, Self
 
 from ferkit import __version__
 from ferkit.extras import LIBRARIES
+from ferkit.runtime import usable_cores
 
 HERE = Path(__file__).resolve().parent
 
@@ -140,7 +141,7 @@ def describe_machine() -> dict[str, Any]:
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
-        "usable_cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "usable_cores": usable_cores(),
         "load": round(os.getloadavg()[0], 2),
         "system": platform.platform(),
         "python": platform.python_version(),

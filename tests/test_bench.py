@@ -107,6 +107,15 @@ def test_a_worker_that_cannot_start_is_said(measuring: Any, tmp_path: Path) -> N
         worker.ask("hello")
 
 
+def test_the_cores_of_the_machine_are_those_that_a_container_grants(
+    measuring: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A known fault: those that the process is bound to counted, whatever its control group grants."""
+    monkeypatch.setattr("ferkit.runtime._granted", lambda *_: [1])
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8), raising=False)
+    assert measuring.describe_machine()["usable_cores"] == 1
+
+
 def test_jobs_run_in_turns_and_the_medians_come(measuring: Any) -> None:
     order: list[str] = []
     values = iter([100.0, 100.0, 1.0, 10.0, 3.0, 20.0, 2.0, 30.0])
