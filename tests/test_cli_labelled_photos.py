@@ -127,6 +127,13 @@ def test_the_smallest_face_and_the_provider_can_be_chosen(ask, model, photos, tm
     assert "offers no NoSuchExecutionProvider" in done.err
 
 
+def test_what_was_read_keeps_its_labels_also_where_no_face_was(model, photos):
+    """A known fault: the photo was put together anew, and its table had no columns of the labels."""
+    recognizer = Recognizer(model)
+    answers = read_labelled(recognizer, find_labelled(photos))
+    assert [answer.photo.labels for answer in answers] == [recognizer.taxonomy.labels] * 4
+
+
 def test_least_confidence_does_not_change_the_accuracy(model, photos):
     reports = [
         judge(r, read_labelled(r, find_labelled(photos)), source="x", protocol="single")

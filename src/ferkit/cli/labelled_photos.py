@@ -6,7 +6,7 @@ import csv
 import io
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +167,7 @@ def read_labelled(recognizer: Recognizer, photos: Iterable[tuple[str, str]]) -> 
             answers.append(Answer(name, label, None, 0, str(result.error)))
             continue
         largest = sorted(result.faces, key=_area, reverse=True)[:1]
-        kept = Photo(name, result.width, result.height, result.taxonomy, tuple(largest))
+        kept = replace(result, source=name, faces=tuple(largest))
         answers.append(Answer(name, label, kept, len(result.faces)))
     return answers
 
