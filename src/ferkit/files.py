@@ -15,6 +15,8 @@ from typing import Any
 
 from ferkit.errors import OutputError
 
+_ROOM = 64  # bytes that the name of a temporary file may have however short that of its target is
+
 
 def cache_folder() -> Path:
     """Return the folder for what can be rebuilt at any time: ``$FERKIT_CACHE`` or one in the user's cache."""
@@ -33,9 +35,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     The temporary file keeps the suffix of ``path``, since some writers choose the format by it. If the
     block raises, the temporary file is removed and ``path`` is as it was.
 
-    A link stays, and what it leads to is replaced. A file that is replaced hands on its rights. What is
-    neither file nor folder (a device such as ``/dev/stdout``, a named pipe) stays too: the content is written
-    into it when the block ends well.
+    A link stays, and what it leads to is replaced. A file that is replaced hands on its rights, and
+    its owner and group where the system allows that. What is neither file nor folder (a device such as
+    ``/dev/stdout``, a named pipe) stays too: the content is written into it when the block ends well.
 
     Raises:
         OutputError: If the folder cannot be made or written, or the disk is full.
@@ -43,11 +45,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(os.path.realpath(path))
     try:
-        mode = _mode(path)
+        before = _state(path)
+        mode = None if before is None else before.st_mode
         special = mode is not None and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
         folder = Path(tempfile.gettempdir()) if special else target.parent
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{target.stem}-{secrets.token_hex(8)}{Path(path).suffix}"
+        temporary = folder / _temporary_name(target, Path(path).suffix)
         # The system takes the umask off: to ask for it is to change it, for all threads. What is to get other
         # rights, or lies in a folder of all users, is nobody else's until then.
         rights = 0o666 if mode is None else 0o600
@@ -61,7 +64,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             if special:
                 _pour(temporary, path)
             else:
-                _put(temporary, target, mode)
+                _put(temporary, target, before)
         except OSError as error:
             raise OutputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
@@ -90,19 +93,40 @@ def blaming(path: str | os.PathLike[str], *, known: str | os.PathLike[str] = "")
         raise OutputError(f"cannot write {path}: {why}{error.strerror or error}") from error
 
 
-def _put(temporary: Path, target: Path, mode: int | None) -> None:
-    """Bring a file to disk and give it its name, and the rights of ``mode`` unless it is None."""
+def _temporary_name(target: Path, suffix: str) -> str:
+    """Return a name that nothing has; it is too long for the system where that of ``target`` is."""
+    stem, end = target.stem, f"-{secrets.token_hex(8)}{suffix}"
+    room = max(_ROOM, len(os.fsencode(target.name)))
+    while stem and len(os.fsencode(f".{stem}{end}")) > room:
+        stem = stem[:-1]
+    return f".{stem}{end}"
+
+
+def _put(temporary: Path, target: Path, before: os.stat_result | None) -> None:
+    """Bring a file to disk and give it its name, and owner and rights of what was there before."""
     with temporary.open("r+b") as written:  # Windows refuses it for what is open for reading alone
         os.fsync(written.fileno())
-    if mode is not None:
-        temporary.chmod(mode & 0o777)
+    if before is not None:
+        _hand_over(temporary, before.st_uid, before.st_gid)
+        temporary.chmod(before.st_mode & 0o777)
     temporary.replace(target)
 
 
-def _mode(path: str | os.PathLike[str]) -> int | None:
-    """Return the kind and the rights of what is at ``path``, of a link those of its end; None if none is."""
+def _hand_over(path: Path, owner: int, group: int) -> None:
+    """Give a file to an owner and a group, or to the group alone, as far as the system allows it."""
+    if not hasattr(os, "chown"):  # Windows
+        return
+    for wanted in (owner, -1):
+        # Only the administrator may give files away, and some file systems have no owners.
+        with contextlib.suppress(OSError):
+            os.chown(path, wanted, group)
+            return
+
+
+def _state(path: str | os.PathLike[str]) -> os.stat_result | None:
+    """Return what the system says of what is at ``path``, of a link of its end; None if nothing is."""
     try:
-        return os.stat(path).st_mode  # noqa: PTH116
+        return os.stat(path)  # noqa: PTH116
     except FileNotFoundError:
         return None
 
