@@ -173,7 +173,12 @@ def test_photos_are_listed_in_a_file_or_on_standard_input(
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(None, "cannot read the list"), (b"\n\n", "lists no photo")]
+    ("content", "message"),
+    [
+        (None, "cannot read the list"),
+        (b"\n\n", "lists no photo"),
+        (b"\xff\xfea\0.\0j\0p\0g", "list.txt: it is no valid utf-16"),  # half a letter
+    ],
 )
 def test_a_list_without_photos_is_an_error(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, message: str

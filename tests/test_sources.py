@@ -190,6 +190,8 @@ def test_copies_of_what_is_listed_are_left_out_too(folder: Path) -> None:
         (b"\xef\xbb\xbfa.jpg\r\nb.jpg\r\n", ["a.jpg", "b.jpg"]),  # as editors on Windows write it
         (b"a\nb.jpg\0 c.jpg \0", ["a\nb.jpg", " c.jpg "]),
         (b"-\n", ["./-"]),
+        ("\ufeffä.jpg\r\nb.jpg\r\n".encode("utf-16-le"), ["ä.jpg", "b.jpg"]),  # as PowerShell writes it
+        ("\ufeffä.jpg\n-\n".encode("utf-16-be"), ["ä.jpg", "./-"]),
     ],
 )
 def test_a_list_has_a_path_a_line_or_between_nul_bytes(content: bytes, names: list[str]) -> None:

@@ -239,7 +239,12 @@ def _list(name: str) -> list[str]:
         content = sys.stdin.buffer.read() if name == STDIN else Path(name).read_bytes()
     except OSError as error:
         raise FerkitError(f"cannot read the list of photos, {shown}: {error.strerror or error}") from error
-    paths = read_list(content)
+    try:
+        paths = read_list(content)
+    except UnicodeDecodeError as error:
+        raise FerkitError(
+            f"cannot read the list of photos, {shown}: it is no valid {error.encoding}; write it as UTF-8"
+        ) from error
     if not paths:
         raise FerkitError(f"{shown} lists no photo; a path a line was expected")
     return paths

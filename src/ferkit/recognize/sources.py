@@ -49,16 +49,23 @@ def read_list(content: bytes) -> list[str]:
     Empty lines are passed over. Each path is a file's, whatever it looks like: ``-``, ``*`` and ``[`` mean
     nothing in it.
 
+    The letters are those of the system's file names, or UTF-16 where its mark stands first, as PowerShell
+    writes it.
+
+    Raises:
+        UnicodeDecodeError: If there are bytes that stand for no letters.
+
     Example:
         >>> read_list(b"a.jpg\r\n\nb 1.jpg\n"), read_list(b"./a.jpg\0./b\n1.jpg\0")
         (['a.jpg', 'b 1.jpg'], ['./a.jpg', './b\n1.jpg'])
     """
-    content = content.removeprefix(codecs.BOM_UTF8)
-    names = (
-        content.split(b"\0") if b"\0" in content else [line.rstrip(b"\r") for line in content.split(b"\n")]
-    )
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = content.decode("utf-16")
+    else:
+        text = os.fsdecode(content.removeprefix(codecs.BOM_UTF8))
+    names = text.split("\0") if "\0" in text else [line.rstrip("\r") for line in text.split("\n")]
     # As a path "-" is what it is called beside the sign for standard input.
-    return [os.fsdecode(b"./-" if name == b"-" else name) for name in names if name]
+    return ["./-" if name == "-" else name for name in names if name]
 
 
 def find_photos(
