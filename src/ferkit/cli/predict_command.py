@@ -431,7 +431,7 @@ def _annotated(
     from ferkit.files import write_bytes
     from ferkit.images import encode_image
     from ferkit.recognize import Unreadable
-    from ferkit.recognize.drawing import signature
+    from ferkit.recognize.drawing import sign, signature
     from ferkit.recognize.sources import STDIN
 
     for photo in results:
@@ -445,7 +445,7 @@ def _annotated(
             drawn = _drawn(recognizer, results.source(name), photo, explain=explain, max_pixels=max_pixels)
             signed = signature(results.source(name))
             target = names.name("stdin" if name == STDIN else name, signed)
-            write_bytes(target, encode_image(drawn, target.suffix) + signed)
+            write_bytes(target, sign(encode_image(drawn, target.suffix), signed))
         except ImageError as error:
             results.leave_uncopied(name, error)
         except OutputError as error:

@@ -177,8 +177,8 @@ def _paste(
 class AnnotatedNames:
     """Names for annotated pictures in one folder: never that of an input, never the same twice.
 
-    Of the files that are there already, only copies of the same photo are replaced, which end with its
-    :func:`signature`: all else is somebody's own, or a copy of another photo of that name.
+    Of the files that are there already, only copies of the same photo are replaced that are as they were
+    drawn, which :func:`sign` tells: all else is somebody's own, or a copy of another photo of that name.
 
     Args:
         folder: Where the pictures go.
@@ -200,7 +200,7 @@ class AnnotatedNames:
 
         Args:
             source: The photo, or what its copy is to be called after.
-            signed: The signature its copy will end with; by default that of ``source``.
+            signed: The signature its copy will bear; by default that of ``source``.
         """
         path = Path(source)
         suffix = path.suffix if path.suffix.lower() in WRITABLE else ".png"
@@ -224,28 +224,39 @@ class AnnotatedNames:
                 self._passed.setdefault((series, found), deque()).append(target)
 
 
-_SIGN = b"\nferkit drew this from "
+_SIGN, _BETWEEN = b"\nferkit drew this from ", b" as "
 _DIGEST_LETTERS = 32
 
 
 def signature(source: str | os.PathLike[str] | bytes) -> bytes:
-    """Return what the file of an annotated copy ends with, after the picture, where readers do not look.
-
-    By it a later call knows its own copies, and of which photo: a digest, which tells nobody the path. It is
-    lost when somebody edits the copy, which then is theirs.
+    """Return by what a later call knows the copies of a photo: a digest, which tells nobody the path.
 
     Args:
         source: The photo's file, or its bytes.
     """
     told = source if isinstance(source, bytes) else os.fsencode(os.path.realpath(source))
-    return _SIGN + hashlib.sha256(told).hexdigest()[:_DIGEST_LETTERS].encode()
+    return _SIGN + _digest(told)
+
+
+def sign(picture: bytes, signature: bytes) -> bytes:
+    """Return the file of an annotated copy: the picture, and after it, where readers do not look, a line.
+
+    The line is the :func:`signature` of the photo, and a digest of the picture. Editors that save the picture
+    drop the line, and some tools (exiftool) keep it, but change what is before: either way the copy is theirs
+    then.
+    """
+    return picture + signature + _BETWEEN + _digest(picture)
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest()[:_DIGEST_LETTERS].encode()
 
 
 def _signature_of(path: Path) -> bytes | None:
-    """Return the signature that a file ends with, nothing if it has none; None if there is no file."""
+    """Return the signature of a copy as it was drawn, nothing of any other file; None if there is no file."""
     if not os.path.lexists(path):
         return None
-    length = len(_SIGN) + _DIGEST_LETTERS
+    length = len(_SIGN) + len(_BETWEEN) + 2 * _DIGEST_LETTERS
     try:
         state = path.lstat()
         if not stat.S_ISREG(state.st_mode):
@@ -253,6 +264,11 @@ def _signature_of(path: Path) -> bytes | None:
         with path.open("rb") as content:
             content.seek(max(0, state.st_size - length))
             end = content.read(length)
+            if not end.startswith(_SIGN):
+                return b""
+            content.seek(0)
+            picture = content.read(state.st_size - length)
     except OSError:
         return b""
-    return end if end.startswith(_SIGN) else b""
+    found = end[: len(_SIGN) + _DIGEST_LETTERS]
+    return found if end == found + _BETWEEN + _digest(picture) else b""
