@@ -52,6 +52,16 @@ def test_the_second_load_is_mapped_and_equal(table: Path, folder: Path) -> None:
     assert one.fingerprint == two.fingerprint == load_dataset(table, cache=False).fingerprint
 
 
+def test_what_readers_made_before_they_knew_jfif_and_twelve_bits_is_not_taken_for_what_they_make_now(
+    table: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as before:
+        before.setattr("ferkit.data.load.LAYOUT", 2)
+        load_dataset(table, cache=folder)
+    load_dataset(table, cache=folder)
+    assert len(entries(folder)) == 2
+
+
 def test_the_environment_names_the_cache_folder(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ferkit.errors import OutputError
 from ferkit.files import cache_folder, write_json
 
-LAYOUT = 2
+LAYOUT = 3
 """Part of every key: raise it when what the readers make of the same bytes changes."""
 
 _BUILDING = ".building-"
