@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import os
 import resource
 import shutil
 import signal
@@ -184,6 +185,17 @@ def test_too_little_memory_is_an_error_and_the_run_says_so(faces, tmp_path, kind
     facts = json.loads((tmp_path / "m" / "run.json").read_text())
     assert facts["state"] == "failed"
     assert facts["error"].startswith(f"out of memory: {first}")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EMFILE])
+def test_a_full_disk_that_tensorflow_meets_is_not_taken_for_too_little_memory(faces, tmp_path, code):
+    import tensorflow as tf
+
+    def run_out():
+        raise tf.errors.ResourceExhaustedError(None, None, f"events.out; {os.strerror(code)}\n[Op:Write]")
+
+    with pytest.raises(OutputError, match=f"^cannot write the run: events.out; {os.strerror(code)}$"):
+        train(tiny(), faces, tmp_path / "m", watcher=StopAt(1, run_out), tensorboard=False)
 
 
 def test_an_error_of_the_program_is_not_taken_for_too_little_memory(faces, tmp_path):
