@@ -226,6 +226,19 @@ def test_a_row_that_does_not_tell_its_data_and_file_is_replaced_by_one_that_does
     assert second == untold[1]
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("other", [{"n": "91"}, {"labels": "own"}])
+def test_a_row_that_does_not_tell_its_data_stays_beside_one_that_is_of_others(
+    report, tmp_path, other, overwrite
+):
+    row = rows_of(report)[0]
+    untold = replace(row, data="", faces="", sha256="", **other)
+    update_results(tmp_path / "r.csv", [untold])
+    told = replace(row, faces="aa" * 8)
+    update_results(tmp_path / "r.csv", [told], overwrite=overwrite)
+    assert read_results(tmp_path / "r.csv") == [untold, told]
+
+
 def test_another_file_replaces_a_row_of_its_name_only_when_told_to(report, tmp_path):
     path = tmp_path / "r.csv"
     update_results(path, rows_of(report))

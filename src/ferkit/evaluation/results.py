@@ -13,7 +13,7 @@ from ferkit.evaluation.evaluate import Scores
 from ferkit.evaluation.report import MIB, Report
 
 KEY = ("model", "faces", "split", "protocol")
-"""A row with these values equal is replaced; one whose ``faces`` is empty stands for any."""
+"""A row with these values equal is replaced; one without ``faces``, where labels and number are the same."""
 
 DIGITS = 16
 """Leading hexadecimal digits of a digest that stand in the table."""
@@ -168,6 +168,11 @@ def _key(row: ResultRow) -> tuple[str, ...]:
     return tuple(getattr(row, name) for name in KEY)
 
 
+def _may_be_of(old: ResultRow | None, new: ResultRow) -> bool:
+    """Tell whether a row that does not tell its faces can speak of the new row's."""
+    return old is not None and (old.labels, old.n) == (new.labels, new.n)
+
+
 def _check_replaces(path: Path, old: ResultRow, new: ResultRow) -> None:
     """Refuse to replace a row by one that speaks of something else, or says less."""
     what = f"{path} has a row of {old.model}, {old.split}, {old.protocol}"
@@ -192,7 +197,8 @@ def _check_replaces(path: Path, old: ResultRow, new: ResultRow) -> None:
 def update_results(path: Path, rows: list[ResultRow], *, overwrite: bool = False) -> None:
     """Put rows into a results file in one step: a row of equal :data:`KEY` is replaced.
 
-    A replaced row keeps its place, a new one comes last.
+    A row that does not tell its faces is replaced by one of as many faces with the same label set; whatever
+    else has its name stands beside it. A replaced row keeps its place, a new one comes last.
 
     Args:
         path: The file.
@@ -206,8 +212,9 @@ def update_results(path: Path, rows: list[ResultRow], *, overwrite: bool = False
     """
     table = {_key(row): row for row in read_results(path)}
     for row in rows:
-        unknown = _key(replace(row, faces=""))
-        place = unknown if unknown in table and _key(row) not in table else _key(row)
+        place, untold = _key(row), _key(replace(row, faces=""))
+        if place not in table and _may_be_of(table.get(untold), row):
+            place = untold
         if (old := table.get(place)) is not None and not overwrite:
             _check_replaces(path, old, row)
         table[place] = row
