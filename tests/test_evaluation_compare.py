@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -121,6 +123,28 @@ def test_the_interval_of_a_mean_is_the_normal_one():
 def test_counts_and_answers_that_do_not_fit_are_refused(wrong):
     with pytest.raises(DataError, match=r"Received|cannot be right"):
         wrong()
+
+
+def test_a_label_set_that_keeps_a_single_face_is_left_out_and_said(caplog):
+    votes = np.zeros((20, 10), np.uint8)
+    votes[:, 8] = 10  # "unknown", which both protocols leave out
+    votes[3] = [10, *[0] * 9]
+    faces = replace(_faces([0] * 20), votes=votes)
+
+    def both(crops, protocol):
+        answer = _right_on(range(15))(crops, protocol)
+        return {**answer, "ferplus": np.full((len(crops), 8), 1 / 8)}
+
+    found = compare((both, both), faces, heads={**HEADS, "ferplus": FERPLUS})
+    assert [(d.labels, d.n) for d in found] == [("fer2013", 20)]
+    assert caplog.messages == [
+        "faces.csv: left out, with too few faces of PublicTest: ferplus majority (1), ferplus argmax (1)"
+    ]
+
+
+def test_a_single_face_tells_no_models_apart():
+    with pytest.raises(DataError, match=r"two faces or more.*Received, of PublicTest: fer2013 \(1\)"):
+        compare((_right_on([0]), _right_on([])), _faces([0]), heads=HEADS)
 
 
 def test_models_are_compared_in_what_both_answer():

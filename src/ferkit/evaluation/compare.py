@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -30,6 +31,11 @@ from ferkit.taxonomy import Taxonomy
 
 LEVEL = 0.05
 """Two models are told apart where chance alone would do as much in less than this share of such data sets."""
+
+_LEAST_FACES = 2
+"""With fewer there is no interval of a mean."""
+
+logger = logging.getLogger("ferkit.evaluation")
 
 _Z = NormalDist().inv_cdf(1 - LEVEL / 2)
 
@@ -177,7 +183,7 @@ def mean_interval(values: ArrayLike) -> tuple[float, float]:
         DataError: If there are fewer than two.
     """
     array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or len(array) < 2:
+    if array.ndim != 1 or len(array) < _LEAST_FACES:
         raise DataError(f"an interval of a mean needs two values or more. Received shape: {array.shape}")
     half = _Z * float(array.std(ddof=1)) / math.sqrt(len(array))
     return float(array.mean()) - half, float(array.mean()) + half
@@ -248,6 +254,8 @@ def compare(
 ) -> tuple[Difference, ...]:
     """Measure what two models differ by on one split, against each set of labels that there is for ``heads``.
 
+    A set that keeps fewer than two faces is left out, which is said in a warning (``ferkit.evaluation``).
+
     Args:
         predict: Both models.
         dataset: The faces.
@@ -256,10 +264,18 @@ def compare(
         protocol: A name from :data:`ferkit.crops.PROTOCOLS`.
 
     Raises:
-        DataError: If the split is empty, or no label set of the data fits a head.
+        DataError: If the split is empty, or no label set of the data fits a head or keeps two faces.
     """
     chosen = faces_to_measure(dataset, split)
-    targets = targets_for(chosen, heads)
+    every = targets_for(chosen, heads)
+    targets = [t for t in every if t.keep.sum() >= _LEAST_FACES]
+    few = [f"{t.name} ({t.keep.sum()})" for t in every if t not in targets]
+    if not targets:
+        raise DataError(
+            f"{dataset.source}: two faces or more tell models apart. Received, of {split}: {', '.join(few)}"
+        )
+    if few:
+        logger.warning("%s: left out, with too few faces of %s: %s", dataset.source, split, ", ".join(few))
     first, second = (model(chosen.images, protocol) for model in predict)
     return tuple(
         difference(
