@@ -12,8 +12,10 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -590,6 +592,66 @@ def test_ctrl_c_prints_what_was_read_until_then(model: str, tmp_path: Path, kind
     assert 1 <= int(done) < int(of) == count
     rows = json.loads(out) if kind == "json" else [line for line in out.splitlines() if "a.png" in line]
     assert len(rows) == int(done)  # also those whose faces still waited for their batch
+
+
+def slow_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, delay: Callable[[int], object]
+) -> tuple[list[str], list[object]]:
+    """What is named: as many photos as are looked up at first, and a folder of ten, which is slow to read."""
+    photo = tmp_path / "a.png"
+    write_image(photo, np.zeros((48, 48, 3), np.uint8))
+    for k in range(10):
+        (tmp_path / "folder" / f"{k}").mkdir(parents=True)
+        (tmp_path / "folder" / f"{k}" / "a.png").write_bytes(photo.read_bytes())
+    scanned: list[object] = []
+    scan = os.scandir
+
+    def slowly(path: Any = ".") -> Any:
+        if str(path).startswith(str(tmp_path / "folder")):
+            scanned.append(path)
+            delay(len(scanned))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", slowly)
+    return [*[str(photo)] * 100, str(tmp_path / "folder")], scanned
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are those of Unix")
+def test_ctrl_c_is_heard_while_folders_are_looked_through(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(number: int) -> None:
+        if number == 1:
+            signal.raise_signal(signal.SIGINT)
+
+    names, scanned = slow_folders(tmp_path, monkeypatch, interrupt)
+    assert run(["predict", *names, "-m", model, "--detector", "none", "-f", "jsonl"]) == 130
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 1
+    assert captured.err == "interrupted; 1 of at least 100 photos were looked at\n"
+    assert len(scanned) == 1
+
+
+def test_a_photo_does_not_wait_for_long_until_others_are_found(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A known fault: each waited for a hundred names, however slow the disk was."""
+    names, scanned = slow_folders(tmp_path, monkeypatch, lambda _: time.sleep(0.11))
+    before: list[int] = []
+    read = Recognizer.predict_each
+
+    def noting(self: Recognizer, photos: Iterable[ImageSource]) -> Iterator[Photo | Unreadable]:
+        def noted() -> Iterator[ImageSource]:
+            for photo in photos:
+                before.append(len(scanned))
+                yield photo
+
+        yield from read(self, noted())
+
+    monkeypatch.setattr(Recognizer, "predict_each", noting)
+    assert run(["predict", *names, "-m", model, "--detector", "none", "-f", "jsonl"]) == 0
+    assert before[:3] == [0, 2, 3]  # the folder itself holds no photo
+    assert (len(before), len(scanned)) == (110, 11)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="terminals are those of Unix")

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,28 @@ def test_the_first_photo_does_not_wait_for_all_folders(folder: Path, monkeypatch
     assert scanned == [str(folder)]
     assert len(list(photos)) == 3
     assert len(scanned) == 5  # three folders, and two of them again
+
+
+@pytest.mark.parametrize("pattern", ["", "**/*.jpg"])
+def test_after_a_stop_no_more_folders_are_looked_through_and_nothing_is_called_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
+) -> None:
+    """A known fault: Ctrl-C went unheard while folders without photos were looked through."""
+    for k in range(20):
+        (tmp_path / f"{k}").mkdir()
+        (tmp_path / f"{k}" / "a.jpg").write_bytes(b"x")
+    stop = threading.Event()
+    scanned = []
+    scan = os.scandir
+
+    def stop_and_scan(path: Any) -> Any:
+        scanned.append(path)
+        stop.set()
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", stop_and_scan)
+    assert list(find_photos([str(tmp_path / pattern), str(tmp_path)], stop=stop)) == []
+    assert 1 <= len(scanned) <= 4  # of a pattern those up to its first match, of a folder itself
 
 
 def test_the_folders_of_a_path_are_looked_up_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,8 @@ class Interrupts:
         received: Number of that signal; None before.
     """
 
-    def __init__(self) -> None:
-        self.stop = threading.Event()
+    def __init__(self, stop: threading.Event | None = None) -> None:
+        self.stop = threading.Event() if stop is None else stop
         self.received: int | None = None
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
@@ -30,9 +30,13 @@ class Interrupts:
 
 
 @contextlib.contextmanager
-def stopping() -> Iterator[Interrupts]:
-    """Yield what SIGINT and SIGTERM set within the block; nothing sets it outside of the main thread."""
-    interrupts = Interrupts()
+def stopping(stop: threading.Event | None = None) -> Iterator[Interrupts]:
+    """Yield what SIGINT and SIGTERM set within the block; nothing sets it outside of the main thread.
+
+    Args:
+        stop: The event to set; by default a new one.
+    """
+    interrupts = Interrupts(stop)
     if threading.current_thread() is not threading.main_thread():
         yield interrupts
         return

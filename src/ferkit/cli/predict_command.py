@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import os
 import sys
 import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from enum import StrEnum
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
@@ -50,6 +51,7 @@ _Results: TypeAlias = (
 )
 _LABELS_WITH_DECIMALS = 7  # more columns than these have no room for them
 _NAMES_AHEAD = 100  # looked up for each photo that is read, in far less time than that takes
+_SECONDS_AHEAD = 0.1  # where that is not so
 
 
 class Format(StrEnum):
@@ -171,7 +173,8 @@ def predict(
     logging.getLogger("PIL").addHandler(logging.NullHandler())
     listed = [] if files_from is None else _list(files_from)
     passed_over: dict[str, int] = {}
-    names = find_photos(photos, listed=listed, leave_out=annotate, passed_over=passed_over)
+    stop = threading.Event()
+    names = find_photos(photos, listed=listed, leave_out=annotate, passed_over=passed_over, stop=stop)
     copies = None
     if annotate is not None:
         from ferkit.recognize.drawing import AnnotatedNames
@@ -182,13 +185,13 @@ def predict(
         copies = AnnotatedNames(annotate, (name for name in found if isinstance(name, str)))
     # Before Ctrl-C is taken to mean the end of the list: nobody knows when it comes.
     piped = _standard_input() if STDIN in photos else None
-    ahead = _Ahead(names, _NAMES_AHEAD if copies is None else sys.maxsize)
+    ahead = _Ahead(names, _NAMES_AHEAD if copies is None else sys.maxsize, stop)
     # What is printed while photos are read would go through the bar.
     single = ahead.complete and ahead.found < 2
     hidden = single or (kind is not Format.TABLE and sys.stdout.isatty())
-    with stopping() as interrupts:
+    with stopping(stop) as interrupts:
         with _progress(ahead, hidden=hidden) as advance:
-            readable = _Readable(recognizer, ahead, piped, interrupts.stop, advance)
+            readable = _Readable(recognizer, ahead, piped, stop, advance)
             results: _Results = ((result, {}) for result in readable)
             if copies is not None:
                 results = _annotated(recognizer, readable, copies, explain=explain, max_pixels=max_pixels)
@@ -257,38 +260,47 @@ class _Ahead:
 
     Args:
         names: All of them.
-        pace: How many are looked up at first, and then for each that is taken.
+        pace: How many are looked up at first, and then for each that is taken, but for no longer than
+            ``_SECONDS_AHEAD``.
+        stop: Set when the names may have ended early.
 
     Attributes:
         found: Names that were looked up until now.
         complete: Whether these are all.
     """
 
-    def __init__(self, names: Iterator[str | ImageError], pace: int) -> None:
+    def __init__(self, names: Iterator[str | ImageError], pace: int, stop: threading.Event) -> None:
         self._names = names
         self._pace = pace
+        self._stop = stop
         self._waiting: deque[str | ImageError] = deque()
         self.found = 0
         self.complete = False
-        self._look()
+        self._look(math.inf)
 
     def __iter__(self) -> Iterator[str | ImageError]:
         while self._waiting:
             yield self._waiting.popleft()
-            self._look()
+            self._look(_SECONDS_AHEAD)
 
     @property
     def total(self) -> str:
         """How many photos there are, in words."""
         return str(self.found) if self.complete else f"at least {self.found}"
 
-    def _look(self) -> None:
+    def _look(self, seconds: float) -> None:
         if self.complete:
             return
-        more = list(islice(self._names, self._pace))
-        self._waiting.extend(more)
-        self.found += len(more)
-        self.complete = len(more) < self._pace
+        until = time.monotonic() + seconds
+        for _ in range(self._pace):
+            name = next(self._names, None)
+            if name is None:
+                self.complete = not self._stop.is_set()
+                return
+            self._waiting.append(name)
+            self.found += 1
+            if time.monotonic() > until:  # a slow disk: the next photo has waited long enough
+                return
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import codecs
 import glob
 import os
 import re
+import threading
 from collections.abc import Iterable, Iterator
 from itertools import chain, takewhile
 from pathlib import Path
@@ -74,6 +75,7 @@ def find_photos(
     listed: Iterable[str] = (),
     leave_out: str | os.PathLike[str] | None = None,
     passed_over: dict[str, int] | None = None,
+    stop: threading.Event | None = None,
 ) -> Iterator[str | ImageError]:
     """Return the photos that are meant, in order.
 
@@ -94,12 +96,16 @@ def find_photos(
             read do not: ``a-faces.jpg`` and ``a-faces-2.jpg`` beside ``a.jpg``.
         passed_over: Where photos of folders and patterns that are of no kind that is read, such as ``.heic``,
             are counted by suffix.
+        stop: When it is set, no more photos come, at the latest after the folder that is looked through.
 
     Yields:
         A path, ``-``, or an error: of a name that means no photo, or of a folder that cannot be read.
     """
     unread: dict[str, list[ImageError]] = {}
-    groups: Iterable[tuple[str, Iterable[str] | None]] = ((name, _meant(name, unread)) for name in names)
+    stop = threading.Event() if stop is None else stop
+    groups: Iterable[tuple[str, Iterable[str] | None]] = (
+        (name, _meant(name, unread, stop)) for name in names
+    )
     apart, copied = None, set()
     if leave_out is not None:
         apart = Path(os.path.realpath(leave_out))
@@ -126,6 +132,8 @@ def find_photos(
             base = Path(os.path.realpath(_fixed_part(name)))
             found = passed = False
             for path in photos:
+                if stop.is_set():
+                    break
                 key = real(path)
                 if not is_photo(path):
                     if key not in seen:
@@ -140,6 +148,8 @@ def find_photos(
                 if key not in seen:
                     seen.add(key)
                     yield path
+            if stop.is_set():
+                return  # what was not found until now may be there
             if not found and name not in unread:
                 yield ImageError(_nothing_in(name, passed))
             for error in unread.get(name, ()):
@@ -149,7 +159,7 @@ def find_photos(
     yield from listed
 
 
-def _meant(name: str, unread: dict[str, list[ImageError]]) -> Iterator[str] | None:
+def _meant(name: str, unread: dict[str, list[ImageError]], stop: threading.Event) -> Iterator[str] | None:
     """Return the pictures of a folder or a pattern, read or not; None for a name that stands for itself.
 
     What cannot be read of a folder is left in ``unread`` under its name, when its photos have been taken.
@@ -157,10 +167,10 @@ def _meant(name: str, unread: dict[str, list[ImageError]]) -> Iterator[str] | No
     if name == STDIN or is_url(name):
         return None
     if os.path.isdir(name):  # noqa: PTH112
-        return _in_folder(name, unread)
+        return _in_folder(name, unread, stop)
     if os.path.lexists(name) or not glob.has_magic(name):
         return None
-    return _matches(name)
+    return _matches(name, stop)
 
 
 def _fixed_part(name: str) -> Path:
@@ -202,9 +212,11 @@ def _is_of(name: str, suffixes: tuple[str, ...]) -> bool:
     return base.lower().endswith(suffixes) and not base.startswith(".")
 
 
-def _in_folder(folder: str, unread: dict[str, list[ImageError]]) -> Iterator[str]:
+def _in_folder(folder: str, unread: dict[str, list[ImageError]], stop: threading.Event) -> Iterator[str]:
     refused: list[OSError] = []
     for parent, folders, files in os.walk(folder, onerror=refused.append):
+        if stop.is_set():
+            return
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (os.path.join(parent, name) for name in sorted(files) if _is_picture(name))  # noqa: PTH118
     if refused:
@@ -214,8 +226,8 @@ def _in_folder(folder: str, unread: dict[str, list[ImageError]]) -> Iterator[str
         ]
 
 
-def _matches(pattern: str) -> Iterator[str]:
-    for path in sorted(glob.glob(pattern, recursive=True)):  # noqa: PTH207
+def _matches(pattern: str, stop: threading.Event) -> Iterator[str]:
+    for path in sorted(takewhile(lambda _: not stop.is_set(), glob.iglob(pattern, recursive=True))):  # noqa: PTH207
         if Path(path).is_dir():
             continue
         if _is_picture(path):
