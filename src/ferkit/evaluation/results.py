@@ -42,7 +42,8 @@ class ResultRow:
         ece: As the model answers, 0..1; empty in rows from before it was kept.
         ece_out_of_fold: Under one temperature that was fitted again, to four fifths of these very faces, for
             the last fifth: what calibration on this split could reach, which the model as it is may not.
-        accuracy_no_leaks: Percent, without test images that stand in Training; empty if not measured.
+        accuracy_no_leaks: Percent, without faces that also stand in the model's training split; empty if not
+            measured.
         ferplus_majority: Percent; empty if not measured.
         ferplus_argmax: Percent; empty if not measured.
         seeds: Seeds behind the model, separated by blanks.
