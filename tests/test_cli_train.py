@@ -183,7 +183,7 @@ def test_a_backend_that_nothing_trains_on_is_refused(backend, where, tmp_path, m
         (tmp_path / where).write_text(json.dumps({"backend": backend}))
     assert run(["train", "-r", "small", "--data", "cartoon:70", "-o", str(tmp_path / "r")]) == 1
     err = capfd.readouterr().err
-    assert "tensorflow and jax; set KERAS_BACKEND to one of them" in err
+    assert "trains, and reads runs, on Keras' backends tensorflow and jax; set KERAS_BACKEND to one" in err
     assert f"Received: {backend!r} (from " in err
     assert where in err
     assert len(err.splitlines()) == 1

@@ -78,7 +78,7 @@ SizeOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 DropLeaksOption = Annotated[
-    bool, typer.Option("--drop-leaks", help="Leave out training images that also stand in a test split.")
+    bool, typer.Option("--drop-leaks", help="Leave out Training images that also stand in another split.")
 ]
 DropFlatOption = Annotated[bool, typer.Option("--drop-flat", help="Leave out images of one single colour.")]
 
@@ -151,7 +151,7 @@ def load_keras() -> None:
 
     Raises:
         MissingDependencyError: If the extra ``train``, or the backend that was chosen, is not installed.
-        TrainingError: If the backend that was chosen is none that ferkit trains on.
+        TrainingError: If the backend that was chosen is none that ferkit trains and reads runs on.
     """
     import tempfile
 
@@ -176,7 +176,7 @@ def load_keras() -> None:
 
 
 def _check_backend() -> None:
-    """Refuse a backend of Keras that ferkit does not train on, before Keras is imported and fails at it."""
+    """Refuse a backend of Keras that ferkit does not compute on, before Keras is imported and fails at it."""
     from ferkit.errors import TrainingError
 
     told = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "keras.json"
@@ -189,8 +189,8 @@ def _check_backend() -> None:
             return  # Keras takes its own default, TensorFlow.
     if chosen not in BACKENDS:
         raise TrainingError(
-            f"ferkit trains on Keras' backends {' and '.join(BACKENDS)}; set KERAS_BACKEND to one of them. "
-            f"Received: {chosen!r} (from {where})"
+            f"ferkit trains, and reads runs, on Keras' backends {' and '.join(BACKENDS)}; set "
+            f"KERAS_BACKEND to one of them. Received: {chosen!r} (from {where})"
         )
 
 

@@ -44,7 +44,7 @@ def train(
         bool, typer.Option("--deterministic", help="Deterministic operations: slower, but bit for bit.")
     ] = False,
     drop_leaks: Annotated[
-        bool, typer.Option("--drop-leaks", help="Leave out Training copies of test images.")
+        bool, typer.Option("--drop-leaks", help="Leave out training faces that also stand in another split.")
     ] = False,
     drop_flat: Annotated[
         bool, typer.Option("--drop-flat", help="Leave out images of one single colour.")

@@ -244,7 +244,7 @@ def fingerprint_of(
 
 
 def select_faces(dataset: FaceDataset, *, drop_leaks: bool = False, drop_flat: bool = False) -> FaceDataset:
-    """Leave out Training images that also stand in a test split, and images of one constant colour."""
+    """Leave out Training images that also stand in another split, and images of one constant colour."""
     keep = np.ones(len(dataset), dtype=bool)
     if drop_flat:
         keep &= ~flat_rows(dataset)
