@@ -26,7 +26,7 @@ from clips import BITS, CELL, number_in, write_clip
 from ferkit import Recognizer, to_pandas
 from ferkit.crops import CropGeometry
 from ferkit.detect import Detection
-from ferkit.errors import ImageError, MissingDependencyError, OutputError, VideoError
+from ferkit.errors import DetectorError, ImageError, MissingDependencyError, OutputError, VideoError
 from ferkit.recognize.clip import Clip
 from ferkit.recognize.smoothing import Smoothing
 from ferkit.recognize.video import FrameResult
@@ -418,6 +418,37 @@ def test_a_face_that_cannot_be_cut_out_costs_that_face_and_not_the_clip(
     (note,) = reading.notes
     assert re.match(rf"2 faces were left out, as the detector found no place to cut: {reason}", note)
     assert not reading.damaged
+
+
+class FailingAt(ByNumber):
+    """A detector that fails at some frames."""
+
+    def __init__(self, frames: Sequence[int]) -> None:
+        super().__init__()
+        self._frames = frames
+
+    def detect(self, image: NDArray[np.uint8]) -> tuple[Detection, ...]:
+        if number_in(image) in self._frames:
+            raise DetectorError(f"no memory for frame {number_in(image)}")
+        return super().detect(image)
+
+
+@pytest.mark.parametrize(("failing", "times"), [((5,), "once"), ((5, 9), "2 times")])
+def test_a_search_that_fails_costs_its_faces_and_not_the_clip(
+    model: Path, clip: Path, failing: tuple[int, ...], times: str
+) -> None:
+    """A known fault: of photos one was lost, of a clip all that came after."""
+    reading = Recognizer(model, detector=FailingAt(failing)).video(clip, detect_every=1)
+    assert [frame.index for frame in reading if not frame.faces] == list(failing)
+    assert reading.notes == (
+        f"the detector failed {times}, and no face was found there: no memory for frame 5",
+    )
+    assert not reading.damaged
+
+
+def test_a_detector_that_fails_from_the_first_search_on_is_an_error(model: Path, clip: Path) -> None:
+    with pytest.raises(DetectorError, match="no memory for frame 0"):
+        list(Recognizer(model, detector=FailingAt(range(FRAMES))).video(clip))
 
 
 def test_a_detector_without_landmarks_does_not_go_with_a_model_that_aligns_by_the_eyes(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ferkit.crops import CropGeometry, crop_corners, crop_faces, fit_crop
 from ferkit.detect import Detection, Detector
 from ferkit.detect.whole import WholePicture
-from ferkit.errors import ImageError, VideoError
+from ferkit.errors import DetectorError, ImageError, VideoError
 from ferkit.images import DEFAULT_MAX_PIXELS, to_gray
 from ferkit.recognize.channel import in_background
 from ferkit.recognize.clip import Clip, ClipFrame, ClipInfo, Seconds
@@ -218,7 +218,7 @@ class VideoReading(Iterator[FrameResult]):
     def notes(self) -> tuple[str, ...]:
         """What is unusual about the clip, as far as it has been read: damage, missing times, changes.
 
-        Also how many faces of a detector could not be cut out, and were left out.
+        Also how many faces of a detector could not be cut out, and were left out, and how often it failed.
         """
         return (*self._clip.notes, *self._remarks)
 
@@ -315,7 +315,8 @@ def recognize_video(
     Raises:
         VideoError: If the clip cannot be read, has no video stream, or an argument is out of range; while
             iterating, if none of its frames can be decoded.
-        DetectorError: While iterating, if the detector fails.
+        DetectorError: While iterating, if the detector fails at the first search. A later one that fails is
+            told in :attr:`VideoReading.notes`, and finds no face.
         ImageError: While iterating, if a frame is too long to be a face crop, or the model aligns faces by
             the eyes and the detector gives no landmarks.
         MissingDependencyError: If the extra ``video`` is not installed.
@@ -340,16 +341,18 @@ def weight(frame: ClipFrame) -> int:
 
 
 class _CuttableFaces:
-    """A detector that leaves out what cannot be cut out, such as an empty box of somebody's own detector.
+    """A detector that leaves out what cannot be cut out, such as an empty box, and searches that fail.
 
-    Of photos that costs the photo; a clip is more than the one frame.
+    Of photos that costs the photo; a clip is more than the one frame. A detector that fails from the first
+    search on is an error.
     """
 
     def __init__(self, detector: Detector, geometry: CropGeometry) -> None:
         self._detector = detector
         self._geometry = geometry
-        self._left_out = 0
-        self._first = ""
+        self._worked = False
+        self._left_out = self._failed = 0
+        self._why_left_out = self._why_failed = ""
         self.remarks: list[str] = []
         """How many were left out, and why the first was; nothing if none was."""
 
@@ -358,7 +361,16 @@ class _CuttableFaces:
         return self._detector.name
 
     def detect(self, image: NDArray[np.uint8]) -> tuple[Detection, ...]:
-        found = self._detector.detect(image)
+        try:
+            found = self._detector.detect(image)
+        except DetectorError as error:
+            if not self._worked:
+                raise
+            self._failed += 1
+            self._why_failed = self._why_failed or str(error)
+            self._tell()
+            return ()
+        self._worked = True
         if isinstance(self._detector, WholePicture):
             return found
         return tuple(face for face in found if self._can_be_cut(face))
@@ -371,11 +383,20 @@ class _CuttableFaces:
             crop_corners([face.box], marks, geometry=self._geometry)
         except ImageError as error:
             self._left_out += 1
-            self._first = self._first or str(error)
-            some = "1 face was" if self._left_out == 1 else f"{self._left_out} faces were"
-            self.remarks[:] = [f"{some} left out, as the detector found no place to cut: {self._first}"]
+            self._why_left_out = self._why_left_out or str(error)
+            self._tell()
             return False
         return True
+
+    def _tell(self) -> None:
+        remarks = []
+        if self._left_out:
+            some = "1 face was" if self._left_out == 1 else f"{self._left_out} faces were"
+            remarks.append(f"{some} left out, as the detector found no place to cut: {self._why_left_out}")
+        if self._failed:
+            times = "once" if self._failed == 1 else f"{self._failed} times"
+            remarks.append(f"the detector failed {times}, and no face was found there: {self._why_failed}")
+        self.remarks[:] = remarks
 
 
 class _Work:
