@@ -142,17 +142,19 @@ def test_faces_that_are_all_told_apart_leave_the_temperature_at_one():
 
 
 @pytest.mark.parametrize("weights", [None, [0.75, 0.25]])
-def test_to_nine_faces_nothing_is_fitted_and_nothing_out_of_fold_is_told(weights):
-    members, labels = _members(n=9, noise=(1.0, 3.0))
+def test_to_twelve_faces_nothing_is_fitted_and_nothing_out_of_fold_is_told(weights):
+    members, labels = _members(n=12, noise=(1.0, 3.0))
     judged = judge_vote(members, labels, weights)
     assert judged.vote.weights == tuple(weights or (0.5, 0.5))
     assert judged.vote.temperature == 1.0
     assert (judged.out_of_fold, judged.equal, judged.held_out) == (None, None, None)
-    assert judged.in_sample.nll == negative_log_likelihood(
-        mean_probabilities(members, judged.vote.weights), labels
-    )
+    plain = negative_log_likelihood(mean_probabilities(members, judged.vote.weights), labels)
+    assert judged.in_sample.nll == pytest.approx(plain, rel=1e-12)
 
 
-def test_ten_faces_are_enough_for_figures_out_of_fold():
-    members, labels = _members(n=10, noise=(1.0, 3.0))
+def test_thirteen_faces_are_enough_for_figures_out_of_fold_of_a_fitted_temperature():
+    members, labels = _members(n=13, noise=(1.0, 3.0))
     assert judge_vote(members, labels).out_of_fold is not None
+    outside = [int((assign_folds(n) != fold).sum()) for n in (13, 12) for fold in range(5)]
+    assert min(outside[:5]) == 10  # as many as determine a temperature
+    assert min(outside[5:]) < 10

@@ -29,8 +29,9 @@ from ferkit.evaluation.metrics import (
 from ferkit.evaluation.release import determined_temperature
 from ferkit.extras import require
 
-LEAST_FACES = 2 * FOLDS
-"""To fewer faces no vote is fitted, since it could not be judged out of fold."""
+LEAST_FACES = 13
+"""To fewer faces no vote is fitted: outside each fold there must be ten, which determine a temperature
+(:func:`ferkit.evaluation.release.determined_temperature`), or figures out of fold were of another fit."""
 
 LEAST_WEIGHT = 0.01
 """A fitted weight below this share of the largest is set to 0: it costs arithmetic and changes nothing."""
@@ -126,14 +127,16 @@ def fit_vote(probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLike | N
         MissingDependencyError: If SciPy is not installed.
     """
     array, truth = _checked_members(probabilities, labels)
-    if weights is None:
-        chosen = _fit_weights(array, truth)
-    else:
-        chosen = np.asarray(weights, dtype=np.float64)
-        if chosen.shape != (len(array),):
-            raise DataError(f"{len(array)} members need as many weights. Received shape: {chosen.shape}")
+    chosen = _fit_weights(array, truth) if weights is None else _checked_weights(array, weights)
     temperature = determined_temperature(log_probabilities(mean_probabilities(array, chosen)), truth)
     return Vote(tuple(float(w) for w in chosen), temperature)
+
+
+def _checked_weights(array: NDArray[np.float64], weights: ArrayLike) -> NDArray[np.float64]:
+    chosen = np.asarray(weights, dtype=np.float64)
+    if chosen.shape != (len(array),):
+        raise DataError(f"{len(array)} members need as many weights. Received shape: {chosen.shape}")
+    return chosen
 
 
 def _fit_weights(array: NDArray[np.float64], truth: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -236,8 +239,11 @@ def judge_vote(probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLike |
     array, truth = _checked_members(probabilities, labels)
     even = np.full(len(array), 1 / len(array))
     enough = len(truth) >= LEAST_FACES
-    # With given weights only the temperature is fitted, which needs its number of faces anyway.
-    vote = fit_vote(array, truth, weights if enough or weights is not None else even)
+    if enough:
+        vote = fit_vote(array, truth, weights)
+    else:
+        given = even if weights is None else _checked_weights(array, weights)
+        vote = Vote(tuple(float(w) for w in given), 1.0)
     held_out = vote_out_of_fold(array, truth, weights) if enough else None
     return FittedVote(
         vote=vote,
