@@ -415,6 +415,17 @@ def test_runs_that_cannot_start_say_why(finished, faces, tmp_path, arrange, mess
     assert not (tmp_path / "new" / "run.json").exists()
 
 
+def test_a_run_that_had_more_training_faces_does_not_go_on_with_fewer(finished, faces, tmp_path):
+    folder = tmp_path / "x"
+    shutil.copytree(finished, folder)
+    record = json.loads((folder / "run.json").read_text())
+    count = record["data"]["training"]
+    record["data"]["training"] = count + 1
+    (folder / "run.json").write_text(json.dumps(record))
+    with pytest.raises(TrainingError, match=f"trained on {count + 1} faces, and {count} are left"):
+        train(tiny(epochs=4), faces, folder, resume=True)
+
+
 def test_a_run_killed_in_its_first_epoch_can_be_started_again(faces, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(tiny(epochs=1), faces, tmp_path / "one", watcher=StopAt(1), tensorboard=False)

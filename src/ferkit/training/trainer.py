@@ -409,18 +409,22 @@ class Session:
             # The schedule is another from here on, so this is not the run that either number alone gives.
             change = {"after": len(meta["history"]), "epochs": [begun.epochs, self.recipe.epochs]}
             self.facts["changed"] = [*meta.get("changed", []), change]
+        before = runs.read_json(self.folder / runs.RUN)
         if meta.get("fingerprint") != self.facts["data"]["fingerprint"]:
-            if (
-                runs.read_json(self.folder / runs.RUN).get("data", {}).get("faces")
-                == self.facts["data"]["faces"]
-            ):
+            if before.get("data", {}).get("faces") == self.facts["data"]["faces"]:
                 begun_with = "without" if self.has_votes else "with"
                 raise TrainingError(f"{path} was begun {begun_with} FER+ votes; resume it so (--votes)")
             raise TrainingError(f"{path} was trained on other data: the fingerprints differ")
+        faces = before.get("data", {}).get("training", len(self.training))
+        if faces != len(self.training):
+            # Which copies of faces in other splits drop_leaks leaves out was once told by Training alone.
+            raise TrainingError(
+                f"{path} was trained on {faces} faces, and {len(self.training)} are left by the recipe's "
+                "filters now, as another version of ferkit takes them; go on with that version, or train anew"
+            )
         state.load_network_arrays(self.network, self.names, arrays, str(path))
         state.load_optimizer_arrays(self.optimizer, arrays, str(path))
         self.facts.setdefault("changed", meta.get("changed", []))
-        before = runs.read_json(self.folder / runs.RUN)
         again = {"at": self.facts["started"], "after": len(meta["history"]), "command": self.facts["command"]}
         self.facts.update({k: before[k] for k in ("started", "command", "init") if k in before})
         self.facts["resumed"] = [*before.get("resumed", []), again]
