@@ -219,11 +219,32 @@ def test_what_the_docs_say_lists_the_photos_that_are_left(
     page = (Path(__file__).parents[1] / "docs" / "photos.md").read_text(encoding="utf-8")
     (block,) = (code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "rest.txt" in code)
     monkeypatch.chdir(tmp_path)
-    Path("all.txt").write_text("a.jpg\nb.jpg\nc.jpg\nd.jpg\n")
-    Path("part-1.jsonl").write_text('{"source": "b.jpg", "faces": []}\n{"source": "a.jp')
-    Path("part-2.jsonl").write_text('{"source": "d.jpg", "error": "damaged"}\n')
+    Path("all.txt").write_bytes(b"a.jpg\nb.jpg\nc.jpg\n\xe9.jpg\n\xea.jpg\n\xc3\xa9.jpg\n")
+    # As Linux has names of any bytes, and as a process that is killed ends: in half a letter.
+    begun = (
+        b'{"source": "b.jpg", "faces": []}\n{"source": "\\udce9.jpg", "error": "damaged"}\n{"source": "\xc3'
+    )
+    Path("part-1.jsonl").write_bytes(begun)
     exec(block, {})
-    assert Path("rest.txt").read_text() == "a.jpg\nc.jpg\n"
+    assert Path("rest.txt").read_bytes().replace(b"\r", b"") == b"a.jpg\nc.jpg\n\xea.jpg\n\xc3\xa9.jpg\n"
+    left = ("a.jpg", "c.jpg", "\\udcea.jpg", "é.jpg")
+    Path("part-2.jsonl").write_text("".join(f'{{"source": "{name}"}}\n' for name in left), encoding="utf-8")
+    exec(block, {})
+    assert Path("rest.txt").read_bytes() == b""
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl"])
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "cp1252"])
+def test_json_is_read_as_utf_8_whatever_the_encoding_of_the_output(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, encoding: str
+) -> None:
+    """A known fault: with another encoding names came in that one, and JSON is UTF-8."""
+    photo = str(tmp_path / "é.png")
+    write_image(photo, np.zeros((48, 48, 3), np.uint8))
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding))
+    assert run(["predict", photo, "-m", model, "--detector", "none", "-f", kind]) == 0
+    assert json.loads(raw.getvalue().decode("utf-8").strip("[]\r\n"))["source"] == photo
 
 
 def copies_of(model: str, names: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:

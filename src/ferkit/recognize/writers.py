@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 from abc import ABC, abstractmethod
@@ -50,19 +51,31 @@ class ResultWriter(ABC):
         self._stream.flush()
 
 
-class JsonLinesWriter(ResultWriter):
+class _JsonTextWriter(ResultWriter):
+    """JSON is UTF-8: in a stream of any other encoding it has escapes in place of all but ASCII letters."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        encoding = getattr(stream, "encoding", None)  # a text in memory has none
+        self._ascii = encoding is not None and codecs.lookup(encoding).name != "utf-8"
+
+    def _json(self, content: dict[str, Any], indent: int | None = None) -> str:
+        return json.dumps(content, indent=indent, allow_nan=False, ensure_ascii=self._ascii)
+
+
+class JsonLinesWriter(_JsonTextWriter):
     """One line of JSON per photo, also per unreadable one: that has ``source`` and ``error`` alone."""
 
     def write(self, photo: Photo, besides: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Write what was found in a photo."""
-        self._stream.write(_json(photo.to_dict() | dict(besides)) + "\n")
+        self._stream.write(self._json(photo.to_dict() | dict(besides)) + "\n")
 
     def write_unreadable(self, unreadable: Unreadable) -> None:
         """Write why a photo could not be read."""
-        self._stream.write(_json({"source": unreadable.source, "error": str(unreadable.error)}) + "\n")
+        self._stream.write(self._json({"source": unreadable.source, "error": str(unreadable.error)}) + "\n")
 
 
-class JsonWriter(ResultWriter):
+class JsonWriter(_JsonTextWriter):
     """One JSON array with an object per photo."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -78,7 +91,7 @@ class JsonWriter(ResultWriter):
 
     def write(self, photo: Photo, besides: Mapping[str, Any] = MappingProxyType({})) -> None:
         """Write what was found in a photo."""
-        self._stream.write(self._separator + _json(photo.to_dict() | dict(besides), indent=1))
+        self._stream.write(self._separator + self._json(photo.to_dict() | dict(besides), indent=1))
         self._separator = ",\n"
 
 
@@ -115,7 +128,3 @@ def make_writer(kind: str, stream: TextIO, taxonomy: Taxonomy) -> ResultWriter:
     if kind == "csv":
         return CsvWriter(stream, taxonomy)
     raise FerkitError(f"unknown format {kind!r}; known are {', '.join(FORMATS)}")
-
-
-def _json(content: dict[str, Any], indent: int | None = None) -> str:
-    return json.dumps(content, indent=indent, allow_nan=False, ensure_ascii=False)
