@@ -12,9 +12,11 @@ import pytest
 from ferkit import onnxbytes
 from ferkit.classifier import FaceClassifier
 from ferkit.crops import CropGeometry
+from ferkit.data import faces_digest, load_dataset
 from ferkit.ensemble.combine import Member, combine, load_member, normalised_weights, write_ensemble
 from ferkit.errors import ModelFileError
 from ferkit.evaluation.calibration import temper
+from ferkit.evaluation.subject import facts_of, weights_fitted_here
 from ferkit.modelfile import read_model, write_model
 from ferkit.taxonomy import FER2013, FERPLUS, Taxonomy
 from modelzoo import BOTH, graph_bytes, model_info, write_tiny_model
@@ -118,6 +120,29 @@ def test_an_ensemble_can_be_a_member(members, crops, tmp_path):
     found = _write([inner, members[2]], tmp_path / "e.onnx").predict(crops)["fer2013"]
     expected = np.mean([a["fer2013"] for a in _answers([inner, members[2]], crops)], axis=0)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_a_vote_inside_votes_keeps_what_it_was_fitted_and_its_members_were_trained_on(members):
+    faces = load_dataset("cartoon:21", cache=False)
+    own = {"faces": faces_digest(faces), "train_split": "PrivateTest"}
+    fit = {
+        "faces": faces_digest(faces),
+        "fitted_on": "PublicTest",
+        "fitted": {"fer2013": "weights and temperature", "ferplus": "nothing"},
+    }
+    trained = replace(members[0], info=members[0].info.model_copy(update={"data": own}))
+
+    def nested(member, data=None):
+        content, info = combine([member, members[1]], name="voters", data=data)
+        return Member(content, info, "0" * 64)
+
+    for data, in_sample in ((fit, True), ({**fit, "fitted": {"fer2013": "temperature"}}, False)):
+        outer = nested(nested(nested(trained, data)))
+        facts = facts_of(outer.info, 1, None)
+        assert facts.trained_on == ("PrivateTest",)
+        assert facts.data == (faces_digest(faces),)
+        assert weights_fitted_here(facts, faces, "PublicTest") is in_sample
+        assert not weights_fitted_here(facts, faces, "PrivateTest")
 
 
 def test_a_member_may_vote_twice(members, crops, tmp_path):

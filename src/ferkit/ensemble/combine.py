@@ -446,6 +446,8 @@ def _describe(
                 "data": member.info.data,
             }
         )
+        if member.info.members:
+            records[-1]["members"] = _origins(member.info.members)
     return ModelInfo(
         name=name,
         architecture="ensemble",
@@ -468,6 +470,15 @@ def _describe(
         members=records,
         notes=notes,
     )
+
+
+def _origins(members: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return what an ensemble keeps of a member's own members: which they are, and what made them."""
+    return [
+        {key: member[key] for key in ("name", "version", "sha256", "data") if key in member}
+        | ({"members": _origins(member["members"])} if member.get("members") else {})
+        for member in members
+    ]
 
 
 def _check_parity(content: bytes, info: ModelInfo, members: Mapping[str, Member]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
 
+from ferkit.evaluation.subject import data_of
 from ferkit.modelfile import ModelInfo
 from ferkit.taxonomy import FER2013, FERPLUS
 
@@ -91,8 +92,7 @@ def render_card(info: ModelInfo, size_bytes: int) -> str:
             f"{'vote' if info.members else 'temperature'} fitted to the other four fifths. A perfectly "
             "calibrated model reads about 0.018 at 3,589 faces."
         )
-    made_from = [info.data, *(member.get("data", {}) for member in info.members)]
-    limits = (_LIMITS if any(map(_has_fer2013_faces, made_from)) else _OWN_LIMITS).format(leaks=leaks)
+    limits = (_LIMITS if any(map(has_fer2013_faces, data_of(info))) else _OWN_LIMITS).format(leaks=leaks)
     parts += [limits, f"## Licence\n\n{info.licence or 'Not stated by who made it'}."]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
@@ -189,7 +189,7 @@ def _training(recipe: Mapping[str, Any], data: Mapping[str, Any], heads: Abstrac
     return "\n".join(lines)
 
 
-def _has_fer2013_faces(data: Mapping[str, Any]) -> bool:
+def has_fer2013_faces(data: Mapping[str, Any]) -> bool:
     """Tell whether a model's data are FER2013's, which labels of that name alone do not make them.
 
     With PrivateTest, or as pictures, their digest is another one: then the sizes of the splits tell.

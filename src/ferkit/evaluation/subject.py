@@ -77,7 +77,8 @@ class ModelFacts:
         data: Fingerprints of the data that it, or a member, was trained or fitted on, with votes and without.
         trained_on: Splits whose faces it, or a member, was trained on, as far as they are known.
         held_out: Of an ensemble with fitted weights: what its file tells of faces that the fit had not seen.
-        weights_data: Fingerprints of the data that these weights were fitted on.
+        weights_fitted: Where weights of a vote, or of one inside it, were fitted: of each fit the split and
+            the fingerprints of its data.
     """
 
     name: str
@@ -97,7 +98,7 @@ class ModelFacts:
     data: tuple[str, ...] = ()
     trained_on: tuple[str, ...] = ()
     held_out: tuple[HeldOut, ...] = ()
-    weights_data: tuple[str, ...] = ()
+    weights_fitted: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @property
     def train_splits(self) -> tuple[str, ...]:
@@ -235,7 +236,7 @@ def facts_of(info: ModelInfo, size_bytes: int | None, sha256: str | None, kind: 
         epochs = [] if trained is None else [int(trained)]
         hours = [float(info.data["training_hours"])] if info.data.get("training_hours") is not None else []
         complete = bool(hours)
-    told = [info.data, *(member.get("data", {}) for member in info.members)]
+    told = data_of(info)
     return ModelFacts(
         name=info.name,
         version=info.version,
@@ -253,8 +254,33 @@ def facts_of(info: ModelInfo, size_bytes: int | None, sha256: str | None, kind: 
         data=_fingerprints(*told),
         trained_on=_splits(told, "train_split"),
         held_out=_held_out(info.metrics),
-        weights_data=_fingerprints(info.data),
+        weights_fitted=_weights_fitted(info),
     )
+
+
+def data_of(info: ModelInfo) -> list[Mapping[str, Any]]:
+    """Return what a model says of its data, and its members of theirs, those of votes inside it too."""
+    return [info.data, *_data_of_members(info.members)]
+
+
+def _data_of_members(members: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    found: list[Mapping[str, Any]] = []
+    for member in members:
+        found += [member.get("data", {}), *_data_of_members(member.get("members", ()))]
+    return found
+
+
+def _weights_fitted(info: ModelInfo) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Return split and fingerprints of each fit of weights, that of a vote inside the vote too."""
+    # Of the file itself the rows tell, which it had before its data did.
+    found = [(row.split, _fingerprints(info.data)) for row in _held_out(info.metrics)]
+    found += [
+        (str(data["fitted_on"]), _fingerprints(data))
+        for data in _data_of_members(info.members)
+        if "fitted_on" in data
+        and any(str(what).startswith(_WEIGHTS_FITTED) for what in data.get("fitted", {}).values())
+    ]
+    return tuple(dict.fromkeys(found))
 
 
 def knows_data(facts: ModelFacts, dataset: FaceDataset) -> bool:
@@ -278,8 +304,9 @@ def weights_fitted_here(facts: ModelFacts, dataset: FaceDataset, split: str) -> 
         dataset: The whole data set, before faces are selected.
         split: Name of the split, or :data:`ferkit.evaluation.evaluate.EVERYTHING`.
     """
-    fitted = {row.split for row in facts.held_out}
-    return bool(fitted) and split in {*fitted, EVERYTHING} and _stands_for(facts.weights_data, dataset)
+    return any(
+        split in (fitted, EVERYTHING) and _stands_for(data, dataset) for fitted, data in facts.weights_fitted
+    )
 
 
 def with_held_out(evaluation: Evaluation, facts: ModelFacts) -> Evaluation:
