@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -25,6 +26,10 @@ from ferkit.training.inference import predict_logits, predict_probabilities
 from ferkit.training.recipe import dump_recipe, parse_recipe
 
 pytestmark = pytest.mark.slow
+
+FER2013_SIZES = {
+    "training": 28_709, "validation": 3_589, "train_split": "Training", "validation_split": "PublicTest",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +108,20 @@ def test_the_file_answers_as_the_keras_network(run, exported, faces):
         answered = classifier.predict(images, protocol=protocol)
         for head, array in expected.items():
             np.testing.assert_allclose(answered[head], array, atol=1e-4, err_msg=f"{head} {protocol}")
+
+
+@pytest.mark.parametrize(
+    ("facts", "restricted"),
+    [
+        ({"data": FER2013_SIZES}, True),
+        ({"data": {"training": 100, "validation": 10}}, False),  # faces of one's own, though labelled alike
+        ({"data": {}, "init": {"from": "ferkit-base"}}, True),
+        ({"data": {}, "teacher": {"models": [{"name": "ferkit-large"}]}}, True),
+    ],
+)
+def test_weights_are_for_research_where_fer2013s_faces_made_them_whatever_the_labels(run, facts, restricted):
+    assert {t.id for t in run.taxonomies} == {"fer2013", "ferplus"}
+    assert (release._licence(replace(run, facts=facts)) == release.LICENCE) is restricted
 
 
 def test_the_file_says_what_made_it(run, exported, faces):

@@ -38,7 +38,7 @@ def export(
         Path | None, typer.Option("--card", help="Write the model card as well (Markdown).")
     ] = None,
     licence: Annotated[
-        str | None, typer.Option("--licence", help="Of the weights.  [default: by the data's labels]")
+        str | None, typer.Option("--licence", help="Of the weights.  [default: by the data's faces]")
     ] = None,
     cams: Annotated[
         bool, typer.Option(help="Add class activation maps where the network gives them.")
@@ -68,7 +68,9 @@ def export(
     release = export_run(
         loaded,
         target,
-        load_dataset(data, votes=votes, size=loaded.input_size, needed_by=f"run {run}"),
+        load_dataset(
+            data, votes=votes, size=loaded.input_size, needed_by=f"run {run}", heads=loaded.taxonomies
+        ),
         name=name,
         version=version,
         precision=precision,

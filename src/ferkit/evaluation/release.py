@@ -20,6 +20,7 @@ from ferkit.data.cartoon import draw_faces
 from ferkit.data.dataset import FaceDataset
 from ferkit.errors import DataError, ModelFileError, TaxonomyError, TrainingError
 from ferkit.evaluation.calibration import FOLDS, TEMPERATURE_RANGE, fit_temperature
+from ferkit.evaluation.card import has_fer2013_faces
 from ferkit.evaluation.evaluate import (
     SELECTION_SPLIT,
     TRAINING_SPLIT,
@@ -31,7 +32,7 @@ from ferkit.evaluation.evaluate import (
 )
 from ferkit.files import write_json
 from ferkit.modelfile import HeadInfo, ModelInfo, write_model
-from ferkit.taxonomy import FER2013, FERPLUS
+from ferkit.taxonomy import FERPLUS
 from ferkit.training.export import has_cam, to_onnx
 from ferkit.training.inference import predict_logits, predict_probabilities
 from ferkit.training.runs import TEMPERATURES, Run, weights_meta
@@ -90,8 +91,8 @@ def export_run(
         precision: ``float32``, or ``float16`` weights.
         default_taxonomy: The head that a user meets; by default the first.
         cams: Whether class activation maps are added.
-        licence: Of the weights; by default :data:`LICENCE` for FER2013's and FER+'s labels and for what
-            was fine-tuned from other weights, else "not stated by who trained it".
+        licence: Of the weights; by default :data:`LICENCE` for FER2013's faces and for what started from
+            other weights or learnt from a teacher, else "not stated by who trained it".
         notes: For people.
 
     Raises:
@@ -230,8 +231,8 @@ def determined_temperature(logits: NDArray[Any], labels: NDArray[np.int64]) -> f
 
 
 def _licence(run: Run) -> str:
-    known = {FER2013.id, FERPLUS.id}
-    if {t.id for t in run.taxonomies} & known or run.facts.get("init"):
+    # Whose faces made a teacher or the weights to start from is not recorded; of the embedded ones FER2013's.
+    if has_fer2013_faces(run.facts["data"]) or run.facts.get("init") or run.facts.get("teacher"):
         return LICENCE
     return "Not stated by who trained it"
 
