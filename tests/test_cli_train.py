@@ -6,9 +6,11 @@ import json
 
 import pytest
 
+from facefiles import write_faces
 from ferkit import weights
 from ferkit.cli import run
 from ferkit.modelfile import read_model
+from ferkit.taxonomy import FERPLUS
 from modelzoo import write_tiny_model
 
 pytest.importorskip("keras", reason="needs ferkit[train]")
@@ -115,6 +117,26 @@ def test_weights_fine_tune_to_a_users_own_labels(line, tmp_path, capsys):
     facts = json.loads((tmp_path / "r" / "run.json").read_text())
     assert facts["heads"] == {"own": 1.0}
     assert facts["init"]["heads"] == []
+
+
+def test_a_run_of_a_folders_own_labels_goes_on_and_is_measured_with_that_folder(tmp_path, capfd):
+    seven = sorted(set(FERPLUS.labels) - {"contempt"})
+    names = [f"{side}/{x}/{k}.png" for side in ("train", "val") for x in seven for k in range(3)]
+    mine, kept = str(write_faces(tmp_path / "mine", names)), str(tmp_path / "own.npz")
+    first, file = str(tmp_path / "run"), str(tmp_path / "m.onnx")
+    assert run(["data", "convert", mine, kept, "--taxonomy", "own"]) == 0
+    begin = ["train", "-r", "seed", "--epochs", "1", "--no-tensorboard", "--quiet", "--batch-size", "8"]
+    assert run([*begin, "--data", kept, "-o", first]) == 0
+    for command in (
+        ["train", "--resume", first],
+        ["export", first, "-o", file],
+        ["evaluate", file],
+        ["compare", file, first],
+        ["ensemble", file, file, "-o", str(tmp_path / "e.onnx")],
+        [*begin, "-o", str(tmp_path / "tuned"), "--init", first],
+    ):
+        assert run([*command, "--data", mine]) == 0, capfd.readouterr().err
+    assert json.loads((tmp_path / "tuned" / "run.json").read_text())["init"]["heads"] == ["own"]
 
 
 def test_faces_are_as_large_as_the_network_that_is_gone_on_with(line, tmp_path, capfd):

@@ -106,6 +106,16 @@ def test_fewer_labels_of_a_known_set_or_one_more_are_a_set_of_their_own(
     assert caplog.messages == []
 
 
+def test_most_of_a_known_sets_labels_stay_a_networks_own_where_it_has_just_these(tmp_path: Path) -> None:
+    seven = sorted(set(FERPLUS.labels) - {"contempt"})
+    source = write_faces(tmp_path / "d", [f"{label}/{k}.png" for label in seven for k in range(2)])
+    own = Taxonomy("own", tuple(seven))
+    kept = load_dataset(source, cache=False, heads=(FER2013, own))
+    assert kept.taxonomy == own
+    assert kept.labels.tolist() == [k for k in range(7) for _ in range(2)]
+    assert load_dataset(source, cache=False, heads=(Taxonomy("own", ("a", "b")),)).taxonomy == FERPLUS
+
+
 def test_a_taxonomy_that_was_asked_for_is_the_labels_own(tmp_path: Path) -> None:
     four = ["Angry", "happy", "neutral", "sad"]
     source = write_faces(tmp_path / "d", [f"{label}/{k}.png" for label in four for k in range(2)])

@@ -109,6 +109,7 @@ def compare(
         votes=votes,
         size=one.input_size,
         needed_by=one.facts.name,
+        heads=tuple(heads.values()),
         tell_held_out=split != EVERYTHING,
     )
     dataset = select_faces(whole, drop_flat=drop_flat)

@@ -87,7 +87,14 @@ def ensemble(
     """
     from ferkit import files
     from ferkit.data import faces_digest, load_dataset, select_faces
-    from ferkit.ensemble.combine import combine, default_name, default_of, load_member, write_ensemble
+    from ferkit.ensemble.combine import (
+        combine,
+        default_name,
+        default_of,
+        load_member,
+        shared_taxonomies,
+        write_ensemble,
+    )
     from ferkit.ensemble.fit import LEAST_FACES
     from ferkit.ensemble.on_split import metrics_of, vote_on_split, votes_as_json, weights_of
     from ferkit.evaluation.card import render_card
@@ -122,7 +129,7 @@ def ensemble(
     rows: list[dict[str, Any]] = []
     if data is not None:
         side, by = members[0].info.input_size, members[0].info.name
-        whole = load_dataset(data, votes=votes, size=side, needed_by=by)
+        whole = load_dataset(data, votes=votes, size=side, needed_by=by, heads=shared_taxonomies(members))
         dataset = select_faces(whole, drop_flat=drop_flat)
         fitted = vote_on_split(
             members, dataset, split=split, weights=given, fit_weights=fit, threads=threads, progress=remark

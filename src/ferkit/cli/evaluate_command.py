@@ -207,6 +207,7 @@ def evaluate(
         votes=votes,
         size=subject.input_size,
         needed_by=subject.facts.name,
+        heads=tuple(subject.heads.values()),
         tell_held_out=split != EVERYTHING,
     )
     known = knows_data(subject.facts, whole)

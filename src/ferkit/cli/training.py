@@ -5,11 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ferkit.cli.common import command_line, console, data_options, load_faces, load_keras, remark
+
+if TYPE_CHECKING:
+    from ferkit.taxonomy import Taxonomy
 
 RecipeOption = Annotated[
     str | None,
@@ -101,8 +104,10 @@ def run_recipe(
         chosen = load_recipe(recipe, own)
         folder = out or Path("runs") / chosen.name
     start = None if init is None else _start(init)
-    needed, by = (size, "") if size is not None else _needed_size(resume, init, start, teachers)
-    dataset = load_faces(data, needed, votes=votes, needed_by=by)
+    needed, by, heads = _needed(resume, init, start, teachers)
+    if size is not None:
+        needed, by = size, ""
+    dataset = load_faces(data, needed, votes=votes, needed_by=by, heads=heads)
     progress = Silent() if quiet else Progress()
     try:
         result = train(
@@ -257,21 +262,23 @@ class Progress:
         self.bar.stop()
 
 
-def _needed_size(
+def _needed(
     resume: Path | None, init: str | None, start: str | Path | None, teachers: Sequence[str]
-) -> tuple[int | None, str]:
-    """Return which size of faces is needed and what needs it; None and "" where any will do."""
+) -> tuple[int | None, str, tuple[Taxonomy, ...]]:
+    """Return which size of faces is needed, what needs it, and its heads; nothing where any faces will do."""
     from ferkit.modelfile import read_model, resolve_model
-    from ferkit.training.runs import CHECKPOINT, load_start
-    from ferkit.training.state import read_archive
+    from ferkit.training.runs import CHECKPOINT, load_start, load_weights
 
     if resume is not None and (resume / CHECKPOINT).exists():
-        return read_archive(resume / CHECKPOINT)[1].get("input_size"), f"run {resume}"
+        begun = load_weights(resume / CHECKPOINT)
+        return begun.input_size, f"run {resume}", begun.taxonomies
     if start is not None:
-        return load_start(start).input_size, str(init)
+        weights = load_start(start)
+        return weights.input_size, str(init), weights.taxonomies
     if teachers:
-        return read_model(resolve_model(teachers[0]))[1].input_size, f"teacher {teachers[0]}"
-    return None, ""
+        info = read_model(resolve_model(teachers[0]))[1]
+        return info.input_size, f"teacher {teachers[0]}", tuple(head.taxonomy for head in info.taxonomies)
+    return None, "", ()
 
 
 def _start(init: str) -> str | Path:

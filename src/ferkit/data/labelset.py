@@ -33,6 +33,7 @@ def fit_labels(
     wanted: str | None = None,
     *,
     by_name: bool,
+    heads: Collection[Taxonomy] = (),
 ) -> tuple[NDArray[np.int64], Taxonomy, str]:
     """Bring labels into the taxonomy that was asked for, or else into the one that their names are of.
 
@@ -42,6 +43,7 @@ def fit_labels(
         taxonomy: The labels' names.
         wanted: As :func:`in_taxonomy`; None looks at the names, with ``by_name``.
         by_name: Whether a taxonomy ``own`` is but a folder's names, which may be most of a known one's.
+        heads: What the network has that the faces are for: where just this taxonomy is one, it stays.
 
     Returns:
         Labels, their taxonomy, and a remark where the names decided; else it is empty.
@@ -53,7 +55,7 @@ def fit_labels(
     if wanted is not None:
         return *in_taxonomy(source, labels, taxonomy, wanted), ""
     known = known_set_of(taxonomy.labels) if by_name and taxonomy.id == OWN else None
-    if known is None:
+    if known is None or taxonomy in heads:
         return labels, taxonomy, ""
     return *in_taxonomy(source, labels, taxonomy, known.id), describe_lacking(source, taxonomy.labels, known)
 

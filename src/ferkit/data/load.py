@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -101,6 +101,7 @@ def load_dataset(
     taxonomy: str | None = None,
     size: int = DEFAULT_SIZE,
     needed_by: str = "",
+    heads: Collection[Taxonomy] = (),
     tell_held_out: bool = True,
 ) -> FaceDataset:
     """Load labelled faces.
@@ -126,6 +127,8 @@ def load_dataset(
             for just the names that there are; None as the source has it. Only without votes.
         size: Side in pixels of faces that are drawn or come from picture files; others have their own.
         needed_by: What takes faces of just ``size`` pixels (a model's name), so that others are refused.
+        heads: The label sets of the network that the faces are for: a folder's names that are one of them,
+            ``own``, stay it, though they are most of FER2013's or FER+'s.
         tell_held_out: Whether to warn where PublicTest is held out, which who takes all faces need not know.
 
     Raises:
@@ -157,7 +160,7 @@ def load_dataset(
         )
     # An .npz tells its taxonomy; what lies in folders has none but their names.
     columns, label_set, lacking = fit_labels(
-        str(source), decoded.labels, decoded.taxonomy, taxonomy, by_name=recognised.kind != "npz"
+        str(source), decoded.labels, decoded.taxonomy, taxonomy, by_name=recognised.kind != "npz", heads=heads
     )
     dataset = FaceDataset(
         images=decoded.images,
