@@ -465,9 +465,8 @@ def test_tpe_with_asha_stops_poor_trials_and_keeps_their_runs(faces, one, tmp_pa
         ),
         (("choice = [8, 16]", "choice = [8]"), {"max_mmac": 0.001}, "found no configuration for trial 1"),
         (("[fixed]", "[fixed]\nheads.ferplus = 0.5"), {}, "no votes"),
-        (("[fixed]", '[fixed]\ndata.validation_split = "Nowhere"'), {}, "unknown split"),
     ],
-    ids=["view", "limit", "votes", "split"],
+    ids=["view", "limit", "votes"],
 )
 def test_what_cannot_be_searched_is_refused_before_anything_starts(
     faces, two, tmp_path, change, settings, message
