@@ -190,7 +190,7 @@ def main() -> None:
                 "ferplus_majority": round(last["val_ferplus_accuracy"], 4)
                 if "val_ferplus_accuracy" in last
                 else "",
-                "minutes": round(facts["seconds"] / 60, 1),
+                "minutes": round(sum(row["seconds"] for row in history) / 60, 1),
                 "seed": facts["seed"],
             }
         )
@@ -227,8 +227,12 @@ def table(rows: list[dict[str, Any]]) -> str:
             "",
             f"Over {len(seeds)} seeds: mean {statistics.mean(seeds):.2f} %, standard deviation "
             f"{spread:.2f} points. A single variant differs from that mean with 95 % confidence if it "
-            f"lies {reach:.1f} points away; of {len(rows) - len(seeds)} variants that change nothing one "
-            "in twenty would.",
+            f"lies {reach:.1f} points away"
+            + (
+                f"; of {len(rows) - len(seeds)} variants that change nothing one in twenty would."
+                if len(rows) > len(seeds)
+                else "."
+            ),
         ]
     return "\n".join(lines) + "\n"
 
