@@ -77,6 +77,9 @@ SizeOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+JsonFileOption = Annotated[
+    Path | None, typer.Option("--json", help="Write all figures to this file as well.", show_default=False)
+]
 DropLeaksOption = Annotated[
     bool, typer.Option("--drop-leaks", help="Leave out Training images that also stand in another split.")
 ]

@@ -10,6 +10,7 @@ import typer
 from ferkit.cli.common import (
     DataOption,
     DropFlatOption,
+    JsonFileOption,
     VotesOption,
     as_protocol,
     load_keras,
@@ -40,9 +41,6 @@ TaxonomyOption = Annotated[
     typer.Option(
         "--taxonomy", help="Compare in this label set alone.", show_default="all that both answer in"
     ),
-]
-JsonFileOption = Annotated[
-    Path | None, typer.Option("--json", help="Write all figures to this file as well.", show_default=False)
 ]
 FolderOption = Annotated[
     Path | None, typer.Option("--out", help="Write text and JSON to this folder.", show_default=False)
@@ -91,7 +89,6 @@ def compare(
         comparison_as_json,
         format_comparison,
         shared_heads,
-        source_name,
     )
     from ferkit.evaluation.compare import compare as measure
     from ferkit.evaluation.evaluate import EVERYTHING, faces_to_measure
@@ -116,7 +113,7 @@ def compare(
     differences = measure((one.predict, other.predict), dataset, heads=heads, split=split, protocol=protocol)
     comparison = Comparison(
         models=(one.facts, other.facts),
-        source=source_name(whole),
+        source=Path(whole.source).name,
         fingerprint=whole.fingerprint,
         split=split,
         faces=len(faces_to_measure(dataset, split)),

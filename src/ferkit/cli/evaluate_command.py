@@ -10,6 +10,7 @@ import typer
 from ferkit.cli.common import (
     DataChoice,
     DropFlatOption,
+    JsonFileOption,
     ProviderOption,
     VotesOption,
     as_protocol,
@@ -36,9 +37,6 @@ LeaksOption = Annotated[
     typer.Option(
         "--drop-leaks", help="Measure also without the faces that stand in the model's training split, too."
     ),
-]
-JsonFileOption = Annotated[
-    Path | None, typer.Option("--json", help="Write all figures to this file as well.", show_default=False)
 ]
 FolderOption = Annotated[
     Path | None,

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from ferkit.data.dataset import SPLITS, FaceDataset
-
-_TRAINING = SPLITS.index("Training")
 
 
 def image_keys(images: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -29,13 +29,18 @@ def flat_rows(dataset: FaceDataset) -> NDArray[np.bool_]:
     return np.asarray((flat == flat[:, :1]).all(axis=1))
 
 
-def leaked_rows(dataset: FaceDataset) -> NDArray[np.bool_]:
-    """Mask ``[N]`` of test images (PublicTest, PrivateTest) that also stand in Training, pixel for pixel.
+def rows_of_splits(dataset: FaceDataset, splits: Sequence[str]) -> NDArray[np.bool_]:
+    """Mask ``[N]`` of the images of these splits; names that are no split's have none."""
+    return np.isin(dataset.split, [SPLITS.index(name) for name in splits if name in SPLITS])
+
+
+def leaked_rows(dataset: FaceDataset, train_splits: Sequence[str] = ("Training",)) -> NDArray[np.bool_]:
+    """Mask ``[N]`` of images of other splits that also stand in those trained on, pixel for pixel.
 
     Take it of the whole data set: of one split alone it is all False.
     """
     keys = image_keys(dataset.images)
-    training = dataset.split == _TRAINING
+    training = rows_of_splits(dataset, train_splits)
     return np.asarray(~training & np.isin(keys, keys[training]))
 
 

@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
@@ -384,8 +383,3 @@ def format_comparison(comparison: Comparison) -> str:
     )
     parts = ["\n".join(head), table(accuracy), table(likelihood), notes]
     return "\n\n".join([*parts, "\n".join(_verdict(d) for d in comparison.differences)]) + "\n"
-
-
-def source_name(dataset: FaceDataset) -> str:
-    """Return the name of the data without the folder, which says nothing to others."""
-    return Path(dataset.source).name

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferkit.data import faces_digest
-from ferkit.data.dataset import SPLITS, FaceDataset
-from ferkit.data.duplicates import image_keys
+from ferkit.data.dataset import FaceDataset
+from ferkit.data.duplicates import leaked_rows, rows_of_splits
 from ferkit.data.ferplus import argmax_targets, majority_targets
 from ferkit.errors import DataError
 from ferkit.evaluation.calibration import FOLDS, temper_out_of_fold
@@ -240,12 +240,7 @@ def faces_to_measure(dataset: FaceDataset, split: str) -> FaceDataset:
 
 def leaks_show(dataset: FaceDataset, split: str, train_splits: Sequence[str] = (TRAINING_SPLIT,)) -> bool:
     """Tell whether leaks into a split can be seen: it is no training split, and there are faces of one."""
-    return split not in (EVERYTHING, *train_splits) and bool(_rows_of(dataset, train_splits).any())
-
-
-def _rows_of(dataset: FaceDataset, splits: Sequence[str]) -> NDArray[np.bool_]:
-    """Mask ``[N]`` of the faces of these splits."""
-    return np.isin(dataset.split, [SPLITS.index(name) for name in splits if name in SPLITS])
+    return split not in (EVERYTHING, *train_splits) and bool(rows_of_splits(dataset, train_splits).any())
 
 
 def evaluate(
@@ -278,15 +273,14 @@ def evaluate(
     targets = targets_for(chosen, heads)
     leaked: NDArray[np.bool_] | None = None
     if drop_leaks:
-        trained, named = _rows_of(dataset, train_splits), " and ".join(train_splits)
         if not leaks_show(dataset, split, train_splits):
+            named, trained = " and ".join(train_splits), rows_of_splits(dataset, train_splits).sum()
             raise DataError(
                 f"leaks are faces of another split that also stand in {named}, which the model was trained "
-                f"on; of {dataset.source} {split} is measured, and its {named} has {int(trained.sum()):,} "
+                f"on; of {dataset.source} {split} is measured, and its {named} has {trained:,} "
                 "faces. Measure without --drop-leaks, or another split of data that hold both"
             )
-        keys = image_keys(dataset.images)
-        leaked = np.isin(keys[_rows_of(dataset, [split])], keys[trained])
+        leaked = leaked_rows(dataset, train_splits)[rows_of_splits(dataset, [split])]
     everything = np.ones(len(chosen), dtype=bool)
     measured = []
     for protocol in protocols:
