@@ -20,7 +20,7 @@ from keras import ops
 from ferkit.data import load_dataset
 from ferkit.models import build_model
 from ferkit.training import distil, runs
-from ferkit.training.distil import ask_teachers, read_answers, write_answers
+from ferkit.training.distil import StepTeachers, ask_teachers, read_answers, write_answers
 from ferkit.training.inference import predict_logits
 from ferkit.training.network import TrainingModel, teacher_key
 from ferkit.training.state import network_arrays, read_archive, write_archive
@@ -423,3 +423,123 @@ def test_targets_do_not_depend_on_what_was_kept(faces, tmp_path, monkeypatch):
     for head, p in fresh.probabilities.items():
         np.testing.assert_array_equal(kept.probabilities[head], p)
         np.testing.assert_array_equal(rest.probabilities[head], p)
+
+
+def in_steps(**changes):
+    return pupil(
+        **{"distil": {"weight": 0.6, "temperature": 2.0, "protocol": "single", "every_step": True}, **changes}
+    )
+
+
+def normalised(p):
+    return p / p.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("protocol", ["single", "flip"])
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_in_every_step_the_answers_are_those_about_the_same_pictures(tmp_path, protocol, calibrated):
+    both = write_tiny_model(tmp_path / "a.onnx", seed=1, temperature=0.5)
+    labels_only = write_tiny_model(tmp_path / "b.onnx", seed=2, taxonomies=(FER2013,))
+    images = np.random.default_rng(0).integers(0, 256, (9, 48, 48), np.uint8)
+    step = StepTeachers([both, labels_only], 48, HEADS, protocol, calibrated=calibrated)
+    got = step(ops.convert_to_tensor(images[..., None].astype(np.float32)), 2.0)
+    said = {"fer2013": [], "ferplus": []}
+    for path in (both, labels_only):
+        _, info = read_model(path)
+        for head, p in FaceClassifier(path).predict(images, protocol=protocol).items():
+            said[head].append(p if calibrated else normalised(p ** info.head(head).temperature))
+    assert set(got) == set(said)
+    for head, p in said.items():
+        expected = normalised(np.mean(p, axis=0) ** (1 / 2.0))
+        np.testing.assert_allclose(ops.convert_to_numpy(got[head]), expected, atol=1e-4)
+    assert step.facts()["every_step"]
+    assert [model["name"] for model in step.facts()["models"]] == ["tiny", "tiny"]
+
+
+def test_in_every_step_a_teacher_sees_what_the_student_sees(teacher):
+    """Turned, lit, erased and mixed; the targets are the teacher's answers about just these pixels."""
+    recipe = in_steps(distil={"weight": 0.6, "temperature": 1.0, "protocol": "single", "every_step": True})
+    network = build_model(recipe.model.name, {"fer2013": 7, "ferplus": 8}, **recipe.model.params)
+    teachers = StepTeachers([teacher], 48, HEADS, "single")
+    weights = {"fer2013": 1.0, "ferplus": 0.5}
+    model = TrainingModel(network, recipe, weights, teachers.heads, teachers, "fer2013")
+    batch = {
+        "face": np.random.default_rng(0).integers(0, 256, (4, 48, 48), np.uint8),
+        "fer2013": 3 * np.eye(7, dtype=np.float32)[:4],
+        "ferplus": np.zeros((4, 8), np.float32),
+    }
+    batch = {k: ops.convert_to_tensor(v) for k, v in batch.items()}
+    model.reseed(1, 2)
+    got = model(batch, training=True)
+    model.reseed(1, 2)
+    seen, _ = model.augmenter(ops.expand_dims(batch["face"], -1), {})
+    pixels = np.clip(np.round(ops.convert_to_numpy(seen)[..., 0]), 0, 255).astype(np.uint8)
+    expected = FaceClassifier(teacher).predict(pixels)
+    own = ops.convert_to_numpy(got[f"mass_{teacher_key('fer2013')}"])
+    np.testing.assert_allclose(own, 3 * expected["fer2013"], atol=0.03)  # pixels are rounded for the file
+    other = ops.convert_to_numpy(got[f"mass_{teacher_key('ferplus')}"])
+    np.testing.assert_allclose(other, expected["ferplus"], atol=0.01)
+
+
+@pytest.mark.slow
+def test_a_run_that_asks_in_every_step_goes_on_with_its_own_copies_of_the_teachers(faces, teacher, tmp_path):
+    whole = train(in_steps(), faces, tmp_path / "a", teachers=[teacher, "ferkit-small"])
+    assert {"teacher_loss", "ferplus_teacher_loss"} <= set(whole.history[0])
+    with pytest.raises(KeyboardInterrupt):
+        train(in_steps(), faces, tmp_path / "b", teachers=[teacher, "ferkit-small"], watcher=StopAt(3))
+    teacher.unlink()
+    rest = train(in_steps(), faces, tmp_path / "b", resume=True)
+    for expected, got in zip(numbers(whole.history), numbers(rest.history), strict=True):
+        assert got == pytest.approx(expected, abs=1e-5)
+    facts = json.loads((tmp_path / "b" / "run.json").read_text())["teacher"]
+    assert facts["every_step"]
+    assert [model["name"] for model in facts["models"]] == ["tiny", "ferkit-small"]
+    assert not (tmp_path / "b" / runs.TEACHER).exists()
+    for copy in (tmp_path / "b").glob("teacher-*.onnx"):
+        copy.unlink()
+    with pytest.raises(TrainingError, match=r"teacher-1\.onnx"):
+        train(in_steps(epochs=4), faces, tmp_path / "b", resume=True)
+
+
+@pytest.mark.slow
+def test_in_bfloat16_and_on_smaller_faces_the_teacher_still_sees_its_own_size(faces, teacher, tmp_path):
+    recipe = in_steps(mixed_precision="bfloat16", progressive={"sizes": [32], "until": [0.5]}, epochs=2)
+    result = train(recipe, faces, tmp_path / "r", teachers=[teacher])
+    assert [row["side"] for row in result.history] == [32, 48]
+    assert all(0 < row["teacher_loss"] < 10 for row in result.history)
+
+
+def test_ten_views_cannot_be_asked_about_in_every_step(teacher):
+    from ferkit.errors import RecipeError
+
+    with pytest.raises(RecipeError, match="every_step goes with protocol single or flip"):
+        in_steps(distil={"weight": 0.6, "protocol": "ten-crop", "every_step": True})
+    with pytest.raises(TrainingError, match="single or flip views, not ten-crop"):
+        StepTeachers([teacher], 48, HEADS, "ten-crop")
+
+
+def test_a_teacher_that_is_computed_otherwise_is_refused(teacher, monkeypatch):
+    """A graph function that forgets the activation stands for any difference from ONNX Runtime."""
+    from ferkit.training import graph
+
+    monkeypatch.setattr(graph, "_OPERATIONS", {**graph._OPERATIONS, "Relu": lambda _, __, x: x})
+    with pytest.raises(TrainingError, match=r"tiny answers otherwise .*every_step=false"):
+        StepTeachers([teacher], 48, HEADS, "single")
+
+
+@pytest.mark.slow
+def test_the_card_tells_that_the_teacher_was_asked_in_every_step(teacher, tmp_path):
+    line = [
+        "distil", "--teacher", str(teacher), "--recipe", "small", "--data", "cartoon:300", "-o",
+        str(tmp_path / "run"), "--epochs", "1", "--no-tensorboard", "--set", "distil.every_step=true",
+        "--set", "model.params={stem = 4, filters = [8, 8], blocks = [1, 1]}", "--set", "batch_size=32",
+    ]  # fmt: skip
+    assert run(line) == 0
+    exported = [
+        "export", str(tmp_path / "run"), "--data", "cartoon:300", "-o", str(tmp_path / "m.onnx"),
+        "--card", str(tmp_path / "m.md"),
+    ]  # fmt: skip
+    assert run(exported) == 0
+    assert "as the student saw them, asked in every step, in fer2013" in (tmp_path / "m.md").read_text(
+        "utf-8"
+    )

@@ -146,7 +146,8 @@ def _training(recipe: Mapping[str, Any], data: Mapping[str, Any], heads: Abstrac
         part = recipe.get("distil", {})
         kind = "calibrated answers" if teacher.get("calibrated", True) else "answers before calibration"
         lines.append(
-            f"- Distilled from {names}: {teacher['protocol']} {kind} about the training faces in "
+            f"- Distilled from {names}: {teacher['protocol']} {kind} about the training faces "
+            f"{'as the student saw them, asked in every step, ' * bool(teacher.get('every_step'))}in "
             f"{' and '.join(teacher['heads'])}, temperature {part.get('temperature', 1):g}, "
             f"{100 * part.get('weight', 0):.0f} % of these heads' loss"
         )

@@ -11,9 +11,10 @@ def conv_bn(
     """Convolution ('same', no bias), batch normalisation and an activation."""
     from keras import layers
 
+    from ferkit.models.convolution import Conv2D
     from ferkit.models.normalization import BatchNormalization
 
-    x = layers.Conv2D(
+    x = Conv2D(
         filters,
         kernel,
         strides=strides,

@@ -1,4 +1,4 @@
-"""A teacher's answers about the faces that a student trains on: asked once, kept, used as targets."""
+"""A teacher's answers about what a student trains on: asked once and kept, or asked in every step."""
 
 from __future__ import annotations
 
@@ -10,19 +10,25 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from keras import ops
 from numpy.typing import NDArray
 
 from ferkit.classifier import FaceClassifier
 from ferkit.crops import Protocol as Views
 from ferkit.data.cache import digest_of
 from ferkit.errors import OutputError, TrainingError
-from ferkit.files import cache_folder
+from ferkit.files import cache_folder, write_bytes
 from ferkit.modelfile import ModelInfo, read_model, resolve_model
 from ferkit.taxonomy import Taxonomy
+from ferkit.training import runs
+from ferkit.training.graph import GraphFunction
 from ferkit.training.state import read_archive, write_archive
 
 CHUNK = 512
 """Faces between two looks at the clock."""
+
+STEP_PROTOCOLS: tuple[Views, ...] = ("single", "flip")
+"""The views that a teacher can be asked about in every step."""
 
 KEEP_SECONDS = 30.0
 """What was answered is kept at least this often, so that little is asked again after an interruption."""
@@ -95,30 +101,172 @@ def ask_teachers(
             none of the heads, or is an ensemble whose answers before calibration are wanted.
         ModelFileError: If a teacher's file is missing or damaged.
     """
-    if not teachers:
-        raise TrainingError("name a teacher: a model file, or the name of an embedded model")
     folder = cache_folder() / "teachers" if cache is None else cache
     faces = digest_of(images)
     sums: dict[str, NDArray[np.float32]] = {}
     counts: dict[str, int] = {}
     known: list[Mapping[str, str]] = []
-    opened = [read_model(resolve_model(teacher)) for teacher in teachers]
     # Each is looked at before any is asked, since the answers of one may take hours.
-    shared = [
-        _shared_heads(str(teacher), info, images.shape[1], taxonomies, calibrated)
-        for teacher, (_, info) in zip(teachers, opened, strict=True)
-    ]
-    for (content, info), heads in zip(opened, shared, strict=True):
-        digest = hashlib.sha256(content).hexdigest()
-        kept = folder / f"{digest[:24]}-{faces[:24]}-{protocol}-{'-'.join(heads)}.npz"
-        answers = _ask_one(content, heads, images, protocol, kept, info.name, told)
+    for teacher in _look_at(teachers, images.shape[1], taxonomies, calibrated):
+        kept = folder / f"{teacher.digest[:24]}-{faces[:24]}-{protocol}-{'-'.join(teacher.heads)}.npz"
+        answers = _ask_one(teacher.content, teacher.heads, images, protocol, kept, teacher.info.name, told)
         for head, said in answers.items():
-            answer = said if calibrated else _softened(said, 1 / info.head(head).temperature)
+            answer = said if calibrated else _softened(said, 1 / teacher.info.head(head).temperature)
             sums[head] = sums[head] + answer if head in sums else answer
             counts[head] = counts.get(head, 0) + 1
-        known.append({"name": info.name, "sha256": digest})
+        known.append(teacher.known)
     means = {head: (total / counts[head]).astype(np.float16) for head, total in sums.items()}
     return Answers(means, tuple(known), protocol, faces, calibrated)
+
+
+@dataclass(frozen=True, slots=True)
+class _Teacher:
+    """A teacher's file, and the student's heads that it answers in."""
+
+    content: bytes
+    info: ModelInfo
+    heads: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()
+
+    @property
+    def known(self) -> Mapping[str, str]:
+        return {"name": self.info.name, "sha256": self.digest}
+
+
+def _look_at(
+    teachers: Sequence[str | Path], size: int, taxonomies: Sequence[Taxonomy], calibrated: bool
+) -> list[_Teacher]:
+    """Read every teacher's file, and refuse one that cannot teach this student."""
+    if not teachers:
+        raise TrainingError("name a teacher: a model file, or the name of an embedded model")
+    opened = [(str(teacher), *read_model(resolve_model(teacher))) for teacher in teachers]
+    return [
+        _Teacher(content, info, tuple(_shared_heads(name, info, size, taxonomies, calibrated)))
+        for name, content, info in opened
+    ]
+
+
+class StepTeachers:
+    """Teachers that answer in every step about what the student sees: turned, lit, erased, mixed.
+
+    A student that is asked about the same picture as its teachers can match them anywhere, not only on the
+    training faces, whose labels they may know by heart (Beyer et al. 2022).
+
+    Args:
+        teachers: Model files (an ensemble's is one), or names of embedded models.
+        size: Side of the faces.
+        taxonomies: The student's heads.
+        protocol: ``single``, or ``flip``: the mean of the answers about a face and its mirror image.
+        calibrated: As in :func:`ask_teachers`.
+        dtype: Of the teachers' feature maps; what ``bfloat16`` rounds away moves a probability by some
+            hundredths.
+
+    Raises:
+        TrainingError: As :func:`ask_teachers`; or if a teacher's graph cannot be computed here, or computes
+            something else here than in ONNX Runtime.
+        ModelFileError: If a teacher's file is missing or damaged.
+    """
+
+    def __init__(
+        self,
+        teachers: Sequence[str | Path],
+        size: int,
+        taxonomies: Sequence[Taxonomy],
+        protocol: Views,
+        *,
+        calibrated: bool = True,
+        dtype: str = "float32",
+    ) -> None:
+        if protocol not in STEP_PROTOCOLS:
+            raise TrainingError(
+                f"a teacher that is asked in every step answers about {' or '.join(STEP_PROTOCOLS)} views, "
+                f"not {protocol}"
+            )
+        self.protocol, self.calibrated = protocol, calibrated
+        self._teachers = _look_at(teachers, size, taxonomies, calibrated)
+        self.heads = tuple(t.id for t in taxonomies if any(t.id in one.heads for one in self._teachers))
+        self._functions = []
+        for teacher in self._teachers:
+            _check_function(teacher, size)
+            self._functions.append(
+                GraphFunction(teacher.content, teacher.heads, name=teacher.info.name, dtype=dtype)
+            )
+
+    def __call__(self, faces: Any, temperature: float) -> dict[str, Any]:
+        """Return targets float32 ``[N, K]`` by taxonomy id, summing to 1.
+
+        Args:
+            faces: Tensor float32 ``[N, S, S, 1]`` in 0..255.
+            temperature: Of the targets: ``p ** (1 / T)``, normalised.
+        """
+        shown = [faces[..., 0]]
+        if self.protocol == "flip":
+            shown.append(ops.flip(shown[0], axis=2))
+        said: dict[str, list[Any]] = {head: [] for head in self.heads}
+        for teacher, function in zip(self._teachers, self._functions, strict=True):
+            views = [function(view) for view in shown]
+            for head in teacher.heads:
+                p = sum(view[head] for view in views) / len(views)
+                if not self.calibrated:
+                    p = _tempered(p, 1 / teacher.info.head(head).temperature)
+                said[head].append(p)
+        return {head: _tempered(sum(p) / len(p), temperature) for head, p in said.items()}
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a run records of its teachers."""
+        return {
+            "models": [dict(teacher.known) for teacher in self._teachers],
+            "heads": sorted(self.heads),
+            "protocol": self.protocol,
+            "calibrated": self.calibrated,
+            "every_step": True,
+        }
+
+    def write(self, folder: Path) -> None:
+        """Copy the teachers' files into a run's folder, so that it goes on without them.
+
+        Raises:
+            OutputError: If they cannot be written.
+        """
+        for k, teacher in enumerate(self._teachers):
+            write_bytes(folder / runs.teacher_file(k), teacher.content)
+
+
+def kept_teachers(folder: Path) -> list[Path]:
+    """Return the teachers' files in a run's folder, in their order.
+
+    Raises:
+        TrainingError: If there are none.
+    """
+    found: list[Path] = []
+    while (path := folder / runs.teacher_file(len(found))).exists():
+        found.append(path)
+    if not found:
+        raise TrainingError(f"there is no {folder / runs.teacher_file(0)}, so the run cannot ask its teacher")
+    return found
+
+
+def _check_function(teacher: _Teacher, size: int) -> None:
+    """Refuse a teacher that answers otherwise as operations of Keras than in ONNX Runtime."""
+    faces = np.random.default_rng(0).integers(0, 256, (4, size, size), np.uint8)
+    expected = FaceClassifier(teacher.content).predict(faces, taxonomies=teacher.heads)
+    function = GraphFunction(teacher.content, teacher.heads, name=teacher.info.name)
+    got = function(ops.convert_to_tensor(faces.astype(np.float32)))
+    for head, p in expected.items():
+        off = float(np.abs(np.asarray(ops.convert_to_numpy(got[head])) - p).max())
+        if not off < 1e-3:
+            raise TrainingError(
+                f"teacher {teacher.info.name} answers otherwise inside the training step: a probability of "
+                f"{head} is off by {off:.3g}; set distil.every_step=false"
+            )
+
+
+def _tempered(p: Any, temperature: float) -> Any:
+    """Return ``p ** (1 / T)`` over its sum, of a tensor."""
+    return p if temperature == 1 else ops.softmax(ops.log(ops.maximum(p, 1e-30)) / temperature, axis=-1)
 
 
 def _softened(p: NDArray[Any], temperature: float) -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ from keras import ops
 
 from ferkit.augment import Augmenter
 from ferkit.errors import TrainingError
+from ferkit.training.distil import StepTeachers
 from ferkit.training.recipe import Recipe
 
 
@@ -65,6 +66,8 @@ class TrainingModel(keras.Model):  # type: ignore[misc]
         recipe: Augmentation, smoothing and weight decay are read from it.
         head_weights: Weight of the loss by taxonomy id.
         taught: The heads that a teacher answers for.
+        teachers: Teachers that answer in every step; None where a batch holds their answers.
+        weighed: The head whose mass tells the weight of a face, which counts for such an answer as well.
     """
 
     def __init__(
@@ -73,6 +76,8 @@ class TrainingModel(keras.Model):  # type: ignore[misc]
         recipe: Recipe,
         head_weights: dict[str, float],
         taught: Collection[str] = (),
+        teachers: StepTeachers | None = None,
+        weighed: str = "",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -80,6 +85,7 @@ class TrainingModel(keras.Model):  # type: ignore[misc]
         self.augmenter = Augmenter(recipe.augment, dtype="float32")
         self.head_weights = dict(head_weights)
         self.taught = frozenset(taught)
+        self.teachers, self.weighed = teachers, weighed
         self.distil = recipe.distil
         self.smoothing = recipe.label_smoothing
         self.side = int(network.input_shape[1])
@@ -96,10 +102,16 @@ class TrainingModel(keras.Model):  # type: ignore[misc]
         """Return ``logits_*`` and the mixed targets ``mass_*`` by head."""
         faces = ops.expand_dims(inputs["face"], -1)
         mass = {head: inputs[head] for head in self.head_weights}
-        mass |= {teacher_key(head): inputs[teacher_key(head)] for head in self.taught}
+        if self.teachers is None:
+            mass |= {teacher_key(head): inputs[teacher_key(head)] for head in self.taught}
         if training:
             faces, mass = self.augmenter(faces, mass)
         faces = ops.cast(faces, "float32")
+        if self.teachers is not None:
+            for head, answer in self.teachers(faces, self.distil.temperature).items():
+                own = head == self.weighed
+                weight = ops.sum(ops.cast(mass[head], "float32"), axis=-1, keepdims=True) if own else 1.0
+                mass[teacher_key(head)] = answer * weight
         network = self.network
         if training and self.side != faces.shape[1]:
             faces = ops.image.resize(

@@ -79,6 +79,15 @@ class DistilPart(_Part):
     calibrated: bool = Field(
         True, description="answers as the model file gives them; false: as the teacher's own loss left them"
     )
+    every_step: bool = Field(
+        False, description="asked in every step about what the student sees; false: once about each face"
+    )
+
+    @model_validator(mode="after")
+    def _answerable(self) -> DistilPart:
+        if self.every_step and self.protocol == "ten-crop":
+            raise ValueError("every_step goes with protocol single or flip, not with ten-crop")
+        return self
 
 
 class ProgressivePart(_Part):

@@ -65,6 +65,11 @@ def weights_after(epochs: int) -> str:
     return f"{weights.stem}-epoch{epochs}{weights.suffix}"
 
 
+def teacher_file(number: int) -> str:
+    """Return the name of the copy of a teacher's model file, from 0, where it is asked in every step."""
+    return f"teacher-{number + 1}.onnx"
+
+
 def weights_meta(recipe: Recipe, taxonomies: tuple[Taxonomy, ...], input_size: int) -> dict[str, Any]:
     """Return what a weights file says about itself, enough to build its network."""
     return {

@@ -30,7 +30,15 @@ from ferkit.files import blaming, write_json, write_text
 from ferkit.models import build_model, count_macs
 from ferkit.runtime import usable_cores
 from ferkit.training import runs, state
-from ferkit.training.distil import Answers, ask_teachers, read_answers, teacher_facts, write_answers
+from ferkit.training.distil import (
+    Answers,
+    StepTeachers,
+    ask_teachers,
+    kept_teachers,
+    read_answers,
+    teacher_facts,
+    write_answers,
+)
 from ferkit.training.feed import fed
 from ferkit.training.history import Row, draw_curves, write_history
 from ferkit.training.inference import predict_logits
@@ -141,7 +149,7 @@ class Session:
         folder: Path,
         command: Sequence[str],
         watcher: Watcher,
-        teach: Callable[[FaceDataset, tuple[Head, ...]], Answers] | None = None,
+        teach: Callable[[FaceDataset, tuple[Head, ...]], Answers | StepTeachers] | None = None,
     ) -> None:
         self.recipe, self.folder, self.watcher = recipe, folder, watcher
         data = recipe.data
@@ -175,9 +183,12 @@ class Session:
             Resized(self.network).at(size)
         mass = target_mass(self.training, self.heads, data.balance)
         # Asked last: it may take long, and all that can be refused was refused before.
-        self.answers = None if teach is None else teach(self.training, self.heads)
-        self.taught = () if self.answers is None else tuple(self.answers.probabilities)
+        told = None if teach is None else teach(self.training, self.heads)
+        self.answers = told if isinstance(told, Answers) else None
+        self.teachers = told if isinstance(told, StepTeachers) else None
+        self.taught: tuple[str, ...] = () if self.teachers is None else self.teachers.heads
         if self.answers is not None:
+            self.taught = tuple(self.answers.probabilities)
             for head, target in self.answers.targets(recipe.distil.temperature).items():
                 # The weight of a face counts for the teacher's answer as for the label. What FER+'s taggers
                 # could not tell, the teacher may still answer.
@@ -187,7 +198,13 @@ class Session:
         if not len(self.faces):
             raise TrainingError(f"{dataset.source}: no face to train on after the recipe's filters")
         self.model = TrainingModel(
-            self.network, recipe, {h.taxonomy.id: h.weight for h in self.heads}, self.taught, dtype=policy
+            self.network,
+            recipe,
+            {h.taxonomy.id: h.weight for h in self.heads},
+            self.taught,
+            self.teachers,
+            dataset.taxonomy.id,
+            dtype=policy,
         )
         self.model.compile(optimizer=make_optimizer(recipe, len(self.faces)))
         # In float16 it is wrapped in one that scales the loss, whose state belongs to the checkpoint too.
@@ -218,10 +235,14 @@ class Session:
             "backend": keras.backend.backend(),
             "seconds": 0.0,
         }
-        if self.answers is not None:
+        if told is not None:
             labels = np.asarray(self.training.labels)
             self.facts["teacher"] = {
-                **teacher_facts(self.answers, self.training.taxonomy.id, labels),
+                **(
+                    told.facts()
+                    if isinstance(told, StepTeachers)
+                    else teacher_facts(told, self.training.taxonomy.id, labels)
+                ),
                 "weight": recipe.distil.weight,
                 "temperature": recipe.distil.temperature,
             }
@@ -497,7 +518,16 @@ def train(
             else f"recipe {recipe.name!r} gives a teacher no share of the loss; set distil.weight above 0"
         )
 
-    def teach(training: FaceDataset, heads: tuple[Head, ...]) -> Answers:
+    def teach(training: FaceDataset, heads: tuple[Head, ...]) -> Answers | StepTeachers:
+        if recipe.distil.every_step:
+            return StepTeachers(
+                kept_teachers(folder) if resume else teachers,
+                training.size,
+                [head.taxonomy for head in heads],
+                recipe.distil.protocol,
+                calibrated=recipe.distil.calibrated,
+                dtype="float32" if recipe.mixed_precision == "off" else recipe.mixed_precision,
+            )
         if resume:
             return read_answers(folder / runs.TEACHER, np.asarray(training.images))
         return ask_teachers(
@@ -585,6 +615,8 @@ def _run(session: Session, *, resume: bool, tensorboard: bool) -> Result:
     write_text(folder / runs.RECIPE, dump_recipe(recipe))
     if session.answers is not None and not resume:
         write_answers(folder / runs.TEACHER, session.answers)
+    if session.teachers is not None and not resume:
+        session.teachers.write(folder)
     _set_aside(folder, len(session.history))
     callbacks: list[Any] = [_Loop(session)]
     if tensorboard and _on_tensorflow("no TensorBoard log is written; history.csv has the same numbers"):
