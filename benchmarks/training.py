@@ -5,6 +5,9 @@
 Three steps are timed in turn in one run: the step as training does it, inside Keras' ``fit`` with its input;
 the same step with a batch that lies ready; and that without augmentation. The first less the second is
 waiting for input, the second less the third is augmentation; shares are of the first. Medians.
+
+With --narrow a fourth: the second with kernels' gradients of narrow maps as the backend computes them, row by
+row, in place of images side by side (ferkit.models.convolution).
 """
 
 from __future__ import annotations
@@ -27,11 +30,13 @@ def main() -> None:
     parser.add_argument("--data", default="cartoon:4000")
     parser.add_argument("--votes", default=None)
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--narrow", action="store_true", help="also without images side by side")
     parser.add_argument("--out", type=Path, default=Path("bench-out"))
     args = parser.parse_args()
     load_keras()
     from ferkit.augment import AugmentConfig
     from ferkit.data import load_dataset
+    from ferkit.models import convolution
     from ferkit.runtime import usable_cores
     from ferkit.training.recipe import load_recipe
     from ferkit.training.trainer import processor_name
@@ -41,16 +46,22 @@ def main() -> None:
     plain = recipe.model_copy(update={"augment": AugmentConfig()})
     whole, plain_session = _session(recipe, dataset), _session(plain, dataset)
     ready = whole.faces[0][0]
+    stepped = {"ready": whole, "plain": plain_session}
     times: dict[str, list[float]] = {"fit": [], "ready": [], "plain": []}
     _fit(whole, [])  # compiles
-    for session in (whole, plain_session):
+    if args.narrow:
+        stepped["narrow"] = _session(recipe, dataset)
+        times["narrow"] = []
+    row = convolution.ROW
+    for name, session in stepped.items():
+        convolution.ROW = 1 if name == "narrow" else row  # read while the step is compiled
         for _ in range(3):
             session.model.train_on_batch(ready)
     end = time.perf_counter() + args.seconds
     # In turn, so that a change of the machine's speed meets all alike.
     while time.perf_counter() < end:
         _fit(whole, times["fit"])
-        for name, session in (("ready", whole), ("plain", plain_session)):
+        for name, session in stepped.items():
             for _ in range(_ROUND):
                 began = time.perf_counter()
                 session.model.train_on_batch(ready)
@@ -68,11 +79,16 @@ def main() -> None:
         "share_of_input": (middle["fit"] - middle["ready"]) / middle["fit"],
         "share_of_augmentation": (middle["ready"] - middle["plain"]) / middle["fit"],
     }
+    if args.narrow:
+        result["images_per_second_without_input_in_narrow_rows"] = size / middle["narrow"]
     write_json(args.out / "training.json", result)
     print(f"{result['machine']}; recipe {recipe.name}, batches of {size}, {result['steps']} steps (medians)")
     print(f"training          {result['images_per_second']:8.0f} images/s")
     print(f"waiting for input {100 * result['share_of_input']:8.1f} % of the step")
     print(f"augmentation      {100 * result['share_of_augmentation']:8.1f} % of the step")
+    if args.narrow:
+        ready_rate, narrow_rate = size / middle["ready"], size / middle["narrow"]
+        print(f"a batch that lies ready {ready_rate:.0f} images/s, in narrow rows {narrow_rate:.0f} images/s")
 
 
 def _session(recipe: Any, dataset: Any) -> Any:

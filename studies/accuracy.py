@@ -5,8 +5,10 @@ r"""What makes a network on FER2013 accurate? One change at a time to a short fo
 
 The short form has a seventh of the arithmetic and of the epochs, so that a variant takes minutes; what
 helps only in long runs does not show in it. Each variant is a normal run below --runs, trained if it is not
-there yet, so the study can be stopped and gone on with; --only names some. The table says how far one run
-must lie from the seeds' mean to be told from noise. Writes ablation.csv, ablation.md and ablation.png.
+there yet, so the study can be stopped and gone on with; --only names some. A variant that has no run here
+keeps the row that --out holds of it, if that is of the same recipe, so that the study can be spread over
+machines. The table says how far one run must lie from the seeds' mean to be told from noise. Writes
+ablation.csv, ablation.md and ablation.png.
 """
 
 from __future__ import annotations
@@ -19,13 +21,22 @@ from pathlib import Path
 from typing import Any
 
 from scipy import stats
-from variants import History, Variant, draw_histories, is_finished, read_run, train_variant, write_rows
+from variants import (
+    Variant,
+    digest_of_variant,
+    epochs_done,
+    is_finished,
+    read_rows,
+    read_run,
+    train_variant,
+    write_rows,
+)
 
 from ferkit import files
 
 EPOCHS = 15
 SHORT = (
-    "model.params.stem=32",
+    "model.params.stem=24",
     "model.params.filters=[32, 64, 128]",
     "model.params.blocks=[1, 1, 1]",
     "model.params.dropout=0.1",
@@ -125,10 +136,34 @@ def variants(teachers: Sequence[str]) -> list[Variant]:
                 teach=True,
             )
         )
+        in_steps = (
+            "distil.protocol=single",
+            "distil.temperature=2",
+            "distil.calibrated=false",
+            "distil.every_step=true",
+        )
+        found.append(
+            one(
+                "distilled-every-step",
+                "70 % of the loss from what they say in every step about what the student sees",
+                "distil.weight=0.7",
+                *in_steps,
+                teach=True,
+            )
+        )
+        found.append(
+            one(
+                "distilled-every-step-only",
+                "the same, and nothing of the labels",
+                "distil.weight=1.0",
+                *in_steps,
+                teach=True,
+            )
+        )
         found.append(
             one(
                 "distilled-longer",
-                "the same as without calibration, twice as many epochs",
+                "asked once, before calibration, as above; twice as many epochs",
                 *said,
                 "distil.temperature=2",
                 "distil.calibrated=false",
@@ -160,52 +195,105 @@ def main() -> None:
     unknown = [name for name in args.only if name not in known]
     if unknown:
         parser.error(f"no variant {unknown[0]}; known are {', '.join(known)}")
-    if not args.only_finished:
-        for name in args.only or known:
-            train_variant(
-                known[name],
-                "best-single",
-                args.data,
-                args.runs / name,
-                votes=args.votes,
-                study="studies/accuracy.py",
-            )
+    wanted = args.only or list(known)
+    digests = {name: digest_of_variant(variant, "best-single") for name, variant in known.items()}
+    told = {row["variant"]: row for row in read_rows(args.out / "ablation.csv")}
+    told = {name: row for name, row in told.items() if row.get("recipe") == digests.get(name)}
     rows: list[dict[str, Any]] = []
-    histories: dict[str, History] = {}
-    for name, variant in known.items():
-        if not is_finished(variant, "best-single", args.runs / name):
+    for name in [] if args.only_finished else wanted:
+        if name in told and not epochs_done(args.runs / name):
             continue
-        history, facts = read_run(args.runs / name)
-        histories[name] = history
-        last = history[-1]
-        rows.append(
-            {
-                "variant": name,
-                "what": variant.what,
-                "mmac": round(facts["mmac"], 1),
-                "epochs": variant.epochs,
-                "training_accuracy": round(last["accuracy"], 4),
-                "accuracy": round(last["val_accuracy"], 4),
-                "loss": round(last["val_loss"], 4),
-                "ferplus_majority": round(last["val_ferplus_accuracy"], 4)
-                if "val_ferplus_accuracy" in last
-                else "",
-                "minutes": round(sum(row["seconds"] for row in history) / 60, 1),
-                "seed": facts["seed"],
-            }
+        train_variant(
+            known[name],
+            "best-single",
+            args.data,
+            args.runs / name,
+            votes=args.votes,
+            study="studies/accuracy.py",
         )
+    for name, variant in known.items():
+        if is_finished(variant, "best-single", args.runs / name):
+            rows.append(row_of(variant, args.runs / name, digests[name]))
+        elif name in told:
+            rows.append(told[name])
     if not rows:
         parser.error(f"no variant below {args.runs} is finished")
     args.out.mkdir(parents=True, exist_ok=True)
+    absent = [name for name in known if name not in {row["variant"] for row in rows}]
     write_rows(args.out / "ablation.csv", rows)
-    files.write_text(args.out / "ablation.md", table(rows))
-    draw_histories(args.out / "ablation.png", histories)
-    print(table(rows))
+    files.write_text(args.out / "ablation.md", table(rows, absent))
+    draw(args.out / "ablation.png", rows)
+    print(table(rows, absent))
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """Return the rows as Markdown, with what seeds alone make of the recipe."""
-    seeds = [100 * row["accuracy"] for row in rows if row["variant"] in {f"seed-{k}" for k in SEEDS}]
+def row_of(variant: Variant, folder: Path, digest: str) -> dict[str, Any]:
+    """Return a finished run as a row of the table."""
+    history, facts = read_run(folder)
+    last = history[-1]
+    return {
+        "variant": variant.name,
+        "what": variant.what,
+        "mmac": round(facts["mmac"], 1),
+        "epochs": variant.epochs,
+        "training_accuracy": round(last["accuracy"], 4),
+        "accuracy": round(last["val_accuracy"], 4),
+        "loss": round(last["val_loss"], 4),
+        "ferplus_majority": round(last["val_ferplus_accuracy"], 4) if "val_ferplus_accuracy" in last else "",
+        "minutes": round(sum(row["seconds"] for row in history) / 60, 1),
+        "seed": facts["seed"],
+        "recipe": digest,
+    }
+
+
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the seeds' mean, their standard deviation, and how far one run lies from them in 95 of 100.
+
+    One run against the mean of n: ``s * sqrt(1 + 1/n)``, with Student's t for a spread known from n runs.
+    """
+    deviation = statistics.stdev(values)
+    reach = stats.t.ppf(0.975, len(values) - 1) * deviation * math.sqrt(1 + 1 / len(values))
+    return statistics.mean(values), deviation, float(reach)
+
+
+def of_seeds(rows: Sequence[dict[str, Any]], key: str) -> list[float]:
+    """Return a figure of the recipe itself, for each of its seeds."""
+    return [row[key] for row in rows if row["variant"] in {f"seed-{k}" for k in SEEDS}]
+
+
+def draw(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Draw each variant's loss and accuracy, with the band in which a seed alone would lie."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    order = sorted(rows, key=lambda row: -row["loss"])
+    figure = Figure(figsize=(11, 1.6 + 0.26 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels: Any = figure.subplots(1, 2, sharey=True)
+    for panel, key, label, factor in (
+        (panels[0], "loss", "PublicTest cross-entropy (left is better)", 1),
+        (panels[1], "accuracy", "PublicTest accuracy in % (right is better)", 100),
+    ):
+        seeds = [factor * value for value in of_seeds(rows, key)]
+        if len(seeds) > 1:
+            mean, _, reach = spread(seeds)
+            panel.axvspan(mean - reach, mean + reach, color="C7", alpha=0.2, label="95 % of single runs")
+            panel.axvline(mean, color="C7", linewidth=1, label=f"mean of {len(seeds)} seeds")
+            panel.legend(fontsize=8)
+        colours = ["C7" if row["variant"].startswith("seed-") else "C0" for row in order]
+        panel.scatter([factor * row[key] for row in order], range(len(order)), c=colours, zorder=3)
+        panel.set_xlabel(label)
+        panel.grid(alpha=0.3)
+    panels[0].set_yticks(
+        range(len(order)),
+        [row["variant"] + ("" if row["epochs"] == EPOCHS else f" ({row['epochs']} epochs)") for row in order],
+        fontsize=8,
+    )
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+def table(rows: list[dict[str, Any]], absent: Sequence[str] = ()) -> str:
+    """Return the rows as Markdown, with what seeds alone make of the recipe, and what was not run."""
     lines = [
         "PublicTest (selection split), single view, last epoch:",
         "",
@@ -219,21 +307,20 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{100 * r['training_accuracy']:.1f} | {100 * r['accuracy']:.1f} | {ferplus} | {r['loss']:.3f} | "
             f"{r['minutes']:.0f} |"
         )
+    seeds = [100 * value for value in of_seeds(rows, "accuracy")]
     if len(seeds) > 1:
-        spread = statistics.stdev(seeds)
-        # One run against the mean of n: s * sqrt(1 + 1/n), with Student's t for a spread known from n runs.
-        reach = stats.t.ppf(0.975, len(seeds) - 1) * spread * math.sqrt(1 + 1 / len(seeds))
+        mean, deviation, reach = spread(seeds)
+        lost = spread(of_seeds(rows, "loss"))
+        others = len(rows) - len(seeds)
         lines += [
             "",
-            f"Over {len(seeds)} seeds: mean {statistics.mean(seeds):.2f} %, standard deviation "
-            f"{spread:.2f} points. A single variant differs from that mean with 95 % confidence if it "
-            f"lies {reach:.1f} points away"
-            + (
-                f"; of {len(rows) - len(seeds)} variants that change nothing one in twenty would."
-                if len(rows) > len(seeds)
-                else "."
-            ),
+            f"Over {len(seeds)} seeds: mean {mean:.2f} %, standard deviation {deviation:.2f} points; loss "
+            f"{lost[0]:.3f}, {lost[1]:.3f}. A single variant differs from that mean with 95 % confidence if "
+            f"it lies {reach:.1f} points away, or {lost[2]:.3f} in loss"
+            + (f"; of {others} variants that change nothing one in twenty would." if others else "."),
         ]
+    if absent:
+        lines += ["", f"Not run: {', '.join(absent)}."]
     return "\n".join(lines) + "\n"
 
 

@@ -68,6 +68,18 @@ def recipe_of(variant: Variant, recipe: str) -> Recipe:
     return load_recipe(recipe, [*variant.changes, f"epochs={variant.epochs}"])
 
 
+def digest_of_variant(variant: Variant, recipe: str) -> str:
+    """Return what a variant's figures hang on, as 12 characters: recipe, epochs and teachers.
+
+    What a recipe is called, and keys that stand at their defaults, do not count: a row outlives a new key.
+    """
+    values = recipe_of(variant, recipe).model_dump(
+        mode="json", exclude={"name", "description"}, exclude_defaults=True
+    )
+    teachers = [digest_of_model(name) for name in variant.teachers]
+    return hashlib.sha256(json.dumps([values, teachers], sort_keys=True).encode()).hexdigest()[:12]
+
+
 def is_finished(variant: Variant, recipe: str, folder: Path) -> bool:
     """Return whether the folder holds the variant, trained to its end.
 
@@ -106,6 +118,23 @@ def read_run(folder: Path) -> tuple[History, dict[str, Any]]:
     """Return a run's history and its facts."""
     history = json.loads((folder / "history.json").read_text("utf-8"))
     return history, json.loads((folder / "run.json").read_text("utf-8"))
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a CSV, numbers as numbers; none where there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as stream:
+        return [{key: _value(key, text) for key, text in row.items()} for row in csv.DictReader(stream)]
+
+
+def _value(key: str, text: str) -> Any:
+    if key in ("variant", "what", "recipe", "machine"):
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        return float(text) if text else ""
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

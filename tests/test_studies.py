@@ -83,7 +83,54 @@ def test_the_table_says_how_far_a_run_must_lie_from_the_seeds_to_differ():
     rows = [{**row, "variant": f"seed-{k}", "accuracy": a} for k, a in ((1, 0.60), (2, 0.61), (3, 0.62))]
     text = accuracy.table([*rows, {**row, "variant": "other", "accuracy": 0.7}])
     assert "mean 61.00 %, standard deviation 1.00 points" in text
-    assert "lies 5.0 points away; of 1 variants" in text  # 4.303 * sqrt(4 / 3)
+    assert "lies 5.0 points away, or 0.000 in loss; of 1 variants" in text  # 4.303 * sqrt(4 / 3)
+
+
+def test_the_table_says_what_was_not_run():
+    row = {
+        "variant": "other", "what": "", "mmac": 1.0, "epochs": 2, "training_accuracy": 0.5, "accuracy": 0.5,
+        "loss": 1.0, "ferplus_majority": 0.5, "minutes": 1.0, "seed": 1,
+    }  # fmt: skip
+    assert accuracy.table([row], ["ema", "wider"]).endswith("\n\nNot run: ema, wider.\n")
+    assert "Not run" not in accuracy.table([row])
+
+
+def test_a_row_outlives_its_run_but_not_a_change_of_its_recipe(tmp_path, monkeypatch, capsys):
+    """The study's rows are of one recipe only; what another recipe gave is left out of the table."""
+    known = {variant.name: variant for variant in accuracy.variants([])}
+    row = {
+        "what": "as it was", "mmac": 26.4, "epochs": 15, "training_accuracy": 0.5, "accuracy": 0.6,
+        "loss": 1.0, "ferplus_majority": "", "minutes": 5.0, "seed": 1,
+    }  # fmt: skip
+    good = variants.digest_of_variant(known["seed-1"], "best-single")
+    rows = [
+        {"variant": "seed-1", **row, "recipe": good},
+        {"variant": "ema", **row, "recipe": "0" * 12},
+        {"variant": "no longer known", **row, "recipe": good},
+    ]
+    variants.write_rows(tmp_path / "ablation.csv", rows)
+    line = [
+        "accuracy.py", "--data", "x", "--votes", "x", "--only-finished",
+        "--runs", str(tmp_path / "runs"), "--out", str(tmp_path),
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", line)
+    accuracy.main()
+    assert variants.read_rows(tmp_path / "ablation.csv") == rows[:1]
+    assert "| seed-1 | as it was |" in capsys.readouterr().out
+    assert (tmp_path / "ablation.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_variants_digest_goes_by_what_it_is_trained_by_alone(tmp_path):
+    one = variants.Variant("a", "what", 5, ("seed=2",))
+    digest = variants.digest_of_variant(one, "small")
+    assert digest == variants.digest_of_variant(variants.Variant("b", "other", 5, ("seed=2",)), "small")
+    teacher = str(write_tiny_model(tmp_path / "t.onnx"))
+    others = [
+        variants.Variant("a", "what", 6, ("seed=2",)),
+        variants.Variant("a", "what", 5, ("seed=3",)),
+        variants.Variant("a", "what", 5, ("seed=2",), (teacher,)),
+    ]
+    assert len({digest, *(variants.digest_of_variant(other, "small") for other in others)}) == 4
 
 
 def test_a_study_without_any_finished_run_says_so(tmp_path):
