@@ -17,13 +17,15 @@ pytest.importorskip("keras", reason="needs ferkit[train]")
 import keras
 
 from ferkit.data import load_dataset
+from ferkit.data.cartoon import draw_faces
 from ferkit.evaluation import release
 from ferkit.models import build_model
-from ferkit.taxonomy import FERPLUS, Taxonomy
+from ferkit.taxonomy import FER2013, FERPLUS, Taxonomy
 from ferkit.training import runs, state
-from ferkit.training.export import to_onnx
+from ferkit.training.export import quantized, to_onnx
 from ferkit.training.inference import predict_logits, predict_probabilities
 from ferkit.training.recipe import dump_recipe, parse_recipe
+from modelzoo import model_info
 
 pytestmark = pytest.mark.slow
 
@@ -188,6 +190,46 @@ def test_float16_weights_make_a_smaller_file_of_nearly_the_same_answers(run, fac
         # Float16 keeps 11 bits: 0.05 % of each weight, some times over through five layers, and 20 times over
         # in this network's large head.
         np.testing.assert_allclose(array, expected[head], atol=0.05)
+
+
+def test_int8_weights_come_back_to_half_a_step_of_their_row():
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(5, 40, 3, 3)).astype(np.float32)
+    weights[1] *= 100  # rows of their own scale
+    weights[2] = 0
+    weights[3] *= 1e-7  # shorter than the shortest step
+    steps, scales = quantized(weights, axis=1)
+    assert (steps.dtype, scales.dtype, scales.shape) == (np.int8, np.float16, (5, 1, 3, 3))
+    back = steps.astype(np.float32) * scales.astype(np.float32)
+    assert np.isfinite(back).all()
+    assert (back[2] == 0).all()
+    error = np.abs(back - weights)
+    inside = np.abs(steps) < 127
+    assert (error <= 0.5001 * scales.astype(np.float32))[inside].all()
+    relative = np.sqrt((error[:2] ** 2).mean()) / weights[:2].std()
+    assert relative < 0.01  # about 3 standard deviations in 127 steps: 3 / 127 / sqrt(12) = 0.007
+    plain = np.abs(weights).max(axis=1, keepdims=True) / 127
+    rounded = np.round(weights / np.maximum(plain, 1e-12)) * plain
+    assert (error[:2] ** 2).sum() <= 1.01 * ((rounded - weights)[:2] ** 2).sum(), (
+        "clipping is only for the better"
+    )
+
+
+def test_int8_weights_halve_the_file_again_and_keep_the_answers(tmp_path):
+    network = build_model("se-resnet", {"fer2013": 7}, stem=16, filters=(64, 128), blocks=(1, 1))
+    sizes, answers = {}, {}
+    images = draw_faces(40, seed=3).images
+    for precision in ("float32", "float16", "int8"):
+        info = model_info((FER2013,), cam=True)
+        path = tmp_path / f"{precision}.onnx"
+        release.write_model(to_onnx(network, {}, precision=precision), info, path)
+        sizes[precision] = path.stat().st_size
+        classifier = FaceClassifier(path)
+        answers[precision] = classifier.predict(images)["fer2013"]
+        assert classifier.cams(images[:2]).shape == (2, 7, 12, 12)
+    assert sizes["int8"] < 0.6 * sizes["float16"] < 0.36 * sizes["float32"]
+    np.testing.assert_allclose(answers["int8"], answers["float32"], atol=0.02)
+    assert np.abs(answers["int8"] - answers["float16"]).max() > 1e-6, "they are not stored as float16"
 
 
 def test_a_file_that_answers_differently_is_not_written(run, faces, tmp_path, monkeypatch):

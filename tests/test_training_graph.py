@@ -52,7 +52,7 @@ def scrambled(network, seed=3):
     return network
 
 
-@pytest.mark.parametrize("precision", ["float32", "float16"])
+@pytest.mark.parametrize("precision", ["float32", "float16", "int8"])
 @pytest.mark.parametrize("name", [*SMALL, "cut", "deep-stem"])
 def test_every_architecture_answers_as_in_onnx_runtime(name, precision, tmp_path):
     extra = {"cut": {"view_size": 40}, "deep-stem": {"stem_depth": 2}}.get(name, {})

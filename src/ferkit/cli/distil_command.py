@@ -62,7 +62,8 @@ def distil(
     """Train a student on a teacher's answers and the labels.
 
     The teacher is asked once about every training face; its answers are kept in the user's cache and in the
-    run's folder, which is that of any other run. Any recipe will do.
+    run's folder, which is that of any other run. With --set distil.every_step=true it is asked in every step
+    about what the student sees. Any recipe will do.
     """
     from ferkit.training.recipe import is_of_model, load_recipe
 

@@ -25,7 +25,7 @@ def export(
     ] = None,
     version: Annotated[str, typer.Option("--version", help="The model's version.")] = "1",
     precision: Annotated[
-        str, typer.Option("--precision", help="How weights are stored: float32 or float16.")
+        str, typer.Option("--precision", help="How weights are stored: float32, float16 or int8.")
     ] = "float32",
     taxonomy: Annotated[
         str | None, typer.Option("--taxonomy", help="The head that users meet.  [default: the first]")

@@ -88,7 +88,7 @@ def export_run(
             (``ferplus``: on majority labels), parity is checked and metrics are measured.
         name: The model's name; by default the recipe's.
         version: The model's version.
-        precision: ``float32``, or ``float16`` weights.
+        precision: Of the stored weights: ``float32``, ``float16`` or ``int8``.
         default_taxonomy: The head that a user meets; by default the first.
         cams: Whether class activation maps are added.
         licence: Of the weights; by default :data:`LICENCE` for FER2013's faces and for what started from

@@ -12,12 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ferkit.errors import ModelFileError
 from ferkit.modelfile import CAM_PREFIX, INPUT
 
-PRECISIONS = ("float32", "float16")
-"""How weights are stored; the arithmetic is float32 either way."""
+PRECISIONS = ("float32", "float16", "int8")
+"""How weights are stored; the arithmetic is float32 in any case."""
+
+_INT8_FROM = 4096
+"""Numbers of a tensor that is stored as int8; smaller ones take little room and stay float16."""
+
+_CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+"""Shares of a row's largest weight that are tried for 127."""
 
 _OPSET = 18
 
@@ -72,8 +79,8 @@ def to_onnx(
         proto = onnx.load(str(path))
     _name_outputs(proto, names, [tuple(o.shape[1:]) for o in outputs])
     proto.producer_name, proto.producer_version, proto.doc_string = "ferkit", "", ""
-    if precision == "float16":
-        _store_float16(proto)
+    if precision != "float32":
+        _store_small(proto, int8=precision == "int8")
     onnx.checker.check_model(proto)
     return bytes(proto.SerializeToString())
 
@@ -102,28 +109,60 @@ def _name_outputs(proto: Any, names: list[str], shapes: list[tuple[int, ...]]) -
         value.type.tensor_type.shape.dim[0].dim_param = "N"
 
 
-def _store_float16(proto: Any) -> None:
-    """Store large weights as float16 and cast them back where they are used; sessions fold the cast away."""
+def _store_small(proto: Any, *, int8: bool) -> None:
+    """Store large weights in fewer bits and expand them where they are used; sessions fold that away."""
     import onnx
     from onnx import numpy_helper
 
     graph = proto.graph
     kept, nodes = [], []
+
+    def store(values: Any, name: str, result: str) -> None:
+        kept.append(numpy_helper.from_array(values, name))
+        nodes.append(onnx.helper.make_node("Cast", [name], [result], to=onnx.TensorProto.FLOAT))
+
     for tensor in graph.initializer:
         values = numpy_helper.to_array(tensor)
         if values.dtype != np.float32 or values.size < 64:
             kept.append(tensor)
             continue
-        small = values.astype(np.float16)
-        if not np.isfinite(small).all():
+        if not np.isfinite(values.astype(np.float16)).all():
             raise ModelFileError(f"weights of {tensor.name} exceed float16; export with --precision float32")
-        stored = f"{tensor.name}/float16"
-        kept.append(numpy_helper.from_array(small, stored))
-        nodes.append(onnx.helper.make_node("Cast", [stored], [tensor.name], to=onnx.TensorProto.FLOAT))
+        if int8 and values.ndim in (2, 4) and values.size >= _INT8_FROM:
+            steps, scales = quantized(values, axis=1 if values.ndim == 4 else 0)
+            store(steps, f"{tensor.name}/int8", f"{tensor.name}/steps")
+            store(scales, f"{tensor.name}/scales", f"{tensor.name}/scale")
+            parts = [f"{tensor.name}/steps", f"{tensor.name}/scale"]
+            nodes.append(onnx.helper.make_node("Mul", parts, [tensor.name]))
+        else:
+            store(values.astype(np.float16), f"{tensor.name}/float16", tensor.name)
     nodes += list(graph.node)
     del graph.initializer[:], graph.node[:]
     graph.initializer.extend(kept)
     graph.node.extend(nodes)
+
+
+def quantized(weights: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    """Return whole steps of -127..127 and the length of a step, whose product is nearly the weights.
+
+    Each row along ``axis`` has its own step: of a convolution ``[O, I, h, w]`` along the inputs, so that
+    every place of every kernel has one, since a kernel's middle is larger than its edges. Among
+    :data:`_CLIPS` the one with the smallest sum of squared errors is taken.
+    """
+    largest = np.abs(weights).max(axis=axis, keepdims=True)
+    least = np.full(largest.shape, np.inf, np.float32)
+    scales = np.zeros(largest.shape, np.float16)
+    steps = np.zeros(weights.shape, np.int8)
+    for clip in _CLIPS:
+        # As it is stored; no step is so short that float16 has no number for it.
+        scale = np.maximum(clip * largest / 127, 2.0**-24).astype(np.float16)
+        rounded = np.clip(np.round(weights / scale.astype(np.float32)), -127, 127)
+        error = ((rounded * scale.astype(np.float32) - weights) ** 2).sum(axis=axis, keepdims=True)
+        better = error < least
+        least = np.where(better, error, least)
+        scales = np.where(better, scale, scales)
+        steps = np.where(better, rounded.astype(np.int8), steps)
+    return steps, scales
 
 
 @contextlib.contextmanager
