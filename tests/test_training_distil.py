@@ -509,6 +509,16 @@ def test_in_bfloat16_and_on_smaller_faces_the_teacher_still_sees_its_own_size(fa
     assert all(0 < row["teacher_loss"] < 10 for row in result.history)
 
 
+def test_copies_of_a_run_that_came_to_nothing_are_not_taken_for_teachers(teacher, tmp_path):
+    StepTeachers([teacher, "ferkit-small", teacher], 48, HEADS, "single").write(tmp_path)
+    assert [path.name for path in distil.kept_teachers(tmp_path)] == [
+        "teacher-1.onnx", "teacher-2.onnx", "teacher-3.onnx",
+    ]  # fmt: skip
+    StepTeachers(["ferkit-small"], 48, HEADS, "single").write(tmp_path)
+    (copy,) = distil.kept_teachers(tmp_path)
+    assert read_model(copy)[1].name == "ferkit-small"
+
+
 def test_ten_views_cannot_be_asked_about_in_every_step(teacher):
     from ferkit.errors import RecipeError
 

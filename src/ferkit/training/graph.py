@@ -274,13 +274,13 @@ def _flatten(graph: GraphFunction, attributes: Attributes, x: Any) -> Any:
 
 
 def _unsqueeze(_: GraphFunction, __: Attributes, x: Any, axes: NDArray[np.int64]) -> Any:
-    for axis in sorted(int(axis) for axis in axes):
-        x = ops.expand_dims(x, axis)
-    return x
+    places = tuple(int(axis) for axis in axes)
+    return np.expand_dims(x, places) if _is_static(x) else ops.expand_dims(_plain(x), places)
 
 
 def _squeeze(_: GraphFunction, __: Attributes, x: Any, axes: NDArray[np.int64]) -> Any:
-    return ops.squeeze(_plain(x), axis=tuple(int(axis) for axis in axes))
+    places = tuple(int(axis) for axis in axes)
+    return np.squeeze(x, places) if _is_static(x) else ops.squeeze(_plain(x), places)
 
 
 def _transpose(_: GraphFunction, attributes: Attributes, x: Any) -> Any:
