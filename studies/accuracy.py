@@ -36,7 +36,7 @@ from ferkit import files
 
 EPOCHS = 15
 SHORT = (
-    "model.params.stem=32",
+    "model.params.stem=24",
     "model.params.filters=[32, 64, 128]",
     "model.params.blocks=[1, 1, 1]",
     "model.params.dropout=0.1",
