@@ -198,6 +198,10 @@ def main() -> None:
     wanted = args.only or list(known)
     digests = {name: digest_of_variant(variant, "best-single") for name, variant in known.items()}
     told = {row["variant"]: row for row in read_rows(args.out / "ablation.csv")}
+    # Without a teacher nothing can be said against what was distilled: those rows stay as they are.
+    distilled = {
+        name: row for name, row in told.items() if not args.teacher and name.startswith("distilled-")
+    }
     told = {name: row for name, row in told.items() if row.get("recipe") == digests.get(name)}
     rows: list[dict[str, Any]] = []
     for name in [] if args.only_finished else wanted:
@@ -216,6 +220,7 @@ def main() -> None:
             rows.append(row_of(variant, args.runs / name, digests[name]))
         elif name in told:
             rows.append(told[name])
+    rows += distilled.values()
     if not rows:
         parser.error(f"no variant below {args.runs} is finished")
     args.out.mkdir(parents=True, exist_ok=True)

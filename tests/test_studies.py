@@ -107,6 +107,7 @@ def test_a_row_outlives_its_run_but_not_a_change_of_its_recipe(tmp_path, monkeyp
         {"variant": "seed-1", **row, "recipe": good},
         {"variant": "ema", **row, "recipe": "0" * 12},
         {"variant": "no longer known", **row, "recipe": good},
+        {"variant": "distilled-only", **row, "recipe": "1" * 12},
     ]
     variants.write_rows(tmp_path / "ablation.csv", rows)
     line = [
@@ -114,6 +115,10 @@ def test_a_row_outlives_its_run_but_not_a_change_of_its_recipe(tmp_path, monkeyp
         "--runs", str(tmp_path / "runs"), "--out", str(tmp_path),
     ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", line)
+    accuracy.main()
+    # No teacher is named here, so that nothing speaks against what was distilled.
+    assert variants.read_rows(tmp_path / "ablation.csv") == [rows[0], rows[3]]
+    monkeypatch.setattr(sys, "argv", [*line, "--teacher", "ferkit-small"])
     accuracy.main()
     assert variants.read_rows(tmp_path / "ablation.csv") == rows[:1]
     assert "| seed-1 | as it was |" in capsys.readouterr().out

@@ -495,6 +495,9 @@ def test_a_run_that_asks_in_every_step_goes_on_with_its_own_copies_of_the_teache
     assert facts["every_step"]
     assert [model["name"] for model in facts["models"]] == ["tiny", "ferkit-small"]
     assert not (tmp_path / "b" / runs.TEACHER).exists()
+    (tmp_path / "b" / "teacher-2.onnx").unlink()
+    with pytest.raises(TrainingError, match="not those that the run began with"):
+        train(in_steps(epochs=4), faces, tmp_path / "b", resume=True)
     for copy in (tmp_path / "b").glob("teacher-*.onnx"):
         copy.unlink()
     with pytest.raises(TrainingError, match=r"teacher-1\.onnx"):

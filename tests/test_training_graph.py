@@ -154,3 +154,30 @@ def test_what_is_not_known_is_told_with_the_way_out(nodes, constants, message):
         GraphFunction(graph_of(*nodes, constants=constants), ["fer2013"], name="odd one")(
             ops.zeros((2, 4, 8, 8))
         )
+
+
+def test_a_shape_taken_apart_and_put_together_again_is_followed():
+    """Shape, Gather of one length, Unsqueeze, Concat: how PyTorch writes a flattening."""
+    constants = [
+        ("first", np.array(0, np.int64)),
+        ("axis", np.array([0], np.int64)),
+        ("rest", np.array([-1], np.int64)),
+        ("w", np.random.default_rng(0).normal(0, 1e-4, (48 * 48, 7)).astype(np.float32)),
+    ]
+    nodes = [
+        helper.make_node("Cast", ["face"], ["x"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Gather", ["shape", "first"], ["n"]),
+        helper.make_node("Unsqueeze", ["n", "axis"], ["n1"]),
+        helper.make_node("Concat", ["n1", "rest"], ["flat"], axis=0),
+        helper.make_node("Reshape", ["x", "flat"], ["row"]),
+        helper.make_node("MatMul", ["row", "w"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["fer2013"], axis=-1),
+    ]
+    faces = shown(3).astype(np.float32)
+    got = GraphFunction(graph_of(*nodes, constants=constants), ["fer2013"], name="it")(
+        ops.convert_to_tensor(faces)
+    )
+    logits = faces.reshape(3, -1) @ constants[3][1]
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(ops.convert_to_numpy(got["fer2013"]), expected, rtol=1e-4)

@@ -216,10 +216,14 @@ class StepTeachers:
                 said[head].append(p)
         return {head: _tempered(sum(p) / len(p), temperature) for head, p in said.items()}
 
+    def models(self) -> list[dict[str, str]]:
+        """Return the name and SHA-256 (hex) of each teacher's file, in their order."""
+        return [dict(teacher.known) for teacher in self._teachers]
+
     def facts(self) -> dict[str, Any]:
         """Return what a run records of its teachers."""
         return {
-            "models": [dict(teacher.known) for teacher in self._teachers],
+            "models": self.models(),
             "heads": sorted(self.heads),
             "protocol": self.protocol,
             "calibrated": self.calibrated,

@@ -342,7 +342,7 @@ _OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "Conv": _conv,
     "Div": _both(lambda a, b: a / b),
     "Flatten": _flatten,
-    "Gather": _of_shapes(lambda values, places: values[places]),
+    "Gather": _of_shapes(lambda values, places: np.asarray(values[places])),
     "Gemm": _gemm,
     "GlobalAveragePool": _mean_of_map,
     "Identity": _each(lambda x: x),

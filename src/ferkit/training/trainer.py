@@ -443,6 +443,11 @@ class Session:
                 f"{path} was trained on {faces} faces, and {len(self.training)} are left by the recipe's "
                 "filters now, as another version of ferkit takes them; go on with that version, or train anew"
             )
+        if self.teachers is not None and before.get("teacher", {}).get("models") != self.teachers.models():
+            raise TrainingError(
+                f"the teachers' files in {self.folder} are not those that the run began with: "
+                f"{runs.teacher_file(0)} and those after it must be what it wrote itself"
+            )
         state.load_network_arrays(self.network, self.names, arrays, str(path))
         state.load_optimizer_arrays(self.optimizer, arrays, str(path))
         self.facts.setdefault("changed", meta.get("changed", []))
