@@ -129,7 +129,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _value(key: str, text: str) -> Any:
-    if key in ("variant", "what", "recipe", "machine"):
+    if key in ("variant", "what", "recipe"):
         return text
     try:
         return int(text)

@@ -294,23 +294,33 @@ def test_teacher_and_recipe_must_both_say_that_there_is_one(faces, teacher, tmp_
     assert not (tmp_path / "r").exists()
 
 
-@pytest.mark.slow
-def test_the_command_distils_exports_and_tells_on_the_card(teacher, tmp_path, capfd):
+def distil_small(teacher, folder, *options):
+    """Distil for an epoch from the command line, into the folder's ``run``."""
     line = [
         "distil", "--teacher", str(teacher), "--recipe", "small", "--data", "cartoon:300", "-o",
-        str(tmp_path / "run"), "--epochs", "1", "--temperature", "2", "--no-tensorboard",
+        str(folder / "run"), "--epochs", "1", "--no-tensorboard", *options,
         "--set", "model.params={stem = 4, filters = [8, 8], blocks = [1, 1]}", "--set", "batch_size=32",
     ]  # fmt: skip
     assert run(line) == 0
+
+
+def exported_card(folder):
+    """Export the folder's ``run`` to its ``m.onnx`` and return the model card."""
+    exported = [
+        "export", str(folder / "run"), "--data", "cartoon:300", "-o", str(folder / "m.onnx"),
+        "--card", str(folder / "m.md"),
+    ]  # fmt: skip
+    assert run(exported) == 0
+    return (folder / "m.md").read_text("utf-8")
+
+
+@pytest.mark.slow
+def test_the_command_distils_exports_and_tells_on_the_card(teacher, tmp_path, capfd):
+    distil_small(teacher, tmp_path, "--temperature", "2")
     out, err = capfd.readouterr()
     assert "tiny has answered for" in err
     assert "1 epochs, PublicTest" in out
-    exported = [
-        "export", str(tmp_path / "run"), "--data", "cartoon:300", "-o", str(tmp_path / "m.onnx"),
-        "--card", str(tmp_path / "m.md"),
-    ]  # fmt: skip
-    assert run(exported) == 0
-    card = (tmp_path / "m.md").read_text("utf-8")
+    card = exported_card(tmp_path)
     assert "Distilled from `" in card
     assert "in fer2013 and ferplus, temperature 2, 70 % of these heads' loss" in card
     assert "no pretrained weights" not in card
@@ -542,17 +552,5 @@ def test_a_teacher_that_is_computed_otherwise_is_refused(teacher, monkeypatch):
 
 @pytest.mark.slow
 def test_the_card_tells_that_the_teacher_was_asked_in_every_step(teacher, tmp_path):
-    line = [
-        "distil", "--teacher", str(teacher), "--recipe", "small", "--data", "cartoon:300", "-o",
-        str(tmp_path / "run"), "--epochs", "1", "--no-tensorboard", "--set", "distil.every_step=true",
-        "--set", "model.params={stem = 4, filters = [8, 8], blocks = [1, 1]}", "--set", "batch_size=32",
-    ]  # fmt: skip
-    assert run(line) == 0
-    exported = [
-        "export", str(tmp_path / "run"), "--data", "cartoon:300", "-o", str(tmp_path / "m.onnx"),
-        "--card", str(tmp_path / "m.md"),
-    ]  # fmt: skip
-    assert run(exported) == 0
-    assert "as the student saw them, asked in every step, in fer2013" in (tmp_path / "m.md").read_text(
-        "utf-8"
-    )
+    distil_small(teacher, tmp_path, "--set", "distil.every_step=true")
+    assert "as the student saw them, asked in every step, in fer2013" in exported_card(tmp_path)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -327,20 +329,20 @@ def _softmax(_: GraphFunction, attributes: Attributes, x: Any) -> Any:
     return ops.softmax(_plain(x), axis=int(attributes.get("axis", -1)))
 
 
+_add = _both(operator.add)
+
+
 def _sum(graph: GraphFunction, attributes: Attributes, *terms: Any) -> Any:
-    total, add = terms[0], _both(lambda a, b: a + b)
-    for term in terms[1:]:
-        total = add(graph, attributes, total, term)
-    return total
+    return functools.reduce(lambda total, term: _add(graph, attributes, total, term), terms)
 
 
 _OPERATIONS: Mapping[str, Callable[..., Any]] = {
-    "Add": _both(lambda a, b: a + b),
+    "Add": _add,
     "AveragePool": _pool(ops.average_pool, math.nan),
     "Cast": _cast,
     "Concat": _of_shapes(lambda *parts: np.concatenate(parts)),
     "Conv": _conv,
-    "Div": _both(lambda a, b: a / b),
+    "Div": _both(operator.truediv),
     "Flatten": _flatten,
     "Gather": _of_shapes(lambda values, places: np.asarray(values[places])),
     "Gemm": _gemm,
@@ -350,7 +352,7 @@ _OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "MatMul": _matmul,
     "Max": _both(ops.maximum),
     "MaxPool": _pool(ops.max_pool, -math.inf),
-    "Mul": _both(lambda a, b: a * b),
+    "Mul": _both(operator.mul),
     "ReduceMean": _reduced(ops.mean),
     "Relu": _each(ops.relu),
     "Reshape": _reshape,
@@ -360,7 +362,7 @@ _OPERATIONS: Mapping[str, Callable[..., Any]] = {
     "Slice": _slice,
     "Softmax": _softmax,
     "Squeeze": _squeeze,
-    "Sub": _both(lambda a, b: a - b),
+    "Sub": _both(operator.sub),
     "Sum": _sum,
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
