@@ -129,7 +129,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _value(key: str, text: str) -> Any:
-    if key in ("variant", "what", "recipe"):
+    if key in ("variant", "what", "recipe", "faces"):
         return text
     try:
         return int(text)

@@ -125,6 +125,28 @@ def test_a_row_outlives_its_run_but_not_a_change_of_its_recipe(tmp_path, monkeyp
     assert (tmp_path / "ablation.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_rows_of_different_data_do_not_stand_in_one_table(tmp_path, monkeypatch, capsys):
+    known = {variant.name: variant for variant in accuracy.variants([])}
+    rows = [
+        {
+            "variant": name, "what": "", "mmac": 1.0, "epochs": 2, "training_accuracy": 0.5, "accuracy": 0.5,
+            "loss": 1.0, "ferplus_majority": "", "minutes": 1.0, "seed": 1, "faces": faces,
+            "recipe": variants.digest_of_variant(known[name], "best-single"),
+        }
+        for name, faces in (("seed-1", "1e2"), ("ema", "0123456789abcdef"))
+    ]  # fmt: skip
+    variants.write_rows(tmp_path / "ablation.csv", rows)
+    assert variants.read_rows(tmp_path / "ablation.csv") == rows, "a fingerprint is no number"
+    line = [
+        "accuracy.py", "--data", "x", "--votes", "x", "--only-finished",
+        "--runs", str(tmp_path / "runs"), "--out", str(tmp_path),
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", line)
+    with pytest.raises(SystemExit):
+        accuracy.main()
+    assert "variants of different data" in capsys.readouterr().err
+
+
 def test_a_variants_digest_goes_by_what_it_is_trained_by_alone(tmp_path):
     one = variants.Variant("a", "what", 5, ("seed=2",))
     digest = variants.digest_of_variant(one, "small")

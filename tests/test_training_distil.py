@@ -515,21 +515,78 @@ def test_a_run_that_asks_in_every_step_goes_on_with_its_own_copies_of_the_teache
 
 
 @pytest.mark.slow
-def test_in_bfloat16_and_on_smaller_faces_the_teacher_still_sees_its_own_size(faces, teacher, tmp_path):
+def test_in_bfloat16_and_on_smaller_faces_the_teacher_still_sees_its_own_size(
+    faces, teacher, tmp_path, monkeypatch
+):
+    shown = []
+    ask = StepTeachers.__call__
+
+    def listening(self, seen, temperature):
+        shown.append((tuple(seen.shape[1:3]), str(seen.dtype)))
+        return ask(self, seen, temperature)
+
+    monkeypatch.setattr(StepTeachers, "__call__", listening)
     recipe = in_steps(mixed_precision="bfloat16", progressive={"sizes": [32], "until": [0.5]}, epochs=2)
     result = train(recipe, faces, tmp_path / "r", teachers=[teacher])
     assert [row["side"] for row in result.history] == [32, 48]
+    assert len(shown) >= 2, "asked once for each size that the step was traced for"
+    assert {side for side, _ in shown} == {(48, 48)}
+    assert all("float32" in dtype for _, dtype in shown)
     assert all(0 < row["teacher_loss"] < 10 for row in result.history)
 
 
-def test_copies_of_a_run_that_came_to_nothing_are_not_taken_for_teachers(teacher, tmp_path):
-    StepTeachers([teacher, "ferkit-small", teacher], 48, HEADS, "single").write(tmp_path)
-    assert [path.name for path in distil.kept_teachers(tmp_path)] == [
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("changes", "weighs"),
+    [
+        ({"data": {"balance": "weights"}, "heads": {"label": 1.0, "ferplus": 0.5}}, True),
+        ({"heads": {"label": 0.0, "ferplus": 1.0}}, False),
+    ],
+    ids=["weights", "ferplus alone"],
+)
+def test_in_every_step_rare_classes_may_weigh_more_and_the_label_head_may_be_left_out(
+    faces, teacher, tmp_path, changes, weighs
+):
+    rare = np.flatnonzero(faces.labels == 1)[2:]
+    few = faces.select(np.setdiff1d(np.arange(len(faces)), rare))
+    recipe = in_steps(epochs=1, augment="none", **changes)
+
+    def teach(training, heads):
+        return StepTeachers([teacher], training.size, [head.taxonomy for head in heads], "single")
+
+    session = Session(recipe, few, tmp_path / "r", [], Quiet(), teach)
+    rows = np.argsort(session.faces.mass[session.names[0]].sum(axis=1))[[0, 1, -2, -1]]
+    batch = {head: ops.convert_to_tensor(mass[rows]) for head, mass in session.faces.mass.items()}
+    batch["face"] = ops.convert_to_tensor(np.asarray(session.training.images)[rows])
+    got = session.model(batch, training=True)
+    own = {h: ops.convert_to_numpy(got[f"mass_{teacher_key(h)}"]).sum(axis=1) for h in session.names}
+    assert ("fer2013" in own) is weighs
+    np.testing.assert_allclose(own["ferplus"], 1, rtol=1e-5)
+    if weighs:
+        np.testing.assert_allclose(own["fer2013"], session.faces.mass["fer2013"][rows].sum(axis=1), rtol=1e-5)
+        assert own["fer2013"].max() > 2 * own["fer2013"].min()
+    result = train(recipe, few, tmp_path / "r", teachers=[teacher])
+    assert len(result.history) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("made", [pupil, in_steps])
+def test_what_a_run_that_came_to_nothing_kept_of_its_teachers_goes(faces, teacher, tmp_path, made):
+    run = tmp_path / "r"
+    run.mkdir()
+    StepTeachers([teacher, "ferkit-small", teacher], 48, HEADS, "single").write(run)
+    assert [path.name for path in distil.kept_teachers(run)] == [
         "teacher-1.onnx", "teacher-2.onnx", "teacher-3.onnx",
     ]  # fmt: skip
-    StepTeachers(["ferkit-small"], 48, HEADS, "single").write(tmp_path)
-    (copy,) = distil.kept_teachers(tmp_path)
-    assert read_model(copy)[1].name == "ferkit-small"
+    (run / runs.TEACHER).write_bytes(b"answers about other faces")
+    train(made(epochs=1), faces, run, teachers=["ferkit-small"])
+    if made is in_steps:
+        (copy,) = distil.kept_teachers(run)
+        assert read_model(copy)[1].name == "ferkit-small"
+        assert not (run / runs.TEACHER).exists()
+    else:
+        assert not list(run.glob("teacher-*.onnx"))
+        assert read_answers(run / runs.TEACHER, np.asarray(faces.of_split("Training").images)).teachers
 
 
 def test_ten_views_cannot_be_asked_about_in_every_step(teacher):
@@ -548,6 +605,25 @@ def test_a_teacher_that_is_computed_otherwise_is_refused(teacher, monkeypatch):
     monkeypatch.setattr(graph, "_OPERATIONS", {**graph._OPERATIONS, "Relu": lambda _, __, x: x})
     with pytest.raises(TrainingError, match=r"tiny answers otherwise .*every_step=false"):
         StepTeachers([teacher], 48, HEADS, "single")
+
+
+@pytest.mark.parametrize("raised", [AttributeError("rank"), IndexError("axis"), RuntimeError("backend")])
+def test_a_teacher_that_cannot_be_computed_is_refused_in_a_sentence(teacher, monkeypatch, raised):
+    from ferkit.training import graph
+
+    def broken(*_):
+        raise raised
+
+    monkeypatch.setattr(graph, "_OPERATIONS", {**graph._OPERATIONS, "Relu": broken})
+    with pytest.raises(TrainingError, match=f"tiny cannot be computed .*{raised.args[0]}.*every_step=false"):
+        StepTeachers([teacher], 48, HEADS, "single")
+
+
+def test_a_teacher_is_held_against_its_file_in_the_precision_that_it_is_asked_in(teacher, monkeypatch):
+    monkeypatch.setitem(distil.STEP_TOLERANCES, "bfloat16", 0.0)
+    StepTeachers([teacher], 48, HEADS, "single")
+    with pytest.raises(TrainingError, match=r"in float32 and by .* in bfloat16"):
+        StepTeachers([teacher], 48, HEADS, "single", dtype="bfloat16")
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ from ferkit.training.distil import (
     Answers,
     StepTeachers,
     ask_teachers,
+    forget_teachers,
     kept_teachers,
     read_answers,
     teacher_facts,
@@ -618,10 +619,12 @@ def _run(session: Session, *, resume: bool, tensorboard: bool) -> Result:
             session.complete()
             return Result(folder, session.history, True)
     write_text(folder / runs.RECIPE, dump_recipe(recipe))
-    if session.answers is not None and not resume:
-        write_answers(folder / runs.TEACHER, session.answers)
-    if session.teachers is not None and not resume:
-        session.teachers.write(folder)
+    if not resume:
+        forget_teachers(folder)
+        if session.answers is not None:
+            write_answers(folder / runs.TEACHER, session.answers)
+        if session.teachers is not None:
+            session.teachers.write(folder)
     _set_aside(folder, len(session.history))
     callbacks: list[Any] = [_Loop(session)]
     if tensorboard and _on_tensorflow("no TensorBoard log is written; history.csv has the same numbers"):
