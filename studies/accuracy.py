@@ -23,6 +23,7 @@ from typing import Any
 from scipy import stats
 from variants import (
     Variant,
+    digest_of_teachers,
     digest_of_variant,
     epochs_done,
     is_finished,
@@ -45,7 +46,7 @@ SEEDS = (1, 2, 3)
 
 
 def variants(teachers: Sequence[str]) -> list[Variant]:
-    """Return what is compared, the recipe itself with its seeds first; without teachers none is distilled."""
+    """Return what is compared, the recipe itself with its seeds first; what is distilled has the teachers."""
 
     def one(name: str, what: str, *changes: str, epochs: int = EPOCHS, teach: bool = False) -> Variant:
         return Variant(name, what, epochs, (*SHORT, *changes), tuple(teachers) if teach else ())
@@ -103,74 +104,73 @@ def variants(teachers: Sequence[str]) -> list[Variant]:
         ),
         one("longer", "twice as many epochs", epochs=2 * EPOCHS),
     ]
-    if teachers:
-        said = ("distil.weight=0.7", "distil.protocol=ten-crop")
-        for temperature in (1, 2, 4):
-            found.append(
-                one(
-                    f"distilled-t{temperature}",
-                    f"70 % of the loss from what the teachers say, at temperature {temperature}",
-                    *said,
-                    f"distil.temperature={temperature}",
-                    teach=True,
-                )
-            )
+    said = ("distil.weight=0.7", "distil.protocol=ten-crop")
+    for temperature in (1, 2, 4):
         found.append(
             one(
-                "distilled-uncalibrated",
-                "70 % of the loss from what the teachers say before calibration, at temperature 2",
+                f"distilled-t{temperature}",
+                f"70 % of the loss from what the teachers say, at temperature {temperature}",
                 *said,
-                "distil.temperature=2",
-                "distil.calibrated=false",
+                f"distil.temperature={temperature}",
                 teach=True,
             )
         )
-        found.append(
-            one(
-                "distilled-only",
-                "all of the loss from what the teachers say before calibration, at temperature 2",
-                "distil.weight=1.0",
-                "distil.protocol=ten-crop",
-                "distil.temperature=2",
-                "distil.calibrated=false",
-                teach=True,
-            )
-        )
-        in_steps = (
-            "distil.protocol=single",
+    found.append(
+        one(
+            "distilled-uncalibrated",
+            "70 % of the loss from what the teachers say before calibration, at temperature 2",
+            *said,
             "distil.temperature=2",
             "distil.calibrated=false",
-            "distil.every_step=true",
+            teach=True,
         )
-        found.append(
-            one(
-                "distilled-every-step",
-                "70 % of the loss from what the teachers say in every step about what the student sees",
-                "distil.weight=0.7",
-                *in_steps,
-                teach=True,
-            )
+    )
+    found.append(
+        one(
+            "distilled-only",
+            "all of the loss from what the teachers say before calibration, at temperature 2",
+            "distil.weight=1.0",
+            "distil.protocol=ten-crop",
+            "distil.temperature=2",
+            "distil.calibrated=false",
+            teach=True,
         )
-        found.append(
-            one(
-                "distilled-every-step-only",
-                "all of the loss from what the teachers say in every step about what the student sees",
-                "distil.weight=1.0",
-                *in_steps,
-                teach=True,
-            )
+    )
+    in_steps = (
+        "distil.protocol=single",
+        "distil.temperature=2",
+        "distil.calibrated=false",
+        "distil.every_step=true",
+    )
+    found.append(
+        one(
+            "distilled-every-step",
+            "70 % of the loss from what the teachers say in every step about what the student sees",
+            "distil.weight=0.7",
+            *in_steps,
+            teach=True,
         )
-        found.append(
-            one(
-                "distilled-longer",
-                "70 % of the loss from what the teachers say before calibration; twice as many epochs",
-                *said,
-                "distil.temperature=2",
-                "distil.calibrated=false",
-                epochs=2 * EPOCHS,
-                teach=True,
-            )
+    )
+    found.append(
+        one(
+            "distilled-every-step-only",
+            "all of the loss from what the teachers say in every step about what the student sees",
+            "distil.weight=1.0",
+            *in_steps,
+            teach=True,
         )
+    )
+    found.append(
+        one(
+            "distilled-longer",
+            "70 % of the loss from what the teachers say before calibration; twice as many epochs",
+            *said,
+            "distil.temperature=2",
+            "distil.calibrated=false",
+            epochs=2 * EPOCHS,
+            teach=True,
+        )
+    )
     return found
 
 
@@ -195,14 +195,20 @@ def main() -> None:
     unknown = [name for name in args.only if name not in known]
     if unknown:
         parser.error(f"no variant {unknown[0]}; known are {', '.join(known)}")
-    wanted = args.only or list(known)
+    # Without a teacher nothing is distilled, and nothing speaks against the teachers of a row.
+    untaught = {name for name, variant in known.items() if is_distilled(variant) and not args.teacher}
+    orphans = untaught.intersection(args.only)
+    if orphans:
+        parser.error(f"{min(orphans)} asks for a --teacher")
+    wanted = args.only or [name for name in known if name not in untaught]
     digests = {name: digest_of_variant(variant, "best-single") for name, variant in known.items()}
-    told = {row["variant"]: row for row in read_rows(args.out / "ablation.csv")}
-    # Without a teacher nothing can be said against what was distilled: those rows stay as they are.
-    distilled = {
-        name: row for name, row in told.items() if not args.teacher and name.startswith("distilled-")
+    told = {
+        row["variant"]: row
+        for row in read_rows(args.out / "ablation.csv")
+        if row["recipe"] == digests.get(row["variant"])
+        and row.get("faces")
+        and (row["variant"] in untaught or row.get("teachers") == digest_of_teachers(known[row["variant"]]))
     }
-    told = {name: row for name, row in told.items() if row.get("recipe") == digests.get(name)}
     rows: list[dict[str, Any]] = []
     for name in [] if args.only_finished else wanted:
         if name in told and not epochs_done(args.runs / name):
@@ -216,14 +222,13 @@ def main() -> None:
             study="studies/accuracy.py",
         )
     for name, variant in known.items():
-        if is_finished(variant, "best-single", args.runs / name):
+        if name not in untaught and is_finished(variant, "best-single", args.runs / name):
             rows.append(row_of(variant, args.runs / name, digests[name]))
         elif name in told:
             rows.append(told[name])
-    rows += distilled.values()
     if not rows:
         parser.error(f"no variant below {args.runs} is finished")
-    if len({row.get("faces", "") for row in rows}) > 1:
+    if len({row["faces"] for row in rows}) > 1:
         parser.error(f"{args.runs} and {args.out} hold variants of different data; name another --out")
     args.out.mkdir(parents=True, exist_ok=True)
     absent = [name for name in known if name not in {row["variant"] for row in rows}]
@@ -231,6 +236,11 @@ def main() -> None:
     files.write_text(args.out / "ablation.md", table(rows, absent))
     draw(args.out / "ablation.png", rows)
     print(table(rows, absent))
+
+
+def is_distilled(variant: Variant) -> bool:
+    """Return whether a variant is trained by what teachers say."""
+    return any(change.startswith("distil.") for change in variant.changes)
 
 
 def row_of(variant: Variant, folder: Path, digest: str) -> dict[str, Any]:
@@ -250,6 +260,7 @@ def row_of(variant: Variant, folder: Path, digest: str) -> dict[str, Any]:
         "seed": facts["seed"],
         "faces": facts["data"]["faces"][:16],
         "recipe": digest,
+        "teachers": digest_of_teachers(variant),
     }
 
 

@@ -69,15 +69,19 @@ def recipe_of(variant: Variant, recipe: str) -> Recipe:
 
 
 def digest_of_variant(variant: Variant, recipe: str) -> str:
-    """Return what a variant's figures hang on, as 12 characters: recipe, epochs and teachers.
+    """Return what a variant's figures hang on beside its teachers, as 12 characters: recipe and epochs.
 
     What a recipe is called, and keys that stand at their defaults, do not count: a row outlives a new key.
     """
     values = recipe_of(variant, recipe).model_dump(
         mode="json", exclude={"name", "description"}, exclude_defaults=True
     )
-    teachers = [digest_of_model(name) for name in variant.teachers]
-    return hashlib.sha256(json.dumps([values, teachers], sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def digest_of_teachers(variant: Variant) -> str:
+    """Return what a variant's teachers are, as 12 characters for each; nothing if it has none."""
+    return " ".join(digest_of_model(name)[:12] for name in variant.teachers)
 
 
 def is_finished(variant: Variant, recipe: str, folder: Path) -> bool:
@@ -129,7 +133,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _value(key: str, text: str) -> Any:
-    if key in ("variant", "what", "recipe", "faces"):
+    if key in ("variant", "what", "recipe", "faces", "teachers"):
         return text
     try:
         return int(text)

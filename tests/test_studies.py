@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -100,14 +101,19 @@ def test_a_row_outlives_its_run_but_not_a_change_of_its_recipe(tmp_path, monkeyp
     known = {variant.name: variant for variant in accuracy.variants([])}
     row = {
         "what": "as it was", "mmac": 26.4, "epochs": 15, "training_accuracy": 0.5, "accuracy": 0.6,
-        "loss": 1.0, "ferplus_majority": "", "minutes": 5.0, "seed": 1,
+        "loss": 1.0, "ferplus_majority": "", "minutes": 5.0, "seed": 1, "faces": "0123456789abcdef",
     }  # fmt: skip
-    good = variants.digest_of_variant(known["seed-1"], "best-single")
+
+    def of(name):
+        return variants.digest_of_variant(known[name], "best-single")
+
     rows = [
-        {"variant": "seed-1", **row, "recipe": good},
-        {"variant": "ema", **row, "recipe": "0" * 12},
-        {"variant": "no longer known", **row, "recipe": good},
-        {"variant": "distilled-only", **row, "recipe": "1" * 12},
+        {"variant": "seed-1", **row, "recipe": of("seed-1"), "teachers": ""},
+        {"variant": "ema", **row, "recipe": "0" * 12, "teachers": ""},
+        {"variant": "no longer known", **row, "recipe": of("seed-1"), "teachers": ""},
+        {"variant": "mirror", **row, "faces": "", "recipe": of("mirror"), "teachers": ""},
+        {"variant": "distilled-t1", **row, "recipe": "1" * 12, "teachers": "2" * 12},
+        {"variant": "distilled-only", **row, "recipe": of("distilled-only"), "teachers": "2" * 12},
     ]
     variants.write_rows(tmp_path / "ablation.csv", rows)
     line = [
@@ -116,11 +122,11 @@ def test_a_row_outlives_its_run_but_not_a_change_of_its_recipe(tmp_path, monkeyp
     ]  # fmt: skip
     monkeypatch.setattr(sys, "argv", line)
     accuracy.main()
-    # No teacher is named here, so that nothing speaks against what was distilled.
-    assert variants.read_rows(tmp_path / "ablation.csv") == [rows[0], rows[3]]
+    # No teacher is named here, so that nothing speaks against the one of a row.
+    assert variants.read_rows(tmp_path / "ablation.csv") == [rows[0], rows[-1]]
     monkeypatch.setattr(sys, "argv", [*line, "--teacher", "ferkit-small"])
     accuracy.main()
-    assert variants.read_rows(tmp_path / "ablation.csv") == rows[:1]
+    assert variants.read_rows(tmp_path / "ablation.csv") == rows[:1], "another teacher than the row's"
     assert "| seed-1 | as it was |" in capsys.readouterr().out
     assert (tmp_path / "ablation.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -131,7 +137,7 @@ def test_rows_of_different_data_do_not_stand_in_one_table(tmp_path, monkeypatch,
         {
             "variant": name, "what": "", "mmac": 1.0, "epochs": 2, "training_accuracy": 0.5, "accuracy": 0.5,
             "loss": 1.0, "ferplus_majority": "", "minutes": 1.0, "seed": 1, "faces": faces,
-            "recipe": variants.digest_of_variant(known[name], "best-single"),
+            "recipe": variants.digest_of_variant(known[name], "best-single"), "teachers": "",
         }
         for name, faces in (("seed-1", "1e2"), ("ema", "0123456789abcdef"))
     ]  # fmt: skip
@@ -151,13 +157,25 @@ def test_a_variants_digest_goes_by_what_it_is_trained_by_alone(tmp_path):
     one = variants.Variant("a", "what", 5, ("seed=2",))
     digest = variants.digest_of_variant(one, "small")
     assert digest == variants.digest_of_variant(variants.Variant("b", "other", 5, ("seed=2",)), "small")
+    others = [variants.Variant("a", "what", 6, ("seed=2",)), variants.Variant("a", "what", 5, ("seed=3",))]
+    assert len({digest, *(variants.digest_of_variant(other, "small") for other in others)}) == 3
+
+
+def test_a_variants_teachers_are_told_by_their_files(tmp_path):
     teacher = str(write_tiny_model(tmp_path / "t.onnx"))
-    others = [
-        variants.Variant("a", "what", 6, ("seed=2",)),
-        variants.Variant("a", "what", 5, ("seed=3",)),
-        variants.Variant("a", "what", 5, ("seed=2",), (teacher,)),
-    ]
-    assert len({digest, *(variants.digest_of_variant(other, "small") for other in others)}) == 4
+    taught = variants.Variant("a", "what", 5, (), (teacher, "ferkit-small"))
+    first, second = variants.digest_of_teachers(taught).split()
+    assert first == hashlib.sha256((tmp_path / "t.onnx").read_bytes()).hexdigest()[:12]
+    assert second == variants.digest_of_model("ferkit-small")[:12]
+    assert variants.digest_of_teachers(variants.Variant("a", "what", 5)) == ""
+
+
+def test_what_is_distilled_asks_for_a_teacher(tmp_path, monkeypatch, capsys):
+    line = ["accuracy.py", "--data", "x", "--votes", "x", "--out", str(tmp_path), "--only", "distilled-t2"]
+    monkeypatch.setattr(sys, "argv", line)
+    with pytest.raises(SystemExit):
+        accuracy.main()
+    assert "distilled-t2 asks for a --teacher" in capsys.readouterr().err
 
 
 def test_a_study_without_any_finished_run_says_so(tmp_path):
