@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +25,7 @@ STUDIES = Path(__file__).resolve().parents[1] / "studies"
 sys.path.insert(0, str(STUDIES))
 
 import accuracy  # noqa: E402  # found once the folder is on the path
+import errors  # noqa: E402
 import sharpness  # noqa: E402
 import student  # noqa: E402
 import taxonomies  # noqa: E402
@@ -239,3 +242,55 @@ def test_statistics_anew_change_a_runs_readings_and_the_checkpoint_keeps_the_old
     before = read.pop("moving averages of training")
     assert before["loss"] == pytest.approx(history[-1]["val_loss"], abs=1e-4)
     assert all(figures["loss"] != before["loss"] for figures in read.values())
+
+
+def test_errors_are_told_by_what_the_taggers_saw():
+    """Happy and seen so; sad but seen happy; sad, seen as contempt; divided; angry and seen so."""
+    labels = np.array([3, 4, 4, 4, 0])
+    votes = np.zeros((5, 10), np.uint8)
+    for row, counts in enumerate(({1: 9}, {1: 8, 3: 2}, {7: 9}, {1: 4, 3: 4, 0: 2}, {4: 10})):
+        for column, count in counts.items():
+            votes[row, column] = count
+    kinds, seen = errors.kinds_of_faces(labels, votes)
+    assert kinds.tolist() == [0, 1, 1, 2, 0]
+    assert seen.tolist() == [3, 3, -1, -1, 0]
+    first = errors.figures(np.array([3, 3, 4, 4, 6]), labels, kinds, seen)
+    assert (first["accuracy"], first["errors"]) == (0.6, 2)
+    assert [(k["accuracy"], k["errors"]) for k in first["kinds"].values()] == [(0.5, 1), (0.5, 1), (1.0, 0)]
+    assert first["sides"] == {"label": 1, "taggers": 1, "neither": 0}
+    answers = {"a": np.array([3, 3, 5, 2, 6]), "b": np.array([3, 3, 5, 4, 6])}
+    assert errors.in_common(answers, labels, kinds, seen) == {
+        "faces": 3,
+        "taggers_see_what_the_models_see": 1,
+        "taggers_see_the_label": 1,
+        "taggers_see_something_else": 1,
+        "no_majority": 0,
+        "some_model_is_right": 2,
+    }
+
+
+def test_the_errors_of_models_add_up(tmp_path, monkeypatch, capsys):
+    models = [str(write_tiny_model(tmp_path / f"{name}.onnx", seed=k)) for k, name in enumerate("ab")]
+    monkeypatch.setattr(sys, "argv", ["errors.py", "--data", "x", "--votes", "y", "--models", *models])
+    monkeypatch.setattr(
+        errors, "load_dataset", lambda data, votes: load_dataset("cartoon:300:1", cache=False)
+    )
+    monkeypatch.chdir(tmp_path)
+    errors.main()
+    report = json.loads((tmp_path / "results/errors/errors.json").read_text())
+    assert sum(report["counts"].values()) == report["faces"] > 0
+    assert list(report["models"]) == ["tiny", models[1]], "of one name, and both told"
+    for model in report["models"].values():
+        assert sum(kind["errors"] for kind in model["kinds"].values()) == model["errors"]
+        assert sum(model["sides"].values()) == report["counts"]["something else"]
+    assert capsys.readouterr().out.strip() == (tmp_path / "results/errors/errors.md").read_text().strip()
+
+
+def test_faces_without_votes_are_refused(tmp_path, monkeypatch, capsys):
+    bare = load_dataset("cartoon:70:1", cache=False)
+    bare = dataclasses.replace(bare, votes=None)
+    monkeypatch.setattr(sys, "argv", ["errors.py", "--data", "x", "--votes", "y", "--models", "ferkit-small"])
+    monkeypatch.setattr(errors, "load_dataset", lambda data, votes: bare)
+    with pytest.raises(SystemExit):
+        errors.main()
+    assert "x has no PublicTest faces with votes" in capsys.readouterr().err

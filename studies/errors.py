@@ -1,0 +1,178 @@
+"""Where do the errors lie? A network's errors on FER2013's labels, by what FER+'s taggers saw in the face.
+
+    python studies/errors.py --data fer2013.csv.gz --votes fer2013new.csv \
+        --models ferkit-large ferkit-cutmix ferkit-distilled
+
+PublicTest falls into three kinds of faces: the majority of the taggers sees what the label says, or something
+else, or there is no majority. For each model: accuracy on each kind, and whose side it takes where label and
+taggers contradict each other. Then the faces that all of the models read in one way, and against the label.
+Writes errors.json and errors.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ferkit import files
+from ferkit.classifier import FaceClassifier
+from ferkit.data import load_dataset, majority_targets
+from ferkit.data.ferplus import to_fer2013
+from ferkit.evaluation.metrics import wilson_interval
+
+KINDS = ("the label", "something else", "no majority")
+"""What the taggers' majority sees in a face; the order of the kinds' numbers."""
+
+
+def kinds_of_faces(
+    labels: NDArray[np.int64], votes: NDArray[Any]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return each face's kind, an index into ``KINDS``, and what the majority sees, in FER2013's labels.
+
+    Args:
+        labels: FER2013's labels ``[N]``.
+        votes: ``[N, 10]`` counts of the taggers.
+
+    Returns:
+        Kinds ``[N]`` and labels ``[N]``: -1 without a majority, and for contempt, which FER2013 has not.
+    """
+    majority, kept = majority_targets(votes)
+    seen = np.where(kept, to_fer2013(majority), -1)
+    return np.where(~kept, 2, np.where(seen == labels, 0, 1)), seen
+
+
+def figures(
+    answer: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    kinds: NDArray[np.int64],
+    seen: NDArray[np.int64],
+) -> dict[str, Any]:
+    """Return a model's accuracy on each kind of face, its share of the errors, and whose side it takes."""
+    right = answer == labels
+    contradicted = kinds == 1
+    return {
+        "accuracy": float(right.mean()),
+        "errors": int((~right).sum()),
+        "kinds": {
+            name: {
+                "accuracy": float(right[kinds == k].mean()),
+                "interval": wilson_interval(int(right[kinds == k].sum()), int((kinds == k).sum())),
+                "errors": int((~right[kinds == k]).sum()),
+            }
+            for k, name in enumerate(KINDS)
+            if (kinds == k).any()
+        },
+        "sides": {
+            "label": int(right[contradicted].sum()),
+            "taggers": int((answer == seen)[contradicted].sum()),
+            "neither": int(((answer != seen) & ~right)[contradicted].sum()),
+        },
+    }
+
+
+def in_common(
+    answers: dict[str, NDArray[np.int64]],
+    labels: NDArray[np.int64],
+    kinds: NDArray[np.int64],
+    seen: NDArray[np.int64],
+) -> dict[str, int]:
+    """Return how many faces all models read in one way against the label, and what taggers see in them."""
+    every = np.stack(list(answers.values()))
+    same = (every == every[0]).all(axis=0) & (every[0] != labels)
+    return {
+        "faces": int(same.sum()),
+        "taggers_see_what_the_models_see": int((same & (seen == every[0])).sum()),
+        "taggers_see_the_label": int((same & (kinds == 0)).sum()),
+        "taggers_see_something_else": int((same & (kinds == 1) & (seen != every[0])).sum()),
+        "no_majority": int((same & (kinds == 2)).sum()),
+        "some_model_is_right": int((every == labels).any(axis=0).sum()),
+    }
+
+
+def as_markdown(report: dict[str, Any]) -> str:
+    """Return the report as tables."""
+
+    def percent(value: float) -> str:
+        return f"{100 * value:.1f}"
+
+    total = report["faces"]
+    counts = report["counts"]
+    lines = [
+        f"PublicTest (selection split), single view, FER2013's labels; {total:,} faces.",
+        "",
+        "| the taggers' majority sees | faces | % of all | "
+        + " | ".join(f"`{name}` % (errors)" for name in report["models"])
+        + " |",
+        "|---|---:|---:|" + "---:|" * len(report["models"]),
+    ]
+    for kind, faces in counts.items():
+        cells = [
+            f"{percent(model['kinds'][kind]['accuracy'])} ({model['kinds'][kind]['errors']})"
+            if kind in model["kinds"]
+            else "-"
+            for model in report["models"].values()
+        ]
+        lines.append(f"| {kind} | {faces:,} | {percent(faces / total)} | " + " | ".join(cells) + " |")
+    cells = [f"{percent(model['accuracy'])} ({model['errors']})" for model in report["models"].values()]
+    lines.append(f"| all | {total:,} | 100.0 | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        f"Where the majority sees something else ({counts[KINDS[1]]:,} faces), the model says what",
+        "",
+        "| model | the label says | the taggers see | neither |",
+        "|---|---:|---:|---:|",
+    ]
+    for name, model in report["models"].items():
+        lines.append(f"| `{name}` | " + " | ".join(f"{count:,}" for count in model["sides"].values()) + " |")
+    if len(report["models"]) > 1:
+        same = report["in_common"]
+        lines += [
+            "",
+            f"All {len(report['models'])} say one thing, and not the label, of {same['faces']:,} faces "
+            f"({percent(same['faces'] / total)} %): the majority sees what they see in "
+            f"{same['taggers_see_what_the_models_see']:,} of these, the label in "
+            f"{same['taggers_see_the_label']:,}, a third thing in {same['taggers_see_something_else']:,}, "
+            f"and there is none for {same['no_majority']:,}. At least one of them gives the label of "
+            f"{percent(same['some_model_is_right'] / total)} % of all faces.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure, and write both files."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--votes", type=Path, required=True)
+    parser.add_argument("--models", nargs="+", required=True, help="model files or embedded models")
+    parser.add_argument("--out", type=Path, default=Path("results/errors"))
+    args = parser.parse_args()
+    test = load_dataset(args.data, votes=args.votes).of_split("PublicTest")
+    if test.votes is None or not len(test):
+        parser.error(f"{args.data} has no PublicTest faces with votes")
+    labels = np.asarray(test.labels)
+    kinds, seen = kinds_of_faces(labels, test.votes)
+    faces = np.ascontiguousarray(test.images)
+    answers: dict[str, NDArray[np.int64]] = {}
+    for model in args.models:
+        classifier = FaceClassifier(model)
+        said = classifier.predict(faces, taxonomies=["fer2013"])["fer2013"]
+        name = classifier.info.name
+        answers[model if name in answers else name] = said.argmax(axis=1)
+    report = {
+        "faces": len(labels),
+        "counts": {name: int((kinds == k).sum()) for k, name in enumerate(KINDS)},
+        "models": {name: figures(answer, labels, kinds, seen) for name, answer in answers.items()},
+        "in_common": in_common(answers, labels, kinds, seen),
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    files.write_json(args.out / "errors.json", report)
+    files.write_text(args.out / "errors.md", as_markdown(report))
+    print(as_markdown(report))
+
+
+if __name__ == "__main__":
+    main()
