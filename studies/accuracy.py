@@ -42,7 +42,7 @@ SHORT = (
     "model.params.blocks=[1, 1, 1]",
     "model.params.dropout=0.1",
 )
-SEEDS = (1, 2, 3)
+SEEDS = (1, 2, 3, 4, 5, 6)
 
 
 def variants(teachers: Sequence[str]) -> list[Variant]:
