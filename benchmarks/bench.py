@@ -17,7 +17,7 @@ from typing import Any
 from jobs import CLOCKS
 from measuring import Part, Worker, describe_machine, in_turns, measure_process, workers, write_report
 
-from ferkit.errors import FerkitError
+from ferkit.core.errors import FerkitError
 
 FLOOR = "python -c pass"
 STARTS: Mapping[str, Sequence[str]] = {

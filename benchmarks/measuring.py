@@ -17,8 +17,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from ferkit import __version__
-from ferkit.extras import LIBRARIES
-from ferkit.runtime import usable_cores
+from ferkit.core.extras import LIBRARIES
+from ferkit.core.runtime import usable_cores
 
 HERE = Path(__file__).resolve().parent
 

@@ -21,7 +21,7 @@ from bench import CLOCK_HELP, astronaut, usable
 from jobs import CLOCKS
 from measuring import Part, Worker, describe_machine, in_turns, workers, write_report
 
-from ferkit.images import load_image
+from ferkit.core.images import load_image
 
 REQUIREMENTS = (
     "facenet-pytorch==2.6.0",  # its MTCNN; brings PyTorch 2.2, NumPy 1.26 and Pillow 10.2

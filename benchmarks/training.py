@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ferkit.cli.common import load_keras
-from ferkit.files import write_json
+from ferkit.core.files import write_json
 
 _ROUND = 8
 
@@ -37,7 +37,7 @@ def main() -> None:
     from ferkit.augment import AugmentConfig
     from ferkit.data import load_dataset
     from ferkit.models import convolution
-    from ferkit.runtime import usable_cores
+    from ferkit.core.runtime import usable_cores
     from ferkit.training.recipe import load_recipe
     from ferkit.training.trainer import processor_name
 

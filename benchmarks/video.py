@@ -29,9 +29,9 @@ from measuring import Part, describe_machine, held_parts, in_turns, write_report
 from numpy.typing import NDArray
 
 from ferkit import Recognizer
-from ferkit.crops import crop_faces
+from ferkit.core.crops import crop_faces
 from ferkit.detect import Detection, make_detector
-from ferkit.images import load_image, to_gray
+from ferkit.core.images import load_image, to_gray
 from ferkit.recognize.clip import Clip
 from ferkit.recognize.smoothing import Smoother, Smoothing
 from ferkit.recognize.tracking import FaceTracker

@@ -56,8 +56,8 @@ def stages(path: str, seconds: float, least: int) -> dict[str, Any]:
     import tempfile
     from pathlib import Path
 
-    from ferkit.crops import crop_faces
-    from ferkit.images import load_image, to_gray, write_image
+    from ferkit.core.crops import crop_faces
+    from ferkit.core.images import load_image, to_gray, write_image
     from ferkit.recognize.drawing import draw
     from ferkit.recognize.quality import measure_quality
 

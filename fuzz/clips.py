@@ -24,7 +24,7 @@ import numpy as np
 from photos import Results, run_cases
 
 from ferkit import Recognizer
-from ferkit.errors import FerkitError, ImageError, OutputError
+from ferkit.core.errors import FerkitError, ImageError, OutputError
 from ferkit.recognize.clip import Clip
 from ferkit.recognize.video_process import VideoOutputs, process_video
 

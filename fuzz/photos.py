@@ -34,9 +34,9 @@ import numpy as np
 from PIL import Image
 
 from ferkit import __version__
-from ferkit.errors import ImageError
-from ferkit.files import write_json
-from ferkit.images import load_image
+from ferkit.core.errors import ImageError
+from ferkit.core.files import write_json
+from ferkit.core.images import load_image
 
 HANG = 120
 """Seconds after which a case counts as hung, and the process ends itself."""

@@ -33,7 +33,7 @@ from variants import (
     write_rows,
 )
 
-from ferkit import files
+from ferkit.core import files
 
 EPOCHS = 15
 SHORT = (

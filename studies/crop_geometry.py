@@ -25,9 +25,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit import files
-from ferkit.classifier import FaceClassifier
-from ferkit.crops import CropGeometry, crop_corners, crop_faces
+from ferkit.core import files
+from ferkit.core.classifier import FaceClassifier
+from ferkit.core.crops import CropGeometry, crop_corners, crop_faces
 from ferkit.data import load_dataset
 from ferkit.detect import Detection
 from ferkit.detect.centerface import CenterFace

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit import files
-from ferkit.classifier import FaceClassifier
+from ferkit.core import files
+from ferkit.core.classifier import FaceClassifier
 from ferkit.data import load_dataset, majority_targets
 from ferkit.data.ferplus import to_fer2013
 from ferkit.evaluation.metrics import wilson_interval

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 
 from ferkit.data import SPLITS, FaceDataset, load_dataset
-from ferkit.files import write_json, write_text
+from ferkit.core.files import write_json, write_text
 from ferkit.search import engine, plots, report
 from ferkit.search.records import SETTINGS, Search, Settings, Trial, read_search
 from ferkit.search.space import Space, load_space, spell

@@ -15,7 +15,7 @@ from typing import Any
 
 from variants import History, Variant, draw_histories, is_finished, read_run, train_variant, write_rows
 
-from ferkit import files
+from ferkit.core import files
 
 COMPARED = 6
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferkit.data.cartoon import draw_faces
-from ferkit.images import write_image
+from ferkit.core.images import write_image
 
 HEADER = "emotion,pixels,Usage"
 SIDE = 16

@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from ferkit import taxonomy
-from ferkit.crops import CropGeometry
-from ferkit.modelfile import HeadInfo, ModelInfo, write_model
+from ferkit.core import taxonomy
+from ferkit.core.crops import CropGeometry
+from ferkit.core.modelfile import HeadInfo, ModelInfo, write_model
 
 BOTH = (taxonomy.FER2013, taxonomy.FERPLUS)
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ferkit.images import WRITABLE, encode_image, load_image
+from ferkit.core.images import WRITABLE, encode_image, load_image
 from ferkit.recognize.drawing import AnnotatedNames, sign, signature
 
 

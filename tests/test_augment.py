@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from ferkit.errors import DataError, RecipeError
+from ferkit.core.errors import DataError, RecipeError
 
 pytest.importorskip("keras", reason="needs ferkit[train]")
 

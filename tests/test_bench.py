@@ -111,7 +111,7 @@ def test_the_cores_of_the_machine_are_those_that_a_container_grants(
     measuring: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A known fault: those that the process is bound to counted, whatever its control group grants."""
-    monkeypatch.setattr("ferkit.runtime._granted", lambda *_: [1])
+    monkeypatch.setattr("ferkit.core.runtime._granted", lambda *_: [1])
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8), raising=False)
     assert measuring.describe_machine()["usable_cores"] == 1
 

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 import modelzoo
-from ferkit import onnxbytes, taxonomy
-from ferkit.classifier import FaceClassifier
-from ferkit.crops import views
-from ferkit.errors import ImageError, MissingDependencyError, ModelFileError, TaxonomyError
-from ferkit.modelfile import ModelInfo, write_model
-from ferkit.runtime import usable_cores
+from ferkit.core import onnxbytes, taxonomy
+from ferkit.core.classifier import FaceClassifier
+from ferkit.core.crops import views
+from ferkit.core.errors import ImageError, MissingDependencyError, ModelFileError, TaxonomyError
+from ferkit.core.modelfile import ModelInfo, write_model
+from ferkit.core.runtime import usable_cores
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 
 from ferkit.data import load_dataset
 from ferkit.evaluation.subject import open_subject
-from ferkit.taxonomy import Taxonomy
+from ferkit.core.taxonomy import Taxonomy
 from modelzoo import write_tiny_model
 
 DATA = "cartoon:150"

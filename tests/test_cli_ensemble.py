@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 
-from ferkit.classifier import FaceClassifier
+from ferkit.core.classifier import FaceClassifier
 from ferkit.cli import run
 from ferkit.data import SPLITS, faces_digest, load_dataset
 from ferkit.data.ferplus import majority_targets
@@ -21,8 +21,8 @@ from ferkit.evaluation.calibration import temper
 from ferkit.evaluation.card import render_card
 from ferkit.evaluation.evaluate import evaluate
 from ferkit.evaluation.release import summary_rows
-from ferkit.modelfile import read_model, write_model
-from ferkit.taxonomy import FER2013, FERPLUS
+from ferkit.core.modelfile import read_model, write_model
+from ferkit.core.taxonomy import FER2013, FERPLUS
 from modelzoo import write_tiny_model
 
 DATA = "cartoon:300"

@@ -16,8 +16,8 @@ from facefiles import csv_text, face_row
 from ferkit.data import SPLITS, faces_digest, load_dataset
 from ferkit.data.cartoon import draw_faces
 from ferkit.evaluation.subject import open_subject
-from ferkit.modelfile import write_model
-from ferkit.taxonomy import FER2013, Taxonomy
+from ferkit.core.modelfile import write_model
+from ferkit.core.taxonomy import FER2013, Taxonomy
 from modelzoo import graph_bytes, model_info, write_tiny_model
 
 DATA = "cartoon:150"
@@ -398,7 +398,7 @@ def test_ten_crop_of_a_run_shifts_by_what_the_network_cuts_off(small_run):
 
 @pytest.mark.slow
 def test_a_run_that_wants_other_faces_says_so(small_run):
-    from ferkit.errors import DataError
+    from ferkit.core.errors import DataError
 
     with pytest.raises(DataError, match="faces of 48 pixels"):
         open_subject(small_run).predict(np.zeros((1, 64, 64), np.uint8), "single")

@@ -13,8 +13,8 @@ import pytest
 
 from ferkit import Recognizer
 from ferkit.cli.labelled_photos import find_labelled, judge, read_labelled
-from ferkit.errors import DataError
-from ferkit.images import load_image, write_image
+from ferkit.core.errors import DataError
+from ferkit.core.images import load_image, write_image
 from modelzoo import write_tiny_model
 from samples import sample
 from test_house_imports import BLOCK, python

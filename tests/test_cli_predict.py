@@ -25,8 +25,8 @@ from PIL import Image
 import modelzoo
 from ferkit import Recognizer
 from ferkit.cli import run
-from ferkit.crops import PROTOCOLS
-from ferkit.images import ImageSource, load_image, write_image
+from ferkit.core.crops import PROTOCOLS
+from ferkit.core.images import ImageSource, load_image, write_image
 from ferkit.recognize import Photo, Unreadable
 from samples import sample
 

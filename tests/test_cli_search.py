@@ -14,7 +14,7 @@ pytest.importorskip("ray", reason="needs ferkit[tune]")
 from ferkit.cli import run
 from ferkit.cli.common import data_options
 from ferkit.cli.search_command import _duration, _Live, _say
-from ferkit.errors import SearchError
+from ferkit.core.errors import SearchError
 from ferkit.search import engine
 from ferkit.search.records import read_search
 from ferkit.search.report import write_report

@@ -9,8 +9,8 @@ import pytest
 from facefiles import write_faces
 from ferkit import weights
 from ferkit.cli import run
-from ferkit.modelfile import read_model
-from ferkit.taxonomy import FERPLUS
+from ferkit.core.modelfile import read_model
+from ferkit.core.taxonomy import FERPLUS
 from modelzoo import write_tiny_model
 
 pytest.importorskip("keras", reason="needs ferkit[train]")

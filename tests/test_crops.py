@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from ferkit.crops import PROTOCOLS, CropGeometry, crop_corners, crop_faces, fit_crop, views
-from ferkit.errors import ImageError
+from ferkit.core.crops import PROTOCOLS, CropGeometry, crop_corners, crop_faces, fit_crop, views
+from ferkit.core.errors import ImageError
 
 UPRIGHT = CropGeometry()
 

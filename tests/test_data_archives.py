@@ -12,7 +12,7 @@ import pytest
 from facefiles import drawn_csv, pack, write_faces, zip_folder
 from ferkit.data import load_dataset
 from ferkit.data.archives import list_members
-from ferkit.errors import DataError
+from ferkit.core.errors import DataError
 
 PACKED = ["f.csv.gz", "f.csv.xz", "f.zip", "f.tar.gz", "f.tar.xz", "f.tar"]
 

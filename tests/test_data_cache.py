@@ -16,7 +16,7 @@ import pytest
 from facefiles import drawn_csv, drawn_images, pack, write_faces
 from ferkit.data import FaceDataset, load_dataset
 from ferkit.data.cache import DatasetCache, Entry
-from ferkit.errors import DataError
+from ferkit.core.errors import DataError
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 from ferkit.data import SPLITS, load_dataset
 from ferkit.data.cartoon import DEFAULT_COUNT, draw_faces, parse_cartoon
 from ferkit.data.ferplus import label_agreement
-from ferkit.errors import DataError
-from ferkit.taxonomy import FER2013
+from ferkit.core.errors import DataError
+from ferkit.core.taxonomy import FER2013
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import pytest
 from facefiles import drawn_csv, pack, write_faces, zip_folder
 from ferkit.data import FaceDataset, load_dataset, make_dataset
 from ferkit.data.convert import format_of, write_dataset, write_votes
-from ferkit.errors import DataError, OutputError
-from ferkit.taxonomy import Taxonomy
+from ferkit.core.errors import DataError, OutputError
+from ferkit.core.taxonomy import Taxonomy
 
 
 @pytest.fixture(scope="module")

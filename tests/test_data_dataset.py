@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from ferkit.data import FaceDataset, load_dataset
-from ferkit.errors import DataError
-from ferkit.taxonomy import FER2013
+from ferkit.core.errors import DataError
+from ferkit.core.taxonomy import FER2013
 
 
 def make(**changes: object) -> FaceDataset:

@@ -19,8 +19,8 @@ from ferkit.data import (
 )
 from ferkit.data.cartoon import draw_faces
 from ferkit.data.ferplus import align_votes, read_votes, to_fer2013
-from ferkit.errors import DataError
-from ferkit.taxonomy import FER2013, FERPLUS
+from ferkit.core.errors import DataError
+from ferkit.core.taxonomy import FER2013, FERPLUS
 
 HEADER = "Usage,Image name,neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF"
 USAGES = ("Training", "PublicTest", "PrivateTest")

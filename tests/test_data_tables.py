@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from facefiles import HEADER, SIDE, csv_text, drawn_csv, drawn_images, face_row, pack
 from ferkit.data import load_dataset
 from ferkit.data.tables import parse_pixels, read_face_table
-from ferkit.errors import DataError
-from ferkit.taxonomy import FER2013
+from ferkit.core.errors import DataError
+from ferkit.core.taxonomy import FER2013
 
 
 @pytest.mark.parametrize(

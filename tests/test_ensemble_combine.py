@@ -9,16 +9,16 @@ import onnx
 import onnx.version_converter
 import pytest
 
-from ferkit import onnxbytes
-from ferkit.classifier import FaceClassifier
-from ferkit.crops import CropGeometry
+from ferkit.core import onnxbytes
+from ferkit.core.classifier import FaceClassifier
+from ferkit.core.crops import CropGeometry
 from ferkit.data import faces_digest, load_dataset
 from ferkit.ensemble.combine import Member, combine, load_member, normalised_weights, write_ensemble
-from ferkit.errors import ModelFileError
+from ferkit.core.errors import ModelFileError
 from ferkit.evaluation.calibration import temper
 from ferkit.evaluation.subject import facts_of, weights_fitted_here
-from ferkit.modelfile import read_model, write_model
-from ferkit.taxonomy import FER2013, FERPLUS, Taxonomy
+from ferkit.core.modelfile import read_model, write_model
+from ferkit.core.taxonomy import FER2013, FERPLUS, Taxonomy
 from modelzoo import BOTH, graph_bytes, model_info, write_tiny_model
 
 

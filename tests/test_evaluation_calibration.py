@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from ferkit.errors import DataError
+from ferkit.core.errors import DataError
 from ferkit.evaluation.calibration import (
     TEMPERATURE_RANGE,
     assign_folds,

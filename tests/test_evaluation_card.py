@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ferkit.evaluation.card import render_card
-from ferkit.modelfile import ModelInfo
+from ferkit.core.modelfile import ModelInfo
 from modelzoo import model_info
 
 FER2013_DATA = {

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from ferkit.data import FaceDataset
-from ferkit.errors import DataError, TaxonomyError
+from ferkit.core.errors import DataError, TaxonomyError
 from ferkit.evaluation.compare import (
     compare,
     difference,
@@ -18,7 +18,7 @@ from ferkit.evaluation.compare import (
     share_interval,
     shared_heads,
 )
-from ferkit.taxonomy import FER2013, FERPLUS, Taxonomy
+from ferkit.core.taxonomy import FER2013, FERPLUS, Taxonomy
 
 HEADS = {"fer2013": FER2013}
 PUBLIC = 1

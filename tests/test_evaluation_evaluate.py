@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from ferkit.data import FaceDataset
-from ferkit.errors import DataError
+from ferkit.core.errors import DataError
 from ferkit.evaluation.evaluate import evaluate, measure
-from ferkit.taxonomy import FER2013, FERPLUS, Taxonomy
+from ferkit.core.taxonomy import FER2013, FERPLUS, Taxonomy
 
 TRAINING, PUBLIC, PRIVATE = 0, 1, 2
 HEADS = {"fer2013": FER2013}

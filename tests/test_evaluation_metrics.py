@@ -9,7 +9,7 @@ import pytest
 import sklearn.metrics
 from scipy.stats import binned_statistic, binomtest
 
-from ferkit.errors import DataError
+from ferkit.core.errors import DataError
 from ferkit.evaluation.metrics import (
     accuracy,
     confusion_matrix,

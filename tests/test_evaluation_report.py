@@ -10,13 +10,13 @@ import cv2
 import numpy as np
 import pytest
 
-from ferkit.errors import DataError, OutputError
+from ferkit.core.errors import DataError, OutputError
 from ferkit.evaluation.evaluate import Evaluation, ProtocolScores, measure
 from ferkit.evaluation.plots import draw_confusion
 from ferkit.evaluation.report import Report, format_report, report_as_json, write_report
 from ferkit.evaluation.results import COLUMNS, read_results, rows_of, update_results
 from ferkit.evaluation.subject import ModelFacts
-from ferkit.taxonomy import FER2013, FERPLUS
+from ferkit.core.taxonomy import FER2013, FERPLUS
 
 FACTS = ModelFacts(
     name="small",

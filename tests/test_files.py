@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from ferkit.errors import OutputError
-from ferkit.files import replacing, write_bytes, write_json, write_text
+from ferkit.core.errors import OutputError
+from ferkit.core.files import replacing, write_bytes, write_json, write_text
 
 
 def test_a_file_has_its_name_only_when_it_is_complete(tmp_path: Path) -> None:
@@ -242,14 +242,14 @@ def test_a_device_stays_and_gets_the_content(tmp_path: Path) -> None:
 
 @needs_links
 def test_the_standard_output_by_its_name_gets_the_content() -> None:
-    code = "from ferkit.files import write_text; write_text('/dev/stdout', 'x')"
+    code = "from ferkit.core.files import write_text; write_text('/dev/stdout', 'x')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "x"
 
 
 @needs_links
 def test_nothing_goes_into_a_device_after_an_error() -> None:
-    code = "from ferkit.files import write_json; write_json('/dev/stdout', [1, float('nan')])"
+    code = "from ferkit.core.files import write_json; write_json('/dev/stdout', [1, float('nan')])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == ""
     assert "ValueError" in done.stderr

@@ -13,14 +13,14 @@ import pytest
 import ferkit
 from ferkit import cli
 from ferkit.cli import COMMANDS, common, run
-from ferkit.errors import DataError, FerkitError
+from ferkit.core.errors import DataError, FerkitError
 
 
 def install_command_app(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str) -> None:
     """Add a command `probe` whose only line is ``body``, from a module that is really imported."""
     (tmp_path / "probe_command.py").write_text(
         "from ferkit.cli.common import new_app\n"
-        "from ferkit.errors import DataError\n"
+        "from ferkit.core.errors import DataError\n"
         "app = new_app()\n"
         "@app.command()\n"
         "def probe(count: int = 1) -> None:\n"

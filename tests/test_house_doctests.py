@@ -24,6 +24,6 @@ def test_the_examples_of_a_module_give_what_they_say(name: str) -> None:
 
 
 def test_the_instruments_entrance_has_an_example() -> None:
-    assert {"ferkit", "ferkit.recognize.recognizer", "ferkit.images", "ferkit.recognize.quality"} <= {
+    assert {"ferkit", "ferkit.recognize.recognizer", "ferkit.core.images", "ferkit.recognize.quality"} <= {
         *MODULES
     }

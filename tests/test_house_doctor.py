@@ -13,7 +13,7 @@ import pytest
 from ferkit import weights
 from ferkit.cli import checks, run
 from ferkit.cli.checks import SYSTEM_LIBRARIES, Check, missing_system_libraries
-from ferkit.extras import LIBRARIES, Library
+from ferkit.core.extras import LIBRARIES, Library
 from modelzoo import write_tiny_model
 
 LIBGL = "ImportError: libGL.so.1: cannot open shared object file: No such file or directory"

@@ -13,8 +13,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from ferkit.errors import MissingDependencyError
-from ferkit.extras import EXTRAS, LIBRARIES, explain_missing, install_command, require
+from ferkit.core.errors import MissingDependencyError
+from ferkit.core.extras import EXTRAS, LIBRARIES, explain_missing, install_command, require
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ferkit.extras import LIBRARIES
+from ferkit.core.extras import LIBRARIES
 from modelzoo import write_tiny_model
 
 BLOCKED = sorted({"jax", "torch", *(one.module for one in LIBRARIES if one.extra)})
@@ -70,7 +70,7 @@ for module in pkgutil.walk_packages(ferkit.__path__, "ferkit."):
         print(module.name)
 """
     ).split()
-    assert {"ferkit.classifier", "ferkit.modelfile", "ferkit.recognize", "ferkit.detect"} <= set(imported)
+    assert {"ferkit.core.classifier", "ferkit.core.modelfile", "ferkit.recognize", "ferkit.detect"} <= set(imported)
 
 
 def test_predict_reads_a_photo_where_no_extra_is_installed(tmp_path: Path) -> None:

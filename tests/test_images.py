@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, PngImagePlugin
 
-from ferkit.errors import ImageError, OutputError
-from ferkit.images import encode_image, load_image, read_bytes, to_gray, write_image
+from ferkit.core.errors import ImageError, OutputError
+from ferkit.core.images import encode_image, load_image, read_bytes, to_gray, write_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 44, 3), dtype=np.uint8)
 # Smooth, so that lossy formats stay close.

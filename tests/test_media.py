@@ -11,7 +11,7 @@ import pytest
 import modelzoo
 from ferkit import FaceClassifier, Recognizer, weights
 from ferkit.detect.centerface import CenterFace
-from ferkit.images import load_image
+from ferkit.core.images import load_image
 
 pytestmark = pytest.mark.realdata
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import modelzoo
-from ferkit import modelfile, taxonomy, weights
-from ferkit.errors import ModelFileError, OutputError, TaxonomyError
-from ferkit.modelfile import HeadInfo, ModelInfo, read_model, resolve_model, write_model
+from ferkit import weights
+from ferkit.core import modelfile, taxonomy
+from ferkit.core.errors import ModelFileError, OutputError, TaxonomyError
+from ferkit.core.modelfile import HeadInfo, ModelInfo, read_model, resolve_model, write_model
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from ferkit.errors import ModelError
+from ferkit.core.errors import ModelError
 
 pytest.importorskip("keras", reason="needs ferkit[train]")
 

@@ -32,10 +32,10 @@ from ferkit import (
     Unreadable,
     load_image,
 )
-from ferkit.crops import CropGeometry, crop_corners, crop_faces
+from ferkit.core.crops import CropGeometry, crop_corners, crop_faces
 from ferkit.detect import Detection, Detector, make_detector
 from ferkit.detect.whole import WholePicture
-from ferkit.errors import (
+from ferkit.core.errors import (
     DetectorError,
     FerkitError,
     ImageError,
@@ -43,12 +43,12 @@ from ferkit.errors import (
     ModelFileError,
     TaxonomyError,
 )
-from ferkit.images import to_gray, write_image
-from ferkit.modelfile import write_model
+from ferkit.core.images import to_gray, write_image
+from ferkit.core.modelfile import write_model
 from ferkit.recognize.drawing import AnnotatedNames, colour, draw, label_places
 from ferkit.recognize.results import UNCERTAIN, ByLabel, expressions
 from ferkit.recognize.writers import FORMATS, make_writer
-from ferkit.taxonomy import FER2013, FERPLUS
+from ferkit.core.taxonomy import FER2013, FERPLUS
 from samples import sample
 
 ASTRONAUT, CAMERAMAN, CAT = sample("astronaut.png"), sample("camera.png"), sample("chelsea.png")

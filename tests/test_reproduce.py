@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("keras", reason="needs ferkit[train]")
 
 from ferkit.cli import run
-from ferkit.modelfile import read_model
+from ferkit.core.modelfile import read_model
 from ferkit.training.recipe import dump_recipe, load_recipe
 from ferkit.weights import embedded_models
 from modelzoo import write_tiny_model

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ferkit.runtime import usable_cores
+from ferkit.core.runtime import usable_cores
 
 pytestmark = pytest.mark.skipif(
     not hasattr(os, "sched_getaffinity"), reason="control groups are those of Linux"

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ferkit.errors import OutputError, SearchError
+from ferkit.core.errors import OutputError, SearchError
 
 pytest.importorskip("ray", reason="needs ferkit[tune]")
 

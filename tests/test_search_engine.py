@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from ferkit.errors import FerkitError, OutputError, SearchError, TrainingError
+from ferkit.core.errors import FerkitError, OutputError, SearchError, TrainingError
 
 pytest.importorskip("ray", reason="the search on a live Ray cluster needs ferkit[tune]")
 pytest.importorskip("optuna", reason="the search on a live Ray cluster needs ferkit[tune]")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ferkit.errors import ModelError, SearchError
+from ferkit.core.errors import ModelError, SearchError
 from ferkit.search.propose import (
     Cost,
     Gate,

@@ -13,7 +13,7 @@ from dataclasses import asdict
 
 import pytest
 
-from ferkit.errors import OutputError, SearchError
+from ferkit.core.errors import OutputError, SearchError
 from ferkit.search.records import (
     Journal,
     Settings,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ferkit.errors import FerkitError, OutputError, SearchError
+from ferkit.core.errors import FerkitError, OutputError, SearchError
 
 pytest.importorskip("ray", reason="needs ferkit[tune]")
 pytest.importorskip("optuna", reason="needs ferkit[tune]")

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from ferkit.images import load_image
+from ferkit.core.images import load_image
 from ferkit.search.propose import importance
 from ferkit.search.records import JOURNAL, Journal, read_search
 from ferkit.search.report import (

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ferkit.errors import SearchError
+from ferkit.core.errors import SearchError
 from ferkit.models.random_search_2021 import Params
 from ferkit.models.seed_cnn import Params as SeedParams
 from ferkit.search.space import Parameter, load_space, parse_space, same, shipped_spaces, spell

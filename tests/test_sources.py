@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ferkit.errors import ImageError
+from ferkit.core.errors import ImageError
 from ferkit.recognize.drawing import AnnotatedNames
 from ferkit.recognize.sources import find_photos, is_photo, read_list
 

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("keras", reason="needs ferkit[train]")
 
 from ferkit.data import load_dataset
-from ferkit.errors import TrainingError
+from ferkit.core.errors import TrainingError
 from ferkit.training.recipe import dump_recipe, load_recipe
 from ferkit.training.trainer import train
 from modelzoo import write_tiny_model

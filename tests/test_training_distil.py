@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pytest
 
-from ferkit.classifier import FaceClassifier
+from ferkit.core.classifier import FaceClassifier
 from ferkit.cli import run
-from ferkit.errors import ModelFileError, TrainingError
-from ferkit.modelfile import read_model
-from ferkit.taxonomy import FER2013, FERPLUS, Taxonomy
+from ferkit.core.errors import ModelFileError, TrainingError
+from ferkit.core.modelfile import read_model
+from ferkit.core.taxonomy import FER2013, FERPLUS, Taxonomy
 
 pytest.importorskip("keras", reason="needs ferkit[train]")
 
@@ -268,7 +268,7 @@ def test_a_student_of_a_sure_teacher_learns_the_teachers_answers_not_the_labels(
     dense = network.get_layer("logits_fer2013")
     dense.kernel.assign(ops.zeros_like(dense.kernel))
     dense.bias.assign(np.eye(7, dtype=np.float32)[3] * 8)
-    from ferkit.modelfile import write_model
+    from ferkit.core.modelfile import write_model
     from ferkit.training.export import to_onnx
 
     info = read_model(write_tiny_model(tmp_path / "t.onnx", taxonomies=(FER2013,), cam=False))[1]
@@ -590,7 +590,7 @@ def test_what_a_run_that_came_to_nothing_kept_of_its_teachers_goes(faces, teache
 
 
 def test_ten_views_cannot_be_asked_about_in_every_step(teacher):
-    from ferkit.errors import RecipeError
+    from ferkit.core.errors import RecipeError
 
     with pytest.raises(RecipeError, match="every_step goes with protocol single or flip"):
         in_steps(distil={"weight": 0.6, "protocol": "ten-crop", "every_step": True})

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ferkit.classifier import FaceClassifier
-from ferkit.errors import DataError, ModelFileError, TaxonomyError, TrainingError
-from ferkit.modelfile import read_model
+from ferkit.core.classifier import FaceClassifier
+from ferkit.core.errors import DataError, ModelFileError, TaxonomyError, TrainingError
+from ferkit.core.modelfile import read_model
 
 pytest.importorskip("keras", reason="needs ferkit[train]")
 
@@ -20,7 +20,7 @@ from ferkit.data import load_dataset
 from ferkit.data.cartoon import draw_faces
 from ferkit.evaluation import release
 from ferkit.models import build_model
-from ferkit.taxonomy import FER2013, FERPLUS, Taxonomy
+from ferkit.core.taxonomy import FER2013, FERPLUS, Taxonomy
 from ferkit.training import runs, state
 from ferkit.training.export import quantized, to_onnx
 from ferkit.training.inference import predict_logits, predict_probabilities

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ferkit.classifier import FaceClassifier
+from ferkit.core.classifier import FaceClassifier
 from ferkit.cli import run
-from ferkit.errors import TrainingError
-from ferkit.modelfile import read_model, resolve_model, write_model
-from ferkit.taxonomy import FER2013, FERPLUS
+from ferkit.core.errors import TrainingError
+from ferkit.core.modelfile import read_model, resolve_model, write_model
+from ferkit.core.taxonomy import FER2013, FERPLUS
 from ferkit.weights import embedded_models
 from modelzoo import model_info, write_tiny_model
 

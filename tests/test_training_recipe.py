@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ferkit.errors import RecipeError
+from ferkit.core.errors import RecipeError
 
 pytest.importorskip("keras", reason="needs ferkit[train]")
 

@@ -16,7 +16,7 @@ import time
 import numpy as np
 import pytest
 
-from ferkit.errors import OutputError, TrainingError
+from ferkit.core.errors import OutputError, TrainingError
 
 pytest.importorskip("keras", reason="needs ferkit[train]")
 
@@ -371,7 +371,7 @@ def test_fine_tuning_can_change_what_no_weight_depends_on(finished, faces, tmp_p
 def test_fine_tuning_to_other_labels_starts_their_head_afresh(finished, tmp_path):
     from dataclasses import replace
 
-    from ferkit.taxonomy import Taxonomy
+    from ferkit.core.taxonomy import Taxonomy
 
     other = load_dataset("cartoon:140:9", cache=False)
     other = replace(other, labels=other.labels % 3, taxonomy=Taxonomy("mine", ("a", "b", "c")), votes=None)
@@ -411,7 +411,7 @@ def test_fine_tuning_to_other_labels_starts_their_head_afresh(finished, tmp_path
 def test_runs_that_cannot_start_say_why(finished, faces, tmp_path, arrange, message):
     with pytest.raises(Exception, match=message) as caught:
         arrange(finished, faces, tmp_path / "new")
-    assert type(caught.value).__module__ == "ferkit.errors"
+    assert type(caught.value).__module__ == "ferkit.core.errors"
     assert not (tmp_path / "new" / "run.json").exists()
 
 
@@ -459,7 +459,7 @@ def test_a_finished_run_that_goes_on_keeps_the_weights_it_had(finished, faces, t
 def test_a_head_of_other_labels_starts_afresh_though_its_id_is_the_same(finished, faces, tmp_path):
     from dataclasses import replace
 
-    from ferkit.taxonomy import Taxonomy
+    from ferkit.core.taxonomy import Taxonomy
 
     turned = replace(faces, taxonomy=Taxonomy("fer2013", tuple(reversed(faces.taxonomy.labels))))
     train(tiny(epochs=1), turned, tmp_path / "t", init=finished, tensorboard=False)

@@ -9,10 +9,10 @@ import numpy as np
 from PIL import Image
 
 from ferkit import Photo, Recognizer
-from ferkit.images import write_image
+from ferkit.core.images import write_image
 
 if TYPE_CHECKING:
-    from ferkit.images import ImageSource
+    from ferkit.core.images import ImageSource
 
 GRAY = np.zeros((48, 48, 3), np.uint8)
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from clips import CELL, SIZE, number_in, numbered, write_clip
-from ferkit.errors import VideoError
+from ferkit.core.errors import VideoError
 from ferkit.recognize.clip import Clip, seconds, turned
 
 FRAMES = 20
@@ -539,7 +539,7 @@ def test_arguments_out_of_range_are_refused(plain: Path, options: dict[str, Any]
 
 
 def test_a_still_picture_is_a_clip_of_one_frame(folder: Path) -> None:
-    from ferkit.images import write_image
+    from ferkit.core.images import write_image
 
     path = folder / "still.png"
     write_image(path, numbered(5, size=(96, 64)))

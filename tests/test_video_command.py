@@ -21,7 +21,7 @@ import modelzoo
 from clips import number_in, numbered, write_clip
 from ferkit import Recognizer
 from ferkit.cli import run
-from ferkit.images import load_image
+from ferkit.core.images import load_image
 from ferkit.recognize.clip import Clip
 from samples import sample
 

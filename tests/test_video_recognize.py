@@ -24,15 +24,15 @@ from numpy.typing import NDArray
 import modelzoo
 from clips import BITS, CELL, number_in, write_clip
 from ferkit import Recognizer, to_pandas
-from ferkit.crops import CropGeometry
+from ferkit.core.crops import CropGeometry
 from ferkit.detect import Detection
-from ferkit.errors import DetectorError, ImageError, MissingDependencyError, OutputError, VideoError
+from ferkit.core.errors import DetectorError, ImageError, MissingDependencyError, OutputError, VideoError
 from ferkit.recognize.clip import Clip
 from ferkit.recognize.smoothing import Smoothing
 from ferkit.recognize.video import FrameResult
 from ferkit.recognize.video_process import STDOUT, VideoOutputs, process_video
 from ferkit.recognize.video_writers import FrameCsv
-from ferkit.taxonomy import FER2013
+from ferkit.core.taxonomy import FER2013
 
 WIDTH, HEIGHT = 160, 120
 FRAMES = 24

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ferkit.errors import FerkitError
+from ferkit.core.errors import FerkitError
 from ferkit.recognize.smoothing import Smoother, Smoothing
 
 A, B = np.array([0.8, 0.1, 0.1]), np.array([0.1, 0.6, 0.3])

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ferkit.detect import Detection
-from ferkit.errors import VideoError
+from ferkit.core.errors import VideoError
 from ferkit.recognize.tracking import FaceTracker, move
 
 WIDTH, HEIGHT = 320, 240

@@ -16,8 +16,8 @@ import pytest
 from numpy.typing import NDArray
 
 from clips import BITS, CELL, number_in, numbered, sound_of, tone, write_clip
-from ferkit.errors import OutputError, VideoError
-from ferkit.images import load_image
+from ferkit.core.errors import OutputError, VideoError
+from ferkit.core.images import load_image
 from ferkit.recognize.clip import Clip
 from ferkit.recognize.quality import Quality
 from ferkit.recognize.results import UNCERTAIN, Expression, Face
@@ -25,7 +25,7 @@ from ferkit.recognize.timeline import Timeline
 from ferkit.recognize.video import FrameResult, TrackedFace
 from ferkit.recognize.video_process import VideoOutputs, process_video
 from ferkit.recognize.video_writers import ClipWriter, FrameCsv, FrameJsonLines, draw_frame
-from ferkit.taxonomy import FER2013
+from ferkit.core.taxonomy import FER2013
 
 BOX = (10.25, 20.5, 60.0, 80.0)
 MARKS = tuple((20.0 + k, 30.0 + k) for k in range(5))

@@ -14,9 +14,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ferkit.classifier import FaceClassifier
-    from ferkit.errors import FerkitError
-    from ferkit.images import load_image
+    from ferkit.core.classifier import FaceClassifier
+    from ferkit.core.errors import FerkitError
+    from ferkit.core.images import load_image
     from ferkit.recognize import (
         Explanation,
         Expression,
@@ -54,8 +54,8 @@ _HOMES = {
     "Explanation": "ferkit.recognize",
     "Expression": "ferkit.recognize",
     "Face": "ferkit.recognize",
-    "FaceClassifier": "ferkit.classifier",
-    "FerkitError": "ferkit.errors",
+    "FaceClassifier": "ferkit.core.classifier",
+    "FerkitError": "ferkit.core.errors",
     "FrameResult": "ferkit.recognize.video",
     "Photo": "ferkit.recognize",
     "Quality": "ferkit.recognize",
@@ -63,7 +63,7 @@ _HOMES = {
     "Smoothing": "ferkit.recognize.smoothing",
     "TrackedFace": "ferkit.recognize.video",
     "Unreadable": "ferkit.recognize",
-    "load_image": "ferkit.images",
+    "load_image": "ferkit.core.images",
     "to_pandas": "ferkit.recognize",
 }
 

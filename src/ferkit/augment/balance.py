@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.errors import DataError
+from ferkit.core.errors import DataError
 
 BALANCES = ("none", "copies", "oversample", "weights")
 """``copies``: every class filled up to the largest with repeated rows, which augmentation then varies;

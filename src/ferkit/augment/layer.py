@@ -11,7 +11,7 @@ from keras import ops, random
 from numpy.typing import NDArray
 
 from ferkit.augment.config import PRESETS, AugmentConfig
-from ferkit.errors import RecipeError
+from ferkit.core.errors import RecipeError
 
 
 class Augmenter(keras.layers.Layer):  # type: ignore[misc]

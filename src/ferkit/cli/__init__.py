@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TextIO, cast
 
 from ferkit import __version__
-from ferkit.errors import FerkitError, OutputError
+from ferkit.core.errors import FerkitError, OutputError
 
 
 class Command(NamedTuple):
@@ -54,7 +54,7 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit status.
 
-    0: done. 1: a :class:`~ferkit.errors.FerkitError`, printed as one line on stderr. 2: a command line that
+    0: done. 1: a :class:`~ferkit.core.errors.FerkitError`, printed as one line on stderr. 2: a command line that
     cannot be understood. 130: interrupted.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -79,7 +79,7 @@ def _run(arguments: Sequence[str]) -> int:
     except FerkitError as error:
         return _fail(str(error))
     except ModuleNotFoundError as error:
-        from ferkit.extras import explain_missing
+        from ferkit.core.extras import explain_missing
 
         missing = explain_missing(error)
         if missing is None:

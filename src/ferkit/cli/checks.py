@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from ferkit.errors import FerkitError
-from ferkit.extras import LIBRARIES, install_command
+from ferkit.core.errors import FerkitError
+from ferkit.core.extras import LIBRARIES, install_command
 
 State = Literal["ok", "missing", "broken", "skipped"]
 
@@ -142,7 +142,7 @@ def check_model() -> Check:
     """Load the embedded model, whose digest is checked on the way, and let it read one blank face."""
     import numpy as np
 
-    from ferkit.classifier import FaceClassifier
+    from ferkit.core.classifier import FaceClassifier
 
     try:
         classifier = FaceClassifier()
@@ -171,7 +171,7 @@ def check_detector() -> Check:
 
 def check_cache() -> Check:
     """Write to the cache folder and take it away again."""
-    from ferkit.files import cache_folder
+    from ferkit.core.files import cache_folder
 
     folder = cache_folder()
     try:

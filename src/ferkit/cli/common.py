@@ -14,7 +14,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ferkit.crops import Protocol
+    from ferkit.core.crops import Protocol
     from ferkit.data import FaceDataset
 
 BACKENDS = ("tensorflow", "jax")
@@ -158,7 +158,7 @@ def load_keras() -> None:
     """
     import tempfile
 
-    from ferkit.extras import require
+    from ferkit.core.extras import require
 
     _check_backend()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -180,7 +180,7 @@ def load_keras() -> None:
 
 def _check_backend() -> None:
     """Refuse a backend of Keras that ferkit does not compute on, before Keras is imported and fails at it."""
-    from ferkit.errors import TrainingError
+    from ferkit.core.errors import TrainingError
 
     told = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "keras.json"
     chosen, where = os.environ.get("KERAS_BACKEND"), "KERAS_BACKEND"
@@ -203,7 +203,7 @@ def as_protocol(name: str) -> Protocol:
     Raises:
         typer.BadParameter: If there is none.
     """
-    from ferkit.crops import PROTOCOLS
+    from ferkit.core.crops import PROTOCOLS
 
     if name not in PROTOCOLS:
         raise typer.BadParameter(f"{name!r} is none of {', '.join(PROTOCOLS)}", param_hint="--protocol")

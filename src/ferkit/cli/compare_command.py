@@ -81,9 +81,10 @@ def compare(
             )
         load_keras()
 
-    from ferkit import __version__, files
+    from ferkit import __version__
+    from ferkit.core import files
     from ferkit.data import load_dataset, select_faces
-    from ferkit.errors import DataError
+    from ferkit.core.errors import DataError
     from ferkit.evaluation.compare import (
         Comparison,
         comparison_as_json,

@@ -151,7 +151,7 @@ def show(
     """Write a contact sheet: a row of faces for each label."""
     from ferkit.data.audit import picked_rows
     from ferkit.data.sheet import Strip, contact_sheet, pick_faces
-    from ferkit.images import write_image
+    from ferkit.core.images import write_image
 
     dataset = load_faces(source, size, votes=votes, labels=labels)
     # repeats and leaks lie between splits, so they are looked for before one split is taken
@@ -224,7 +224,7 @@ def convert(
     from ferkit.data import select_faces
     from ferkit.data.convert import check_target, format_of, write_dataset, write_with_votes
     from ferkit.data.load import DEFAULT_SIZE
-    from ferkit.errors import DataError
+    from ferkit.core.errors import DataError
 
     check_target(out, overwrite=overwrite)
     if votes_out is not None:
@@ -277,15 +277,15 @@ def _cut_faces(source: str, size: int, detector: str, taxonomy: str | None) -> F
     """Cut the largest face out of each photo; photos without one are named and left out."""
     from rich.progress import Progress
 
-    from ferkit.crops import crop_faces
+    from ferkit.core.crops import crop_faces
     from ferkit.data import make_dataset
     from ferkit.data.archives import list_members
     from ferkit.data.folders import describe_passed_over, gather_faces, plan_layout
     from ferkit.data.labelset import fit_labels
     from ferkit.data.load import describe_held_out
     from ferkit.detect import make_detector
-    from ferkit.errors import DataError, FerkitError
-    from ferkit.images import load_image, to_gray
+    from ferkit.core.errors import DataError, FerkitError
+    from ferkit.core.images import load_image, to_gray
 
     path = Path(source)
     if not path.exists():

@@ -12,7 +12,7 @@ import typer
 from ferkit import __version__
 from ferkit.cli.checks import Check, run_checks
 from ferkit.cli.common import JsonOption, new_app, print_json
-from ferkit.extras import EXTRAS, LIBRARIES, Library, install_command
+from ferkit.core.extras import EXTRAS, LIBRARIES, Library, install_command
 
 app = new_app()
 

@@ -85,7 +85,7 @@ def ensemble(
     With --data the vote gets a temperature of its own, with --fit also fitted weights; what that is worth is
     measured on faces that each fit had not seen.
     """
-    from ferkit import files
+    from ferkit.core import files
     from ferkit.data import faces_digest, load_dataset, select_faces
     from ferkit.ensemble.combine import (
         combine,
@@ -191,8 +191,8 @@ def _refuse_overwriting(models: Sequence[str], outputs: Sequence[Path]) -> None:
         OutputError: If an output is the file of a member, by whatever name.
         ModelFileError: If there is no such member.
     """
-    from ferkit.errors import OutputError
-    from ferkit.modelfile import resolve_model
+    from ferkit.core.errors import OutputError
+    from ferkit.core.modelfile import resolve_model
 
     for model in models:
         member = resolve_model(model)

@@ -182,8 +182,9 @@ def evaluate(
     from dataclasses import replace
     from datetime import UTC, datetime
 
-    from ferkit import __version__, files
-    from ferkit.crops import PROTOCOLS
+    from ferkit import __version__
+    from ferkit.core import files
+    from ferkit.core.crops import PROTOCOLS
     from ferkit.data import load_dataset, select_faces
     from ferkit.evaluation.answers import measured_rows, recorded, write_answers
     from ferkit.evaluation.evaluate import EVERYTHING, SELECTION_SPLIT
@@ -263,7 +264,7 @@ def _measure_photos(
     json: Path | None,
     out: Path | None,
 ) -> None:
-    from ferkit import files
+    from ferkit.core import files
     from ferkit.cli.labelled_photos import (
         find_labelled,
         format_photo_report,
@@ -273,7 +274,7 @@ def _measure_photos(
         taxonomy_for,
         write_photo_report,
     )
-    from ferkit.modelfile import read_model, resolve_model
+    from ferkit.core.modelfile import read_model, resolve_model
     from ferkit.recognize import Recognizer
 
     looks = as_protocol(protocol)

@@ -50,9 +50,9 @@ def export(
     Temperatures are fitted and metrics measured on the run's validation split (FER2013: PublicTest), and the
     file's answers are compared with the network's: where they differ, nothing is written.
     """
-    from ferkit import files
-    from ferkit.errors import ModelFileError
-    from ferkit.extras import require
+    from ferkit.core import files
+    from ferkit.core.errors import ModelFileError
+    from ferkit.core.extras import require
 
     load_keras()
     require("tf2onnx", "train")

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ferkit import files
-from ferkit.errors import DataError, ImageError
+from ferkit.core import files
+from ferkit.core.errors import DataError, ImageError
 from ferkit.evaluation.metrics import (
     ClassScores,
     confusion_matrix,
@@ -24,11 +24,11 @@ from ferkit.evaluation.metrics import (
     wilson_interval,
 )
 from ferkit.evaluation.report import percent, table
-from ferkit.modelfile import ModelInfo
+from ferkit.core.modelfile import ModelInfo
 from ferkit.recognize import Face, Photo, Recognizer, Unreadable
 from ferkit.recognize.results import face_cells, face_columns
 from ferkit.recognize.sources import find_photos
-from ferkit.taxonomy import Taxonomy
+from ferkit.core.taxonomy import Taxonomy
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ def models(
 
     from rich.table import Table
 
-    from ferkit.modelfile import read_model, resolve_model
+    from ferkit.core.modelfile import read_model, resolve_model
     from ferkit.models import get_architecture, list_architectures
     from ferkit.training.recipe import load_recipe, shipped_recipes
     from ferkit.weights import embedded_models, training_weights

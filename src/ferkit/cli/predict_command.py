@@ -38,11 +38,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.table import Table
 
-    from ferkit.errors import FerkitError, ImageError, OutputError
-    from ferkit.images import ImageSource
+    from ferkit.core.errors import FerkitError, ImageError, OutputError
+    from ferkit.core.images import ImageSource
     from ferkit.recognize import Face, Photo, Recognizer, Unreadable
     from ferkit.recognize.drawing import AnnotatedNames
-    from ferkit.taxonomy import Taxonomy
+    from ferkit.core.taxonomy import Taxonomy
 
 app = new_app()
 
@@ -138,8 +138,8 @@ def predict(
         raise typer.BadParameter(
             "it draws into the annotated copies; add --annotate FOLDER", param_hint="--explain"
         )
-    from ferkit.errors import ModelFileError
-    from ferkit.images import DEFAULT_MAX_PIXELS
+    from ferkit.core.errors import ModelFileError
+    from ferkit.core.images import DEFAULT_MAX_PIXELS
     from ferkit.recognize import Recognizer
     from ferkit.recognize.sources import STDIN, find_photos
 
@@ -219,8 +219,8 @@ def predict(
 
 
 def _standard_input() -> bytes | ImageError:
-    from ferkit.errors import ImageError
-    from ferkit.images import read_stream
+    from ferkit.core.errors import ImageError
+    from ferkit.core.images import read_stream
 
     try:
         return read_stream(sys.stdin.buffer, "standard input")
@@ -234,7 +234,7 @@ def _list(name: str) -> list[str]:
     Raises:
         FerkitError: If it cannot be read, or holds none.
     """
-    from ferkit.errors import FerkitError
+    from ferkit.core.errors import FerkitError
     from ferkit.recognize.sources import STDIN, read_list
 
     shown = "standard input" if name == STDIN else name
@@ -399,7 +399,7 @@ class _Readable:
         remark(f"error: no annotated copy of {name}: {error}")
 
     def _sources(self, taken: deque[tuple[str | None, ImageError | None]]) -> Iterator[ImageSource]:
-        from ferkit.errors import ImageError
+        from ferkit.core.errors import ImageError
 
         for item in self._found:
             if self._stop.is_set():
@@ -439,9 +439,9 @@ def _annotated(
     Raises:
         OutputError: If there will be no other copy either, as where the disk is full.
     """
-    from ferkit.errors import ImageError, OutputError
-    from ferkit.files import write_bytes
-    from ferkit.images import encode_image
+    from ferkit.core.errors import ImageError, OutputError
+    from ferkit.core.files import write_bytes
+    from ferkit.core.images import encode_image
     from ferkit.recognize import Unreadable
     from ferkit.recognize.drawing import sign, signature
     from ferkit.recognize.sources import STDIN
@@ -478,8 +478,8 @@ def _drawn(
     Raises:
         ImageError: If it is no longer the photo whose faces were read.
     """
-    from ferkit.errors import ImageError
-    from ferkit.images import load_image
+    from ferkit.core.errors import ImageError
+    from ferkit.core.images import load_image
     from ferkit.recognize.drawing import draw
 
     rgb = load_image(source, max_pixels=max_pixels)

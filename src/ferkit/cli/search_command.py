@@ -140,7 +140,7 @@ def search(
     goes on.
     """
     from ferkit.data import load_dataset
-    from ferkit.errors import FerkitError, OutputError, SearchError
+    from ferkit.core.errors import FerkitError, OutputError, SearchError
     from ferkit.search import engine, report
     from ferkit.search.records import Settings
     from ferkit.search.space import load_space

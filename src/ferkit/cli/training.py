@@ -12,7 +12,7 @@ import typer
 from ferkit.cli.common import command_line, console, data_options, load_faces, load_keras, remark
 
 if TYPE_CHECKING:
-    from ferkit.taxonomy import Taxonomy
+    from ferkit.core.taxonomy import Taxonomy
 
 RecipeOption = Annotated[
     str | None,
@@ -77,7 +77,7 @@ def run_recipe(
         FerkitError: If the run cannot start or go on.
         KeyboardInterrupt: On Ctrl-C.
     """
-    from ferkit.errors import RecipeError
+    from ferkit.core.errors import RecipeError
 
     load_keras()
     from ferkit.training.recipe import is_of_model, load_recipe, model_params
@@ -266,7 +266,7 @@ def _needed(
     resume: Path | None, init: str | None, start: str | Path | None, teachers: Sequence[str]
 ) -> tuple[int | None, str, tuple[Taxonomy, ...]]:
     """Return which size of faces is needed, what needs it, and its heads; nothing where any faces will do."""
-    from ferkit.modelfile import read_model, resolve_model
+    from ferkit.core.modelfile import read_model, resolve_model
     from ferkit.training.runs import CHECKPOINT, load_start, load_weights
 
     if resume is not None and (resume / CHECKPOINT).exists():
@@ -283,7 +283,7 @@ def _needed(
 
 def _start(init: str) -> str | Path:
     """Return where the weights lie that ``--init`` names."""
-    from ferkit.errors import TrainingError
+    from ferkit.core.errors import TrainingError
     from ferkit.weights import embedded_models, training_weights
 
     found = training_weights(init)

@@ -157,8 +157,8 @@ def video(
     top. Ctrl-C ends early: what was read until then is written, and can be played. A clip that is damaged or
     cut off is read as far as it goes; that is said on stderr, and the exit status is 1.
     """
-    from ferkit.errors import VideoError
-    from ferkit.images import DEFAULT_MAX_PIXELS
+    from ferkit.core.errors import VideoError
+    from ferkit.core.images import DEFAULT_MAX_PIXELS
     from ferkit.recognize import Recognizer
     from ferkit.recognize.smoothing import Smoothing
     from ferkit.recognize.video_process import STDOUT, VideoOutputs, process_video

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
-from ferkit.errors import DataError
+from ferkit.core.errors import DataError
 
 MAX_TABLE_BYTES = 4 << 30
 """A table that unpacks to more than this is refused (FER2013 is 0.3 GB)."""

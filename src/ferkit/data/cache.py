@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.errors import OutputError
-from ferkit.files import cache_folder, write_json
+from ferkit.core.errors import OutputError
+from ferkit.core.files import cache_folder, write_json
 
 LAYOUT = 3
 """Part of every key: raise it when what the readers make of the same bytes changes."""
@@ -32,7 +32,7 @@ logger = logging.getLogger("ferkit.data")
 
 
 def cache_root() -> Path:
-    """Return the folder for decoded data, below :func:`ferkit.files.cache_folder`."""
+    """Return the folder for decoded data, below :func:`ferkit.core.files.cache_folder`."""
     return cache_folder() / "data"
 
 

@@ -15,9 +15,9 @@ import numpy as np
 
 from ferkit.data.dataset import SPLITS, VOTE_COLUMNS, FaceDataset
 from ferkit.data.npz import write_npz
-from ferkit.errors import DataError, OutputError
-from ferkit.files import replacing
-from ferkit.taxonomy import FER2013
+from ferkit.core.errors import DataError, OutputError
+from ferkit.core.files import replacing
+from ferkit.core.taxonomy import FER2013
 
 Format = Literal["csv", "folder", "npz"]
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.errors import DataError
-from ferkit.taxonomy import Taxonomy
+from ferkit.core.errors import DataError
+from ferkit.core.taxonomy import Taxonomy
 
 SPLITS = ("Training", "PublicTest", "PrivateTest")
 """Names of the splits; their positions are the codes in :attr:`FaceDataset.split`."""

@@ -7,8 +7,8 @@ from collections.abc import Collection
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.errors import DataError
-from ferkit.taxonomy import KNOWN, Taxonomy, get_taxonomy
+from ferkit.core.errors import DataError
+from ferkit.core.taxonomy import KNOWN, Taxonomy, get_taxonomy
 
 OWN = "own"
 """Id of the taxonomy that a folder's own labels make."""

@@ -29,8 +29,8 @@ from ferkit.data.holdout import hold_out
 from ferkit.data.labelset import fit_labels
 from ferkit.data.npz import read_npz
 from ferkit.data.tables import read_face_table
-from ferkit.errors import DataError
-from ferkit.taxonomy import FER2013, Taxonomy
+from ferkit.core.errors import DataError
+from ferkit.core.taxonomy import FER2013, Taxonomy
 
 DEFAULT_SIZE = 48
 """Side in pixels that pictures in folders are brought to; FER2013's own."""

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from ferkit.data.archives import MAX_TABLE_BYTES, explained
 from ferkit.data.dataset import FaceDataset
-from ferkit.errors import DataError, TaxonomyError
-from ferkit.files import replacing
-from ferkit.taxonomy import Taxonomy
+from ferkit.core.errors import DataError, TaxonomyError
+from ferkit.core.files import replacing
+from ferkit.core.taxonomy import Taxonomy
 
 _NEEDED = ("images", "labels", "split", "taxonomy")
 _OPTIONAL = ("votes", "split_named")

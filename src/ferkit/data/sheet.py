@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferkit.data.dataset import FaceDataset
-from ferkit.errors import DataError
+from ferkit.core.errors import DataError
 
 _GAP = 4
 _TEXT = (30, 30, 30)

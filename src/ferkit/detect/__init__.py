@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ferkit.detect.base import Detection, Detector
-from ferkit.errors import DetectorError
+from ferkit.core.errors import DetectorError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.errors import DetectorError
+from ferkit.core.errors import DetectorError
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit import onnxbytes
+from ferkit.core import onnxbytes
 from ferkit.detect.base import Detection, check_settings, suppress
-from ferkit.errors import DetectorError
-from ferkit.runtime import first_line, open_session, runtime_errors
+from ferkit.core.errors import DetectorError
+from ferkit.core.runtime import first_line, open_session, runtime_errors
 
 _STRIDE = 4
 _MULTIPLE = 32  # sides of the input

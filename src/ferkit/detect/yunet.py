@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferkit.detect.base import Detection, check_settings, suppress
-from ferkit.errors import DetectorError
+from ferkit.core.errors import DetectorError
 
 _LONGEST = 640
 _SMALLEST = 12.0  # pixels that a face must have in the input

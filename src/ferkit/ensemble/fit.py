@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ferkit.errors import DataError
+from ferkit.core.errors import DataError
 from ferkit.evaluation.calibration import (
     FOLDS,
     TEMPERATURE_RANGE,
@@ -27,7 +27,7 @@ from ferkit.evaluation.metrics import (
     wilson_interval,
 )
 from ferkit.evaluation.release import determined_temperature
-from ferkit.extras import require
+from ferkit.core.extras import require
 
 LEAST_FACES = 13
 """To fewer faces no vote is fitted: outside each fold there must be ten, which determine a temperature

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.classifier import FaceClassifier
+from ferkit.core.classifier import FaceClassifier
 from ferkit.data.dataset import FaceDataset
 from ferkit.ensemble.combine import Member, normalised_weights, shared_taxonomies
 from ferkit.ensemble.fit import LEAST_FACES, Figures, FittedVote, apply_vote, judge_vote

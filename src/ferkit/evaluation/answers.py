@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit import files
+from ferkit.core import files
 from ferkit.data.dataset import SPLITS, FaceDataset
 from ferkit.data.duplicates import flat_rows
 from ferkit.evaluation.evaluate import EVERYTHING, Predict
-from ferkit.taxonomy import Taxonomy
+from ferkit.core.taxonomy import Taxonomy
 
 Answers = dict[str, Mapping[str, NDArray[Any]]]
 """By protocol and taxonomy id, probabilities ``[N, K]``."""

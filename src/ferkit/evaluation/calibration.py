@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ferkit.errors import DataError
+from ferkit.core.errors import DataError
 from ferkit.evaluation.metrics import (
     SMALLEST_PROBABILITY,
     checked_probabilities,
     expected_calibration_error,
 )
-from ferkit.extras import require
+from ferkit.core.extras import require
 
 FOLDS = 5
 """Parts that the faces are cut into: fitted on all but one, measured on that one."""

@@ -7,8 +7,8 @@ from collections.abc import Set as AbstractSet
 from typing import Any
 
 from ferkit.evaluation.subject import data_of
-from ferkit.modelfile import ModelInfo
-from ferkit.taxonomy import FER2013, FERPLUS
+from ferkit.core.modelfile import ModelInfo
+from ferkit.core.taxonomy import FER2013, FERPLUS
 
 _MIB = 1 << 20
 

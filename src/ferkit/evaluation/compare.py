@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ferkit.data.dataset import FaceDataset
-from ferkit.errors import DataError, TaxonomyError
+from ferkit.core.errors import DataError, TaxonomyError
 from ferkit.evaluation.evaluate import SELECTION_SPLIT, Predict, faces_to_measure, targets_for
 from ferkit.evaluation.metrics import checked_probabilities, log_losses
 from ferkit.evaluation.report import (
@@ -26,7 +26,7 @@ from ferkit.evaluation.report import (
     table,
 )
 from ferkit.evaluation.subject import ModelFacts
-from ferkit.taxonomy import Taxonomy
+from ferkit.core.taxonomy import Taxonomy
 
 LEVEL = 0.05
 """Two models are told apart where chance alone would do as much in less than this share of such data sets."""
@@ -260,7 +260,7 @@ def compare(
         dataset: The faces.
         heads: The taxonomies to compare in (:func:`shared_heads`).
         split: Which split to measure on, or :data:`ferkit.evaluation.evaluate.EVERYTHING`.
-        protocol: A name from :data:`ferkit.crops.PROTOCOLS`.
+        protocol: A name from :data:`ferkit.core.crops.PROTOCOLS`.
 
     Raises:
         DataError: If the split is empty, or no label set of the data fits a head or keeps two faces.

@@ -14,7 +14,7 @@ from ferkit.data import faces_digest
 from ferkit.data.dataset import FaceDataset
 from ferkit.data.duplicates import leaked_rows, rows_of_splits
 from ferkit.data.ferplus import argmax_targets, majority_targets
-from ferkit.errors import DataError
+from ferkit.core.errors import DataError
 from ferkit.evaluation.calibration import FOLDS, temper_out_of_fold
 from ferkit.evaluation.metrics import (
     ClassScores,
@@ -27,7 +27,7 @@ from ferkit.evaluation.metrics import (
     reliability,
     wilson_interval,
 )
-from ferkit.taxonomy import FERPLUS, Taxonomy
+from ferkit.core.taxonomy import FERPLUS, Taxonomy
 
 TRAINING_SPLIT = "Training"
 """The split that models are trained on unless their recipe names another."""
@@ -260,7 +260,7 @@ def evaluate(
         dataset: All splits, the training split included, since leaks are found by comparing with it.
         heads: The taxonomies that ``predict`` answers in.
         split: Which split to measure on, or :data:`EVERYTHING`.
-        protocols: Names from :data:`ferkit.crops.PROTOCOLS`.
+        protocols: Names from :data:`ferkit.core.crops.PROTOCOLS`.
         drop_leaks: Measure also without the faces that stand, pixel for pixel, in the training splits.
         train_splits: The splits that the model was trained on.
 

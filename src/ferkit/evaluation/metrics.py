@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ferkit.errors import DataError
+from ferkit.core.errors import DataError
 
 ECE_BINS = 15
 """Equal-width bins of the expected calibration error (Guo et al. 2017)."""

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from ferkit.evaluation.evaluate import Scores
-from ferkit.extras import require
-from ferkit.files import replacing
+from ferkit.core.extras import require
+from ferkit.core.files import replacing
 
 
 def _new_figure(width: float, height: float) -> Any:

@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferkit import __version__
-from ferkit.classifier import FaceClassifier
-from ferkit.crops import PROTOCOLS
+from ferkit.core.classifier import FaceClassifier
+from ferkit.core.crops import PROTOCOLS
 from ferkit.data import faces_digest
 from ferkit.data.cartoon import draw_faces
 from ferkit.data.dataset import FaceDataset
-from ferkit.errors import DataError, ModelFileError, TaxonomyError, TrainingError
+from ferkit.core.errors import DataError, ModelFileError, TaxonomyError, TrainingError
 from ferkit.evaluation.calibration import FOLDS, TEMPERATURE_RANGE, fit_temperature
 from ferkit.evaluation.card import has_fer2013_faces
 from ferkit.evaluation.evaluate import (
@@ -30,9 +30,9 @@ from ferkit.evaluation.evaluate import (
     leaks_show,
     targets_for,
 )
-from ferkit.files import write_json
-from ferkit.modelfile import HeadInfo, ModelInfo, write_model
-from ferkit.taxonomy import FERPLUS
+from ferkit.core.files import write_json
+from ferkit.core.modelfile import HeadInfo, ModelInfo, write_model
+from ferkit.core.taxonomy import FERPLUS
 from ferkit.training.export import has_cam, to_onnx
 from ferkit.training.inference import predict_logits, predict_probabilities
 from ferkit.training.runs import TEMPERATURES, Run, weights_meta

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ferkit import files
+from ferkit.core import files
 from ferkit.evaluation.evaluate import EVERYTHING, SELECTION_SPLIT, Evaluation, ProtocolScores, Scores
 from ferkit.evaluation.subject import ModelFacts
 

@@ -7,8 +7,8 @@ import io
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ferkit import files
-from ferkit.errors import DataError
+from ferkit.core import files
+from ferkit.core.errors import DataError
 from ferkit.evaluation.evaluate import Scores
 from ferkit.evaluation.report import MIB, Report
 

@@ -12,14 +12,14 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.classifier import FaceClassifier
-from ferkit.crops import Protocol
+from ferkit.core.classifier import FaceClassifier
+from ferkit.core.crops import Protocol
 from ferkit.data import SPLITS, FaceDataset, faces_digest
-from ferkit.errors import DataError
+from ferkit.core.errors import DataError
 from ferkit.evaluation.evaluate import EVERYTHING, TRAINING_SPLIT, Evaluation, Predict, Scores
-from ferkit.extras import require
-from ferkit.modelfile import ModelInfo, resolve_model
-from ferkit.taxonomy import Taxonomy
+from ferkit.core.extras import require
+from ferkit.core.modelfile import ModelInfo, resolve_model
+from ferkit.core.taxonomy import Taxonomy
 
 _CHOSEN_ON = ("validation_split", "fitted_on")
 """Keys of a model's ``data`` that name splits on which something about it was chosen."""

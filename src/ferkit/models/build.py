@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ferkit.errors import ModelError
+from ferkit.core.errors import ModelError
 
 ARCHITECTURES: Mapping[str, str] = MappingProxyType(
     {

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.errors import VideoError
-from ferkit.extras import require
-from ferkit.images import DEFAULT_MAX_PIXELS, is_url
+from ferkit.core.errors import VideoError
+from ferkit.core.extras import require
+from ferkit.core.images import DEFAULT_MAX_PIXELS, is_url
 
 if TYPE_CHECKING:
     from av.container import InputContainer

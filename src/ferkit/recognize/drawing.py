@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.images import WRITABLE
+from ferkit.core.images import WRITABLE
 from ferkit.recognize.results import UNCERTAIN, Explanation, Face, Photo
 from ferkit.recognize.sources import RealPaths
 

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar, Unpack, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.classifier import FaceClassifier
-from ferkit.crops import PROTOCOLS, Protocol, crop_corners, crop_faces, fit_crop
+from ferkit.core.classifier import FaceClassifier
+from ferkit.core.crops import PROTOCOLS, Protocol, crop_corners, crop_faces, fit_crop
 from ferkit.detect import Detection, Detector, make_detector
 from ferkit.detect.whole import WholePicture
-from ferkit.errors import DetectorError, FerkitError, ImageError, TaxonomyError
-from ferkit.images import DEFAULT_MAX_PIXELS, ImageSource, load_image, to_gray
+from ferkit.core.errors import DetectorError, FerkitError, ImageError, TaxonomyError
+from ferkit.core.images import DEFAULT_MAX_PIXELS, ImageSource, load_image, to_gray
 from ferkit.recognize.quality import Quality, measure_quality
 from ferkit.recognize.results import Explanation, Expression, Face, Photo, Unreadable, expressions
 
 if TYPE_CHECKING:
-    from ferkit.modelfile import ModelInfo
+    from ferkit.core.modelfile import ModelInfo
     from ferkit.recognize.video import VideoOptions, VideoReading
-    from ferkit.taxonomy import Taxonomy
+    from ferkit.core.taxonomy import Taxonomy
 
 PENDING_PHOTOS = 256
 """Photos that may wait until their faces fill a batch, unless the caller says otherwise."""
@@ -194,7 +194,7 @@ class Recognizer:
 
         Yields:
             A result for each photo, in order. An error of ``photos`` itself, or of somebody's own detector,
-            is raised after the results of the photos before it; a :class:`ferkit.errors.DetectorError` costs
+            is raised after the results of the photos before it; a :class:`ferkit.core.errors.DetectorError` costs
             one photo only.
 
         Raises:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.errors import FerkitError, ImageError, MissingDependencyError, TaxonomyError
+from ferkit.core.errors import FerkitError, ImageError, MissingDependencyError, TaxonomyError
 from ferkit.recognize.quality import Quality
-from ferkit.taxonomy import Taxonomy
+from ferkit.core.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ferkit.errors import FerkitError
+from ferkit.core.errors import FerkitError
 
 SmoothingKind = Literal["ema", "mean"]
 SmoothingSpace = Literal["probability", "log"]

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, takewhile
 from pathlib import Path
 
-from ferkit.errors import ImageError
-from ferkit.images import WRITABLE, is_url
+from ferkit.core.errors import ImageError
+from ferkit.core.images import WRITABLE, is_url
 
 STDIN = "-"
 """The name of standard input."""

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.extras import require
-from ferkit.files import replacing
+from ferkit.core.extras import require
+from ferkit.core.files import replacing
 from ferkit.recognize.drawing import _COLOURS
 from ferkit.recognize.results import UNCERTAIN, ByLabel
 from ferkit.recognize.video import FrameResult
-from ferkit.taxonomy import Taxonomy
+from ferkit.core.taxonomy import Taxonomy
 
 _FINEST = 1 / 16  # seconds of a step of the picture, at first
 _MOST_STEPS = 1024

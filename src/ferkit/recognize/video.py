@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.crops import CropGeometry, crop_corners, crop_faces, fit_crop
+from ferkit.core.crops import CropGeometry, crop_corners, crop_faces, fit_crop
 from ferkit.detect import Detection, Detector
 from ferkit.detect.whole import WholePicture
-from ferkit.errors import DetectorError, ImageError, VideoError
-from ferkit.images import DEFAULT_MAX_PIXELS, to_gray
+from ferkit.core.errors import DetectorError, ImageError, VideoError
+from ferkit.core.images import DEFAULT_MAX_PIXELS, to_gray
 from ferkit.recognize.channel import in_background
 from ferkit.recognize.clip import Clip, ClipFrame, ClipInfo, Seconds
 from ferkit.recognize.quality import Quality, measure_quality

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO, Unpack
 
-from ferkit.errors import OutputError, VideoError
-from ferkit.extras import require
-from ferkit.files import blaming, replacing
+from ferkit.core.errors import OutputError, VideoError
+from ferkit.core.extras import require
+from ferkit.core.files import blaming, replacing
 from ferkit.recognize.channel import Sink
 from ferkit.recognize.clip import ClipFrame
 from ferkit.recognize.timeline import Timeline

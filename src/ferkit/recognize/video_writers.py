@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Self, TextIO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.errors import OutputError
-from ferkit.extras import require
+from ferkit.core.errors import OutputError
+from ferkit.core.extras import require
 from ferkit.recognize.clip import beginning, open_input
 from ferkit.recognize.drawing import _paste, _text, colour, label_places
 from ferkit.recognize.video import FrameResult, TrackedFace, frame_columns, frame_rows
-from ferkit.taxonomy import Taxonomy
+from ferkit.core.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from types import MappingProxyType, TracebackType
 from typing import Any, Self, TextIO
 
-from ferkit.errors import FerkitError
+from ferkit.core.errors import FerkitError
 from ferkit.recognize.results import Photo, Unreadable, photo_columns, photo_rows
-from ferkit.taxonomy import Taxonomy
+from ferkit.core.taxonomy import Taxonomy
 
 FORMATS = ("json", "jsonl", "csv")
 """What :func:`make_writer` knows."""

@@ -15,8 +15,8 @@ from typing import Any
 
 from ferkit import __version__
 from ferkit.data import FaceDataset
-from ferkit.errors import OutputError, SearchError
-from ferkit.extras import require
+from ferkit.core.errors import OutputError, SearchError
+from ferkit.core.extras import require
 from ferkit.search.records import LOCK, locked
 from ferkit.search.worker import look_around
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ferkit import __version__
 from ferkit.data import FaceDataset
-from ferkit.errors import ModelError, OutputError, SearchError
+from ferkit.core.errors import ModelError, OutputError, SearchError
 from ferkit.search.cluster import (
     Machine,
     check_nodes,

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ferkit.extras import require
-from ferkit.files import replacing
+from ferkit.core.extras import require
+from ferkit.core.files import replacing
 from ferkit.search.records import Search, Trial
 from ferkit.search.space import Parameter, same, spell_value
 

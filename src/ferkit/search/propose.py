@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ferkit.errors import ModelError, SearchError
+from ferkit.core.errors import ModelError, SearchError
 from ferkit.search.records import Refusal, Settings, Trial
 from ferkit.search.space import Parameter, Space, Values
 from ferkit.training.recipe import Recipe

@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ferkit.errors import OutputError, SearchError
-from ferkit.files import write_json, write_text
+from ferkit.core.errors import OutputError, SearchError
+from ferkit.core.files import write_json, write_text
 from ferkit.search.space import Space, Values, parse_space
 from ferkit.training.history import Row
 from ferkit.training.recipe import dump_recipe, load_recipe

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ferkit.evaluation.metrics import wilson_interval
-from ferkit.files import write_json, write_text
+from ferkit.core.files import write_json, write_text
 from ferkit.search.propose import importance
 from ferkit.search.records import ENDS, Search, Trial, read_search
 from ferkit.search.space import spell_value

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ferkit.errors import RecipeError, SearchError
+from ferkit.core.errors import RecipeError, SearchError
 from ferkit.training.recipe import Recipe, load_recipe, parse_recipe
 
 Values = dict[str, Any]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ferkit.data import FaceDataset
-from ferkit.errors import FerkitError, OutputError
+from ferkit.core.errors import FerkitError, OutputError
 from ferkit.search.records import locked
 from ferkit.training.history import Row
 from ferkit.training.memory import memory_errors, out_of_memory

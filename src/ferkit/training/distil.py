@@ -15,13 +15,13 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from ferkit.classifier import FaceClassifier
-from ferkit.crops import Protocol as Views
+from ferkit.core.classifier import FaceClassifier
+from ferkit.core.crops import Protocol as Views
 from ferkit.data.cache import digest_of
-from ferkit.errors import FerkitError, OutputError, TrainingError
-from ferkit.files import blaming, cache_folder, write_bytes
-from ferkit.modelfile import ModelInfo, read_model, resolve_model
-from ferkit.taxonomy import Taxonomy
+from ferkit.core.errors import FerkitError, OutputError, TrainingError
+from ferkit.core.files import blaming, cache_folder, write_bytes
+from ferkit.core.modelfile import ModelInfo, read_model, resolve_model
+from ferkit.core.taxonomy import Taxonomy
 from ferkit.training import runs
 from ferkit.training.graph import GraphFunction
 from ferkit.training.state import read_archive, write_archive

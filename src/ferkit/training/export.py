@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.errors import ModelFileError
-from ferkit.modelfile import CAM_PREFIX, INPUT
+from ferkit.core.errors import ModelFileError
+from ferkit.core.modelfile import CAM_PREFIX, INPUT
 
 PRECISIONS = ("float32", "float16", "int8")
 """How weights are stored; the arithmetic is float32 in any case."""
@@ -37,7 +37,7 @@ def has_cam(network: Any, taxonomy_id: str) -> bool:
 def to_onnx(
     network: Any, temperatures: Mapping[str, float], *, cams: bool = True, precision: str = "float32"
 ) -> bytes:
-    """Return the network as a serialised ONNX model that follows the contract of ``ferkit.modelfile``.
+    """Return the network as a serialised ONNX model that follows the contract of ``ferkit.core.modelfile``.
 
     Args:
         network: From :func:`ferkit.models.build_model`, with its weights.

@@ -13,10 +13,10 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from ferkit import onnxbytes
-from ferkit.errors import TrainingError
-from ferkit.extras import require
-from ferkit.modelfile import INPUT
+from ferkit.core import onnxbytes
+from ferkit.core.errors import TrainingError
+from ferkit.core.extras import require
+from ferkit.core.modelfile import INPUT
 
 Attributes = Mapping[str, Any]
 

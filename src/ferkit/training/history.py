@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ferkit.files import replacing, write_json, write_text
+from ferkit.core.files import replacing, write_json, write_text
 
 Row = dict[str, float]
 

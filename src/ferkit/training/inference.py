@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.crops import Protocol, views
+from ferkit.core.crops import Protocol, views
 
 
 def predict_logits(

@@ -7,7 +7,7 @@ import errno
 import os
 from collections.abc import Iterator
 
-from ferkit.errors import OutputError, TrainingError
+from ferkit.core.errors import OutputError, TrainingError
 
 OUT_OF_MEMORY = "out of memory: "
 """Begins the reason where memory did not suffice, for training or for counting."""

@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from ferkit.augment import Augmenter
-from ferkit.errors import TrainingError
+from ferkit.core.errors import TrainingError
 from ferkit.training.distil import StepTeachers
 from ferkit.training.recipe import Recipe
 

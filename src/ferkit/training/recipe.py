@@ -12,8 +12,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ferkit.augment.config import PRESETS, AugmentConfig
-from ferkit.crops import Protocol
-from ferkit.errors import ModelError, RecipeError
+from ferkit.core.crops import Protocol
+from ferkit.core.errors import ModelError, RecipeError
 from ferkit.models.build import parse_params
 
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ferkit.errors import TrainingError
+from ferkit.core.errors import TrainingError
 from ferkit.models import build_model
-from ferkit.taxonomy import Taxonomy
+from ferkit.core.taxonomy import Taxonomy
 from ferkit.training.history import Row
 from ferkit.training.recipe import Recipe, load_recipe, parse_recipe
 from ferkit.training.state import load_network_arrays, read_archive

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.errors import TrainingError
-from ferkit.files import replacing
+from ferkit.core.errors import TrainingError
+from ferkit.core.files import replacing
 
 _META = "meta"
 

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from ferkit.augment.balance import class_weights
 from ferkit.data import FaceDataset, soft_targets
-from ferkit.errors import TrainingError
-from ferkit.taxonomy import FERPLUS, Taxonomy
+from ferkit.core.errors import TrainingError
+from ferkit.core.taxonomy import FERPLUS, Taxonomy
 from ferkit.training.recipe import Recipe
 
 

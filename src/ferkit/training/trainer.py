@@ -25,10 +25,10 @@ from ferkit import __version__
 from ferkit.augment import balanced_rows
 from ferkit.data import FaceDataset, faces_digest, majority_targets
 from ferkit.data.duplicates import flat_rows, leaking_rows
-from ferkit.errors import FerkitError, OutputError, TrainingError
-from ferkit.files import blaming, write_json, write_text
+from ferkit.core.errors import FerkitError, OutputError, TrainingError
+from ferkit.core.files import blaming, write_json, write_text
 from ferkit.models import build_model, count_macs
-from ferkit.runtime import usable_cores
+from ferkit.core.runtime import usable_cores
 from ferkit.training import runs, state
 from ferkit.training.distil import (
     Answers,

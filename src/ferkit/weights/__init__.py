@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ferkit.errors import ModelFileError
+from ferkit.core.errors import ModelFileError
 
 DEFAULT = "ferkit-distilled"
 """Name of the model that is used when none is named."""

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit import onnxbytes
-from ferkit.crops import Protocol, views
-from ferkit.errors import ImageError, ModelFileError
-from ferkit.modelfile import CAM_PREFIX, INPUT, HeadInfo, ModelInfo, read_model, resolve_model
-from ferkit.runtime import first_line, open_session, runtime_errors
+from ferkit.core import onnxbytes
+from ferkit.core.crops import Protocol, views
+from ferkit.core.errors import ImageError, ModelFileError
+from ferkit.core.modelfile import CAM_PREFIX, INPUT, HeadInfo, ModelInfo, read_model, resolve_model
+from ferkit.core.runtime import first_line, open_session, runtime_errors
 
 _TOLERANCE = 1e-2  # on the sum of a row; int8 and float16 models round
 

@@ -7,7 +7,7 @@ import importlib
 from dataclasses import dataclass
 from types import ModuleType
 
-from ferkit.errors import MissingDependencyError
+from ferkit.core.errors import MissingDependencyError
 
 
 @dataclass(frozen=True, slots=True)

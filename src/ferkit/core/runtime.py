@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ferkit.errors import FerkitError, MissingDependencyError
+from ferkit.core.errors import FerkitError, MissingDependencyError
 
 CPU = "CPUExecutionProvider"
 

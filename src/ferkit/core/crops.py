@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ferkit.errors import ImageError
+from ferkit.core.errors import ImageError
 
 Protocol = Literal["single", "flip", "ten-crop"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
-from ferkit.errors import ModelFileError
+from ferkit.core.errors import ModelFileError
 
 MODEL_IR_VERSION = 1
 MODEL_GRAPH = 7

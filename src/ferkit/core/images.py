@@ -15,8 +15,8 @@ from typing import IO, TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit import files
-from ferkit.errors import ImageError
+from ferkit.core import files
+from ferkit.core.errors import ImageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ferkit.errors import OutputError
+from ferkit.core.errors import OutputError
 
 _ROOM = 64  # bytes that the name of a temporary file may have however short that of its target is
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from ferkit.errors import TaxonomyError
+from ferkit.core.errors import TaxonomyError
 
 
 @dataclass(frozen=True, slots=True)

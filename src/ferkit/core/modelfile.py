@@ -17,10 +17,10 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ferkit import files, onnxbytes
-from ferkit.crops import CropGeometry
-from ferkit.errors import ModelFileError, TaxonomyError
-from ferkit.taxonomy import Taxonomy
+from ferkit.core import files, onnxbytes
+from ferkit.core.crops import CropGeometry
+from ferkit.core.errors import ModelFileError, TaxonomyError
+from ferkit.core.taxonomy import Taxonomy
 from ferkit.weights import DEFAULT, embedded_models, embedded_path
 
 FORMAT_VERSION: Final = 1
