@@ -32,12 +32,12 @@ from ferkit import Recognizer
 from ferkit.core.crops import crop_faces
 from ferkit.detect import Detection, make_detector
 from ferkit.core.images import load_image, to_gray
-from ferkit.recognize.clip import Clip
-from ferkit.recognize.smoothing import Smoother, Smoothing
-from ferkit.recognize.tracking import FaceTracker
-from ferkit.recognize.video import FrameResult
-from ferkit.recognize.video_process import VideoOutputs, process_video
-from ferkit.recognize.video_writers import ClipWriter, draw_frame
+from ferkit.video.clip import Clip
+from ferkit.video.smoothing import Smoother, Smoothing
+from ferkit.video.tracking import FaceTracker
+from ferkit.video.recognition import FrameResult
+from ferkit.video.process import VideoOutputs, process_video
+from ferkit.video.writers import ClipWriter, draw_frame
 
 EVERY = (1, 3, 5, 10)
 PARTS = ("rate", "profile", "cost", "accuracy", "memory")
@@ -369,7 +369,7 @@ MEMORY = """
 import json, sys, time
 from pathlib import Path
 from ferkit import Recognizer
-from ferkit.recognize.video_process import VideoOutputs, process_video
+from ferkit.video.process import VideoOutputs, process_video
 
 def mib(name):
     (line,) = [row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith(name)]

@@ -25,8 +25,8 @@ from photos import Results, run_cases
 
 from ferkit import Recognizer
 from ferkit.core.errors import FerkitError, ImageError, OutputError
-from ferkit.recognize.clip import Clip
-from ferkit.recognize.video_process import VideoOutputs, process_video
+from ferkit.video.clip import Clip
+from ferkit.video.process import VideoOutputs, process_video
 
 KINDS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     ("mp4", "libx264", "aac", {}),

@@ -16,7 +16,7 @@ import pytest
 
 from clips import sound_of
 from ferkit import weights
-from ferkit.recognize.clip import Clip
+from ferkit.video.clip import Clip
 from samples import sample
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"

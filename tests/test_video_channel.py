@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ferkit.recognize.channel import Channel, Sink, in_background
+from ferkit.video.channel import Channel, Sink, in_background
 
 
 def one(item: object) -> int:

@@ -16,7 +16,7 @@ import pytest
 
 from clips import CELL, SIZE, number_in, numbered, write_clip
 from ferkit.core.errors import VideoError
-from ferkit.recognize.clip import Clip, seconds, turned
+from ferkit.video.clip import Clip, seconds, turned
 
 FRAMES = 20
 

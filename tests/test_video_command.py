@@ -22,7 +22,7 @@ from clips import number_in, numbered, write_clip
 from ferkit import Recognizer
 from ferkit.cli import run
 from ferkit.core.images import load_image
-from ferkit.recognize.clip import Clip
+from ferkit.video.clip import Clip
 from samples import sample
 
 FRAMES = 12
@@ -367,7 +367,7 @@ def test_smoothing_that_is_switched_off_and_described_is_refused(
 def test_ctrl_c_before_the_first_frame_has_the_status_of_an_interruption(
     model: str, clip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ferkit.recognize import video_process
+    from ferkit.video import process as video_process
 
     real = video_process.process_video
 

@@ -12,8 +12,8 @@ import pytest
 
 import modelzoo
 from ferkit import Recognizer, weights
-from ferkit.recognize.clip import Clip
-from ferkit.recognize.video_process import VideoOutputs, process_video
+from ferkit.video.clip import Clip
+from ferkit.video.process import VideoOutputs, process_video
 
 pytestmark = pytest.mark.realdata
 

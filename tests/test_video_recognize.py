@@ -27,11 +27,11 @@ from ferkit import Recognizer, to_pandas
 from ferkit.core.crops import CropGeometry
 from ferkit.detect import Detection
 from ferkit.core.errors import DetectorError, ImageError, MissingDependencyError, OutputError, VideoError
-from ferkit.recognize.clip import Clip
-from ferkit.recognize.smoothing import Smoothing
-from ferkit.recognize.video import FrameResult
-from ferkit.recognize.video_process import STDOUT, VideoOutputs, process_video
-from ferkit.recognize.video_writers import FrameCsv
+from ferkit.video.clip import Clip
+from ferkit.video.smoothing import Smoothing
+from ferkit.video.recognition import FrameResult
+from ferkit.video.process import STDOUT, VideoOutputs, process_video
+from ferkit.video.writers import FrameCsv
 from ferkit.core.taxonomy import FER2013
 
 WIDTH, HEIGHT = 160, 120
@@ -498,7 +498,7 @@ def test_without_the_extra_the_error_names_it(
 
 
 def test_importing_the_recognizer_loads_none_of_the_extra() -> None:
-    code = "import sys, ferkit.recognize, ferkit.recognize.video, ferkit.cli.video_command\n"
+    code = "import sys, ferkit.recognize, ferkit.video.recognition, ferkit.cli.video_command\n"
     code += "print(sorted({'av', 'supervision', 'trackers', 'matplotlib', 'scipy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ferkit.core.errors import FerkitError
-from ferkit.recognize.smoothing import Smoother, Smoothing
+from ferkit.video.smoothing import Smoother, Smoothing
 
 A, B = np.array([0.8, 0.1, 0.1]), np.array([0.1, 0.6, 0.3])
 ALL = [Smoothing(kind, 0.5, space) for kind in ("ema", "mean") for space in ("probability", "log")]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ferkit.detect import Detection
 from ferkit.core.errors import VideoError
-from ferkit.recognize.tracking import FaceTracker, move
+from ferkit.video.tracking import FaceTracker, move
 
 WIDTH, HEIGHT = 320, 240
 Box = tuple[float, float, float, float]

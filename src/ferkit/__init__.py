@@ -27,8 +27,8 @@ if TYPE_CHECKING:
         Unreadable,
         to_pandas,
     )
-    from ferkit.recognize.smoothing import Smoothing
-    from ferkit.recognize.video import FrameResult, TrackedFace
+    from ferkit.video.smoothing import Smoothing
+    from ferkit.video.recognition import FrameResult, TrackedFace
 
 __version__ = "0.1.0"
 
@@ -56,12 +56,12 @@ _HOMES = {
     "Face": "ferkit.recognize",
     "FaceClassifier": "ferkit.core.classifier",
     "FerkitError": "ferkit.core.errors",
-    "FrameResult": "ferkit.recognize.video",
+    "FrameResult": "ferkit.video.recognition",
     "Photo": "ferkit.recognize",
     "Quality": "ferkit.recognize",
     "Recognizer": "ferkit.recognize",
-    "Smoothing": "ferkit.recognize.smoothing",
-    "TrackedFace": "ferkit.recognize.video",
+    "Smoothing": "ferkit.video.smoothing",
+    "TrackedFace": "ferkit.video.recognition",
     "Unreadable": "ferkit.recognize",
     "load_image": "ferkit.core.images",
     "to_pandas": "ferkit.recognize",

@@ -25,9 +25,9 @@ from ferkit.cli.common import (
 from ferkit.cli.interrupts import stopping
 
 if TYPE_CHECKING:
-    from ferkit.recognize.timeline import Person
-    from ferkit.recognize.video import FrameResult
-    from ferkit.recognize.video_process import VideoOutputs, VideoSummary
+    from ferkit.video.timeline import Person
+    from ferkit.video.recognition import FrameResult
+    from ferkit.video.process import VideoOutputs, VideoSummary
 
 app = new_app()
 
@@ -160,8 +160,8 @@ def video(
     from ferkit.core.errors import VideoError
     from ferkit.core.images import DEFAULT_MAX_PIXELS
     from ferkit.recognize import Recognizer
-    from ferkit.recognize.smoothing import Smoothing
-    from ferkit.recognize.video_process import STDOUT, VideoOutputs, process_video
+    from ferkit.video.smoothing import Smoothing
+    from ferkit.video.process import STDOUT, VideoOutputs, process_video
 
     if every > 1 and fps is not None:
         raise typer.BadParameter("--every and --fps exclude each other")

@@ -22,7 +22,7 @@ from ferkit.recognize.results import Explanation, Expression, Face, Photo, Unrea
 
 if TYPE_CHECKING:
     from ferkit.core.modelfile import ModelInfo
-    from ferkit.recognize.video import VideoOptions, VideoReading
+    from ferkit.video.recognition import VideoOptions, VideoReading
     from ferkit.core.taxonomy import Taxonomy
 
 PENDING_PHOTOS = 256
@@ -230,13 +230,13 @@ class Recognizer:
 
         Args:
             path: The clip: any file that FFmpeg reads.
-            **options: See :func:`ferkit.recognize.video.recognize_video`.
+            **options: See :func:`ferkit.video.recognition.recognize_video`.
 
         Raises:
             VideoError: If the clip cannot be read, or an option is out of range.
             MissingDependencyError: If the extra ``video`` is not installed.
         """
-        from ferkit.recognize.video import recognize_video
+        from ferkit.video.recognition import recognize_video
 
         return recognize_video(self, path, **options)
 

@@ -18,8 +18,8 @@ from ferkit.detect import Detection, Detector
 from ferkit.detect.whole import WholePicture
 from ferkit.core.errors import DetectorError, ImageError, VideoError
 from ferkit.core.images import DEFAULT_MAX_PIXELS, to_gray
-from ferkit.recognize.channel import in_background
-from ferkit.recognize.clip import Clip, ClipFrame, ClipInfo, Seconds
+from ferkit.video.channel import in_background
+from ferkit.video.clip import Clip, ClipFrame, ClipInfo, Seconds
 from ferkit.recognize.quality import Quality, measure_quality
 from ferkit.recognize.results import (
     QUALITY_COLUMNS,
@@ -32,8 +32,8 @@ from ferkit.recognize.results import (
     quality_cells,
     to_pandas,
 )
-from ferkit.recognize.smoothing import Smoother, Smoothing
-from ferkit.recognize.tracking import FaceTracker, Tracked
+from ferkit.video.smoothing import Smoother, Smoothing
+from ferkit.video.tracking import FaceTracker, Tracked
 
 if TYPE_CHECKING:
     from pandas import DataFrame

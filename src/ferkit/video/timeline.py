@@ -15,7 +15,7 @@ from ferkit.core.extras import require
 from ferkit.core.files import replacing
 from ferkit.recognize.drawing import _COLOURS
 from ferkit.recognize.results import UNCERTAIN, ByLabel
-from ferkit.recognize.video import FrameResult
+from ferkit.video.recognition import FrameResult
 from ferkit.core.taxonomy import Taxonomy
 
 _FINEST = 1 / 16  # seconds of a step of the picture, at first

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from ferkit.core.errors import OutputError
 from ferkit.core.extras import require
-from ferkit.recognize.clip import beginning, open_input
+from ferkit.video.clip import beginning, open_input
 from ferkit.recognize.drawing import _paste, _text, colour, label_places
-from ferkit.recognize.video import FrameResult, TrackedFace, frame_columns, frame_rows
+from ferkit.video.recognition import FrameResult, TrackedFace, frame_columns, frame_rows
 from ferkit.core.taxonomy import Taxonomy
 
 if TYPE_CHECKING:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, TextIO, Unpack
 from ferkit.core.errors import OutputError, VideoError
 from ferkit.core.extras import require
 from ferkit.core.files import blaming, replacing
-from ferkit.recognize.channel import Sink
-from ferkit.recognize.clip import ClipFrame
-from ferkit.recognize.timeline import Timeline
-from ferkit.recognize.video import AHEAD, FrameResult, VideoOptions, VideoReading, recognize_video, weight
-from ferkit.recognize.video_writers import ClipWriter, FrameCsv, FrameJsonLines, FrameWriter, draw_frame
+from ferkit.video.channel import Sink
+from ferkit.video.clip import ClipFrame
+from ferkit.video.timeline import Timeline
+from ferkit.video.recognition import AHEAD, FrameResult, VideoOptions, VideoReading, recognize_video, weight
+from ferkit.video.writers import ClipWriter, FrameCsv, FrameJsonLines, FrameWriter, draw_frame
 
 if TYPE_CHECKING:
     from ferkit.recognize.recognizer import Recognizer
@@ -89,7 +89,7 @@ def process_video(
         outputs: What to write.
         progress: Called after each frame with what was found in it, and with the share of the range that is
             read, 0..1, or None if the clip does not say how long it is.
-        **options: As of :func:`ferkit.recognize.video.recognize_video`.
+        **options: As of :func:`ferkit.video.recognition.recognize_video`.
 
     Raises:
         VideoError: If the clip cannot be read or was stopped before its first frame, or an option is out of

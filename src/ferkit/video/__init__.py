@@ -1,0 +1,1 @@
+"""Clips: reading, tracking, smoothing, writing and the timeline."""
