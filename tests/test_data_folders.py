@@ -16,7 +16,7 @@ from ferkit.data.folders import plan_layout
 from ferkit.data.holdout import hold_out
 from ferkit.core.errors import DataError, FerkitError
 from ferkit.core.images import write_image
-from ferkit.recognize import sources
+from ferkit.batch import sources
 from ferkit.core.taxonomy import FER2013, FERPLUS, Taxonomy
 
 KAGGLE = [

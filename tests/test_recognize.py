@@ -47,7 +47,7 @@ from ferkit.core.images import to_gray, write_image
 from ferkit.core.modelfile import write_model
 from ferkit.recognize.drawing import AnnotatedNames, colour, draw, label_places
 from ferkit.recognize.results import UNCERTAIN, ByLabel, expressions
-from ferkit.recognize.writers import FORMATS, make_writer
+from ferkit.recognize.sinks import FORMATS, make_writer
 from ferkit.core.taxonomy import FER2013, FERPLUS
 from samples import sample
 

@@ -14,7 +14,7 @@ import pytest
 
 from ferkit.core.errors import ImageError
 from ferkit.recognize.drawing import AnnotatedNames
-from ferkit.recognize.sources import find_photos, is_photo, read_list
+from ferkit.batch.sources import find_photos, is_photo, read_list
 
 
 @pytest.fixture

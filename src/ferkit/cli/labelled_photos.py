@@ -27,7 +27,7 @@ from ferkit.evaluation.report import percent, table
 from ferkit.core.modelfile import ModelInfo
 from ferkit.recognize import Face, Photo, Recognizer, Unreadable
 from ferkit.recognize.results import face_cells, face_columns
-from ferkit.recognize.sources import find_photos
+from ferkit.batch.sources import find_photos
 from ferkit.core.taxonomy import Taxonomy
 
 

@@ -141,7 +141,7 @@ def predict(
     from ferkit.core.errors import ModelFileError
     from ferkit.core.images import DEFAULT_MAX_PIXELS
     from ferkit.recognize import Recognizer
-    from ferkit.recognize.sources import STDIN, find_photos
+    from ferkit.batch.sources import STDIN, find_photos
 
     photos = photos or []
     if not photos and files_from is None:
@@ -235,7 +235,7 @@ def _list(name: str) -> list[str]:
         FerkitError: If it cannot be read, or holds none.
     """
     from ferkit.core.errors import FerkitError
-    from ferkit.recognize.sources import STDIN, read_list
+    from ferkit.batch.sources import STDIN, read_list
 
     shown = "standard input" if name == STDIN else name
     try:
@@ -320,7 +320,7 @@ def _progress(ahead: _Ahead, *, hidden: bool) -> Iterator[Callable[[], None]]:
 
 def _write(kind: Format, results: _Results, taxonomy: Taxonomy) -> None:
     from ferkit.recognize import Unreadable
-    from ferkit.recognize.writers import make_writer
+    from ferkit.recognize.sinks import make_writer
 
     with make_writer(kind, sys.stdout, taxonomy) as writer:
         for result, besides in results:
@@ -386,7 +386,7 @@ class _Readable:
         Raises:
             ImageError: If the name means no photo, or nothing came.
         """
-        from ferkit.recognize.sources import STDIN
+        from ferkit.batch.sources import STDIN
 
         source = self._piped if item == STDIN and self._piped is not None else item
         if isinstance(source, (str, bytes)):
@@ -444,7 +444,7 @@ def _annotated(
     from ferkit.core.images import encode_image
     from ferkit.recognize import Unreadable
     from ferkit.recognize.drawing import sign, signature
-    from ferkit.recognize.sources import STDIN
+    from ferkit.batch.sources import STDIN
 
     for photo in results:
         if isinstance(photo, Unreadable):
@@ -509,7 +509,7 @@ def _table(recognizer: Recognizer, results: _Results, names: list[str]) -> Table
     from rich.table import Table
 
     from ferkit.recognize import Unreadable
-    from ferkit.recognize.sources import STDIN
+    from ferkit.batch.sources import STDIN
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     digits = 1 if len(recognizer.taxonomy) <= _LABELS_WITH_DECIMALS else 0

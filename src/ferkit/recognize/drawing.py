@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ferkit.core.images import WRITABLE
 from ferkit.recognize.results import UNCERTAIN, Explanation, Face, Photo
-from ferkit.recognize.sources import RealPaths
+from ferkit.batch.sources import RealPaths
 
 _COLOURS = (
     (228, 26, 28),

@@ -1,0 +1,1 @@
+"""Many inputs: the photos that a user names."""
