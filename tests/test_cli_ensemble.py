@@ -15,12 +15,12 @@ from ferkit.core.classifier import FaceClassifier
 from ferkit.cli import run
 from ferkit.data import SPLITS, faces_digest, load_dataset
 from ferkit.data.ferplus import majority_targets
-from ferkit.ensemble.combine import load_member
-from ferkit.ensemble.on_split import vote_on_split, weights_of
+from ferkit.export.ensemble import load_member
+from ferkit.export.ensemble_fit import vote_on_split, weights_of
 from ferkit.evaluation.calibration import temper
-from ferkit.evaluation.card import render_card
+from ferkit.export.card import render_card
 from ferkit.evaluation.evaluate import evaluate
-from ferkit.evaluation.release import summary_rows
+from ferkit.export.run import summary_rows
 from ferkit.core.modelfile import read_model, write_model
 from ferkit.core.taxonomy import FER2013, FERPLUS
 from modelzoo import write_tiny_model

@@ -13,7 +13,7 @@ from ferkit.core import onnxbytes
 from ferkit.core.classifier import FaceClassifier
 from ferkit.core.crops import CropGeometry
 from ferkit.data import faces_digest, load_dataset
-from ferkit.ensemble.combine import Member, combine, load_member, normalised_weights, write_ensemble
+from ferkit.export.ensemble import Member, combine, load_member, normalised_weights, write_ensemble
 from ferkit.core.errors import ModelFileError
 from ferkit.evaluation.calibration import temper
 from ferkit.evaluation.subject import facts_of, weights_fitted_here

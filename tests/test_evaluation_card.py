@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ferkit.evaluation.card import render_card
+from ferkit.export.card import render_card
 from ferkit.core.modelfile import ModelInfo
 from modelzoo import model_info
 

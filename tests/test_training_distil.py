@@ -269,7 +269,7 @@ def test_a_student_of_a_sure_teacher_learns_the_teachers_answers_not_the_labels(
     dense.kernel.assign(ops.zeros_like(dense.kernel))
     dense.bias.assign(np.eye(7, dtype=np.float32)[3] * 8)
     from ferkit.core.modelfile import write_model
-    from ferkit.training.export import to_onnx
+    from ferkit.export.graph import to_onnx
 
     info = read_model(write_tiny_model(tmp_path / "t.onnx", taxonomies=(FER2013,), cam=False))[1]
     sure = tmp_path / "sure.onnx"

@@ -18,11 +18,11 @@ import keras
 
 from ferkit.data import load_dataset
 from ferkit.data.cartoon import draw_faces
-from ferkit.evaluation import release
+from ferkit.export import run as release
 from ferkit.models import build_model
 from ferkit.core.taxonomy import FER2013, FERPLUS, Taxonomy
 from ferkit.training import runs, state
-from ferkit.training.export import quantized, to_onnx
+from ferkit.export.graph import quantized, to_onnx
 from ferkit.training.inference import predict_logits, predict_probabilities
 from ferkit.training.recipe import dump_recipe, parse_recipe
 from modelzoo import model_info

@@ -20,7 +20,7 @@ from keras import ops, random
 from onnx import helper
 
 from ferkit.models import build_model
-from ferkit.training.export import to_onnx
+from ferkit.export.graph import to_onnx
 from ferkit.training.graph import GraphFunction
 
 SMALL = {

@@ -12,7 +12,7 @@ from ferkit.cli.common import DropFlatOption, VotesOption, new_app, remark
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ferkit.ensemble.on_split import SplitVote
+    from ferkit.export.ensemble_fit import SplitVote
 
 app = new_app()
 
@@ -87,7 +87,7 @@ def ensemble(
     """
     from ferkit.core import files
     from ferkit.data import faces_digest, load_dataset, select_faces
-    from ferkit.ensemble.combine import (
+    from ferkit.export.ensemble import (
         combine,
         default_name,
         default_of,
@@ -95,9 +95,9 @@ def ensemble(
         shared_taxonomies,
         write_ensemble,
     )
-    from ferkit.ensemble.fit import LEAST_FACES
-    from ferkit.ensemble.on_split import metrics_of, vote_on_split, votes_as_json, weights_of
-    from ferkit.evaluation.card import render_card
+    from ferkit.evaluation.ensemble_weights import LEAST_FACES
+    from ferkit.export.ensemble_fit import metrics_of, vote_on_split, votes_as_json, weights_of
+    from ferkit.export.card import render_card
     from ferkit.evaluation.evaluate import SELECTION_SPLIT
     from ferkit.evaluation.report import MIB
 
@@ -216,7 +216,7 @@ def _parse_weights(text: str | None) -> list[float] | None:
 
 
 def _format_vote(models: Sequence[str], vote: SplitVote, split: str) -> str:
-    from ferkit.ensemble.fit import Figures
+    from ferkit.evaluation.ensemble_weights import Figures
     from ferkit.evaluation.report import percent, split_label, table
 
     def line(what: str, weight: str, figures: Figures) -> tuple[str, ...]:

@@ -57,8 +57,8 @@ def export(
     load_keras()
     require("tf2onnx", "train")
     from ferkit.data import load_dataset
-    from ferkit.evaluation.card import render_card
-    from ferkit.evaluation.release import export_run, write_training_weights
+    from ferkit.export.card import render_card
+    from ferkit.export.run import export_run, write_training_weights
     from ferkit.training.runs import load_run
 
     loaded = load_run(run)

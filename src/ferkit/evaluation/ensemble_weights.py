@@ -26,12 +26,12 @@ from ferkit.evaluation.metrics import (
     negative_log_likelihood,
     wilson_interval,
 )
-from ferkit.evaluation.release import determined_temperature
+from ferkit.export.run import determined_temperature
 from ferkit.core.extras import require
 
 LEAST_FACES = 13
 """To fewer faces no vote is fitted: outside each fold there must be ten, which determine a temperature
-(:func:`ferkit.evaluation.release.determined_temperature`), or figures out of fold were of another fit."""
+(:func:`ferkit.export.run.determined_temperature`), or figures out of fold were of another fit."""
 
 LEAST_WEIGHT = 0.01
 """A fitted weight below this share of the largest is set to 0: it costs arithmetic and changes nothing."""

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from ferkit.core.classifier import FaceClassifier
 from ferkit.data.dataset import FaceDataset
-from ferkit.ensemble.combine import Member, normalised_weights, shared_taxonomies
-from ferkit.ensemble.fit import LEAST_FACES, Figures, FittedVote, apply_vote, judge_vote
+from ferkit.export.ensemble import Member, normalised_weights, shared_taxonomies
+from ferkit.evaluation.ensemble_weights import LEAST_FACES, Figures, FittedVote, apply_vote, judge_vote
 from ferkit.evaluation.evaluate import SELECTION_SPLIT, evaluate, leaks_show, targets_for
-from ferkit.evaluation.release import summary_rows
+from ferkit.export.run import summary_rows
 from ferkit.evaluation.subject import facts_of
 
 
@@ -67,7 +67,7 @@ def vote_on_split(
 ) -> tuple[SplitVote, ...]:
     """Fit a vote per taxonomy that the data have labels for; ``ferplus`` on the majority labels.
 
-    Where a taxonomy has labels for fewer than :data:`ferkit.ensemble.fit.LEAST_FACES` faces, nothing is
+    Where a taxonomy has labels for fewer than :data:`ferkit.evaluation.ensemble_weights.LEAST_FACES` faces, nothing is
     fitted to them: with ``fit_weights`` it takes the weights of the first taxonomy, as far as those were.
 
     Args:

@@ -20,7 +20,7 @@ from ferkit.data.cartoon import draw_faces
 from ferkit.data.dataset import FaceDataset
 from ferkit.core.errors import DataError, ModelFileError, TaxonomyError, TrainingError
 from ferkit.evaluation.calibration import FOLDS, TEMPERATURE_RANGE, fit_temperature
-from ferkit.evaluation.card import has_fer2013_faces
+from ferkit.export.card import has_fer2013_faces
 from ferkit.evaluation.evaluate import (
     SELECTION_SPLIT,
     TRAINING_SPLIT,
@@ -33,7 +33,7 @@ from ferkit.evaluation.evaluate import (
 from ferkit.core.files import write_json
 from ferkit.core.modelfile import HeadInfo, ModelInfo, write_model
 from ferkit.core.taxonomy import FERPLUS
-from ferkit.training.export import has_cam, to_onnx
+from ferkit.export.graph import has_cam, to_onnx
 from ferkit.training.inference import predict_logits, predict_probabilities
 from ferkit.training.runs import TEMPERATURES, Run, weights_meta
 from ferkit.training.state import network_arrays, write_archive
