@@ -35,9 +35,9 @@ def main() -> None:
     args = parser.parse_args()
     load_keras()
     from ferkit.augment import AugmentConfig
+    from ferkit.core.runtime import usable_cores
     from ferkit.data import load_dataset
     from ferkit.models import convolution
-    from ferkit.core.runtime import usable_cores
     from ferkit.training.recipe import load_recipe
     from ferkit.training.trainer import processor_name
 

@@ -30,13 +30,13 @@ from numpy.typing import NDArray
 
 from ferkit import Recognizer
 from ferkit.core.crops import crop_faces
-from ferkit.detect import Detection, make_detector
 from ferkit.core.images import load_image, to_gray
+from ferkit.detect import Detection, make_detector
 from ferkit.video.clip import Clip
+from ferkit.video.process import VideoOutputs, process_video
+from ferkit.video.recognition import FrameResult
 from ferkit.video.smoothing import Smoother, Smoothing
 from ferkit.video.tracking import FaceTracker
-from ferkit.video.recognition import FrameResult
-from ferkit.video.process import VideoOutputs, process_video
 from ferkit.video.writers import ClipWriter, draw_frame
 
 EVERY = (1, 3, 5, 10)

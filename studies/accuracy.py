@@ -104,7 +104,7 @@ def variants(teachers: Sequence[str]) -> list[Variant]:
         ),
         one("longer", "twice as many epochs", epochs=2 * EPOCHS),
     ]
-    said = ("distil.weight=0.7", "distil.protocol=ten-crop")
+    said = ("distil.weight=0.7", "distil.tta=ten-crop")
     for temperature in (1, 2, 4):
         found.append(
             one(
@@ -130,14 +130,14 @@ def variants(teachers: Sequence[str]) -> list[Variant]:
             "distilled-only",
             "all of the loss from what the teachers say before calibration, at temperature 2",
             "distil.weight=1.0",
-            "distil.protocol=ten-crop",
+            "distil.tta=ten-crop",
             "distil.temperature=2",
             "distil.calibrated=false",
             teach=True,
         )
     )
     in_steps = (
-        "distil.protocol=single",
+        "distil.tta=none",
         "distil.temperature=2",
         "distil.calibrated=false",
         "distil.every_step=true",

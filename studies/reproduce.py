@@ -95,7 +95,7 @@ def commands(
     written = ["-o", str(out), "--card", str(out.with_suffix(".md"))]
     weights = ["--training-weights", str(out.with_suffix(".weights.npz"))]
     yield ["export", str(before), *given, *kind, *written, *weights]
-    yield ["evaluate", str(out), *given, "--protocol", "all", "--drop-leaks", "--out", str(folder / "report")]
+    yield ["evaluate", str(out), *given, "--tta", "all", "--drop-leaks", "--out", str(folder / "report")]
 
 
 def _training(step: Step, run: Path, before: Path | None, epochs: int | None) -> list[str]:

@@ -33,8 +33,8 @@ from typing import Any
 
 import numpy as np
 
-from ferkit.data import SPLITS, FaceDataset, load_dataset
 from ferkit.core.files import write_json, write_text
+from ferkit.data import SPLITS, FaceDataset, load_dataset
 from ferkit.search import engine, plots, report
 from ferkit.search.records import SETTINGS, Search, Settings, Trial, read_search
 from ferkit.search.space import Space, load_space, spell
@@ -209,7 +209,7 @@ def train_and_measure(study: Study, name: str, recipe: Sequence[str]) -> None:
             shutil.rmtree(run, ignore_errors=True)
             ferkit("train", "--data", study.data, *recipe, "--out", str(run), "--quiet")
     ferkit(
-        "evaluate", str(run), "--data", study.data, "--protocol", "all", "--drop-leaks",
+        "evaluate", str(run), "--data", study.data, "--tta", "all", "--drop-leaks",
         "--out", str(study.out / name),
     )  # fmt: skip
     for file in ("recipe.toml", "history.csv", "curves.png"):

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.core import files
 from ferkit.augment import PRESETS, AugmentConfig, Augmenter
-from ferkit.data import load_dataset
+from ferkit.core import files
 from ferkit.core.errors import TrainingError
+from ferkit.data import load_dataset
 from ferkit.evaluation.metrics import negative_log_likelihood
 from ferkit.training import runs, state
 from ferkit.training.inference import predict_probabilities

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from ferkit.core import files
 from ferkit.core.classifier import FaceClassifier
+from ferkit.core.taxonomy import FER2013, FERPLUS
 from ferkit.data import load_dataset, majority_targets
 from ferkit.evaluation.calibration import ece_out_of_fold
 from ferkit.evaluation.metrics import wilson_interval
-from ferkit.core.taxonomy import FER2013, FERPLUS
 
 SAME = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
 """FER+'s word for each of FER2013's labels, in FER2013's order."""

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ferkit.core import files
 from ferkit.cli.common import load_keras
+from ferkit.core import files
 from ferkit.core.errors import TrainingError
 from ferkit.core.modelfile import resolve_model
 from ferkit.training.recipe import Recipe, load_recipe

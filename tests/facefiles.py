@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.data.cartoon import draw_faces
 from ferkit.core.images import write_image
+from ferkit.data.cartoon import draw_faces
 
 HEADER = "emotion,pixels,Usage"
 SIDE = 16

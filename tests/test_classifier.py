@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 import modelzoo
 from ferkit.core import onnxbytes, taxonomy
 from ferkit.core.classifier import FaceClassifier
-from ferkit.core.crops import views
+from ferkit.core.crops import tta_views
 from ferkit.core.errors import ImageError, MissingDependencyError, ModelFileError, TaxonomyError
 from ferkit.core.modelfile import ModelInfo, write_model
 from ferkit.core.runtime import usable_cores
@@ -52,13 +52,13 @@ def test_different_crops_get_different_answers(classifier: FaceClassifier, crops
     assert len(np.unique(answers.round(4), axis=0)) == len(crops)
 
 
-@pytest.mark.parametrize("protocol", ["single", "flip", "ten-crop"])
+@pytest.mark.parametrize("tta", ["none", "flip", "ten-crop"])
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 36, 37, 1000])
 def test_results_do_not_depend_on_the_batch_size(
-    classifier: FaceClassifier, crops: NDArray[np.uint8], protocol: str, batch_size: int
+    classifier: FaceClassifier, crops: NDArray[np.uint8], tta: str, batch_size: int
 ) -> None:
-    expected = classifier.predict(crops, protocol=protocol)["ferplus"]  # type: ignore[arg-type]
-    answer = classifier.predict(crops, protocol=protocol, batch_size=batch_size)["ferplus"]  # type: ignore[arg-type]
+    expected = classifier.predict(crops, tta=tta)["ferplus"]  # type: ignore[arg-type]
+    answer = classifier.predict(crops, tta=tta, batch_size=batch_size)["ferplus"]  # type: ignore[arg-type]
     assert np.abs(answer - expected).max() < 1e-6
 
 
@@ -69,17 +69,17 @@ def test_results_do_not_depend_on_the_neighbours(
     assert np.abs(alone - classifier.predict(crops)["fer2013"]).max() < 1e-6
 
 
-@pytest.mark.parametrize("protocol", ["flip", "ten-crop"])
+@pytest.mark.parametrize("tta", ["flip", "ten-crop"])
 def test_a_protocol_is_the_mean_of_probabilities_over_its_views(
-    classifier: FaceClassifier, crops: NDArray[np.uint8], protocol: str
+    classifier: FaceClassifier, crops: NDArray[np.uint8], tta: str
 ) -> None:
-    shown = [classifier.predict(np.ascontiguousarray(v))["fer2013"] for v in views(crops, protocol)]  # type: ignore[arg-type]
-    answer = classifier.predict(crops, protocol=protocol)["fer2013"]  # type: ignore[arg-type]
+    shown = [classifier.predict(np.ascontiguousarray(v))["fer2013"] for v in tta_views(crops, tta)]  # type: ignore[arg-type]
+    answer = classifier.predict(crops, tta=tta)["fer2013"]  # type: ignore[arg-type]
     assert np.allclose(answer, np.mean(shown, axis=0), atol=1e-6)
 
 
 def test_no_crop_gives_no_row(classifier: FaceClassifier) -> None:
-    answers = classifier.predict(np.empty((0, 48, 48), np.uint8), protocol="ten-crop")
+    answers = classifier.predict(np.empty((0, 48, 48), np.uint8), tta="ten-crop")
     assert {name: a.shape for name, a in answers.items()} == {"fer2013": (0, 7), "ferplus": (0, 8)}
     assert classifier.cams(np.empty((0, 48, 48), np.uint8)).shape == (0, 7, 11, 11)
 

@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
+from ferkit.core.taxonomy import Taxonomy
 from ferkit.data import load_dataset
 from ferkit.evaluation.subject import open_subject
-from ferkit.core.taxonomy import Taxonomy
 from modelzoo import write_tiny_model
 
 DATA = "cartoon:150"
@@ -21,14 +21,14 @@ def models(tmp_path):
     return [write_tiny_model(tmp_path / f"m{seed}.onnx", seed=seed) for seed in (0, 1)]
 
 
-def _right(model, protocol="single"):
+def _right(model, tta="none"):
     faces = load_dataset(DATA).of_split("PublicTest")
-    answers = open_subject(model).predict(faces.images, protocol)["fer2013"]
+    answers = open_subject(model).predict(faces.images, tta)["fer2013"]
     return answers.argmax(axis=1) == faces.labels
 
 
 def test_two_files_differ_by_what_each_of_them_answers(ask, models, tmp_path):
-    done = ask("compare", *models, "--data", DATA, "--protocol", "flip", "--json", tmp_path / "a.json")
+    done = ask("compare", *models, "--data", DATA, "--tta", "flip", "--json", tmp_path / "a.json")
     assert (done.status, done.err) == (0, "")
     first, second = (_right(model, "flip") for model in models)
     content = json.loads((tmp_path / "a.json").read_text())
@@ -37,7 +37,7 @@ def test_two_files_differ_by_what_each_of_them_answers(ask, models, tmp_path):
     assert (found["only_first"], found["only_second"]) == (sum(first & ~second), sum(second & ~first))
     assert found["accuracy_difference"] == pytest.approx(second.mean() - first.mean())
     assert f"p = {found['p_value']:.2g}" in done.out
-    assert (content["protocol"], content["data"]["faces"]) == ("flip", len(first))
+    assert (content["tta"], content["data"]["faces"]) == ("flip", len(first))
     assert f"{100 * first.mean():.2f}  {100 * second.mean():.2f}" in done.out
 
 
@@ -111,7 +111,7 @@ def test_models_of_faces_of_different_sizes_are_refused_and_of_one_size_compared
 
 
 @pytest.mark.parametrize(
-    ("options", "named"), [(["--protocol", "all"], "--protocol"), (["--threads", "0"], "--threads")]
+    ("options", "named"), [(["--tta", "all"], "--tta"), (["--threads", "0"], "--threads")]
 )
 def test_a_wrong_option_is_a_usage_error(ask, models, options, named):
     done = ask("compare", *models, "--data", DATA, *options)

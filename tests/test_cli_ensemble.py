@@ -11,18 +11,18 @@ import numpy as np
 import onnx
 import pytest
 
-from ferkit.core.classifier import FaceClassifier
 from ferkit.cli import run
-from ferkit.data import SPLITS, faces_digest, load_dataset
-from ferkit.data.ferplus import majority_targets
-from ferkit.export.ensemble import load_member
-from ferkit.export.ensemble_fit import vote_on_split, weights_of
-from ferkit.evaluation.calibration import temper
-from ferkit.export.card import render_card
-from ferkit.evaluation.evaluate import evaluate
-from ferkit.export.run import summary_rows
+from ferkit.core.classifier import FaceClassifier
 from ferkit.core.modelfile import read_model, write_model
 from ferkit.core.taxonomy import FER2013, FERPLUS
+from ferkit.data import SPLITS, faces_digest, load_dataset
+from ferkit.data.ferplus import majority_targets
+from ferkit.evaluation.calibration import temper
+from ferkit.evaluation.evaluate import evaluate
+from ferkit.export.card import render_card
+from ferkit.export.ensemble import load_member
+from ferkit.export.ensemble_fit import vote_on_split, weights_of
+from ferkit.export.run import summary_rows
 from modelzoo import write_tiny_model
 
 DATA = "cartoon:300"
@@ -135,7 +135,7 @@ def test_fitting_reports_figures_out_of_fold_beside_the_flattering_ones(ask, mod
     # The file's metadata quote the figure from outside the fit.
     assert info.metrics[0]["accuracy"] == pytest.approx(first["out_of_fold"]["accuracy"], abs=1e-6)
     assert info.metrics[0]["selection_split"] is True
-    assert info.metrics[0]["protocol"] == "single"
+    assert info.metrics[0]["tta"] == "none"
     weights = {m["sha256"]: m["weights"]["fer2013"] for m in info.members}
     for member in first["members"]:
         assert weights.get(member["sha256"], 0.0) == pytest.approx(member["weight"])
@@ -149,7 +149,7 @@ def test_the_ensemble_is_measured_by_evaluate_as_by_its_own_fit(ask, models, tmp
     arguments = ["evaluate", str(tmp_path / "e.onnx"), "--data", DATA, "--json", str(tmp_path / "a.json")]
     assert run(arguments) == 0
     capsys.readouterr()
-    scores = json.loads((tmp_path / "a.json").read_text())["protocols"][0]["scores"][0]
+    scores = json.loads((tmp_path / "a.json").read_text())["tta_modes"][0]["scores"][0]
     assert scores["accuracy"] == pytest.approx(vote["in_sample"]["accuracy"])
     assert scores["nll"] == pytest.approx(vote["in_sample"]["nll"], abs=1e-5)
 
@@ -272,13 +272,13 @@ def test_the_file_tells_its_figures_in_the_rows_of_an_exported_one(ask, models, 
     whole = load_dataset(DATA)
     exported = summary_rows(
         evaluate(
-            lambda crops, protocol: FaceClassifier(tmp_path / "e.onnx").predict(crops, protocol=protocol),
+            lambda crops, tta: FaceClassifier(tmp_path / "e.onnx").predict(crops, tta=tta),
             whole,
             heads={head.id: head.taxonomy for head in info.taxonomies},
             drop_leaks=True,
         )
     )
-    told = ("split", "protocol", "labels", "without_leaks", "n")
+    told = ("split", "tta", "labels", "without_leaks", "n")
     assert [[row[key] for key in told] for row in info.metrics] == [
         [row[key] for key in told] for row in exported
     ]

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from facefiles import csv_text, face_row
+from ferkit.core.modelfile import write_model
+from ferkit.core.taxonomy import FER2013, Taxonomy
 from ferkit.data import SPLITS, faces_digest, load_dataset
 from ferkit.data.cartoon import draw_faces
 from ferkit.evaluation.subject import open_subject
-from ferkit.core.modelfile import write_model
-from ferkit.core.taxonomy import FER2013, Taxonomy
 from modelzoo import graph_bytes, model_info, write_tiny_model
 
 DATA = "cartoon:150"
@@ -44,7 +44,7 @@ def test_text_json_pictures_and_results_come_from_one_measurement(ask, model, tm
     assert (tmp_path / "out" / "report.txt").read_text() == done.out
     assert (tmp_path / "out" / "report.json").read_text() == (tmp_path / "a.json").read_text()
     assert (tmp_path / "out" / "confusion-fer2013-single.png").stat().st_size > 10_000
-    scores = json.loads((tmp_path / "a.json").read_text())["protocols"][0]["scores"][0]
+    scores = json.loads((tmp_path / "a.json").read_text())["tta_modes"][0]["scores"][0]
     with (tmp_path / "r.csv").open(newline="") as table:
         (row,) = csv.DictReader(table)
     assert row["accuracy"] == f"{100 * scores['accuracy']:.2f}"
@@ -107,10 +107,10 @@ def test_what_was_answered_about_each_face_is_written_when_asked_for(ask, model,
         "--json",
         tmp_path / "a.json",
     ]
-    done = ask("evaluate", model, *options, "--protocol", "all")
+    done = ask("evaluate", model, *options, "--tta", "all")
     assert done.status == 0
     with (tmp_path / "a.csv").open(newline="") as table:
-        rows = [row for row in csv.DictReader(table) if row["protocol"] == "flip"]
+        rows = [row for row in csv.DictReader(table) if row["tta"] == "flip"]
     data = load_dataset(DATA)
     where = [int(row["row"]) for row in rows]
     assert {SPLITS[data.split[k]] for k in where} == {row["split"] for row in rows}
@@ -119,7 +119,7 @@ def test_what_was_answered_about_each_face_is_written_when_asked_for(ask, model,
     np.testing.assert_allclose(
         told, open_subject(model).predict(data.images[where], "flip")["fer2013"], atol=1e-6
     )
-    scores = json.loads((tmp_path / "a.json").read_text())["protocols"][1]["scores"][0]
+    scores = json.loads((tmp_path / "a.json").read_text())["tta_modes"][1]["scores"][0]
     assert (len(rows), (told.argmax(axis=1) == data.labels[where]).sum()) == (scores["n"], scores["correct"])
 
 
@@ -134,7 +134,7 @@ def fitted_vote(ask, model, tmp_path):
 def test_a_vote_is_in_sample_where_its_weights_were_fitted_and_its_file_tells_what_is_out_of_fold(
     ask, fitted_vote, tmp_path
 ):
-    done = ask("evaluate", fitted_vote, "--data", DATA, "--protocol", "all", "--json", tmp_path / "a.json")
+    done = ask("evaluate", fitted_vote, "--data", DATA, "--tta", "all", "--json", tmp_path / "a.json")
     assert "weights fitted on these faces: in sample" in done.out
     content = json.loads((tmp_path / "a.json").read_text())
     assert content["data"]["weights_in_sample"] is True
@@ -142,7 +142,7 @@ def test_a_vote_is_in_sample_where_its_weights_were_fitted_and_its_file_tells_wh
         r for r in content["model"]["held_out"] if r["labels"] == "fer2013" and not r["without_leaks"]
     ]
     assert f"fer2013 {100 * told['accuracy']:.2f} % (" in done.out
-    single, flip, _ = (entry["scores"][0] for entry in content["protocols"])
+    single, flip, _ = (entry["scores"][0] for entry in content["tta_modes"])
     assert (single["nll_out_of_fold"], single["ece_out_of_fold"]) == (told["nll"], told["ece"])
     assert single["ece_out_of_fold"] != single["ece"]
     assert (flip["nll_out_of_fold"], flip["ece_out_of_fold"]) == (None, None)
@@ -154,7 +154,7 @@ def test_a_vote_is_not_in_sample_elsewhere(ask, fitted_vote, tmp_path, other):
     assert "in sample" not in done.out
     content = json.loads((tmp_path / "a.json").read_text())
     assert content["data"]["weights_in_sample"] is False
-    assert content["protocols"][0]["scores"][0]["ece_out_of_fold"] is not None
+    assert content["tta_modes"][0]["scores"][0]["ece_out_of_fold"] is not None
 
 
 def test_all_faces_hold_those_that_weights_were_fitted_on(ask, fitted_vote):
@@ -169,9 +169,9 @@ def test_a_vote_of_which_only_the_temperature_was_fitted_has_no_weights_in_sampl
 
 
 def test_all_protocols_are_measured_one_after_the_other(ask, model, tmp_path):
-    done = ask("evaluate", model, "--data", DATA, "--protocol", "all", "--json", tmp_path / "a.json")
-    protocols = json.loads((tmp_path / "a.json").read_text())["protocols"]
-    assert [p["protocol"] for p in protocols] == ["single", "flip", "ten-crop"]
+    done = ask("evaluate", model, "--data", DATA, "--tta", "all", "--json", tmp_path / "a.json")
+    tta_modes = json.loads((tmp_path / "a.json").read_text())["tta_modes"]
+    assert [p["tta"] for p in tta_modes] == ["none", "flip", "ten-crop"]
     assert "single, flip, ten-crop" in done.err
 
 
@@ -213,7 +213,7 @@ def test_all_faces_are_measured_when_asked_for(ask, model, unsplit, tmp_path):
     assert done.err == ""
     content = json.loads((tmp_path / "a.json").read_text())
     assert (content["data"]["split"], content["data"]["selection_split"]) == ("all", False)
-    assert content["protocols"][0]["scores"][0]["n"] == 70
+    assert content["tta_modes"][0]["scores"][0]["n"] == 70
 
 
 def test_flat_faces_are_left_out_of_what_is_measured_and_the_data_are_known_still(ask, tmp_path, monkeypatch):
@@ -265,7 +265,7 @@ def test_data_with_labels_that_the_model_does_not_know_name_both_sets(ask, tmp_p
 
 
 def test_an_unknown_protocol_is_a_usage_error(ask, model):
-    done = ask("evaluate", model, "--data", DATA, "--protocol", "twelve-crop")
+    done = ask("evaluate", model, "--data", DATA, "--tta", "twelve-crop")
     assert done.status == 2
     assert "ten-crop" in done.err
 
@@ -335,7 +335,7 @@ def test_the_published_counts_of_the_votes_and_leaks_are_found(ask, model, share
     )  # fmt: skip
     assert done.status == 0
     content = json.loads((tmp_path / "a.json").read_text())
-    (entry,) = content["protocols"]
+    (entry,) = content["tta_modes"]
     # shared/data/README.md: 3,589 PublicTest faces, of which majority keeps 3,199, argmax 3,553; 280 leak.
     assert [s["n"] for s in entry["scores"]] == [3589, 3199, 3553]
     assert content["data"]["leaked"] == 280
@@ -364,17 +364,15 @@ def test_a_run_and_the_file_exported_from_it_give_the_same_figures(small_run, as
     assert ask("export", small_run, "--data", DATA, "-o", exported).status == 0
     keras, onnx = open_subject(small_run), open_subject(exported)
     faces = load_dataset(DATA).of_split("PublicTest").images
-    for protocol in ("single", "flip", "ten-crop"):
+    for tta in ("none", "flip", "ten-crop"):
         confusions = []
         for model in (small_run, exported):
             report = tmp_path / "a.json"
-            assert (
-                ask("evaluate", model, "--data", DATA, "--protocol", protocol, "--json", report).status == 0
-            )
-            confusions.append(json.loads(report.read_text())["protocols"][0]["scores"][0]["confusion"])
-        assert confusions[0] == confusions[1], protocol
+            assert ask("evaluate", model, "--data", DATA, "--tta", tta, "--json", report).status == 0
+            confusions.append(json.loads(report.read_text())["tta_modes"][0]["scores"][0]["confusion"])
+        assert confusions[0] == confusions[1], tta
         # The export left its temperatures in the run's folder, so even averages over views are the same.
-        answers = [model.predict(faces, protocol)["fer2013"] for model in (keras, onnx)]
+        answers = [model.predict(faces, tta)["fer2013"] for model in (keras, onnx)]
         np.testing.assert_allclose(answers[0], answers[1], atol=1e-4)
     known = ("name", "architecture", "parameters", "mmac", "seeds", "epochs")
     assert [getattr(keras.facts, k) for k in known] == [getattr(onnx.facts, k) for k in known]
@@ -390,7 +388,7 @@ def test_ten_crop_of_a_run_shifts_by_what_the_network_cuts_off(small_run):
     framed = np.full((1, 48, 48), 255, np.uint8)
     framed[:, 4:-4, 4:-4] = 0
     predict = open_subject(small_run).predict
-    single = [predict(f, "single")["fer2013"] for f in (faces, framed)]
+    single = [predict(f, "none")["fer2013"] for f in (faces, framed)]
     crops = [predict(f, "ten-crop")["fer2013"] for f in (faces, framed)]
     np.testing.assert_array_equal(*single)
     assert np.abs(crops[0] - crops[1]).max() > 1e-6
@@ -401,4 +399,4 @@ def test_a_run_that_wants_other_faces_says_so(small_run):
     from ferkit.core.errors import DataError
 
     with pytest.raises(DataError, match="faces of 48 pixels"):
-        open_subject(small_run).predict(np.zeros((1, 64, 64), np.uint8), "single")
+        open_subject(small_run).predict(np.zeros((1, 64, 64), np.uint8), "none")

@@ -136,7 +136,7 @@ def test_what_was_read_keeps_its_labels_also_where_no_face_was(model, photos):
 
 def test_least_confidence_does_not_change_the_accuracy(model, photos):
     reports = [
-        judge(r, read_labelled(r, find_labelled(photos)), source="x", protocol="single")
+        judge(r, read_labelled(r, find_labelled(photos)), source="x", tta="none")
         for r in (Recognizer(model), Recognizer(model, min_confidence=1.0))
     ]
     assert reports[0] == reports[1]
@@ -150,7 +150,7 @@ def test_least_confidence_does_not_change_the_accuracy(model, photos):
         (["--votes", "votes.csv"], "--votes"),
         (["--drop-leaks"], "--drop-leaks"),
         (["--split", "PublicTest"], "--split"),
-        (["--protocol", "all"], "single, flip, ten-crop"),
+        (["--tta", "all"], "single, flip, ten-crop"),
     ],
 )
 def test_options_that_contradict_are_status_2(ask, model, photos, arguments, message):

@@ -25,7 +25,7 @@ from PIL import Image
 import modelzoo
 from ferkit import Recognizer
 from ferkit.cli import run
-from ferkit.core.crops import PROTOCOLS
+from ferkit.core.crops import TTA_MODES
 from ferkit.core.images import ImageSource, load_image, write_image
 from ferkit.recognize import Photo, Unreadable
 from samples import sample
@@ -546,7 +546,7 @@ def test_what_cannot_be_understood_is_status_2(arguments: list[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "option"),
     [
-        (["--protocol", "tencrop"], "--protocol"),
+        (["--tta", "tencrop"], "--tta"),
         (["--threads", "0"], "--threads"),
         (["--max-pixels", "0"], "--max-pixels"),
         (["--json", "--format", "csv"], "--json"),
@@ -573,12 +573,10 @@ def test_json_may_be_said_twice(model: str, capsys: pytest.CaptureFixture[str]) 
 def test_protocol_and_threads_are_those_of_the_recognizer(
     model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for protocol in PROTOCOLS:
-        assert (
-            run(["predict", ASTRONAUT, "-m", model, "--json", "--protocol", protocol, "--threads", "1"]) == 0
-        )
+    for tta in TTA_MODES:
+        assert run(["predict", ASTRONAUT, "-m", model, "--json", "--tta", tta, "--threads", "1"]) == 0
         (photo,) = json.loads(capsys.readouterr().out)
-        (face,) = Recognizer(model, protocol=protocol, threads=1).predict(ASTRONAUT).faces
+        (face,) = Recognizer(model, tta=tta, threads=1).predict(ASTRONAUT).faces
         assert photo["faces"][0]["probabilities"] == pytest.approx(dict(face.probabilities), abs=1e-6)
 
 

@@ -64,7 +64,7 @@ def test_the_shipped_spaces_are_listed(capsys: pytest.CaptureFixture[str]) -> No
         (["seed", "--data", "cartoon", "--cores", "0"], "at least one core"),
         (["seed", "--data", "cartoon", "--gpus", "1.5"], "whole ones"),
         (["seed", "--data", "cartoon", "--set", "epoch=3"], "did you mean 'epochs'"),
-        (["seed", "--data", "cartoon", "--address", "ray://x:1"], "Ray's client protocol"),
+        (["seed", "--data", "cartoon", "--address", "ray://x:1"], "Ray's client tta"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(

@@ -71,7 +71,7 @@ def test_the_exported_file_is_measured_and_reads_a_face(line, tmp_path, capsys):
     assert run(args) == 0
     measured = json.loads(report.read_text())
     trained = json.loads((line / "run" / "history.json").read_text())[-1]["val_accuracy"]
-    assert measured["protocols"][0]["scores"][0]["accuracy"] == pytest.approx(trained)
+    assert measured["tta_modes"][0]["scores"][0]["accuracy"] == pytest.approx(trained)
     assert run(["data", "convert", "cartoon:20", str(tmp_path / "faces")]) == 0
     face = next((tmp_path / "faces").rglob("*.png"))
     capsys.readouterr()
@@ -96,7 +96,7 @@ def test_a_run_is_measured_like_its_file(line, tmp_path):
         args = ["evaluate", str(subject), "--data", "cartoon:300", "--json", str(tmp_path / name)]
         assert run(args) == 0
     keras, onnx = (json.loads((tmp_path / n).read_text()) for n in ("keras.json", "onnx.json"))
-    first, second = (r["protocols"][0]["scores"][0]["confusion"] for r in (keras, onnx))
+    first, second = (r["tta_modes"][0]["scores"][0]["confusion"] for r in (keras, onnx))
     assert first == second
 
 

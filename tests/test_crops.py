@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from ferkit.core.crops import PROTOCOLS, CropGeometry, crop_corners, crop_faces, fit_crop, views
+from ferkit.core.crops import TTA_MODES, CropGeometry, crop_corners, crop_faces, fit_crop, tta_views
 from ferkit.core.errors import ImageError
 
 UPRIGHT = CropGeometry()
@@ -192,10 +192,10 @@ def test_crops_that_cannot_be_are_refused(crop: NDArray[np.uint8]) -> None:
         fit_crop(crop, 48)
 
 
-@pytest.mark.parametrize(("protocol", "count"), [("single", 1), ("flip", 2), ("ten-crop", 10)])
-def test_protocols_show_their_number_of_views(protocol: str, count: int) -> None:
+@pytest.mark.parametrize(("tta", "count"), [("none", 1), ("flip", 2), ("ten-crop", 10)])
+def test_protocols_show_their_number_of_views(tta: str, count: int) -> None:
     crops = np.random.default_rng(3).integers(0, 256, (4, 48, 48), dtype=np.uint8)
-    shown = views(crops, protocol)  # type: ignore[arg-type]
+    shown = tta_views(crops, tta)  # type: ignore[arg-type]
     assert len(shown) == count
     assert all(view.shape == crops.shape and view.dtype == np.uint8 for view in shown)
     assert np.array_equal(shown[0], crops)
@@ -203,7 +203,7 @@ def test_protocols_show_their_number_of_views(protocol: str, count: int) -> None
 
 def test_ten_crop_is_five_shifts_with_replicated_edges_and_their_mirror_images() -> None:
     crops = np.arange(2 * 6 * 6, dtype=np.uint8).reshape(2, 6, 6)
-    shown = views(crops, "ten-crop", shift=2)
+    shown = tta_views(crops, "ten-crop", shift=2)
     # By the definition: pixel (y, x) of a shifted view is pixel (y + dy, x + dx), clamped to the crop.
     for view, (dy, dx) in zip(shown[:5], [(0, 0), (-2, -2), (-2, 2), (2, -2), (2, 2)], strict=True):
         rows, columns = np.clip(np.arange(6) + dy, 0, 5), np.clip(np.arange(6) + dx, 0, 5)
@@ -214,18 +214,18 @@ def test_ten_crop_is_five_shifts_with_replicated_edges_and_their_mirror_images()
 
 def test_a_shift_of_nothing_is_the_crop_itself() -> None:
     crops = np.random.default_rng(4).random((2, 5, 5))
-    assert all(np.array_equal(view, crops) for view in views(crops, "ten-crop", shift=0)[:5])
+    assert all(np.array_equal(view, crops) for view in tta_views(crops, "ten-crop", shift=0)[:5])
 
 
 def test_views_refuse_what_they_do_not_know() -> None:
     crops = np.zeros((1, 4, 4), np.uint8)
-    with pytest.raises(ImageError, match="unknown protocol 'twelve'"):
-        views(crops, "twelve")  # type: ignore[arg-type]
+    with pytest.raises(ImageError, match="unknown tta 'twelve'"):
+        tta_views(crops, "twelve")  # type: ignore[arg-type]
     with pytest.raises(ImageError, match="shift"):
-        views(crops, "ten-crop", shift=-1)
+        tta_views(crops, "ten-crop", shift=-1)
     with pytest.raises(ImageError, match="N, S, S"):
-        views(crops[0], "flip")
-    assert PROTOCOLS == ("single", "flip", "ten-crop")
+        tta_views(crops[0], "flip")
+    assert TTA_MODES == ("none", "flip", "ten-crop")
 
 
 def test_the_corners_of_a_crop_are_those_of_what_is_cut() -> None:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from facefiles import drawn_csv, pack, write_faces, zip_folder
+from ferkit.core.errors import DataError
 from ferkit.data import load_dataset
 from ferkit.data.archives import list_members
-from ferkit.core.errors import DataError
 
 PACKED = ["f.csv.gz", "f.csv.xz", "f.zip", "f.tar.gz", "f.tar.xz", "f.tar"]
 

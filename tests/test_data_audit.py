@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from ferkit.data import FaceDataset, leaked_rows, leaking_rows, make_dataset, select_faces
-from ferkit.data.audit import AuditReport, audit_dataset, picked_rows
 from ferkit.core.errors import DataError
 from ferkit.core.taxonomy import FER2013, Taxonomy
+from ferkit.data import FaceDataset, leaked_rows, leaking_rows, make_dataset, select_faces
+from ferkit.data.audit import AuditReport, audit_dataset, picked_rows
 
 
 @pytest.fixture

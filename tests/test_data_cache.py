@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from facefiles import drawn_csv, drawn_images, pack, write_faces
+from ferkit.core.errors import DataError
 from ferkit.data import FaceDataset, load_dataset
 from ferkit.data.cache import DatasetCache, Entry
-from ferkit.core.errors import DataError
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from ferkit.core.errors import DataError
+from ferkit.core.taxonomy import FER2013
 from ferkit.data import SPLITS, load_dataset
 from ferkit.data.cartoon import DEFAULT_COUNT, draw_faces, parse_cartoon
 from ferkit.data.ferplus import label_agreement
-from ferkit.core.errors import DataError
-from ferkit.core.taxonomy import FER2013
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ import pytest
 
 from facefiles import csv_text, drawn_csv, face_row, pack, write_faces, zip_folder
 from ferkit.cli import run
-from ferkit.data import load_dataset
 from ferkit.core.images import load_image, write_image
 from ferkit.core.taxonomy import FER2013
+from ferkit.data import load_dataset
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from facefiles import drawn_csv, pack, write_faces, zip_folder
-from ferkit.data import FaceDataset, load_dataset, make_dataset
-from ferkit.data.convert import format_of, write_dataset, write_votes
 from ferkit.core.errors import DataError, OutputError
 from ferkit.core.taxonomy import Taxonomy
+from ferkit.data import FaceDataset, load_dataset, make_dataset
+from ferkit.data.convert import format_of, write_dataset, write_votes
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ferkit.data import FaceDataset, load_dataset
 from ferkit.core.errors import DataError
 from ferkit.core.taxonomy import FER2013
+from ferkit.data import FaceDataset, load_dataset
 
 
 def make(**changes: object) -> FaceDataset:

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from facefiles import SIDE, csv_text, drawn_csv, pack
+from ferkit.core.errors import DataError
+from ferkit.core.taxonomy import FER2013, FERPLUS
 from ferkit.data import (
     VOTE_COLUMNS,
     FaceDataset,
@@ -19,8 +21,6 @@ from ferkit.data import (
 )
 from ferkit.data.cartoon import draw_faces
 from ferkit.data.ferplus import align_votes, read_votes, to_fer2013
-from ferkit.core.errors import DataError
-from ferkit.core.taxonomy import FER2013, FERPLUS
 
 HEADER = "Usage,Image name,neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF"
 USAGES = ("Training", "PublicTest", "PrivateTest")

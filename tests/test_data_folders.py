@@ -10,14 +10,14 @@ import pytest
 from PIL import Image
 
 from facefiles import write_faces, zip_folder
+from ferkit.batch import sources
 from ferkit.cli import run
+from ferkit.core.errors import DataError, FerkitError
+from ferkit.core.images import write_image
+from ferkit.core.taxonomy import FER2013, FERPLUS, Taxonomy
 from ferkit.data import SPLITS, folders, load_dataset
 from ferkit.data.folders import plan_layout
 from ferkit.data.holdout import hold_out
-from ferkit.core.errors import DataError, FerkitError
-from ferkit.core.images import write_image
-from ferkit.batch import sources
-from ferkit.core.taxonomy import FER2013, FERPLUS, Taxonomy
 
 KAGGLE = [
     *(f"train/{label}/Training_{k}.jpg" for label in FER2013.labels for k in (11, 22, 33)),

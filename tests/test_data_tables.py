@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from facefiles import HEADER, SIDE, csv_text, drawn_csv, drawn_images, face_row, pack
-from ferkit.data import load_dataset
-from ferkit.data.tables import parse_pixels, read_face_table
 from ferkit.core.errors import DataError
 from ferkit.core.taxonomy import FER2013
+from ferkit.data import load_dataset
+from ferkit.data.tables import parse_pixels, read_face_table
 
 
 @pytest.mark.parametrize(

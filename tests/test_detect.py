@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 import modelzoo
 from ferkit.core import onnxbytes
+from ferkit.core.errors import DetectorError
+from ferkit.core.images import load_image
 from ferkit.detect import DETECTORS, Detection, make_detector
 from ferkit.detect.base import suppress
 from ferkit.detect.centerface import CenterFace, _Found, decode, free_sizes, model_path, scales
-from ferkit.core.errors import DetectorError
-from ferkit.core.images import load_image
 from samples import FACELESS, sample
 
 # Read off the picture: the face's outline from hairline to chin, the eyes, the tip of the nose, the mouth.

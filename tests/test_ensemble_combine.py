@@ -12,13 +12,13 @@ import pytest
 from ferkit.core import onnxbytes
 from ferkit.core.classifier import FaceClassifier
 from ferkit.core.crops import CropGeometry
-from ferkit.data import faces_digest, load_dataset
-from ferkit.export.ensemble import Member, combine, load_member, normalised_weights, write_ensemble
 from ferkit.core.errors import ModelFileError
-from ferkit.evaluation.calibration import temper
-from ferkit.evaluation.subject import facts_of, weights_fitted_here
 from ferkit.core.modelfile import read_model, write_model
 from ferkit.core.taxonomy import FER2013, FERPLUS, Taxonomy
+from ferkit.data import faces_digest, load_dataset
+from ferkit.evaluation.calibration import temper
+from ferkit.evaluation.subject import facts_of, weights_fitted_here
+from ferkit.export.ensemble import Member, combine, load_member, normalised_weights, write_ensemble
 from modelzoo import BOTH, graph_bytes, model_info, write_tiny_model
 
 
@@ -50,10 +50,10 @@ def test_equal_weights_answer_with_the_mean_of_the_members(members, crops, tmp_p
         np.testing.assert_allclose(found[taxonomy.id], expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("protocol", ["flip", "ten-crop"])
-def test_the_mean_holds_under_every_protocol(members, crops, tmp_path, protocol):
-    found = _write(members, tmp_path / "e.onnx").predict(crops, protocol=protocol)
-    answers = [FaceClassifier(m.content).predict(crops, protocol=protocol) for m in members]
+@pytest.mark.parametrize("tta", ["flip", "ten-crop"])
+def test_the_mean_holds_under_every_protocol(members, crops, tmp_path, tta):
+    found = _write(members, tmp_path / "e.onnx").predict(crops, tta=tta)
+    answers = [FaceClassifier(m.content).predict(crops, tta=tta) for m in members]
     expected = np.mean([answer["fer2013"] for answer in answers], axis=0)
     np.testing.assert_allclose(found["fer2013"], expected, rtol=0, atol=1e-6)
 

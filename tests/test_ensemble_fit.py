@@ -6,9 +6,15 @@ import numpy as np
 import pytest
 from scipy.optimize import approx_fprime
 
-from ferkit.evaluation.ensemble_weights import apply_vote, fit_vote, judge_vote, mean_probabilities, vote_out_of_fold
 from ferkit.core.errors import DataError
 from ferkit.evaluation.calibration import assign_folds, fit_temperature, log_probabilities, softmax, temper
+from ferkit.evaluation.ensemble_weights import (
+    apply_vote,
+    fit_vote,
+    judge_vote,
+    mean_probabilities,
+    vote_out_of_fold,
+)
 from ferkit.evaluation.metrics import negative_log_likelihood
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ferkit.export.card import render_card
 from ferkit.core.modelfile import ModelInfo
+from ferkit.export.card import render_card
 from modelzoo import model_info
 
 FER2013_DATA = {
@@ -23,7 +23,7 @@ def row(n: int, *, labels: str = "fer2013", without_leaks: bool = False) -> dict
     return {
         "split": "PublicTest",
         "selection_split": True,
-        "protocol": "single",
+        "tta": "none",
         "labels": labels,
         "without_leaks": without_leaks,
         "n": n,
@@ -126,7 +126,7 @@ def test_votes_are_named_where_the_recipe_learns_from_them_and_not_by_the_labels
     ],
 )
 def test_a_students_card_tells_which_answers_it_learnt_from(told: dict[str, object], words: str) -> None:
-    teacher = {"models": [{"name": "wise"}], "heads": ["fer2013"], "protocol": "ten-crop", **told}
+    teacher = {"models": [{"name": "wise"}], "heads": ["fer2013"], "tta": "ten-crop", **told}
     assert f"- Distilled from `wise`: {words}" in render_card(info_with(data={"teacher": teacher}), 1000)
 
 
@@ -148,7 +148,7 @@ def member(**changes: object) -> dict[str, object]:
 def test_an_ensembles_card_tells_of_each_member_what_made_it() -> None:
     taught = {
         **FER2013_DATA,
-        "teacher": {"models": [{"name": "wise"}], "heads": ["fer2013"], "protocol": "flip"},
+        "teacher": {"models": [{"name": "wise"}], "heads": ["fer2013"], "tta": "flip"},
     }
     members = [
         member(),

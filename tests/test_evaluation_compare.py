@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ferkit.data import FaceDataset
 from ferkit.core.errors import DataError, TaxonomyError
+from ferkit.core.taxonomy import FER2013, FERPLUS, Taxonomy
+from ferkit.data import FaceDataset
 from ferkit.evaluation.compare import (
     compare,
     difference,
@@ -18,7 +19,6 @@ from ferkit.evaluation.compare import (
     share_interval,
     shared_heads,
 )
-from ferkit.core.taxonomy import FER2013, FERPLUS, Taxonomy
 
 HEADS = {"fer2013": FER2013}
 PUBLIC = 1
@@ -41,7 +41,7 @@ def _faces(labels):
 def _right_on(right, sure=0.9):
     """A model that knows label 0 of the faces in ``right``, and says 1 of the others."""
 
-    def predict(crops, protocol):
+    def predict(crops, tta):
         known = np.isin(crops[:, 0, 0], list(right))
         top = np.where(known, 0, 1)
         return {"fer2013": np.where(np.eye(7, dtype=bool)[top], sure, (1 - sure) / 6)}
@@ -127,12 +127,12 @@ def test_counts_and_answers_that_do_not_fit_are_refused(wrong):
 
 def test_a_label_set_that_keeps_a_single_face_is_left_out_and_said(caplog):
     votes = np.zeros((20, 10), np.uint8)
-    votes[:, 8] = 10  # "unknown", which both protocols leave out
+    votes[:, 8] = 10  # "unknown", which both tta_modes leave out
     votes[3] = [10, *[0] * 9]
     faces = replace(_faces([0] * 20), votes=votes)
 
-    def both(crops, protocol):
-        answer = _right_on(range(15))(crops, protocol)
+    def both(crops, tta):
+        answer = _right_on(range(15))(crops, tta)
         return {**answer, "ferplus": np.full((len(crops), 8), 1 / 8)}
 
     found = compare((both, both), faces, heads={**HEADS, "ferplus": FERPLUS})

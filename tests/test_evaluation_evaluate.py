@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ferkit.data import FaceDataset
 from ferkit.core.errors import DataError
-from ferkit.evaluation.evaluate import evaluate, measure
 from ferkit.core.taxonomy import FER2013, FERPLUS, Taxonomy
+from ferkit.data import FaceDataset
+from ferkit.evaluation.evaluate import evaluate, measure
 
 TRAINING, PUBLIC, PRIVATE = 0, 1, 2
 HEADS = {"fer2013": FER2013}
@@ -41,7 +41,7 @@ def _says(columns_by_image, taxonomy=FER2013):
     """Return a model that answers with the label at the image's colour."""
     table = np.asarray(columns_by_image)
 
-    def predict(crops, protocol):
+    def predict(crops, tta):
         return {taxonomy.id: _answer(table[crops[:, 0, 0]], len(taxonomy))}
 
     return predict
@@ -50,7 +50,7 @@ def _says(columns_by_image, taxonomy=FER2013):
 def test_right_and_wrong_answers_are_counted_on_the_split_alone():
     dataset = _dataset([0, 1, 2, 3, 4, 5], [TRAINING, TRAINING, PUBLIC, PUBLIC, PUBLIC, PRIVATE])
     found = evaluate(_says([9, 9, 2, 3, 0, 9]), dataset, heads=HEADS)
-    (scores,) = found.protocols[0].scores
+    (scores,) = found.tta_modes[0].scores
     assert (scores.n, scores.correct, scores.accuracy) == (3, 2, pytest.approx(2 / 3))
     assert scores.confusion[4][0] == 1
     assert (found.split, found.faces, found.source) == ("PublicTest", 3, "faces.csv")
@@ -59,13 +59,13 @@ def test_right_and_wrong_answers_are_counted_on_the_split_alone():
 def test_every_protocol_is_asked_for_in_order_and_reported_under_its_name():
     asked = []
 
-    def predict(crops, protocol):
-        asked.append(protocol)
-        return {"fer2013": _answer([0 if protocol == "flip" else 1] * len(crops), 7)}
+    def predict(crops, tta):
+        asked.append(tta)
+        return {"fer2013": _answer([0 if tta == "flip" else 1] * len(crops), 7)}
 
-    found = evaluate(predict, _dataset([0, 0], PUBLIC), heads=HEADS, protocols=("single", "flip"))
-    assert asked == ["single", "flip"]
-    assert [(p.protocol, p.scores[0].accuracy) for p in found.protocols] == [("single", 0.0), ("flip", 1.0)]
+    found = evaluate(predict, _dataset([0, 0], PUBLIC), heads=HEADS, tta_modes=("none", "flip"))
+    assert asked == ["none", "flip"]
+    assert [(p.tta, p.scores[0].accuracy) for p in found.tta_modes] == [("none", 0.0), ("flip", 1.0)]
 
 
 def test_without_leaks_test_images_that_stand_in_training_do_not_count():
@@ -76,7 +76,7 @@ def test_without_leaks_test_images_that_stand_in_training_do_not_count():
     answers = np.full(30, 6)
     answers[[7, 8]] = 0, 1
     found = evaluate(_says(answers), dataset, heads=HEADS, drop_leaks=True)
-    (entry,) = found.protocols
+    (entry,) = found.tta_modes
     assert found.leaked == 2
     assert (entry.scores[0].correct, entry.scores[0].n) == (2, 4)
     assert (entry.without_leaks[0].correct, entry.without_leaks[0].n) == (0, 2)
@@ -87,7 +87,7 @@ def test_leaks_are_those_of_the_split_that_the_model_was_trained_on():
     dataset = _dataset([0, 1, 0, 1], [PRIVATE, TRAINING, PUBLIC, PUBLIC], images=[7, 8, 7, 8])
     found = evaluate(_says([0] * 9), dataset, heads=HEADS, drop_leaks=True, train_splits=["PrivateTest"])
     assert (found.leaked, found.train_splits) == (1, ("PrivateTest",))
-    (left,) = found.protocols[0].without_leaks
+    (left,) = found.tta_modes[0].without_leaks
     assert (left.correct, left.n) == (0, 1)
     back = evaluate(
         _says([0] * 9), dataset, heads=HEADS, split="Training", drop_leaks=True, train_splits=["PublicTest"]
@@ -97,7 +97,7 @@ def test_leaks_are_those_of_the_split_that_the_model_was_trained_on():
 
 def test_leaks_are_not_measured_unless_asked_for():
     found = evaluate(_says([0]), _dataset([0], PUBLIC), heads=HEADS)
-    assert (found.leaked, found.protocols[0].without_leaks) == (None, None)
+    assert (found.leaked, found.tta_modes[0].without_leaks) == (None, None)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_leaks_that_cannot_be_seen_are_not_said_to_be_none(splits, measured):
 def test_all_splits_are_measured_as_one():
     dataset = _dataset([0, 1, 2], [TRAINING, PUBLIC, PRIVATE])
     found = evaluate(_says([0, 1, 3]), dataset, heads=HEADS, split="all")
-    (scores,) = found.protocols[0].scores
+    (scores,) = found.tta_modes[0].scores
     assert (found.split, found.faces, scores.n, scores.correct) == ("all", 3, 3, 2)
     with pytest.raises(DataError, match="no face to measure on"):
         evaluate(_says([0]), dataset.select(np.arange(0)), heads=HEADS, split="all")
@@ -126,7 +126,7 @@ def test_all_splits_are_measured_as_one():
 def test_votes_are_measured_by_both_protocols():
     # Columns: neutral happiness surprise sadness anger disgust fear contempt unknown NF.
     votes = [
-        [0, 10, 0, 0, 0, 0, 0, 0, 0, 0],  # happiness by both protocols
+        [0, 10, 0, 0, 0, 0, 0, 0, 0, 0],  # happiness by both tta_modes
         [4, 0, 0, 3, 3, 0, 0, 0, 0, 0],  # neutral leads, without a majority: argmax only
         [1, 5, 1, 1, 1, 1, 0, 0, 0, 0],  # single votes are struck out, then happiness has all
         [0, 0, 0, 0, 0, 0, 0, 0, 9, 1],  # unknown: kept by neither
@@ -134,13 +134,13 @@ def test_votes_are_measured_by_both_protocols():
     ]
     dataset = _dataset([3, 6, 3, 0, 0], PUBLIC, votes=votes)
 
-    def predict(crops, protocol):
+    def predict(crops, tta):
         return {
             "fer2013": _answer([3, 6, 3, 0, 1], 7),
             "ferplus": _answer([1, 1, 1, 0, 0], 8),
         }
 
-    scores = evaluate(predict, dataset, heads=BOTH).protocols[0].scores
+    scores = evaluate(predict, dataset, heads=BOTH).tta_modes[0].scores
     assert [(s.labels, s.correct, s.n) for s in scores] == [
         ("fer2013", 4, 5),
         ("ferplus majority", 2, 2),
@@ -150,21 +150,21 @@ def test_votes_are_measured_by_both_protocols():
 
 def test_votes_do_not_matter_to_a_model_without_the_head():
     dataset = _dataset([0], PUBLIC, votes=[[0, 10, 0, 0, 0, 0, 0, 0, 0, 0]])
-    scores = evaluate(_says([0]), dataset, heads=HEADS).protocols[0].scores
+    scores = evaluate(_says([0]), dataset, heads=HEADS).tta_modes[0].scores
     assert [s.labels for s in scores] == ["fer2013"]
 
 
 def test_a_model_of_ferplus_alone_is_measured_on_the_votes_of_a_fer2013_file():
     dataset = _dataset([0], PUBLIC, votes=[[0, 10, 0, 0, 0, 0, 0, 0, 0, 0]])
-    scores = evaluate(_says([1], FERPLUS), dataset, heads={"ferplus": FERPLUS}).protocols[0].scores
+    scores = evaluate(_says([1], FERPLUS), dataset, heads={"ferplus": FERPLUS}).tta_modes[0].scores
     assert [s.labels for s in scores] == ["ferplus majority", "ferplus argmax"]
 
 
 def test_a_users_own_taxonomy_is_measured_like_any_other():
     own = Taxonomy("pain", ("none", "some"))
     found = evaluate(_says([0, 1], own), _dataset([0, 1], PUBLIC, taxonomy=own), heads={"pain": own})
-    assert found.protocols[0].scores[0].accuracy == 1
-    assert [c.label for c in found.protocols[0].scores[0].classes] == ["none", "some"]
+    assert found.tta_modes[0].scores[0].accuracy == 1
+    assert [c.label for c in found.tta_modes[0].scores[0].classes] == ["none", "some"]
 
 
 def test_labels_that_no_head_knows_are_refused_by_naming_both_label_sets():

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from ferkit.core.errors import DataError, OutputError
-from ferkit.evaluation.evaluate import Evaluation, ProtocolScores, measure
+from ferkit.core.taxonomy import FER2013, FERPLUS
+from ferkit.evaluation.evaluate import Evaluation, TtaScores, measure
 from ferkit.evaluation.plots import draw_confusion
 from ferkit.evaluation.report import Report, format_report, report_as_json, write_report
 from ferkit.evaluation.results import COLUMNS, read_results, rows_of, update_results
 from ferkit.evaluation.subject import ModelFacts
-from ferkit.core.taxonomy import FER2013, FERPLUS
 
 FACTS = ModelFacts(
     name="small",
@@ -50,17 +50,14 @@ def report():
         _scores(FERPLUS, "ferplus majority"),
         _scores(FERPLUS, "ferplus argmax"),
     )
-    protocols = tuple(
-        ProtocolScores(protocol, scores, (_scores(FER2013, "fer2013", 90),))
-        for protocol in ("single", "flip")
-    )
-    evaluation = Evaluation("fer2013.csv", "cd" * 32, "PublicTest", 100, 10, protocols)
+    tta_modes = tuple(TtaScores(tta, scores, (_scores(FER2013, "fer2013", 90),)) for tta in ("none", "flip"))
+    evaluation = Evaluation("fer2013.csv", "cd" * 32, "PublicTest", 100, 10, tta_modes)
     return Report(FACTS, evaluation, "2026-01-02", "0.1.0")
 
 
 def test_the_text_names_model_split_protocol_interval_and_every_class(report):
     text = format_report(report)
-    scores = report.evaluation.protocols[0].scores[0]
+    scores = report.evaluation.tta_modes[0].scores[0]
     low, high = scores.interval
     assert "small 2, se-resnet, 930,000 parameters, 70.5 MMAC, 2.00 MiB" in text
     assert "PublicTest (selection split)" in text
@@ -127,15 +124,15 @@ def test_all_faces_are_no_test_of_a_model_that_was_trained_on_them(report, known
 
 def test_undefined_scores_are_a_dash_in_text_and_null_in_json(report):
     assert "neutral       0            -         -     -" in format_report(report)
-    (last,) = report_as_json(report)["protocols"][0]["scores"][0]["classes"][-1:]
+    (last,) = report_as_json(report)["tta_modes"][0]["scores"][0]["classes"][-1:]
     assert last == {"label": "neutral", "support": 0, "precision": None, "recall": None, "f1": None}
 
 
 def test_the_json_holds_every_protocol_and_label_set_unrounded(report):
     content = json.loads(json.dumps(report_as_json(report), allow_nan=False))
-    assert [p["protocol"] for p in content["protocols"]] == ["single", "flip"]
-    found = content["protocols"][1]["scores"][2]
-    expected = report.evaluation.protocols[1].scores[2]
+    assert [p["tta"] for p in content["tta_modes"]] == ["none", "flip"]
+    found = content["tta_modes"][1]["scores"][2]
+    expected = report.evaluation.tta_modes[1].scores[2]
     assert (found["labels"], found["accuracy"], found["ece"]) == (
         "ferplus argmax",
         expected.accuracy,
@@ -146,12 +143,12 @@ def test_the_json_holds_every_protocol_and_label_set_unrounded(report):
 
 
 def test_a_folder_gets_text_json_and_a_picture_per_label_set_and_protocol(report, tmp_path):
-    scores = report.evaluation.protocols[0].scores
-    protocols = (
-        ProtocolScores("single", scores, None),
-        ProtocolScores("flip", scores[:1], None),
+    scores = report.evaluation.tta_modes[0].scores
+    tta_modes = (
+        TtaScores("none", scores, None),
+        TtaScores("flip", scores[:1], None),
     )
-    report = replace(report, evaluation=replace(report.evaluation, protocols=protocols))
+    report = replace(report, evaluation=replace(report.evaluation, tta_modes=tta_modes))
     written = write_report(report, tmp_path / "out")
     assert {path.name for path in written} == {path.name for path in (tmp_path / "out").iterdir()}
     assert len(written) == 2 + 2 * (2 + 1)  # without ferplus argmax
@@ -167,7 +164,7 @@ def test_pictures_leave_matplotlibs_global_state_alone(report, tmp_path):
     from matplotlib import _pylab_helpers
 
     before = mpl.get_backend(auto_select=False)
-    draw_confusion(report.evaluation.protocols[0].scores[0], "title", tmp_path / "picture.png")
+    draw_confusion(report.evaluation.tta_modes[0].scores[0], "title", tmp_path / "picture.png")
     assert mpl.get_backend(auto_select=False) == before
     assert not _pylab_helpers.Gcf.get_all_fig_managers()
 
@@ -180,8 +177,8 @@ def test_a_folder_that_cannot_be_made_is_a_clear_error(report, tmp_path):
 
 def test_a_row_holds_what_the_table_promises(report):
     rows = rows_of(report)
-    scores = report.evaluation.protocols[0].scores
-    assert [row.protocol for row in rows] == ["single", "flip"]
+    scores = report.evaluation.tta_modes[0].scores
+    assert [row.tta for row in rows] == ["none", "flip"]
     row = rows[0]
     assert (row.model, row.parameters, row.mmac, row.size_mib) == ("small", "930000", "70.5", "2.00")
     assert (row.split, row.labels, row.n, row.date) == ("PublicTest", "fer2013", "100", "2026-01-02")
@@ -222,7 +219,7 @@ def test_a_row_that_does_not_tell_its_data_and_file_is_replaced_by_one_that_does
     told = replace(report, evaluation=replace(report.evaluation, faces_digest="aa" * 32))
     update_results(tmp_path / "r.csv", rows_of(told)[:1])
     first, second = read_results(tmp_path / "r.csv")
-    assert (first.protocol, first.faces, first.sha256) == ("single", "aa" * 8, "ab" * 8)
+    assert (first.tta, first.faces, first.sha256) == ("none", "aa" * 8, "ab" * 8)
     assert second == untold[1]
 
 
@@ -267,10 +264,10 @@ def test_a_row_of_the_same_model_split_and_protocol_is_replaced_in_its_place(rep
     again = replace(report, date="2026-02-03", model=replace(FACTS, parameters=5))
     update_results(path, rows_of(again)[:1])
     rows = read_results(path)
-    assert [(r.model, r.protocol, r.parameters) for r in rows] == [
-        ("small", "single", "5"),
+    assert [(r.model, r.tta, r.parameters) for r in rows] == [
+        ("small", "none", "5"),
         ("small", "flip", "930000"),
-        ("other", "single", "930000"),
+        ("other", "none", "930000"),
         ("other", "flip", "930000"),
     ]
 
@@ -296,8 +293,8 @@ def test_a_row_is_not_replaced_by_another_models_or_by_one_that_says_less(report
 def test_a_row_without_votes_does_not_replace_one_with_them(report, tmp_path):
     path = tmp_path / "r.csv"
     update_results(path, rows_of(report))
-    protocols = tuple(replace(p, scores=p.scores[:1]) for p in report.evaluation.protocols)
-    bare = replace(report, evaluation=replace(report.evaluation, protocols=protocols))
+    tta_modes = tuple(replace(p, scores=p.scores[:1]) for p in report.evaluation.tta_modes)
+    bare = replace(report, evaluation=replace(report.evaluation, tta_modes=tta_modes))
     with pytest.raises(DataError, match="ferplus_majority, ferplus_argmax was measured too"):
         update_results(path, rows_of(bare))
 

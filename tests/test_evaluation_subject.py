@@ -77,7 +77,7 @@ def test_a_vote_tells_what_it_is_worth_out_of_fold(
     figures: dict[str, float], told: tuple[float, float]
 ) -> None:
     row = {
-        "split": "PublicTest", "protocol": "single", "labels": "fer2013", "n": 20, "accuracy": 0.5,
+        "split": "PublicTest", "tta": "none", "labels": "fer2013", "n": 20, "accuracy": 0.5,
         "interval": [0.3, 0.7], "fit": "weights and temperature, out of fold", **figures,
     }  # fmt: skip
     others = [{**row, "fit": "temperature, out of fold"}, {"accuracy": 1}]

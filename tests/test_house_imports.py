@@ -70,7 +70,9 @@ for module in pkgutil.walk_packages(ferkit.__path__, "ferkit."):
         print(module.name)
 """
     ).split()
-    assert {"ferkit.core.classifier", "ferkit.core.modelfile", "ferkit.recognize", "ferkit.detect"} <= set(imported)
+    assert {"ferkit.core.classifier", "ferkit.core.modelfile", "ferkit.recognize", "ferkit.detect"} <= set(
+        imported
+    )
 
 
 def test_predict_reads_a_photo_where_no_extra_is_installed(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 import modelzoo
 from ferkit import FaceClassifier, Recognizer, weights
-from ferkit.detect.centerface import CenterFace
 from ferkit.core.images import load_image
+from ferkit.detect.centerface import CenterFace
 
 pytestmark = pytest.mark.realdata
 

@@ -33,8 +33,6 @@ from ferkit import (
     load_image,
 )
 from ferkit.core.crops import CropGeometry, crop_corners, crop_faces
-from ferkit.detect import Detection, Detector, make_detector
-from ferkit.detect.whole import WholePicture
 from ferkit.core.errors import (
     DetectorError,
     FerkitError,
@@ -45,10 +43,12 @@ from ferkit.core.errors import (
 )
 from ferkit.core.images import to_gray, write_image
 from ferkit.core.modelfile import write_model
+from ferkit.core.taxonomy import FER2013, FERPLUS
+from ferkit.detect import Detection, Detector, make_detector
+from ferkit.detect.whole import WholePicture
 from ferkit.recognize.drawing import AnnotatedNames, colour, draw, label_places
 from ferkit.recognize.results import UNCERTAIN, ByLabel, expressions
 from ferkit.recognize.sinks import FORMATS, make_writer
-from ferkit.core.taxonomy import FER2013, FERPLUS
 from samples import sample
 
 ASTRONAUT, CAMERAMAN, CAT = sample("astronaut.png"), sample("camera.png"), sample("chelsea.png")
@@ -331,7 +331,7 @@ def test_confidence_equal_to_the_least_is_enough() -> None:
 
 def test_a_protocol_of_more_views_changes_the_numbers_a_little(model: Path, centerface: Detector) -> None:
     single = Recognizer(model, detector=centerface).predict(ASTRONAUT).faces[0]
-    ten = Recognizer(model, detector=centerface, protocol="ten-crop").predict(ASTRONAUT).faces[0]
+    ten = Recognizer(model, detector=centerface, tta="ten-crop").predict(ASTRONAUT).faces[0]
     assert ten.box == single.box
     assert ten.probabilities != single.probabilities
 
@@ -422,7 +422,7 @@ def test_a_detector_object_of_ones_own_works(model: Path) -> None:
         ({"providers": "CPUExecutionProvider"}, FerkitError, "Received the text: 'CPUExecutionProvider'"),
         ({"model": "no-such-model"}, ModelFileError, "'no-such-model'"),
         ({"providers": ["NoSuchProvider"]}, MissingDependencyError, "NoSuchProvider"),
-        ({"protocol": "tencrop"}, FerkitError, "single, flip, ten-crop. Received: 'tencrop'"),
+        ({"tta": "tencrop"}, FerkitError, "single, flip, ten-crop. Received: 'tencrop'"),
         ({"batch_size": 0}, FerkitError, "batch_size must be at least 1. Received: 0"),
         ({"threads": 0}, FerkitError, "threads must be at least 1. Received: 0"),
         ({"threads": -2}, FerkitError, "threads must be at least 1. Received: -2"),

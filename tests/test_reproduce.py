@@ -68,7 +68,7 @@ def test_the_readme_shows_the_commands_that_make_the_embedded_model():
 @pytest.fixture
 def chain(tmp_path, monkeypatch):
     """A model of two tiny steps, the second taught and from the first's weights; calls in this process."""
-    for name, more in (("first", {}), ("second", {"distil": {"weight": 0.5, "protocol": "single"}})):
+    for name, more in (("first", {}), ("second", {"distil": {"weight": 0.5, "tta": "none"}})):
         recipe = tiny(name=name, epochs=2, deterministic=False, **more)
         (tmp_path / f"{name}.toml").write_text(dump_recipe(recipe))
     teacher = str(write_tiny_model(tmp_path / "teacher.onnx"))

@@ -215,7 +215,7 @@ def test_a_signal_is_kept_for_the_end_of_the_step_and_the_second_ctrl_c_is_not(
         ({"gpus": -1.0}, "0 GPUs"),
         ({"parallel": 0}, "at least one trial"),
         ({"gpus": 1.5}, "whole ones"),
-        ({"address": "ray://head:10001"}, "Ray's client protocol"),
+        ({"address": "ray://head:10001"}, "Ray's client tta"),
     ],
 )
 def test_a_machine_that_makes_no_sense_is_refused(machine, message: str) -> None:

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
+from ferkit.batch.sources import find_photos, is_photo, read_list
 from ferkit.core.errors import ImageError
 from ferkit.recognize.drawing import AnnotatedNames
-from ferkit.batch.sources import find_photos, is_photo, read_list
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import pytest
 
 pytest.importorskip("keras", reason="needs ferkit[train]")
 
-from ferkit.data import load_dataset
 from ferkit.core.errors import TrainingError
+from ferkit.data import load_dataset
 from ferkit.training.recipe import dump_recipe, load_recipe
 from ferkit.training.trainer import train
 from modelzoo import write_tiny_model

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from ferkit.core.classifier import FaceClassifier
 from ferkit.cli import run
+from ferkit.core.classifier import FaceClassifier
 from ferkit.core.errors import ModelFileError, TrainingError
 from ferkit.core.modelfile import read_model
 from ferkit.core.taxonomy import FER2013, FERPLUS, Taxonomy
@@ -47,7 +47,7 @@ def teacher(tmp_path):
 
 
 def pupil(**changes):
-    return tiny(**{"distil": {"weight": 0.6, "temperature": 2.0, "protocol": "flip"}, **changes})
+    return tiny(**{"distil": {"weight": 0.6, "temperature": 2.0, "tta": "flip"}, **changes})
 
 
 class Heard(Quiet):
@@ -64,8 +64,8 @@ def test_answers_are_the_mean_over_teachers_and_views(faces, tmp_path):
     answers = ask_teachers([first, second], images, HEADS, "flip", cache=tmp_path / "kept")
     for head in ("fer2013", "ferplus"):
         expected = (
-            FaceClassifier(first).predict(images, protocol="flip")[head]
-            + FaceClassifier(second).predict(images, protocol="flip")[head]
+            FaceClassifier(first).predict(images, tta="flip")[head]
+            + FaceClassifier(second).predict(images, tta="flip")[head]
         ) / 2
         np.testing.assert_allclose(answers.probabilities[head], expected, atol=2e-3)
         np.testing.assert_allclose(answers.probabilities[head].sum(axis=1, dtype=np.float32), 1, atol=2e-3)
@@ -79,7 +79,7 @@ def test_uncalibrated_answers_are_the_teachers_before_their_temperatures(faces, 
 
     def ask(calibrated, *teachers):
         kept = tmp_path / "kept"
-        answers = ask_teachers(teachers, images, HEADS, "single", calibrated=calibrated, cache=kept)
+        answers = ask_teachers(teachers, images, HEADS, "none", calibrated=calibrated, cache=kept)
         assert answers.calibrated is calibrated
         return answers.probabilities["ferplus"].astype(np.float32)
 
@@ -101,16 +101,16 @@ def test_an_ensemble_has_no_answers_before_calibration(faces, tmp_path):
     heard = Heard()
     options = {"told": heard.asking, "cache": tmp_path / "kept"}
     with pytest.raises(TrainingError, match=r"vote\.onnx is an ensemble of tiny, tiny.*name its members"):
-        ask_teachers([members[0], vote], images, HEADS, "single", calibrated=False, **options)
+        ask_teachers([members[0], vote], images, HEADS, "none", calibrated=False, **options)
     assert heard.calls == [], "nobody is asked before all teachers were looked at"
-    assert ask_teachers([vote], images, HEADS, "single", **options).calibrated
+    assert ask_teachers([vote], images, HEADS, "none", **options).calibrated
 
 
 def test_a_head_that_one_teacher_lacks_comes_from_the_other(faces, tmp_path):
     both = write_tiny_model(tmp_path / "a.onnx", seed=1)
     labels_only = write_tiny_model(tmp_path / "b.onnx", seed=2, taxonomies=(FER2013,))
     images = np.asarray(faces.images[:5])
-    answers = ask_teachers([both, labels_only], images, HEADS, "single", cache=tmp_path / "kept")
+    answers = ask_teachers([both, labels_only], images, HEADS, "none", cache=tmp_path / "kept")
     alone = FaceClassifier(both).predict(images)["ferplus"]
     np.testing.assert_allclose(answers.probabilities["ferplus"], alone, atol=2e-3)
 
@@ -118,11 +118,11 @@ def test_a_head_that_one_teacher_lacks_comes_from_the_other(faces, tmp_path):
 def test_the_second_time_nothing_is_asked(faces, teacher, tmp_path):
     images = np.asarray(faces.images)
     heard = Heard()
-    first = ask_teachers([teacher], images, HEADS, "single", told=heard.asking, cache=tmp_path / "kept")
+    first = ask_teachers([teacher], images, HEADS, "none", told=heard.asking, cache=tmp_path / "kept")
     assert heard.calls[0][1:] == (0, len(images))
     assert heard.calls[-1][1:] == (len(images), len(images))
     again = Heard()
-    second = ask_teachers([teacher], images, HEADS, "single", told=again.asking, cache=tmp_path / "kept")
+    second = ask_teachers([teacher], images, HEADS, "none", told=again.asking, cache=tmp_path / "kept")
     assert [call[1:] for call in again.calls] == [(len(images), len(images))]
     for head in ("fer2013", "ferplus"):
         np.testing.assert_array_equal(first.probabilities[head], second.probabilities[head])
@@ -137,23 +137,23 @@ def test_an_interrupted_teacher_is_asked_the_rest_only(faces, teacher, tmp_path,
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ask_teachers([teacher], images, HEADS, "single", told=stop, cache=tmp_path / "kept")
+        ask_teachers([teacher], images, HEADS, "none", told=stop, cache=tmp_path / "kept")
     heard = Heard()
-    answers = ask_teachers([teacher], images, HEADS, "single", told=heard.asking, cache=tmp_path / "kept")
+    answers = ask_teachers([teacher], images, HEADS, "none", told=heard.asking, cache=tmp_path / "kept")
     assert heard.calls[0][1] == 100
-    whole = ask_teachers([teacher], images, HEADS, "single", cache=tmp_path / "other")
+    whole = ask_teachers([teacher], images, HEADS, "none", cache=tmp_path / "other")
     np.testing.assert_array_equal(answers.probabilities["fer2013"], whole.probabilities["fer2013"])
 
 
 def test_what_is_kept_belongs_to_the_teacher_the_faces_and_the_views(faces, teacher, tmp_path):
     kept = tmp_path / "kept"
     images = np.asarray(faces.images[:10])
-    ask_teachers([teacher], images, HEADS, "single", cache=kept)
+    ask_teachers([teacher], images, HEADS, "none", cache=kept)
     other = write_tiny_model(tmp_path / "other.onnx", seed=9)
-    for models, shown, views in (([other], images, "single"), ([teacher], images[::-1], "single"),
+    for models, shown, views in (([other], images, "none"), ([teacher], images[::-1], "none"),
                                  ([teacher], images, "flip")):  # fmt: skip
         got = ask_teachers(models, np.ascontiguousarray(shown), HEADS, views, cache=kept)
-        expected = FaceClassifier(models[0]).predict(np.ascontiguousarray(shown), protocol=views)
+        expected = FaceClassifier(models[0]).predict(np.ascontiguousarray(shown), tta=views)
         np.testing.assert_allclose(got.probabilities["fer2013"], expected["fer2013"], atol=2e-3)
     assert len(list(kept.iterdir())) == 4
 
@@ -161,22 +161,22 @@ def test_what_is_kept_belongs_to_the_teacher_the_faces_and_the_views(faces, teac
 @pytest.mark.parametrize("damage", [b"", b"no archive at all"])
 def test_a_damaged_cache_is_asked_anew(faces, teacher, tmp_path, damage):
     images = np.asarray(faces.images[:10])
-    first = ask_teachers([teacher], images, HEADS, "single", cache=tmp_path)
+    first = ask_teachers([teacher], images, HEADS, "none", cache=tmp_path)
     next(tmp_path.glob("*.npz")).write_bytes(damage)
-    second = ask_teachers([teacher], images, HEADS, "single", cache=tmp_path)
+    second = ask_teachers([teacher], images, HEADS, "none", cache=tmp_path)
     np.testing.assert_array_equal(first.probabilities["fer2013"], second.probabilities["fer2013"])
 
 
 def test_a_cache_that_cannot_be_written_does_not_matter(faces, teacher, tmp_path):
     (tmp_path / "file").write_text("in the way")
     answers = ask_teachers(
-        [teacher], np.asarray(faces.images[:5]), HEADS, "single", cache=tmp_path / "file" / "below"
+        [teacher], np.asarray(faces.images[:5]), HEADS, "none", cache=tmp_path / "file" / "below"
     )
     assert answers.probabilities["fer2013"].shape == (5, 7)
 
 
 def test_a_temperature_flattens_and_one_changes_nothing(faces, teacher, tmp_path):
-    answers = ask_teachers([teacher], np.asarray(faces.images[:20]), HEADS, "single", cache=tmp_path)
+    answers = ask_teachers([teacher], np.asarray(faces.images[:20]), HEADS, "none", cache=tmp_path)
     p = answers.probabilities["fer2013"].astype(np.float64)
     np.testing.assert_allclose(answers.targets(1.0)["fer2013"], p, atol=1e-3)
     softened = answers.targets(4.0)["fer2013"]
@@ -192,7 +192,7 @@ def test_answers_come_back_from_the_runs_folder_and_only_for_its_faces(faces, te
     again = read_answers(tmp_path / "teacher.npz", images)
     for head, p in answers.probabilities.items():
         np.testing.assert_array_equal(again.probabilities[head], p)
-    assert (again.teachers, again.protocol, again.calibrated) == (answers.teachers, "flip", True)
+    assert (again.teachers, again.tta, again.calibrated) == (answers.teachers, "flip", True)
     with pytest.raises(TrainingError, match="other faces"):
         read_answers(tmp_path / "teacher.npz", np.ascontiguousarray(images[::-1]))
 
@@ -208,12 +208,12 @@ def test_answers_come_back_from_the_runs_folder_and_only_for_its_faces(faces, te
 def test_a_teacher_that_does_not_fit_is_refused(faces, tmp_path, made, message):
     unfit = write_tiny_model(tmp_path / "unfit.onnx", **made)
     with pytest.raises(TrainingError, match=message):
-        ask_teachers([unfit], np.asarray(faces.images[:5]), HEADS, "single", cache=tmp_path / "kept")
+        ask_teachers([unfit], np.asarray(faces.images[:5]), HEADS, "none", cache=tmp_path / "kept")
 
 
 def test_an_absent_teacher_is_named(faces, tmp_path):
     with pytest.raises(ModelFileError, match="nobody"):
-        ask_teachers([tmp_path / "nobody.onnx"], np.asarray(faces.images[:5]), HEADS, "single")
+        ask_teachers([tmp_path / "nobody.onnx"], np.asarray(faces.images[:5]), HEADS, "none")
 
 
 def test_the_loss_is_the_weighted_sum_that_the_recipe_says():
@@ -255,7 +255,7 @@ def test_a_distilled_run_goes_on_without_its_teacher_to_the_same_result(faces, t
         np.testing.assert_allclose(second[name], array, atol=1e-6, err_msg=name)
     facts = json.loads((tmp_path / "b" / "run.json").read_text())
     assert facts["teacher"]["models"][0]["sha256"]
-    assert facts["teacher"]["protocol"] == "flip"
+    assert facts["teacher"]["tta"] == "flip"
     (tmp_path / "b" / runs.TEACHER).unlink()
     with pytest.raises(TrainingError, match=r"teacher\.npz"):
         train(pupil(epochs=4), faces, tmp_path / "b", resume=True)
@@ -437,7 +437,7 @@ def test_targets_do_not_depend_on_what_was_kept(faces, tmp_path, monkeypatch):
 
 def in_steps(**changes):
     return pupil(
-        **{"distil": {"weight": 0.6, "temperature": 2.0, "protocol": "single", "every_step": True}, **changes}
+        **{"distil": {"weight": 0.6, "temperature": 2.0, "tta": "none", "every_step": True}, **changes}
     )
 
 
@@ -445,18 +445,18 @@ def normalised(p):
     return p / p.sum(axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("protocol", ["single", "flip"])
+@pytest.mark.parametrize("tta", ["none", "flip"])
 @pytest.mark.parametrize("calibrated", [True, False])
-def test_in_every_step_the_answers_are_those_about_the_same_pictures(tmp_path, protocol, calibrated):
+def test_in_every_step_the_answers_are_those_about_the_same_pictures(tmp_path, tta, calibrated):
     both = write_tiny_model(tmp_path / "a.onnx", seed=1, temperature=0.5)
     labels_only = write_tiny_model(tmp_path / "b.onnx", seed=2, taxonomies=(FER2013,))
     images = np.random.default_rng(0).integers(0, 256, (9, 48, 48), np.uint8)
-    step = StepTeachers([both, labels_only], 48, HEADS, protocol, calibrated=calibrated)
+    step = StepTeachers([both, labels_only], 48, HEADS, tta, calibrated=calibrated)
     got = step(ops.convert_to_tensor(images[..., None].astype(np.float32)), 2.0)
     said = {"fer2013": [], "ferplus": []}
     for path in (both, labels_only):
         _, info = read_model(path)
-        for head, p in FaceClassifier(path).predict(images, protocol=protocol).items():
+        for head, p in FaceClassifier(path).predict(images, tta=tta).items():
             said[head].append(p if calibrated else normalised(p ** info.head(head).temperature))
     assert set(got) == set(said)
     for head, p in said.items():
@@ -468,9 +468,9 @@ def test_in_every_step_the_answers_are_those_about_the_same_pictures(tmp_path, p
 
 def test_in_every_step_a_teacher_sees_what_the_student_sees(teacher):
     """Turned, lit, erased and mixed; the targets are the teacher's answers about just these pixels."""
-    recipe = in_steps(distil={"weight": 0.6, "temperature": 1.0, "protocol": "single", "every_step": True})
+    recipe = in_steps(distil={"weight": 0.6, "temperature": 1.0, "tta": "none", "every_step": True})
     network = build_model(recipe.model.name, {"fer2013": 7, "ferplus": 8}, **recipe.model.params)
-    teachers = StepTeachers([teacher], 48, HEADS, "single")
+    teachers = StepTeachers([teacher], 48, HEADS, "none")
     weights = {"fer2013": 1.0, "ferplus": 0.5}
     model = TrainingModel(network, recipe, weights, teachers.heads, teachers, "fer2013")
     batch = {
@@ -552,7 +552,7 @@ def test_in_every_step_rare_classes_may_weigh_more_and_the_label_head_may_be_lef
     recipe = in_steps(epochs=1, augment="none", **changes)
 
     def teach(training, heads):
-        return StepTeachers([teacher], training.size, [head.taxonomy for head in heads], "single")
+        return StepTeachers([teacher], training.size, [head.taxonomy for head in heads], "none")
 
     session = Session(recipe, few, tmp_path / "r", [], Quiet(), teach)
     rows = np.argsort(session.faces.mass[session.names[0]].sum(axis=1))[[0, 1, -2, -1]]
@@ -574,7 +574,7 @@ def test_in_every_step_rare_classes_may_weigh_more_and_the_label_head_may_be_lef
 def test_what_a_run_that_came_to_nothing_kept_of_its_teachers_goes(faces, teacher, tmp_path, made):
     run = tmp_path / "r"
     run.mkdir()
-    StepTeachers([teacher, "ferkit-small", teacher], 48, HEADS, "single").write(run)
+    StepTeachers([teacher, "ferkit-small", teacher], 48, HEADS, "none").write(run)
     assert [path.name for path in distil.kept_teachers(run)] == [
         "teacher-1.onnx", "teacher-2.onnx", "teacher-3.onnx",
     ]  # fmt: skip
@@ -592,8 +592,8 @@ def test_what_a_run_that_came_to_nothing_kept_of_its_teachers_goes(faces, teache
 def test_ten_views_cannot_be_asked_about_in_every_step(teacher):
     from ferkit.core.errors import RecipeError
 
-    with pytest.raises(RecipeError, match="every_step goes with protocol single or flip"):
-        in_steps(distil={"weight": 0.6, "protocol": "ten-crop", "every_step": True})
+    with pytest.raises(RecipeError, match="online distillation takes tta none or flip"):
+        in_steps(distil={"weight": 0.6, "tta": "ten-crop", "every_step": True})
     with pytest.raises(TrainingError, match="single or flip views, not ten-crop"):
         StepTeachers([teacher], 48, HEADS, "ten-crop")
 
@@ -604,7 +604,7 @@ def test_a_teacher_that_is_computed_otherwise_is_refused(teacher, monkeypatch):
 
     monkeypatch.setattr(graph, "_OPERATIONS", {**graph._OPERATIONS, "Relu": lambda _, __, x: x})
     with pytest.raises(TrainingError, match=r"tiny answers otherwise .*every_step=false"):
-        StepTeachers([teacher], 48, HEADS, "single")
+        StepTeachers([teacher], 48, HEADS, "none")
 
 
 @pytest.mark.parametrize("raised", [AttributeError("rank"), IndexError("axis"), RuntimeError("backend")])
@@ -616,14 +616,14 @@ def test_a_teacher_that_cannot_be_computed_is_refused_in_a_sentence(teacher, mon
 
     monkeypatch.setattr(graph, "_OPERATIONS", {**graph._OPERATIONS, "Relu": broken})
     with pytest.raises(TrainingError, match=f"tiny cannot be computed .*{raised.args[0]}.*every_step=false"):
-        StepTeachers([teacher], 48, HEADS, "single")
+        StepTeachers([teacher], 48, HEADS, "none")
 
 
 def test_a_teacher_is_held_against_its_file_in_the_precision_that_it_is_asked_in(teacher, monkeypatch):
     monkeypatch.setitem(distil.STEP_TOLERANCES, "bfloat16", 0.0)
-    StepTeachers([teacher], 48, HEADS, "single")
+    StepTeachers([teacher], 48, HEADS, "none")
     with pytest.raises(TrainingError, match=r"in float32 and by .* in bfloat16"):
-        StepTeachers([teacher], 48, HEADS, "single", dtype="bfloat16")
+        StepTeachers([teacher], 48, HEADS, "none", dtype="bfloat16")
 
 
 @pytest.mark.slow

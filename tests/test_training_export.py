@@ -16,13 +16,13 @@ pytest.importorskip("keras", reason="needs ferkit[train]")
 
 import keras
 
+from ferkit.core.taxonomy import FER2013, FERPLUS, Taxonomy
 from ferkit.data import load_dataset
 from ferkit.data.cartoon import draw_faces
 from ferkit.export import run as release
-from ferkit.models import build_model
-from ferkit.core.taxonomy import FER2013, FERPLUS, Taxonomy
-from ferkit.training import runs, state
 from ferkit.export.graph import quantized, to_onnx
+from ferkit.models import build_model
+from ferkit.training import runs, state
 from ferkit.training.inference import predict_logits, predict_probabilities
 from ferkit.training.recipe import dump_recipe, parse_recipe
 from modelzoo import model_info
@@ -102,14 +102,12 @@ def test_the_file_answers_as_the_keras_network(run, exported, faces):
     images = np.asarray(faces.images[:50])
     temperatures = {head.id: head.temperature for head in exported.info.taxonomies}
     classifier = FaceClassifier(exported.path)
-    for protocol in ("single", "flip", "ten-crop"):
+    for tta in ("none", "flip", "ten-crop"):
         # A network that sees 44 of 48 pixels is shifted by the two that it cuts off on each side.
-        expected = predict_probabilities(
-            run.network(), images, protocol=protocol, temperatures=temperatures, shift=2
-        )
-        answered = classifier.predict(images, protocol=protocol)
+        expected = predict_probabilities(run.network(), images, tta=tta, temperatures=temperatures, shift=2)
+        answered = classifier.predict(images, tta=tta)
         for head, array in expected.items():
-            np.testing.assert_allclose(answered[head], array, atol=1e-4, err_msg=f"{head} {protocol}")
+            np.testing.assert_allclose(answered[head], array, atol=1e-4, err_msg=f"{head} {tta}")
 
 
 @pytest.mark.parametrize(
@@ -135,7 +133,7 @@ def test_the_file_says_what_made_it(run, exported, faces):
     assert info.recipe == run.recipe.model_dump(mode="json")
     assert info.data["fingerprint"] == faces.fingerprint
     assert info.licence
-    measured = {(m["protocol"], m["labels"], m["without_leaks"]) for m in info.metrics}
+    measured = {(m["tta"], m["labels"], m["without_leaks"]) for m in info.metrics}
     assert ("ten-crop", "ferplus majority", False) in measured
     assert all(m["selection_split"] for m in info.metrics)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ferkit.core.classifier import FaceClassifier
 from ferkit.cli import run
+from ferkit.core.classifier import FaceClassifier
 from ferkit.core.errors import TrainingError
 from ferkit.core.modelfile import read_model, resolve_model, write_model
 from ferkit.core.taxonomy import FER2013, FERPLUS
@@ -19,8 +19,8 @@ import onnx
 from keras import ops, random
 from onnx import helper
 
-from ferkit.models import build_model
 from ferkit.export.graph import to_onnx
+from ferkit.models import build_model
 from ferkit.training.graph import GraphFunction
 
 SMALL = {

@@ -141,14 +141,14 @@ def test_smoothing_is_chosen(
 def test_more_looks_at_each_face_are_those_of_the_recognizer(
     model: str, clip: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert video(clip, "-m", model, "--detector", "none", "--protocol", "flip", "--csv", "-") == 0
+    assert video(clip, "-m", model, "--detector", "none", "--tta", "flip", "--csv", "-") == 0
     told = [float(row["raw_confidence"]) for row in rows_of(capsys.readouterr().out)]
     by_protocol = {}
-    for protocol in ("single", "flip"):
-        recognizer = Recognizer(model, detector="none", protocol=protocol)
-        by_protocol[protocol] = [frame.faces[0].raw.confidence for frame in recognizer.video(clip)]
+    for tta in ("none", "flip"):
+        recognizer = Recognizer(model, detector="none", tta=tta)
+        by_protocol[tta] = [frame.faces[0].raw.confidence for frame in recognizer.video(clip)]
     assert told == pytest.approx(by_protocol["flip"], abs=1e-6)
-    assert told != pytest.approx(by_protocol["single"], abs=1e-6)
+    assert told != pytest.approx(by_protocol["none"], abs=1e-6)
 
 
 def test_threads_are_those_of_the_networks(model: str, clip: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +274,7 @@ def test_what_does_not_work_is_one_line_and_leaves_nothing(
         ["{clip}", "--max-gap", "-1"],
         ["{clip}", "--json", "--csv", "-"],
         ["{clip}", "--json", "--jsonl", "-"],
-        ["{clip}", "--protocol", "twice"],
+        ["{clip}", "--tta", "twice"],
         ["{clip}", "--threads", "0"],
         ["{clip}", "--silent"],
     ],

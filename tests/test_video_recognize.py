@@ -25,14 +25,14 @@ import modelzoo
 from clips import BITS, CELL, number_in, write_clip
 from ferkit import Recognizer, to_pandas
 from ferkit.core.crops import CropGeometry
-from ferkit.detect import Detection
 from ferkit.core.errors import DetectorError, ImageError, MissingDependencyError, OutputError, VideoError
-from ferkit.video.clip import Clip
-from ferkit.video.smoothing import Smoothing
-from ferkit.video.recognition import FrameResult
-from ferkit.video.process import STDOUT, VideoOutputs, process_video
-from ferkit.video.writers import FrameCsv
 from ferkit.core.taxonomy import FER2013
+from ferkit.detect import Detection
+from ferkit.video.clip import Clip
+from ferkit.video.process import STDOUT, VideoOutputs, process_video
+from ferkit.video.recognition import FrameResult
+from ferkit.video.smoothing import Smoothing
+from ferkit.video.writers import FrameCsv
 
 WIDTH, HEIGHT = 160, 120
 FRAMES = 24

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ferkit.detect import Detection
 from ferkit.core.errors import VideoError
+from ferkit.detect import Detection
 from ferkit.video.tracking import FaceTracker, move
 
 WIDTH, HEIGHT = 320, 240

@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from clips import BITS, CELL, number_in, numbered, sound_of, tone, write_clip
 from ferkit.core.errors import OutputError, VideoError
 from ferkit.core.images import load_image
-from ferkit.video.clip import Clip
+from ferkit.core.taxonomy import FER2013
 from ferkit.recognize.quality import Quality
 from ferkit.recognize.results import UNCERTAIN, Expression, Face
-from ferkit.video.timeline import Timeline
-from ferkit.video.recognition import FrameResult, TrackedFace
+from ferkit.video.clip import Clip
 from ferkit.video.process import VideoOutputs, process_video
+from ferkit.video.recognition import FrameResult, TrackedFace
+from ferkit.video.timeline import Timeline
 from ferkit.video.writers import ClipWriter, FrameCsv, FrameJsonLines, draw_frame
-from ferkit.core.taxonomy import FER2013
 
 BOX = (10.25, 20.5, 60.0, 80.0)
 MARKS = tuple((20.0 + k, 30.0 + k) for k in range(5))

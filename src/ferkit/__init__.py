@@ -27,8 +27,8 @@ if TYPE_CHECKING:
         Unreadable,
         to_pandas,
     )
-    from ferkit.video.smoothing import Smoothing
     from ferkit.video.recognition import FrameResult, TrackedFace
+    from ferkit.video.smoothing import Smoothing
 
 __version__ = "0.1.0"
 

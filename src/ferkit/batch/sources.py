@@ -12,6 +12,7 @@ from itertools import chain, takewhile
 from pathlib import Path
 
 from ferkit.core.errors import ImageError
+from ferkit.core.files import RealPaths
 from ferkit.core.images import WRITABLE, is_url
 
 STDIN = "-"
@@ -25,23 +26,6 @@ _OTHER_PICTURES = (
     *(".3fr", ".arw", ".cr2", ".cr3", ".dng", ".erf", ".iiq", ".mrw", ".nef", ".nrw", ".orf", ".pef"),  # raw
     *(".raf", ".raw", ".rw2", ".rwl", ".srw", ".x3f"),
 )  # photos of a kind that is not read
-
-
-class RealPaths:
-    """``os.path.realpath``, which asks the system for every part of a path, but for each folder only once."""
-
-    def __init__(self) -> None:
-        self._folders: dict[str, str] = {}
-
-    def __call__(self, path: str | os.PathLike[str]) -> str:
-        """Return the one path of what may be reached by several."""
-        folder, name = os.path.split(path)
-        # On Windows a file itself has several names: of other letters, and a short one.
-        if name in ("", os.curdir, os.pardir) or os.name == "nt" or os.path.islink(path):  # noqa: PTH114
-            return os.path.realpath(path)
-        if folder not in self._folders:
-            self._folders[folder] = os.path.realpath(folder)
-        return os.path.join(self._folders[folder], name)  # noqa: PTH118
 
 
 def read_list(content: bytes) -> list[str]:

@@ -54,8 +54,8 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit status.
 
-    0: done. 1: a :class:`~ferkit.core.errors.FerkitError`, printed as one line on stderr. 2: a command line that
-    cannot be understood. 130: interrupted.
+    0: done. 1: a :class:`~ferkit.core.errors.FerkitError`, printed as one line on stderr. 2: a command line
+    that cannot be understood. 130: interrupted.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A file name may hold what no encoding has, and a result what that of a redirected stdout has not.

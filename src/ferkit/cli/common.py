@@ -14,7 +14,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ferkit.core.crops import Protocol
+    from ferkit.core.crops import TtaMode
     from ferkit.data import FaceDataset
 
 BACKENDS = ("tensorflow", "jax")
@@ -50,11 +50,11 @@ ProviderOption = Annotated[
         show_default="the CPU",
     ),
 ]
-LooksOption = Annotated[
+TtaOption = Annotated[
     str,
     typer.Option(
-        "--protocol",
-        help="Looks at each face, whose mean is taken: single, flip (two) or ten-crop (ten).",
+        "--tta",
+        help="Test-time augmentation: none, flip (the mean with the mirror image) or ten-crop (ten crops).",
     ),
 ]
 NetworkThreadsOption = Annotated[
@@ -197,14 +197,14 @@ def _check_backend() -> None:
         )
 
 
-def as_protocol(name: str) -> Protocol:
-    """Return the protocol of that name.
+def as_tta_mode(name: str) -> TtaMode:
+    """Return the test-time augmentation of that name.
 
     Raises:
         typer.BadParameter: If there is none.
     """
-    from ferkit.core.crops import PROTOCOLS
+    from ferkit.core.crops import TTA_MODES
 
-    if name not in PROTOCOLS:
-        raise typer.BadParameter(f"{name!r} is none of {', '.join(PROTOCOLS)}", param_hint="--protocol")
+    if name not in TTA_MODES:
+        raise typer.BadParameter(f"{name!r} is none of {', '.join(TTA_MODES)}", param_hint="--tta")
     return name

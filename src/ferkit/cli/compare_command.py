@@ -12,7 +12,7 @@ from ferkit.cli.common import (
     DropFlatOption,
     JsonFileOption,
     VotesOption,
-    as_protocol,
+    as_tta_mode,
     load_keras,
     new_app,
     remark,
@@ -33,9 +33,7 @@ SplitOption = Annotated[
     str,
     typer.Option("--split", help="Training, PublicTest, PrivateTest, or all faces (all)."),
 ]
-ProtocolOption = Annotated[
-    str, typer.Option("--protocol", help="Looks at each face: single, flip (two) or ten-crop (ten).")
-]
+TtaOption = Annotated[str, typer.Option("--tta", help="Test-time augmentation: none, flip or ten-crop.")]
 TaxonomyOption = Annotated[
     str | None,
     typer.Option(
@@ -61,7 +59,7 @@ def compare(
     data: DataOption,
     votes: VotesOption = None,
     split: SplitOption = "PublicTest",
-    protocol: ProtocolOption = "single",
+    tta: TtaOption = "none",
     taxonomy: TaxonomyOption = None,
     drop_flat: DropFlatOption = False,
     json: JsonFileOption = None,
@@ -73,7 +71,7 @@ def compare(
     Both answer the same faces: accuracy and negative log-likelihood of each, the differences with 95 %
     intervals of the pairs, and McNemar's exact test. With --votes also on the FER+ labels.
     """
-    as_protocol(protocol)
+    as_tta_mode(tta)
     if runs := [model for model in (first, second) if Path(model).is_dir()]:
         if threads is not None and len(runs) == 2:
             raise typer.BadParameter(
@@ -83,8 +81,8 @@ def compare(
 
     from ferkit import __version__
     from ferkit.core import files
-    from ferkit.data import load_dataset, select_faces
     from ferkit.core.errors import DataError
+    from ferkit.data import load_dataset, select_faces
     from ferkit.evaluation.compare import (
         Comparison,
         comparison_as_json,
@@ -111,14 +109,14 @@ def compare(
         tell_held_out=split != EVERYTHING,
     )
     dataset = select_faces(whole, drop_flat=drop_flat)
-    differences = measure((one.predict, other.predict), dataset, heads=heads, split=split, protocol=protocol)
+    differences = measure((one.predict, other.predict), dataset, heads=heads, split=split, tta=tta)
     comparison = Comparison(
         models=(one.facts, other.facts),
         source=Path(whole.source).name,
         fingerprint=whole.fingerprint,
         split=split,
         faces=len(faces_to_measure(dataset, split)),
-        protocol=protocol,
+        tta=tta,
         differences=differences,
         known_data=(knows_data(one.facts, whole), knows_data(other.facts, whole)),
         in_sample=(

@@ -149,9 +149,9 @@ def show(
     size: SizeOption = None,
 ) -> None:
     """Write a contact sheet: a row of faces for each label."""
+    from ferkit.core.images import write_image
     from ferkit.data.audit import picked_rows
     from ferkit.data.sheet import Strip, contact_sheet, pick_faces
-    from ferkit.core.images import write_image
 
     dataset = load_faces(source, size, votes=votes, labels=labels)
     # repeats and leaks lie between splits, so they are looked for before one split is taken
@@ -221,10 +221,10 @@ def convert(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
 ) -> None:
     """Write labelled faces in another layout; nothing is written unless all of it can be read."""
+    from ferkit.core.errors import DataError
     from ferkit.data import select_faces
     from ferkit.data.convert import check_target, format_of, write_dataset, write_with_votes
     from ferkit.data.load import DEFAULT_SIZE
-    from ferkit.core.errors import DataError
 
     check_target(out, overwrite=overwrite)
     if votes_out is not None:
@@ -278,14 +278,14 @@ def _cut_faces(source: str, size: int, detector: str, taxonomy: str | None) -> F
     from rich.progress import Progress
 
     from ferkit.core.crops import crop_faces
+    from ferkit.core.errors import DataError, FerkitError
+    from ferkit.core.images import load_image, to_gray
     from ferkit.data import make_dataset
     from ferkit.data.archives import list_members
     from ferkit.data.folders import describe_passed_over, gather_faces, plan_layout
     from ferkit.data.labelset import fit_labels
     from ferkit.data.load import describe_held_out
     from ferkit.detect import make_detector
-    from ferkit.core.errors import DataError, FerkitError
-    from ferkit.core.images import load_image, to_gray
 
     path = Path(source)
     if not path.exists():
@@ -383,9 +383,9 @@ def _print_audit(report: AuditReport) -> None:
     for label, share in report.votes.by_label.items():
         if share is not None:
             out.print(f"  {label:<9} {share:6.1%}")
-    for protocol in ("majority", "argmax"):
-        kept = getattr(report.votes, protocol)
-        out.print(f"FER+ {protocol} keeps {', '.join(f'{n} {split}' for split, n in kept.items())}")
+    for tta in ("majority", "argmax"):
+        kept = getattr(report.votes, tta)
+        out.print(f"FER+ {tta} keeps {', '.join(f'{n} {split}' for split, n in kept.items())}")
 
 
 def _by_split(found: Any, count: Any) -> str:

@@ -87,6 +87,10 @@ def ensemble(
     """
     from ferkit.core import files
     from ferkit.data import faces_digest, load_dataset, select_faces
+    from ferkit.evaluation.ensemble_weights import LEAST_FACES
+    from ferkit.evaluation.evaluate import SELECTION_SPLIT
+    from ferkit.evaluation.report import MIB
+    from ferkit.export.card import render_card
     from ferkit.export.ensemble import (
         combine,
         default_name,
@@ -95,11 +99,7 @@ def ensemble(
         shared_taxonomies,
         write_ensemble,
     )
-    from ferkit.evaluation.ensemble_weights import LEAST_FACES
     from ferkit.export.ensemble_fit import metrics_of, vote_on_split, votes_as_json, weights_of
-    from ferkit.export.card import render_card
-    from ferkit.evaluation.evaluate import SELECTION_SPLIT
-    from ferkit.evaluation.report import MIB
 
     given = _parse_weights(weights)
     if len(models) < 2:

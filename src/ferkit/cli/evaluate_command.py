@@ -13,7 +13,7 @@ from ferkit.cli.common import (
     JsonFileOption,
     ProviderOption,
     VotesOption,
-    as_protocol,
+    as_tta_mode,
     load_keras,
     new_app,
     remark,
@@ -29,8 +29,8 @@ ModelArgument = Annotated[
         show_default="the embedded model",
     ),
 ]
-ProtocolOption = Annotated[
-    str, typer.Option("--protocol", help="single, flip, ten-crop; with --data also all.")
+TtaOption = Annotated[
+    str, typer.Option("--tta", help="Test-time augmentation: none, flip or ten-crop; with --data also all.")
 ]
 LeaksOption = Annotated[
     bool,
@@ -54,9 +54,7 @@ AnswersOption = Annotated[
 ]
 ResultsOption = Annotated[
     Path | None,
-    typer.Option(
-        "--results", help="Add to this csv, or replace in it, one row per protocol.", show_default=False
-    ),
+    typer.Option("--results", help="Add to this csv, or replace in it, one row per tta.", show_default=False),
 ]
 OverwriteOption = Annotated[
     bool,
@@ -119,7 +117,7 @@ def evaluate(
     photos: PhotosOption = None,
     votes: VotesOption = None,
     split: SplitOption = None,
-    protocol: ProtocolOption = "single",
+    tta: TtaOption = "none",
     drop_leaks: LeaksOption = False,
     drop_flat: DropFlatOption = False,
     json: JsonFileOption = None,
@@ -141,7 +139,7 @@ def evaluate(
 
     With --data: accuracy with its 95 % Wilson interval, macro F1, precision and recall of each class,
     confusion matrix, negative log-likelihood and expected calibration error; with --votes also on the FER+
-    labels, by both protocols. Data that name no splits are divided as for training; --split all measures all.
+    labels, by both tta_modes. Data that name no splits are divided as for training; --split all measures all.
     """
     if (data is None) == (photos is None):
         raise typer.BadParameter("name either --data or --photos", param_hint="--data")
@@ -165,7 +163,7 @@ def evaluate(
             "providers": provider,
             "threads": threads,
         }
-        _measure_photos(model, photos, protocol, taxonomy, options, json, out)
+        _measure_photos(model, photos, tta, taxonomy, options, json, out)
         return
     _refuse(
         {"--detector": detector, "--min-face": min_face, "--taxonomy": taxonomy, "--provider": provider},
@@ -184,7 +182,7 @@ def evaluate(
 
     from ferkit import __version__
     from ferkit.core import files
-    from ferkit.core.crops import PROTOCOLS
+    from ferkit.core.crops import TTA_MODES
     from ferkit.data import load_dataset, select_faces
     from ferkit.evaluation.answers import measured_rows, recorded, write_answers
     from ferkit.evaluation.evaluate import EVERYTHING, SELECTION_SPLIT
@@ -193,10 +191,8 @@ def evaluate(
     from ferkit.evaluation.results import read_results, rows_of, update_results
     from ferkit.evaluation.subject import knows_data, open_subject, weights_fitted_here, with_held_out
 
-    if protocol not in (*PROTOCOLS, "all"):
-        raise typer.BadParameter(
-            f"{protocol!r} is none of {', '.join(PROTOCOLS)}, all", param_hint="--protocol"
-        )
+    if tta not in (*TTA_MODES, "all"):
+        raise typer.BadParameter(f"{tta!r} is none of {', '.join(TTA_MODES)}, all", param_hint="--tta")
     if results is not None:
         # A file that is no table of results is noticed now, not after the measuring.
         read_results(results)
@@ -215,7 +211,7 @@ def evaluate(
         if not whole.split_named and not known:
             remark(f"measuring what is held out as PublicTest; --split all measures all {len(whole)} faces")
     dataset = select_faces(whole, drop_flat=drop_flat)
-    chosen = PROTOCOLS if protocol == "all" else (protocol,)
+    chosen = TTA_MODES if tta == "all" else (tta,)
     if len(chosen) > 1:
         remark(f"measuring {subject.facts.name} on {split}: {', '.join(chosen)}")
     predict, answered = recorded(subject.predict)
@@ -224,7 +220,7 @@ def evaluate(
         dataset,
         heads=subject.heads,
         split=split,
-        protocols=chosen,
+        tta_modes=chosen,
         drop_leaks=drop_leaks,
         train_splits=subject.facts.train_splits,
     )
@@ -258,13 +254,12 @@ def _refuse(given: dict[str, object], why: str) -> None:
 def _measure_photos(
     model: str | None,
     photos: Path,
-    protocol: str,
+    tta: str,
     taxonomy: str | None,
     options: dict[str, Any],
     json: Path | None,
     out: Path | None,
 ) -> None:
-    from ferkit.core import files
     from ferkit.cli.labelled_photos import (
         find_labelled,
         format_photo_report,
@@ -274,19 +269,20 @@ def _measure_photos(
         taxonomy_for,
         write_photo_report,
     )
+    from ferkit.core import files
     from ferkit.core.modelfile import read_model, resolve_model
     from ferkit.recognize import Recognizer
 
-    looks = as_protocol(protocol)
+    looks = as_tta_mode(tta)
     labelled = find_labelled(photos)
     content, info = read_model(resolve_model(model))
     chosen = taxonomy_for(info, {label for _, label in labelled}, taxonomy)
-    recognizer = Recognizer(content, taxonomy=chosen.id, protocol=looks, **options)
+    recognizer = Recognizer(content, taxonomy=chosen.id, tta=looks, **options)
     answers = read_labelled(recognizer, labelled)
     for answer in answers:
         if answer.error:
             remark(f"error: {answer.error}")
-    report = judge(recognizer, answers, source=str(photos), protocol=looks)
+    report = judge(recognizer, answers, source=str(photos), tta=looks)
     print(format_photo_report(report), end="")
     if json is not None:
         files.write_json(json, photo_report_as_json(report))

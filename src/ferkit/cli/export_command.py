@@ -93,7 +93,7 @@ def export(
     for row in info.metrics:
         if not row["without_leaks"]:
             print(
-                f"{row['split']} {row['labels']}, {row['protocol']}: {100 * row['accuracy']:.2f} % "
+                f"{row['split']} {row['labels']}, {row['tta']}: {100 * row['accuracy']:.2f} % "
                 f"({100 * row['interval'][0]:.2f}-{100 * row['interval'][1]:.2f}), ECE "
                 + ("-" if row["ece_out_of_fold"] is None else f"{row['ece_out_of_fold']:.4f} out of fold")
             )

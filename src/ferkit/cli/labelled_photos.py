@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from ferkit.batch.sources import find_photos
 from ferkit.core import files
 from ferkit.core.errors import DataError, ImageError
+from ferkit.core.modelfile import ModelInfo
+from ferkit.core.taxonomy import Taxonomy
 from ferkit.evaluation.metrics import (
     ClassScores,
     confusion_matrix,
@@ -24,11 +27,8 @@ from ferkit.evaluation.metrics import (
     wilson_interval,
 )
 from ferkit.evaluation.report import percent, table
-from ferkit.core.modelfile import ModelInfo
 from ferkit.recognize import Face, Photo, Recognizer, Unreadable
 from ferkit.recognize.results import face_cells, face_columns
-from ferkit.batch.sources import find_photos
-from ferkit.core.taxonomy import Taxonomy
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class PhotoReport:
     Attributes:
         model: Name and version of the model.
         detector: Name of the detector.
-        protocol: Test-time protocol.
+        tta: Test-time tta.
         source: The folder.
         taxonomy: Id of the label set.
         photos: Photos in the folder.
@@ -91,7 +91,7 @@ class PhotoReport:
 
     model: str
     detector: str
-    protocol: str
+    tta: str
     source: str
     taxonomy: str
     photos: int
@@ -172,7 +172,7 @@ def read_labelled(recognizer: Recognizer, photos: Iterable[tuple[str, str]]) -> 
     return answers
 
 
-def judge(recognizer: Recognizer, answers: list[Answer], *, source: str, protocol: str) -> PhotoReport:
+def judge(recognizer: Recognizer, answers: list[Answer], *, source: str, tta: str) -> PhotoReport:
     """Compare what was read with the folders' labels.
 
     Raises:
@@ -195,7 +195,7 @@ def judge(recognizer: Recognizer, answers: list[Answer], *, source: str, protoco
     return PhotoReport(
         model=f"{recognizer.info.name} {recognizer.info.version}",
         detector=recognizer.detector.name,
-        protocol=protocol,
+        tta=tta,
         source=source,
         taxonomy=taxonomy.id,
         photos=len(answers),
@@ -219,7 +219,7 @@ def format_photo_report(report: PhotoReport) -> str:
     """Return the report as text."""
     lines = [
         f"{report.model} on {report.source}",
-        f"{report.taxonomy}, detector {report.detector}, {report.protocol}",
+        f"{report.taxonomy}, detector {report.detector}, {report.tta}",
         f"{report.photos:,} photos, {len(report.unreadable):,} of them unreadable",
         f"faces missed: {report.missed:,} of {report.of_photos.n:,} ("
         f"{percent(report.missed / report.of_photos.n)} %)",

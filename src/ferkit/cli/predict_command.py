@@ -22,11 +22,11 @@ import typer
 
 from ferkit.cli.common import (
     JsonOption,
-    LooksOption,
     ModelOption,
     NetworkThreadsOption,
     ProviderOption,
-    as_protocol,
+    TtaOption,
+    as_tta_mode,
     console,
     new_app,
     remark,
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 
     from ferkit.core.errors import FerkitError, ImageError, OutputError
     from ferkit.core.images import ImageSource
+    from ferkit.core.taxonomy import Taxonomy
     from ferkit.recognize import Face, Photo, Recognizer, Unreadable
     from ferkit.recognize.drawing import AnnotatedNames
-    from ferkit.core.taxonomy import Taxonomy
 
 app = new_app()
 
@@ -117,7 +117,7 @@ def predict(
             help="Label set to answer in, of those the model has.", show_default="the model's first"
         ),
     ] = None,
-    protocol: LooksOption = "single",
+    tta: TtaOption = "none",
     provider: ProviderOption = None,
     threads: NetworkThreadsOption = None,
     max_pixels: Annotated[
@@ -138,10 +138,10 @@ def predict(
         raise typer.BadParameter(
             "it draws into the annotated copies; add --annotate FOLDER", param_hint="--explain"
         )
+    from ferkit.batch.sources import STDIN, find_photos
     from ferkit.core.errors import ModelFileError
     from ferkit.core.images import DEFAULT_MAX_PIXELS
     from ferkit.recognize import Recognizer
-    from ferkit.batch.sources import STDIN, find_photos
 
     photos = photos or []
     if not photos and files_from is None:
@@ -158,7 +158,7 @@ def predict(
         min_face=min_face,
         min_confidence=min_confidence,
         taxonomy=taxonomy,
-        protocol=as_protocol(protocol),
+        tta=as_tta_mode(tta),
         providers=provider,
         threads=threads,
         max_pixels=max_pixels,
@@ -234,8 +234,8 @@ def _list(name: str) -> list[str]:
     Raises:
         FerkitError: If it cannot be read, or holds none.
     """
-    from ferkit.core.errors import FerkitError
     from ferkit.batch.sources import STDIN, read_list
+    from ferkit.core.errors import FerkitError
 
     shown = "standard input" if name == STDIN else name
     try:
@@ -439,12 +439,12 @@ def _annotated(
     Raises:
         OutputError: If there will be no other copy either, as where the disk is full.
     """
+    from ferkit.batch.sources import STDIN
     from ferkit.core.errors import ImageError, OutputError
     from ferkit.core.files import write_bytes
     from ferkit.core.images import encode_image
     from ferkit.recognize import Unreadable
     from ferkit.recognize.drawing import sign, signature
-    from ferkit.batch.sources import STDIN
 
     for photo in results:
         if isinstance(photo, Unreadable):
@@ -508,8 +508,8 @@ def _table(recognizer: Recognizer, results: _Results, names: list[str]) -> Table
     from rich import box
     from rich.table import Table
 
-    from ferkit.recognize import Unreadable
     from ferkit.batch.sources import STDIN
+    from ferkit.recognize import Unreadable
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     digits = 1 if len(recognizer.taxonomy) <= _LABELS_WITH_DECIMALS else 0

@@ -139,8 +139,8 @@ def search(
     numbers, and winner.toml, which `ferkit train --recipe` takes. Ctrl-C keeps what is done and --resume
     goes on.
     """
-    from ferkit.data import load_dataset
     from ferkit.core.errors import FerkitError, OutputError, SearchError
+    from ferkit.data import load_dataset
     from ferkit.search import engine, report
     from ferkit.search.records import Settings
     from ferkit.search.space import load_space

@@ -12,11 +12,11 @@ import typer
 
 from ferkit.cli.common import (
     JsonOption,
-    LooksOption,
     ModelOption,
     NetworkThreadsOption,
     ProviderOption,
-    as_protocol,
+    TtaOption,
+    as_tta_mode,
     console,
     new_app,
     print_json,
@@ -25,9 +25,9 @@ from ferkit.cli.common import (
 from ferkit.cli.interrupts import stopping
 
 if TYPE_CHECKING:
-    from ferkit.video.timeline import Person
-    from ferkit.video.recognition import FrameResult
     from ferkit.video.process import VideoOutputs, VideoSummary
+    from ferkit.video.recognition import FrameResult
+    from ferkit.video.timeline import Person
 
 app = new_app()
 
@@ -141,7 +141,7 @@ def video(
             help="Label set to answer in, of those the model has.", show_default="the model's first"
         ),
     ] = None,
-    protocol: LooksOption = "single",
+    tta: TtaOption = "none",
     provider: ProviderOption = None,
     threads: NetworkThreadsOption = None,
     max_pixels: Annotated[
@@ -160,8 +160,8 @@ def video(
     from ferkit.core.errors import VideoError
     from ferkit.core.images import DEFAULT_MAX_PIXELS
     from ferkit.recognize import Recognizer
-    from ferkit.video.smoothing import Smoothing
     from ferkit.video.process import STDOUT, VideoOutputs, process_video
+    from ferkit.video.smoothing import Smoothing
 
     if every > 1 and fps is not None:
         raise typer.BadParameter("--every and --fps exclude each other")
@@ -184,7 +184,7 @@ def video(
         min_face=min_face,
         min_confidence=min_confidence,
         taxonomy=taxonomy,
-        protocol=as_protocol(protocol),
+        tta=as_tta_mode(tta),
         providers=provider,
         threads=threads,
     )

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferkit.core import onnxbytes
-from ferkit.core.crops import Protocol, views
+from ferkit.core.crops import TtaMode, tta_views
 from ferkit.core.errors import ImageError, ModelFileError
 from ferkit.core.modelfile import CAM_PREFIX, INPUT, HeadInfo, ModelInfo, read_model, resolve_model
 from ferkit.core.runtime import first_line, open_session, runtime_errors
@@ -71,7 +71,7 @@ class FaceClassifier:
         self,
         crops: NDArray[np.uint8],
         *,
-        protocol: Protocol = "single",
+        tta: TtaMode = "none",
         batch_size: int = 64,
         taxonomies: Sequence[str] | None = None,
     ) -> dict[str, NDArray[np.float32]]:
@@ -79,7 +79,7 @@ class FaceClassifier:
 
         Args:
             crops: uint8 ``[N, S, S]``, grayscale, 0..255, S as ``info.input_size``; N may be 0.
-            protocol: ``single``, ``flip`` or ``ten-crop``: the mean of probabilities over the views.
+            tta: ``none``, ``flip`` or ``ten-crop``: the mean of probabilities over the views.
             batch_size: Crops that go through the network at once; it does not change the result.
             taxonomies: Ids of the outputs that are wanted; by default all.
 
@@ -105,7 +105,7 @@ class FaceClassifier:
         names = [head.id for head in heads]
         for start in range(0, len(crops), batch_size):
             rows = slice(start, start + batch_size)
-            shown = views(crops[rows], protocol, shift=self._info.ten_crop_shift)
+            shown = tta_views(crops[rows], tta, shift=self._info.ten_crop_shift)
             for view in shown:
                 for head, answer in zip(heads, self._run(self._session, names, view), strict=True):
                     self._check_answer(head, answer)

@@ -11,10 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ferkit.core.errors import ImageError
 
-Protocol = Literal["single", "flip", "ten-crop"]
+TtaMode = Literal["none", "flip", "ten-crop"]
 
-PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
-"""Test-time protocols: the crop alone; it and its mirror image; five shifts, each mirrored."""
+TTA_MODES: tuple[TtaMode, ...] = get_args(TtaMode)
+"""Test-time augmentation: the crop alone; it and its mirror image; five shifts, each mirrored."""
 
 _FINEST = 16  # samples for a pixel of the crop, along each side
 _MAX_SIDE = 30_000  # cv2.warpAffine counts pixels in 16 bits
@@ -226,34 +226,34 @@ def _check_gray(gray: NDArray[np.uint8]) -> None:
         raise ImageError(f"faces are cut from uint8 [H, W]. Received: {gray.dtype} {list(gray.shape)}")
 
 
-def views(crops: NDArray[Any], protocol: Protocol, *, shift: int = 2) -> list[NDArray[Any]]:
-    """Return what a test-time protocol shows the network: a list of arrays shaped like ``crops``.
+def tta_views(crops: NDArray[Any], tta: TtaMode, *, shift: int = 2) -> list[NDArray[Any]]:
+    """Return what a test-time augmentation shows the network: a list of arrays shaped like ``crops``.
 
-    ``single``: the crops. ``flip``: they and their mirror images. ``ten-crop``: the crops and their four
+    ``none``: the crops. ``flip``: they and their mirror images. ``ten-crop``: the crops and their four
     diagonal shifts by ``shift`` pixels with replicated edges, then the mirror images of those five.
 
     Args:
         crops: ``[N, S, S]``, any dtype.
-        protocol: One of :data:`PROTOCOLS`.
+        tta: One of :data:`TTA_MODES`.
         shift: Pixels, for ``ten-crop``.
 
     Raises:
-        ImageError: If the protocol is unknown, the shift negative, or the crops are not ``[N, S, S]``.
+        ImageError: If the tta is unknown, the shift negative, or the crops are not ``[N, S, S]``.
     """
-    if protocol not in PROTOCOLS:
-        raise ImageError(f"unknown protocol {protocol!r}; known are {', '.join(PROTOCOLS)}")
+    if tta not in TTA_MODES:
+        raise ImageError(f"unknown tta {tta!r}; known are {', '.join(TTA_MODES)}")
     if crops.ndim != 3 or shift < 0:
         raise ImageError(
             f"views are taken of [N, S, S] with a shift of 0 or more. "
             f"Received: {list(crops.shape)}, shift {shift}"
         )
     shown = [crops]
-    if protocol == "ten-crop":
+    if tta == "ten-crop":
         height, width = crops.shape[1:]
         padded = np.pad(crops, ((0, 0), (shift, shift), (shift, shift)), mode="edge")
         shown += [
             padded[:, dy : dy + height, dx : dx + width] for dy in (0, 2 * shift) for dx in (0, 2 * shift)
         ]
-    if protocol != "single":
+    if tta != "none":
         shown += [view[:, :, ::-1] for view in shown]
     return shown

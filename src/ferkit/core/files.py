@@ -28,6 +28,23 @@ def cache_folder() -> Path:
     return user_cache_path("ferkit")
 
 
+class RealPaths:
+    """``os.path.realpath``, which asks the system for every part of a path, but for each folder only once."""
+
+    def __init__(self) -> None:
+        self._folders: dict[str, str] = {}
+
+    def __call__(self, path: str | os.PathLike[str]) -> str:
+        """Return the one path of what may be reached by several."""
+        folder, name = os.path.split(path)
+        # On Windows a file itself has several names: of other letters, and a short one.
+        if name in ("", os.curdir, os.pardir) or os.name == "nt" or os.path.islink(path):  # noqa: PTH114
+            return os.path.realpath(path)
+        if folder not in self._folders:
+            self._folders[folder] = os.path.realpath(folder)
+        return os.path.join(self._folders[folder], name)  # noqa: PTH118
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it over ``path`` when the block ends well.

@@ -83,7 +83,7 @@ class ModelInfo(BaseModel):
         mmac: Multiply-accumulates for one face, in millions.
         recipe: What decided the training run.
         data: Fingerprint, source and counts of the data.
-        metrics: Measured figures, each with its protocol.
+        metrics: Measured figures, each with its protocol (split, TTA, labels).
         precision: Of the weights: ``float32``, ``float16`` or ``int8``.
         licence: Of the weights.
         created: ISO 8601.
@@ -218,9 +218,14 @@ def _read(path: Path) -> bytes:
         raise ModelFileError(f"cannot read model {path}: {error.strerror or error}") from error
 
 
+def _renamed(text: bytes) -> bytes:
+    """Rename ``protocol`` in metadata; goes when the embedded files are written anew."""
+    return text.replace(b'"protocol":"single"', b'"tta":"none"').replace(b'"protocol":', b'"tta":')
+
+
 def _parse_info(text: bytes, name: str) -> ModelInfo:
     try:
-        return ModelInfo.model_validate_json(text)
+        return ModelInfo.model_validate_json(_renamed(text))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "metadata"

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ferkit.core.errors import DataError
+from ferkit.core.taxonomy import FER2013
 from ferkit.data.dataset import SPLITS, VOTE_COLUMNS, FaceDataset
 from ferkit.data.duplicates import flat_rows, image_keys, leaked_rows, leaking_rows
 from ferkit.data.ferplus import argmax_targets, label_agreement, majority_targets
-from ferkit.core.errors import DataError
-from ferkit.core.taxonomy import FER2013
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.data.dataset import VOTE_COLUMNS
 from ferkit.core.errors import DataError
 from ferkit.core.taxonomy import FER2013, FERPLUS, FERPLUS_TO_FER2013
+from ferkit.data.dataset import VOTE_COLUMNS
 
 DEFAULT_COUNT = 2100
 """Faces of a plain ``cartoon``: 300 of each expression."""

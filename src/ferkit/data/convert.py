@@ -13,11 +13,11 @@ from typing import IO, Literal, get_args
 import cv2
 import numpy as np
 
-from ferkit.data.dataset import SPLITS, VOTE_COLUMNS, FaceDataset
-from ferkit.data.npz import write_npz
 from ferkit.core.errors import DataError, OutputError
 from ferkit.core.files import replacing
 from ferkit.core.taxonomy import FER2013
+from ferkit.data.dataset import SPLITS, VOTE_COLUMNS, FaceDataset
+from ferkit.data.npz import write_npz
 
 Format = Literal["csv", "folder", "npz"]
 

@@ -10,11 +10,11 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from ferkit.core.errors import DataError
+from ferkit.core.taxonomy import FER2013, FERPLUS, FERPLUS_TO_FER2013
 from ferkit.data.archives import open_table
 from ferkit.data.dataset import SPLITS, VOTE_COLUMNS, FaceDataset
 from ferkit.data.tables import rows_of, where
-from ferkit.core.errors import DataError
-from ferkit.core.taxonomy import FER2013, FERPLUS, FERPLUS_TO_FER2013
 
 EMOTIONS = len(FERPLUS)
 """The first columns of the votes are emotions; the two after them are ``unknown`` and ``NF`` (no face)."""

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferkit.core.crops import fit_crop
+from ferkit.core.errors import DataError, ImageError, TaxonomyError
+from ferkit.core.images import load_image, to_gray
+from ferkit.core.taxonomy import KNOWN, Taxonomy
 from ferkit.data.archives import list_members, read_members
 from ferkit.data.dataset import SPLITS
 from ferkit.data.holdout import hold_out
 from ferkit.data.labelset import OWN, known_set_of
-from ferkit.core.errors import DataError, ImageError, TaxonomyError
-from ferkit.core.images import load_image, to_gray
-from ferkit.core.taxonomy import KNOWN, Taxonomy
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 """Files that count as pictures, as in folders of photos; all others are passed over, which is said."""

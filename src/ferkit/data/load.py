@@ -12,6 +12,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from ferkit.core.errors import DataError
+from ferkit.core.taxonomy import FER2013, Taxonomy
 from ferkit.data import cartoon
 from ferkit.data.archives import KNOWN_TABLES, explained, is_tar, is_zip, list_members
 from ferkit.data.cache import LAYOUT, DatasetCache, cache_root, digest_of
@@ -29,8 +31,6 @@ from ferkit.data.holdout import hold_out
 from ferkit.data.labelset import fit_labels
 from ferkit.data.npz import read_npz
 from ferkit.data.tables import read_face_table
-from ferkit.core.errors import DataError
-from ferkit.core.taxonomy import FER2013, Taxonomy
 
 DEFAULT_SIZE = 48
 """Side in pixels that pictures in folders are brought to; FER2013's own."""

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.data.archives import MAX_TABLE_BYTES, explained
-from ferkit.data.dataset import FaceDataset
 from ferkit.core.errors import DataError, TaxonomyError
 from ferkit.core.files import replacing
 from ferkit.core.taxonomy import Taxonomy
+from ferkit.data.archives import MAX_TABLE_BYTES, explained
+from ferkit.data.dataset import FaceDataset
 
 _NEEDED = ("images", "labels", "split", "taxonomy")
 _OPTIONAL = ("votes", "split_named")

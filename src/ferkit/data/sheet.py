@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.data.dataset import FaceDataset
 from ferkit.core.errors import DataError
+from ferkit.data.dataset import FaceDataset
 
 _GAP = 4
 _TEXT = (30, 30, 30)

@@ -13,10 +13,10 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.data.archives import MAX_TABLE_BYTES, open_table
-from ferkit.data.dataset import SPLITS
 from ferkit.core.errors import DataError
 from ferkit.core.taxonomy import FER2013, Taxonomy
+from ferkit.data.archives import MAX_TABLE_BYTES, open_table
+from ferkit.data.dataset import SPLITS
 
 MAX_LINE_BYTES = 4 << 20
 """A line longer than this is no row of faces (a face of 48 pixels takes 9 KB)."""

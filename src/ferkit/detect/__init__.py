@@ -5,8 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ferkit.detect.base import Detection, Detector
 from ferkit.core.errors import DetectorError
+from ferkit.detect.base import Detection, Detector
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferkit.core import onnxbytes
-from ferkit.detect.base import Detection, check_settings, suppress
 from ferkit.core.errors import DetectorError
 from ferkit.core.runtime import first_line, open_session, runtime_errors
+from ferkit.detect.base import Detection, check_settings, suppress
 
 _STRIDE = 4
 _MULTIPLE = 32  # sides of the input

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.detect.base import Detection, check_settings, suppress
 from ferkit.core.errors import DetectorError
+from ferkit.detect.base import Detection, check_settings, suppress
 
 _LONGEST = 640
 _SMALLEST = 12.0  # pixels that a face must have in the input

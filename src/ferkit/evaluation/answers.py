@@ -12,22 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferkit.core import files
+from ferkit.core.taxonomy import Taxonomy
 from ferkit.data.dataset import SPLITS, FaceDataset
 from ferkit.data.duplicates import flat_rows
 from ferkit.evaluation.evaluate import EVERYTHING, Predict
-from ferkit.core.taxonomy import Taxonomy
 
 Answers = dict[str, Mapping[str, NDArray[Any]]]
-"""By protocol and taxonomy id, probabilities ``[N, K]``."""
+"""By tta and taxonomy id, probabilities ``[N, K]``."""
 
 
 def recorded(predict: Predict) -> tuple[Predict, Answers]:
-    """Return a model that answers as ``predict`` does, and what it will have answered by protocol."""
+    """Return a model that answers as ``predict`` does, and what it will have answered by tta."""
     answers: Answers = {}
 
-    def predict_and_keep(crops: NDArray[np.uint8], protocol: str) -> Mapping[str, NDArray[Any]]:
-        answers[protocol] = predict(crops, protocol)
-        return answers[protocol]
+    def predict_and_keep(crops: NDArray[np.uint8], tta: str) -> Mapping[str, NDArray[Any]]:
+        answers[tta] = predict(crops, tta)
+        return answers[tta]
 
     return predict_and_keep, answers
 
@@ -47,7 +47,7 @@ def measured_rows(dataset: FaceDataset, split: str, *, drop_flat: bool = False) 
 def write_answers(
     path: Path, dataset: FaceDataset, rows: NDArray[np.int64], answers: Answers, heads: Mapping[str, Taxonomy]
 ) -> None:
-    """Write one csv row per protocol and face: its row in the data, split, label, and all probabilities.
+    """Write one csv row per tta and face: its row in the data, split, label, and all probabilities.
 
     Args:
         path: The file.
@@ -62,11 +62,11 @@ def write_answers(
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
     columns = [f"{head.id} {label}" for head in heads.values() for label in head.labels]
-    writer.writerow(["protocol", "row", "split", "label", *columns])
+    writer.writerow(["tta", "row", "split", "label", *columns])
     names = dataset.taxonomy.labels
-    for protocol, answered in answers.items():
+    for tta, answered in answers.items():
         table = np.concatenate([np.asarray(answered[name]) for name in heads], axis=1)
         for row, probabilities in zip(rows, table, strict=True):
-            told = [protocol, row, SPLITS[dataset.split[row]], names[dataset.labels[row]]]
+            told = [tta, row, SPLITS[dataset.split[row]], names[dataset.labels[row]]]
             writer.writerow([*told, *(f"{p:.6f}" for p in probabilities)])
     files.write_text(path, buffer.getvalue())

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ferkit.core.errors import DataError
+from ferkit.core.extras import require
 from ferkit.evaluation.metrics import (
     SMALLEST_PROBABILITY,
     checked_probabilities,
     expected_calibration_error,
 )
-from ferkit.core.extras import require
 
 FOLDS = 5
 """Parts that the faces are cut into: fitted on all but one, measured on that one."""
@@ -125,3 +125,21 @@ def ece_out_of_fold(probabilities: ArrayLike, labels: ArrayLike, folds: int = FO
     """
     held_out: NDArray[Any] = temper_out_of_fold(probabilities, labels, folds)
     return expected_calibration_error(held_out, labels)
+
+
+def determined_temperature(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
+    """Fit a temperature; 1 where the faces are too few or too well told apart to determine one.
+
+    Args:
+        logits: ``[N, K]``, as :func:`fit_temperature`.
+        labels: Integers ``[N]``; at least ten determine something.
+
+    Raises:
+        DataError: If shapes do not fit or a logit is not finite.
+        MissingDependencyError: If SciPy is not installed.
+    """
+    if len(labels) < 2 * FOLDS:
+        return 1.0
+    fitted = fit_temperature(logits, labels)
+    low, high = TEMPERATURE_RANGE
+    return fitted if low * 1.01 < fitted < high * 0.99 else 1.0

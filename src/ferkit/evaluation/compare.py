@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ferkit.data.dataset import FaceDataset
 from ferkit.core.errors import DataError, TaxonomyError
+from ferkit.core.taxonomy import Taxonomy
+from ferkit.data.dataset import FaceDataset
 from ferkit.evaluation.evaluate import SELECTION_SPLIT, Predict, faces_to_measure, targets_for
 from ferkit.evaluation.metrics import checked_probabilities, log_losses
 from ferkit.evaluation.report import (
@@ -26,7 +27,6 @@ from ferkit.evaluation.report import (
     table,
 )
 from ferkit.evaluation.subject import ModelFacts
-from ferkit.core.taxonomy import Taxonomy
 
 LEVEL = 0.05
 """Two models are told apart where chance alone would do as much in less than this share of such data sets."""
@@ -93,7 +93,7 @@ class Comparison:
         fingerprint: SHA-256 of the data set.
         split: Name of the split, or :data:`ferkit.evaluation.evaluate.EVERYTHING`.
         faces: Number of faces in it.
-        protocol: Name of the test-time protocol.
+        tta: Name of the test-time augmentation.
         differences: One entry per set of labels.
         known_data: Of each, whether it was trained and selected on these data.
         in_sample: Of each, whether it is a vote whose weights were fitted on these faces.
@@ -105,7 +105,7 @@ class Comparison:
     fingerprint: str
     split: str
     faces: int
-    protocol: str
+    tta: str
     differences: tuple[Difference, ...]
     known_data: tuple[bool, bool] = (True, True)
     in_sample: tuple[bool, bool] = (False, False)
@@ -249,7 +249,7 @@ def compare(
     *,
     heads: Mapping[str, Taxonomy],
     split: str = SELECTION_SPLIT,
-    protocol: str = "single",
+    tta: str = "none",
 ) -> tuple[Difference, ...]:
     """Measure what two models differ by on one split, against each set of labels that there is for ``heads``.
 
@@ -260,7 +260,7 @@ def compare(
         dataset: The faces.
         heads: The taxonomies to compare in (:func:`shared_heads`).
         split: Which split to measure on, or :data:`ferkit.evaluation.evaluate.EVERYTHING`.
-        protocol: A name from :data:`ferkit.core.crops.PROTOCOLS`.
+        tta: A name from :data:`ferkit.core.crops.TTA_MODES`.
 
     Raises:
         DataError: If the split is empty, or no label set of the data fits a head or keeps two faces.
@@ -275,7 +275,7 @@ def compare(
         )
     if few:
         logger.warning("%s: left out, with too few faces of %s: %s", dataset.source, split, ", ".join(few))
-    first, second = (model(chosen.images, protocol) for model in predict)
+    first, second = (model(chosen.images, tta) for model in predict)
     return tuple(
         difference(
             np.asarray(first[t.taxonomy.id])[t.keep],
@@ -306,7 +306,7 @@ def comparison_as_json(comparison: Comparison) -> dict[str, Any]:
             "selection_split": comparison.selection_split,
             "faces": comparison.faces,
         },
-        "protocol": comparison.protocol,
+        "tta": comparison.tta,
         "differences": [
             {
                 **asdict(found),
@@ -339,7 +339,7 @@ def format_comparison(comparison: Comparison) -> str:
     """Return the comparison as text: figures of each set of labels, and in plain words what they tell."""
     split = split_label(comparison.split) if comparison.selection_split else comparison.split
     head = [f"{letter}: {describe_model(m)}" for letter, m in zip("AB", comparison.models, strict=True)]
-    head.append(f"{comparison.source}, {split}, {comparison.faces:,} faces, {comparison.protocol}")
+    head.append(f"{comparison.source}, {split}, {comparison.faces:,} faces, {comparison.tta}")
     warned: dict[str, list[str]] = {}
     for letter, model, known, fitted in zip(
         "AB", comparison.models, comparison.known_data, comparison.in_sample, strict=True

@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ferkit.core.errors import DataError
+from ferkit.core.extras import require
 from ferkit.evaluation.calibration import (
     FOLDS,
     TEMPERATURE_RANGE,
     assign_folds,
+    determined_temperature,
     fit_temperature,
     log_probabilities,
     softmax,
@@ -26,12 +28,10 @@ from ferkit.evaluation.metrics import (
     negative_log_likelihood,
     wilson_interval,
 )
-from ferkit.export.run import determined_temperature
-from ferkit.core.extras import require
 
 LEAST_FACES = 13
 """To fewer faces no vote is fitted: outside each fold there must be ten, which determine a temperature
-(:func:`ferkit.export.run.determined_temperature`), or figures out of fold were of another fit."""
+(:func:`ferkit.evaluation.calibration.determined_temperature`), or figures out of fold were of another fit."""
 
 LEAST_WEIGHT = 0.01
 """A fitted weight below this share of the largest is set to 0: it costs arithmetic and changes nothing."""

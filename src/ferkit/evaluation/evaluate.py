@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ferkit.core.errors import DataError
+from ferkit.core.taxonomy import FERPLUS, Taxonomy
 from ferkit.data import faces_digest
 from ferkit.data.dataset import FaceDataset
 from ferkit.data.duplicates import leaked_rows, rows_of_splits
 from ferkit.data.ferplus import argmax_targets, majority_targets
-from ferkit.core.errors import DataError
 from ferkit.evaluation.calibration import FOLDS, temper_out_of_fold
 from ferkit.evaluation.metrics import (
     ClassScores,
@@ -27,7 +28,6 @@ from ferkit.evaluation.metrics import (
     reliability,
     wilson_interval,
 )
-from ferkit.core.taxonomy import FERPLUS, Taxonomy
 
 TRAINING_SPLIT = "Training"
 """The split that models are trained on unless their recipe names another."""
@@ -39,7 +39,7 @@ EVERYTHING = "all"
 """In place of a split's name: all faces, which for data that a model has not seen is the measure."""
 
 Predict = Callable[[NDArray[np.uint8], str], Mapping[str, NDArray[Any]]]
-"""From crops ``[N, S, S]`` and the name of a protocol to probabilities ``[N, K]`` by taxonomy id."""
+"""From crops ``[N, S, S]`` and the name of a tta to probabilities ``[N, K]`` by taxonomy id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +82,16 @@ class Scores:
 
 
 @dataclass(frozen=True, slots=True)
-class ProtocolScores:
-    """What was measured under one test-time protocol.
+class TtaScores:
+    """What was measured under one test-time augmentation.
 
     Args:
-        protocol: ``single``, ``flip`` or ``ten-crop``.
+        tta: ``none``, ``flip`` or ``ten-crop``.
         scores: One entry per set of labels; the data set's own labels come first.
         without_leaks: The same without the faces that the model was trained on; None if not asked for.
     """
 
-    protocol: str
+    tta: str
     scores: tuple[Scores, ...]
     without_leaks: tuple[Scores, ...] | None
 
@@ -106,7 +106,7 @@ class Evaluation:
         split: Name of the split, or :data:`EVERYTHING`.
         faces: Number of faces in it.
         leaked: How many of them also stand in ``train_splits``; None if not asked for.
-        protocols: One entry per protocol, in the order asked for.
+        tta_modes: One entry per tta, in the order asked for.
         faces_digest: SHA-256 of the measured faces, their labels and split, without votes.
         train_splits: The splits that leaks were counted against.
     """
@@ -116,7 +116,7 @@ class Evaluation:
     split: str
     faces: int
     leaked: int | None
-    protocols: tuple[ProtocolScores, ...]
+    tta_modes: tuple[TtaScores, ...]
     faces_digest: str = ""
     train_splits: tuple[str, ...] = (TRAINING_SPLIT,)
 
@@ -129,7 +129,7 @@ class Target:
         name: As in :attr:`Scores.labels`.
         taxonomy: The head that answers, and its labels.
         labels: int64 ``[N]``; where ``keep`` is False the value means nothing.
-        keep: bool ``[N]``, the faces that this protocol of labelling keeps.
+        keep: bool ``[N]``, the faces that this tta of labelling keeps.
     """
 
     name: str
@@ -249,18 +249,18 @@ def evaluate(
     *,
     heads: Mapping[str, Taxonomy],
     split: str = SELECTION_SPLIT,
-    protocols: Sequence[str] = ("single",),
+    tta_modes: Sequence[str] = ("none",),
     drop_leaks: bool = False,
     train_splits: Sequence[str] = (TRAINING_SPLIT,),
 ) -> Evaluation:
-    """Measure a model on one split under each protocol.
+    """Measure a model on one split under each tta.
 
     Args:
         predict: The model; ``FaceClassifier.predict`` and a Keras network fit alike.
         dataset: All splits, the training split included, since leaks are found by comparing with it.
         heads: The taxonomies that ``predict`` answers in.
         split: Which split to measure on, or :data:`EVERYTHING`.
-        protocols: Names from :data:`ferkit.core.crops.PROTOCOLS`.
+        tta_modes: Names from :data:`ferkit.core.crops.TTA_MODES`.
         drop_leaks: Measure also without the faces that stand, pixel for pixel, in the training splits.
         train_splits: The splits that the model was trained on.
 
@@ -283,11 +283,11 @@ def evaluate(
         leaked = leaked_rows(dataset, train_splits)[rows_of_splits(dataset, [split])]
     everything = np.ones(len(chosen), dtype=bool)
     measured = []
-    for protocol in protocols:
-        answers = predict(chosen.images, protocol)
+    for tta in tta_modes:
+        answers = predict(chosen.images, tta)
         measured.append(
-            ProtocolScores(
-                protocol=protocol,
+            TtaScores(
+                tta=tta,
                 scores=_measure_targets(answers, targets, everything),
                 without_leaks=None if leaked is None else _measure_targets(answers, targets, ~leaked),
             )
@@ -298,7 +298,7 @@ def evaluate(
         split=split,
         faces=len(chosen),
         leaked=None if leaked is None else int(leaked.sum()),
-        protocols=tuple(measured),
+        tta_modes=tuple(measured),
         faces_digest=faces_digest(chosen),
         train_splits=tuple(train_splits),
     )

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ferkit.evaluation.evaluate import Scores
 from ferkit.core.extras import require
 from ferkit.core.files import replacing
+from ferkit.evaluation.evaluate import Scores
 
 
 def _new_figure(width: float, height: float) -> Any:

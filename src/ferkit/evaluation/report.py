@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ferkit.core import files
-from ferkit.evaluation.evaluate import EVERYTHING, SELECTION_SPLIT, Evaluation, ProtocolScores, Scores
+from ferkit.evaluation.evaluate import EVERYTHING, SELECTION_SPLIT, Evaluation, Scores, TtaScores
 from ferkit.evaluation.subject import ModelFacts
 
 MIB = 1 << 20
@@ -60,7 +60,7 @@ class Report:
 def report_as_json(report: Report) -> dict[str, Any]:
     """Return the report as plain dicts and lists: shares in 0..1, unrounded, NLL in nats."""
     evaluation = asdict(report.evaluation)
-    protocols = evaluation.pop("protocols")
+    tta_modes = evaluation.pop("tta_modes")
     return {
         "ferkit_version": report.ferkit_version,
         "date": report.date,
@@ -70,7 +70,7 @@ def report_as_json(report: Report) -> dict[str, Any]:
             "selection_split": report.selection_split,
             "weights_in_sample": report.in_sample,
         },
-        "protocols": protocols,
+        "tta_modes": tta_modes,
     }
 
 
@@ -158,28 +158,28 @@ def _head(report: Report) -> str:
 
 def _in_sample(report: Report) -> str:
     """Say that weights were fitted on these faces, and what the file tells of the vote out of fold."""
-    measured = {entry.protocol for entry in report.evaluation.protocols}
+    measured = {entry.tta for entry in report.evaluation.tta_modes}
     told = [
         f"{row.labels} {percent(row.accuracy)} % ({percent(row.interval[0])}-{percent(row.interval[1])})"
-        f" {row.protocol}"
+        f" {row.tta}"
         for row in report.model.held_out
-        if row.split == report.evaluation.split and row.protocol in measured and not row.without_leaks
+        if row.split == report.evaluation.split and row.tta in measured and not row.without_leaks
     ]
     unseen = f" Its file tells of faces that the fit had not seen: {', '.join(told)}."
     return IN_SAMPLE + unseen if told else IN_SAMPLE
 
 
-def _summary(protocols: Sequence[ProtocolScores]) -> str:
+def _summary(tta_modes: Sequence[TtaScores]) -> str:
     header = (
-        "protocol", "labels", "faces", "accuracy %", "95 % interval", "macro F1 %", "NLL", "ECE", "NLL oof",
+        "tta", "labels", "faces", "accuracy %", "95 % interval", "macro F1 %", "NLL", "ECE", "NLL oof",
         "ECE oof",
     )  # fmt: skip
     rows: list[Sequence[str]] = [header]
-    for entry in protocols:
+    for entry in tta_modes:
         for scores, note in [(entry.scores, ""), (entry.without_leaks or (), ", no leaks")]:
             rows += [
                 (
-                    entry.protocol,
+                    entry.tta,
                     s.labels + note,
                     f"{s.n:,}",
                     percent(s.accuracy),
@@ -212,9 +212,9 @@ def _confusion(scores: Scores) -> str:
 
 
 def format_report(report: Report) -> str:
-    """Return the report as text: a line per protocol and label set, then classes and confusions.
+    """Return the report as text: a line per tta and label set, then classes and confusions.
 
-    Classes and the confusion matrix are those of the first protocol, for each label set but
+    Classes and the confusion matrix are those of the first tta, for each label set but
     :data:`LESSER_LABELS`; the JSON holds them all.
     """
     evaluation = report.evaluation
@@ -224,7 +224,7 @@ def format_report(report: Report) -> str:
             f"no leaks: without the {evaluation.leaked:,} faces of this split that also stand in "
             f"{' and '.join(evaluation.train_splits)}."
         )
-    parts.append(_summary(evaluation.protocols))
+    parts.append(_summary(evaluation.tta_modes))
     fitted = (
         "a vote fitted to the other four fifths of the faces, as the model's file tells; - where it does not"
         if report.in_sample
@@ -234,17 +234,17 @@ def format_report(report: Report) -> str:
         "interval: Wilson. ECE: top label, 15 bins; a perfectly calibrated model reads about 0.018 at 3,589 "
         f"faces.\noof: out of fold, under {fitted}."
     )
-    first = evaluation.protocols[0]
+    first = evaluation.tta_modes[0]
     for scores in first.scores:
         if scores.labels != LESSER_LABELS:
-            parts.append(f"{scores.labels}, {first.protocol}\n{_classes(scores)}\n\n{_confusion(scores)}")
+            parts.append(f"{scores.labels}, {first.tta}\n{_classes(scores)}\n\n{_confusion(scores)}")
     return "\n\n".join(parts) + "\n"
 
 
 def write_report(report: Report, folder: Path) -> list[Path]:
     """Write ``report.txt``, ``report.json`` and the pictures into ``folder``; return what was written.
 
-    Per label set (but :data:`LESSER_LABELS`) and protocol: ``confusion-LABELS-PROTOCOL.png`` and
+    Per label set (but :data:`LESSER_LABELS`) and tta: ``confusion-LABELS-PROTOCOL.png`` and
     ``reliability-LABELS-PROTOCOL.png``.
 
     Raises:
@@ -256,12 +256,12 @@ def write_report(report: Report, folder: Path) -> list[Path]:
     written = [folder / "report.txt", folder / "report.json"]
     files.write_text(written[0], format_report(report))
     files.write_json(written[1], report_as_json(report))
-    for entry in report.evaluation.protocols:
+    for entry in report.evaluation.tta_modes:
         for scores in entry.scores:
             if scores.labels == LESSER_LABELS:
                 continue
-            name = f"{scores.labels.replace(' ', '-')}-{entry.protocol}.png"
-            title = f"{report.model.name}: {scores.labels}, {report.split}, {entry.protocol}"
+            name = f"{scores.labels.replace(' ', '-')}-{entry.tta}.png"
+            title = f"{report.model.name}: {scores.labels}, {report.split}, {entry.tta}"
             draw_confusion(scores, title, folder / f"confusion-{name}")
             draw_reliability(scores, title, folder / f"reliability-{name}")
             written += [folder / f"confusion-{name}", folder / f"reliability-{name}"]

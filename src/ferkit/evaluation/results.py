@@ -1,4 +1,4 @@
-"""The table of results: a csv row per model, data, split and protocol, written by a command, not by hand."""
+"""The table of results: a csv row per model, data, split and tta, written by a command, not by hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ferkit.core.errors import DataError
 from ferkit.evaluation.evaluate import Scores
 from ferkit.evaluation.report import MIB, Report
 
-KEY = ("model", "faces", "split", "protocol")
+KEY = ("model", "faces", "split", "tta")
 """A row with these values equal is replaced; one without ``faces``, where labels and number are the same."""
 
 DIGITS = 16
@@ -32,7 +32,7 @@ class ResultRow:
         faces: Beginning of the digest of the measured faces with their labels, whatever file they came from
             and whether with votes or without; empty in rows from before it was kept.
         split: Name of the split.
-        protocol: Name of the test-time protocol.
+        tta: Name of the test-time augmentation.
         labels: The label set that accuracy, F1 and ECE speak of.
         n: Number of faces.
         accuracy: Percent.
@@ -61,7 +61,7 @@ class ResultRow:
     data: str
     faces: str
     split: str
-    protocol: str
+    tta: str
     labels: str
     n: str
     accuracy: str
@@ -96,10 +96,10 @@ def _accuracy_of(scores: tuple[Scores, ...] | None, labels: str) -> str:
 
 
 def rows_of(report: Report) -> list[ResultRow]:
-    """Return one row per protocol of a report."""
+    """Return one row per tta of a report."""
     model, evaluation = report.model, report.evaluation
     rows = []
-    for entry in evaluation.protocols:
+    for entry in evaluation.tta_modes:
         main = entry.scores[0]
         rows.append(
             ResultRow(
@@ -110,7 +110,7 @@ def rows_of(report: Report) -> list[ResultRow]:
                 data=evaluation.source,
                 faces=evaluation.faces_digest[:DIGITS],
                 split=evaluation.split,
-                protocol=entry.protocol,
+                tta=entry.tta,
                 labels=main.labels,
                 n=str(main.n),
                 accuracy=_text(main.accuracy, 2, 100),
@@ -176,7 +176,7 @@ def _may_be_of(old: ResultRow | None, new: ResultRow) -> bool:
 
 def _check_replaces(path: Path, old: ResultRow, new: ResultRow) -> None:
     """Refuse to replace a row by one that speaks of something else, or says less."""
-    what = f"{path} has a row of {old.model}, {old.split}, {old.protocol}"
+    what = f"{path} has a row of {old.model}, {old.split}, {old.tta}"
     other = [c for c in ("labels", "n", "seeds") if getattr(old, c) != getattr(new, c)]
     if old.sha256 and old.sha256 != new.sha256:
         other.append("sha256")

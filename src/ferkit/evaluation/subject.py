@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferkit.core.classifier import FaceClassifier
-from ferkit.core.crops import Protocol
-from ferkit.data import SPLITS, FaceDataset, faces_digest
+from ferkit.core.crops import TtaMode
 from ferkit.core.errors import DataError
-from ferkit.evaluation.evaluate import EVERYTHING, TRAINING_SPLIT, Evaluation, Predict, Scores
 from ferkit.core.extras import require
 from ferkit.core.modelfile import ModelInfo, resolve_model
 from ferkit.core.taxonomy import Taxonomy
+from ferkit.data import SPLITS, FaceDataset, faces_digest
+from ferkit.evaluation.evaluate import EVERYTHING, TRAINING_SPLIT, Evaluation, Predict, Scores
 
 _CHOSEN_ON = ("validation_split", "fitted_on")
 """Keys of a model's ``data`` that name splits on which something about it was chosen."""
@@ -34,7 +34,7 @@ class HeldOut:
 
     Args:
         split: The split that the vote was fitted on.
-        protocol: Name of the test-time protocol.
+        tta: Name of the test-time augmentation.
         labels: As in :attr:`Scores.labels`.
         without_leaks: Whether faces that also stand in the training split were left out.
         n: Number of faces.
@@ -45,7 +45,7 @@ class HeldOut:
     """
 
     split: str
-    protocol: str
+    tta: str
     labels: str
     without_leaks: bool
     n: int
@@ -160,11 +160,11 @@ def open_run(folder: Path) -> Subject:
     # The same rule as ModelInfo.ten_crop_shift, so that the exported file gives the same figures.
     shift = (size - int(run.recipe.model.params.get("view_size") or size)) // 2 or 2
 
-    def predict(crops: NDArray[np.uint8], protocol: str) -> Mapping[str, NDArray[Any]]:
+    def predict(crops: NDArray[np.uint8], tta: str) -> Mapping[str, NDArray[Any]]:
         if crops.shape[1:] != (size, size):
             raise DataError(f"run {folder} takes faces of {size} pixels. Received: {list(crops.shape)}")
         return predict_probabilities(
-            network, crops, protocol=cast(Protocol, protocol), temperatures=temperatures, shift=shift
+            network, crops, tta=cast(TtaMode, tta), temperatures=temperatures, shift=shift
         )
 
     return Subject(
@@ -207,8 +207,8 @@ def open_model_file(model: str | os.PathLike[str] | None, *, threads: int | None
     content = path.read_bytes()
     info = classifier.info
 
-    def predict(crops: NDArray[np.uint8], protocol: str) -> Mapping[str, NDArray[Any]]:
-        return classifier.predict(crops, protocol=cast(Protocol, protocol))
+    def predict(crops: NDArray[np.uint8], tta: str) -> Mapping[str, NDArray[Any]]:
+        return classifier.predict(crops, tta=cast(TtaMode, tta))
 
     return Subject(
         facts=facts_of(info, len(content), hashlib.sha256(content).hexdigest()),
@@ -315,10 +315,10 @@ def with_held_out(evaluation: Evaluation, facts: ModelFacts) -> Evaluation:
     For a vote whose weights were fitted on the measured faces: a temperature that is fitted again, out of
     fold, leaves the weights in sample.
     """
-    told = {(r.split, r.protocol, r.labels, r.without_leaks, r.n): r for r in facts.held_out}
+    told = {(r.split, r.tta, r.labels, r.without_leaks, r.n): r for r in facts.held_out}
 
-    def renewed(scores: tuple[Scores, ...], protocol: str, without_leaks: bool) -> tuple[Scores, ...]:
-        rows = [told.get((evaluation.split, protocol, s.labels, without_leaks, s.n)) for s in scores]
+    def renewed(scores: tuple[Scores, ...], tta: str, without_leaks: bool) -> tuple[Scores, ...]:
+        rows = [told.get((evaluation.split, tta, s.labels, without_leaks, s.n)) for s in scores]
         return tuple(
             replace(
                 s,
@@ -328,15 +328,15 @@ def with_held_out(evaluation: Evaluation, facts: ModelFacts) -> Evaluation:
             for s, row in zip(scores, rows, strict=True)
         )
 
-    protocols = (
+    tta_modes = (
         replace(
             entry,
-            scores=renewed(entry.scores, entry.protocol, False),
-            without_leaks=entry.without_leaks and renewed(entry.without_leaks, entry.protocol, True),
+            scores=renewed(entry.scores, entry.tta, False),
+            without_leaks=entry.without_leaks and renewed(entry.without_leaks, entry.tta, True),
         )
-        for entry in evaluation.protocols
+        for entry in evaluation.tta_modes
     )
-    return replace(evaluation, protocols=tuple(protocols))
+    return replace(evaluation, tta_modes=tuple(tta_modes))
 
 
 def _held_out(metrics: Sequence[Mapping[str, Any]]) -> tuple[HeldOut, ...]:
@@ -344,7 +344,7 @@ def _held_out(metrics: Sequence[Mapping[str, Any]]) -> tuple[HeldOut, ...]:
     return tuple(
         HeldOut(
             split=str(row["split"]),
-            protocol=str(row["protocol"]),
+            tta=str(row["tta"]),
             labels=str(row["labels"]),
             without_leaks=bool(row.get("without_leaks", False)),
             n=int(row["n"]),

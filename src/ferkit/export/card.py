@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from ferkit.evaluation.subject import data_of
 from ferkit.core.modelfile import ModelInfo
 from ferkit.core.taxonomy import FER2013, FERPLUS
+from ferkit.evaluation.subject import data_of
 
 _MIB = 1 << 20
 
@@ -146,7 +146,7 @@ def _training(recipe: Mapping[str, Any], data: Mapping[str, Any], heads: Abstrac
         part = recipe.get("distil", {})
         kind = "calibrated answers" if teacher.get("calibrated", True) else "answers before calibration"
         lines.append(
-            f"- Distilled from {names}: {teacher['protocol']} {kind} about the training faces "
+            f"- Distilled from {names}: {teacher['tta']} {kind} about the training faces "
             f"{'as the student saw them, asked in every step, ' * bool(teacher.get('every_step'))}in "
             f"{' and '.join(teacher['heads'])}, temperature {part.get('temperature', 1):g}, "
             f"{100 * part.get('weight', 0):.0f} % of these heads' loss"
@@ -205,7 +205,7 @@ def _leaked(info: ModelInfo) -> int:
     """Return how many of the measured faces stand in Training, by the figures with and without them."""
     faces: dict[bool, dict[tuple[str, str], int]] = {False: {}, True: {}}
     for row in info.metrics:
-        faces[row["without_leaks"]][row["labels"], row["protocol"]] = row["n"]
+        faces[row["without_leaks"]][row["labels"], row["tta"]] = row["n"]
     # Labels from votes leave some faces out; the largest set tells best.
     return max((faces[False][key] - n for key, n in faces[True].items()), default=0)
 
@@ -214,15 +214,13 @@ def _figures(info: ModelInfo) -> str:
     if not info.metrics:
         return "Nothing was measured."
     splits = {row["split"] for row in info.metrics}
-    rows = [
-        ("labels", "protocol", "faces", "accuracy %", "95 % interval", "macro F1 %", "ECE", "ECE out of fold")
-    ]
+    rows = [("labels", "tta", "faces", "accuracy %", "95 % interval", "macro F1 %", "ECE", "ECE out of fold")]
     for row in info.metrics:
         out_of_fold = row["ece_out_of_fold"]
         rows.append(
             (
                 row["labels"] + (", no leaks" if row["without_leaks"] else ""),
-                row["protocol"],
+                row["tta"],
                 f"{row['n']:,}",
                 f"{100 * row['accuracy']:.2f}",
                 f"{100 * row['interval'][0]:.2f}-{100 * row['interval'][1]:.2f}",
@@ -246,7 +244,7 @@ def _figures(info: ModelInfo) -> str:
 def _recalls(info: ModelInfo) -> str:
     parts = []
     for row in info.metrics:
-        if row["protocol"] == "single" and not row["without_leaks"] and "argmax" not in row["labels"]:
+        if row["tta"] == "none" and not row["without_leaks"] and "argmax" not in row["labels"]:
             labels = list(row["recall"])
             values = ["-" if v is None else f"{100 * v:.1f}" for v in row["recall"].values()]
             parts.append(_table([(row["labels"], *labels), ("recall %", *values)]))

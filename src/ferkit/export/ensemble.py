@@ -17,12 +17,20 @@ from ferkit import __version__
 from ferkit.core import files
 from ferkit.core.classifier import FaceClassifier
 from ferkit.core.errors import ModelFileError, TaxonomyError
+from ferkit.core.extras import require
+from ferkit.core.modelfile import (
+    CAM_PREFIX,
+    INPUT,
+    HeadInfo,
+    ModelInfo,
+    read_model,
+    resolve_model,
+    write_model,
+)
+from ferkit.core.taxonomy import Taxonomy
 from ferkit.evaluation.calibration import temper
 from ferkit.evaluation.metrics import SMALLEST_PROBABILITY
 from ferkit.evaluation.subject import facts_of
-from ferkit.core.extras import require
-from ferkit.core.modelfile import CAM_PREFIX, INPUT, HeadInfo, ModelInfo, read_model, resolve_model, write_model
-from ferkit.core.taxonomy import Taxonomy
 
 PARITY = 1e-5
 """The largest difference between the file's answers and those computed from its members' answers."""

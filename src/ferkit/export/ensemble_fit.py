@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from ferkit.core.classifier import FaceClassifier
 from ferkit.data.dataset import FaceDataset
-from ferkit.export.ensemble import Member, normalised_weights, shared_taxonomies
 from ferkit.evaluation.ensemble_weights import LEAST_FACES, Figures, FittedVote, apply_vote, judge_vote
 from ferkit.evaluation.evaluate import SELECTION_SPLIT, evaluate, leaks_show, targets_for
-from ferkit.export.run import summary_rows
 from ferkit.evaluation.subject import facts_of
+from ferkit.export.ensemble import Member, normalised_weights, shared_taxonomies
+from ferkit.export.run import summary_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,8 @@ def vote_on_split(
 ) -> tuple[SplitVote, ...]:
     """Fit a vote per taxonomy that the data have labels for; ``ferplus`` on the majority labels.
 
-    Where a taxonomy has labels for fewer than :data:`ferkit.evaluation.ensemble_weights.LEAST_FACES` faces, nothing is
-    fitted to them: with ``fit_weights`` it takes the weights of the first taxonomy, as far as those were.
+    Where a taxonomy has too few labelled faces (fewer than LEAST_FACES), nothing is fitted to them: with
+    ``fit_weights`` it takes the weights of the first taxonomy, as far as those were.
 
     Args:
         members: What votes.

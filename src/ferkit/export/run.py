@@ -14,13 +14,15 @@ from numpy.typing import NDArray
 
 from ferkit import __version__
 from ferkit.core.classifier import FaceClassifier
-from ferkit.core.crops import PROTOCOLS
+from ferkit.core.crops import TTA_MODES
+from ferkit.core.errors import DataError, ModelFileError, TaxonomyError, TrainingError
+from ferkit.core.files import write_json
+from ferkit.core.modelfile import HeadInfo, ModelInfo, write_model
+from ferkit.core.taxonomy import FERPLUS
 from ferkit.data import faces_digest
 from ferkit.data.cartoon import draw_faces
 from ferkit.data.dataset import FaceDataset
-from ferkit.core.errors import DataError, ModelFileError, TaxonomyError, TrainingError
-from ferkit.evaluation.calibration import FOLDS, TEMPERATURE_RANGE, fit_temperature
-from ferkit.export.card import has_fer2013_faces
+from ferkit.evaluation.calibration import determined_temperature
 from ferkit.evaluation.evaluate import (
     SELECTION_SPLIT,
     TRAINING_SPLIT,
@@ -30,9 +32,7 @@ from ferkit.evaluation.evaluate import (
     leaks_show,
     targets_for,
 )
-from ferkit.core.files import write_json
-from ferkit.core.modelfile import HeadInfo, ModelInfo, write_model
-from ferkit.core.taxonomy import FERPLUS
+from ferkit.export.card import has_fer2013_faces
 from ferkit.export.graph import has_cam, to_onnx
 from ferkit.training.inference import predict_logits, predict_probabilities
 from ferkit.training.runs import TEMPERATURES, Run, weights_meta
@@ -178,15 +178,15 @@ def export_run(
                 targets_for(chosen, heads),
             )
 
-        def predict(crops: NDArray[np.uint8], protocol: Any) -> Mapping[str, NDArray[Any]]:
-            return classifier.predict(crops, protocol=protocol)
+        def predict(crops: NDArray[np.uint8], tta: Any) -> Mapping[str, NDArray[Any]]:
+            return classifier.predict(crops, tta=tta)
 
         measured = evaluate(
             predict,
             dataset,
             heads=heads,
             split=split,
-            protocols=PROTOCOLS,
+            tta_modes=TTA_MODES,
             drop_leaks=leaks_show(dataset, split, trained_on),
             train_splits=trained_on,
         )
@@ -212,24 +212,6 @@ def _check_data(run: Run, dataset: FaceDataset) -> None:
         )
 
 
-def determined_temperature(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
-    """Fit a temperature; 1 where the faces are too few or too well told apart to determine one.
-
-    Args:
-        logits: ``[N, K]``, as :func:`ferkit.evaluation.calibration.fit_temperature`.
-        labels: Integers ``[N]``; at least ten determine something.
-
-    Raises:
-        DataError: If shapes do not fit or a logit is not finite.
-        MissingDependencyError: If SciPy is not installed.
-    """
-    if len(labels) < 2 * FOLDS:
-        return 1.0
-    fitted = fit_temperature(logits, labels)
-    low, high = TEMPERATURE_RANGE
-    return fitted if low * 1.01 < fitted < high * 0.99 else 1.0
-
-
 def _licence(run: Run) -> str:
     # Whose faces made a teacher or the weights to start from is not recorded; of the embedded ones FER2013's.
     if has_fer2013_faces(run.facts["data"]) or run.facts.get("init") or run.facts.get("teacher"):
@@ -238,15 +220,15 @@ def _licence(run: Run) -> str:
 
 
 def summary_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Return the measured figures as rows for a model's metadata, each with its protocol."""
+    """Return the measured figures as rows for a model's metadata, each with its tta."""
     rows = []
-    for entry in evaluation.protocols:
+    for entry in evaluation.tta_modes:
         for without_leaks, scores in ((False, entry.scores), (True, entry.without_leaks or ())):
             rows += [
                 {
                     "split": evaluation.split,
                     "selection_split": True,  # of this model at least: its temperatures are fitted there
-                    "protocol": entry.protocol,
+                    "tta": entry.tta,
                     "labels": s.labels,
                     "without_leaks": without_leaks,
                     "n": s.n,

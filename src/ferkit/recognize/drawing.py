@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ferkit.core.files import RealPaths
 from ferkit.core.images import WRITABLE
 from ferkit.recognize.results import UNCERTAIN, Explanation, Face, Photo
-from ferkit.batch.sources import RealPaths
 
 _COLOURS = (
     (228, 26, 28),

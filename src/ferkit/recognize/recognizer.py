@@ -12,18 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferkit.core.classifier import FaceClassifier
-from ferkit.core.crops import PROTOCOLS, Protocol, crop_corners, crop_faces, fit_crop
-from ferkit.detect import Detection, Detector, make_detector
-from ferkit.detect.whole import WholePicture
+from ferkit.core.crops import TTA_MODES, TtaMode, crop_corners, crop_faces, fit_crop
 from ferkit.core.errors import DetectorError, FerkitError, ImageError, TaxonomyError
 from ferkit.core.images import DEFAULT_MAX_PIXELS, ImageSource, load_image, to_gray
+from ferkit.detect import Detection, Detector, make_detector
+from ferkit.detect.whole import WholePicture
 from ferkit.recognize.quality import Quality, measure_quality
 from ferkit.recognize.results import Explanation, Expression, Face, Photo, Unreadable, expressions
 
 if TYPE_CHECKING:
     from ferkit.core.modelfile import ModelInfo
-    from ferkit.video.recognition import VideoOptions, VideoReading
     from ferkit.core.taxonomy import Taxonomy
+    from ferkit.video.recognition import VideoOptions, VideoReading
 
 PENDING_PHOTOS = 256
 """Photos that may wait until their faces fill a batch, unless the caller says otherwise."""
@@ -66,7 +66,7 @@ class Recognizer:
             side exceeds 3840, from an eightieth of it on) are searched for, and smaller ones kept where they
             turn up.
         min_confidence: Below this probability the label is ``uncertain``.
-        protocol: ``single`` (one look at each face), ``flip`` or ``ten-crop`` (the mean of two or ten looks,
+        tta: ``none`` (one look at each face), ``flip`` or ``ten-crop`` (the mean of two or ten looks,
             for two or ten times the work of the network).
         providers: ONNX Runtime execution providers, in order of preference, for the model and CenterFace; the
             CPU by default.
@@ -75,7 +75,7 @@ class Recognizer:
         max_pixels: Photos with more are refused.
 
     Raises:
-        FerkitError: If a number is out of its range or no number, there is no such protocol, ``providers`` is
+        FerkitError: If a number is out of its range or no number, there is no such tta, ``providers`` is
             no sequence of names, or ``min_face`` comes with a detector object.
         ModelFileError: If the model is missing or damaged.
         TaxonomyError: If the model does not answer in that taxonomy.
@@ -91,7 +91,7 @@ class Recognizer:
         taxonomy: str | None = None,
         min_face: float | None = None,
         min_confidence: float = 0.0,
-        protocol: Protocol = "single",
+        tta: TtaMode = "none",
         providers: Sequence[str] | None = None,
         threads: int | None = None,
         batch_size: int = 64,
@@ -99,8 +99,8 @@ class Recognizer:
     ) -> None:
         if not isinstance(min_confidence, (int, float, np.number)) or not 0 <= min_confidence <= 1:
             raise FerkitError(f"a confidence lies between 0 and 1. Received: {min_confidence!r}")
-        if protocol not in PROTOCOLS:
-            raise FerkitError(f"a protocol is one of {', '.join(PROTOCOLS)}. Received: {protocol!r}")
+        if tta not in TTA_MODES:
+            raise FerkitError(f"a tta is one of {', '.join(TTA_MODES)}. Received: {tta!r}")
         for name, value in (("threads", threads), ("batch_size", batch_size), ("max_pixels", max_pixels)):
             if value is not None:
                 _check_count(name, value)
@@ -119,7 +119,7 @@ class Recognizer:
             else detector
         )
         self._min_confidence = min_confidence
-        self._protocol = protocol
+        self._tta = tta
         self._batch_size = batch_size
         self._max_pixels = max_pixels
 
@@ -194,8 +194,8 @@ class Recognizer:
 
         Yields:
             A result for each photo, in order. An error of ``photos`` itself, or of somebody's own detector,
-            is raised after the results of the photos before it; a :class:`ferkit.core.errors.DetectorError` costs
-            one photo only.
+            is raised after the results of the photos before it; a
+            :class:`ferkit.core.errors.DetectorError` costs one photo only.
 
         Raises:
             FerkitError: If ``pending`` is no whole number from 1 on; at once, not with the first result.
@@ -400,7 +400,7 @@ class Recognizer:
     def _classify(self, crops: NDArray[np.uint8]) -> tuple[Expression, ...]:
         name = self._taxonomy.id
         probabilities = self._classifier.predict(
-            crops, protocol=self._protocol, batch_size=self._batch_size, taxonomies=[name]
+            crops, tta=self._tta, batch_size=self._batch_size, taxonomies=[name]
         )[name]
         return expressions(probabilities, self._taxonomy, min_confidence=self._min_confidence)
 

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferkit.core.errors import FerkitError, ImageError, MissingDependencyError, TaxonomyError
-from ferkit.recognize.quality import Quality
 from ferkit.core.taxonomy import Taxonomy
+from ferkit.recognize.quality import Quality
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -11,8 +11,8 @@ from types import MappingProxyType, TracebackType
 from typing import Any, Self, TextIO
 
 from ferkit.core.errors import FerkitError
-from ferkit.recognize.results import Photo, Unreadable, photo_columns, photo_rows
 from ferkit.core.taxonomy import Taxonomy
+from ferkit.recognize.results import Photo, Unreadable, photo_columns, photo_rows
 
 FORMATS = ("json", "jsonl", "csv")
 """What :func:`make_writer` knows."""

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ferkit import __version__
-from ferkit.data import FaceDataset
 from ferkit.core.errors import OutputError, SearchError
 from ferkit.core.extras import require
+from ferkit.data import FaceDataset
 from ferkit.search.records import LOCK, locked
 from ferkit.search.worker import look_around
 

@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ferkit.data import FaceDataset
 from ferkit.core.errors import FerkitError, OutputError, SearchError
+from ferkit.data import FaceDataset
 from ferkit.search.cluster import Machine, one_line
 from ferkit.search.propose import Proposal, Proposer
 from ferkit.search.records import Journal, Refusal, Search, Trial, mark_run, trial_folder

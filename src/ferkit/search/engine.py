@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ferkit import __version__
-from ferkit.data import FaceDataset
 from ferkit.core.errors import ModelError, OutputError, SearchError
+from ferkit.data import FaceDataset
 from ferkit.search.cluster import (
     Machine,
     check_nodes,

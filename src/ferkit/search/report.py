@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ferkit.evaluation.metrics import wilson_interval
 from ferkit.core.files import write_json, write_text
+from ferkit.evaluation.metrics import wilson_interval
 from ferkit.search.propose import importance
 from ferkit.search.records import ENDS, Search, Trial, read_search
 from ferkit.search.space import spell_value
@@ -246,7 +246,7 @@ def summary(search: Search) -> dict[str, Any]:
             "trial": best.number,
             "accuracy": _rounded(best.accuracy),
             "interval": [_rounded(low), _rounded(high)],
-            "protocol": "single view, last epoch, on the split that chose it",
+            "tta": "single view, last epoch, on the split that chose it",
             "epochs": len(best.history),
             "mmac": round(best.mmac, 3),
             "parameters": best.parameters,

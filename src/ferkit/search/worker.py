@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ferkit.data import FaceDataset
 from ferkit.core.errors import FerkitError, OutputError
+from ferkit.data import FaceDataset
 from ferkit.search.records import locked
 from ferkit.training.history import Row
 from ferkit.training.memory import memory_errors, out_of_memory

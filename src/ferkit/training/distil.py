@@ -16,12 +16,12 @@ from keras import ops
 from numpy.typing import NDArray
 
 from ferkit.core.classifier import FaceClassifier
-from ferkit.core.crops import Protocol as Views
-from ferkit.data.cache import digest_of
+from ferkit.core.crops import TtaMode as Views
 from ferkit.core.errors import FerkitError, OutputError, TrainingError
 from ferkit.core.files import blaming, cache_folder, write_bytes
 from ferkit.core.modelfile import ModelInfo, read_model, resolve_model
 from ferkit.core.taxonomy import Taxonomy
+from ferkit.data.cache import digest_of
 from ferkit.training import runs
 from ferkit.training.graph import GraphFunction
 from ferkit.training.state import read_archive, write_archive
@@ -29,7 +29,7 @@ from ferkit.training.state import read_archive, write_archive
 CHUNK = 512
 """Faces between two looks at the clock."""
 
-STEP_PROTOCOLS: tuple[Views, ...] = ("single", "flip")
+STEP_TTA_MODES: tuple[Views, ...] = ("none", "flip")
 """The views that a teacher can be asked about in every step."""
 
 EXACT_TOLERANCE = 1e-3
@@ -57,14 +57,14 @@ class Answers:
         probabilities: float16 ``[N, K]`` by taxonomy id, as they are kept: the mean over the teachers that
             know the taxonomy.
         teachers: Name and SHA-256 (hex) of each teacher's file.
-        protocol: The views that each answer is averaged over.
+        tta: The views that each answer is averaged over.
         faces: SHA-256 (hex) of the N images.
         calibrated: Whether they are the model files' calibrated answers.
     """
 
     probabilities: Mapping[str, NDArray[np.float16]]
     teachers: tuple[Mapping[str, str], ...]
-    protocol: str
+    tta: str
     faces: str
     calibrated: bool = True
 
@@ -81,7 +81,7 @@ def ask_teachers(
     teachers: Sequence[str | Path],
     images: NDArray[np.uint8],
     taxonomies: Sequence[Taxonomy],
-    protocol: Views,
+    tta: Views,
     *,
     calibrated: bool = True,
     told: Told | None = None,
@@ -96,7 +96,7 @@ def ask_teachers(
         teachers: Model files (an ensemble's is one), or names of embedded models.
         images: uint8 ``[N, S, S]``.
         taxonomies: The student's heads.
-        protocol: ``single``, ``flip`` or ``ten-crop``.
+        tta: ``none``, ``flip`` or ``ten-crop``.
         calibrated: Take the answers as the model files give them. Otherwise each teacher's temperature is
             undone after its views are averaged: the answers are then as sure as the loss made them that it
             was trained by, which for soft labels is not what calibration on majority labels asks for. Not
@@ -116,15 +116,15 @@ def ask_teachers(
     known: list[Mapping[str, str]] = []
     # Each is looked at before any is asked, since the answers of one may take hours.
     for teacher in _look_at(teachers, images.shape[1], taxonomies, calibrated):
-        kept = folder / f"{teacher.digest[:24]}-{faces[:24]}-{protocol}-{'-'.join(teacher.heads)}.npz"
-        answers = _ask_one(teacher.content, teacher.heads, images, protocol, kept, teacher.info.name, told)
+        kept = folder / f"{teacher.digest[:24]}-{faces[:24]}-{tta}-{'-'.join(teacher.heads)}.npz"
+        answers = _ask_one(teacher.content, teacher.heads, images, tta, kept, teacher.info.name, told)
         for head, said in answers.items():
             answer = said if calibrated else _softened(said, 1 / teacher.info.head(head).temperature)
             sums[head] = sums[head] + answer if head in sums else answer
             counts[head] = counts.get(head, 0) + 1
         known.append(teacher.known)
     means = {head: (total / counts[head]).astype(np.float16) for head, total in sums.items()}
-    return Answers(means, tuple(known), protocol, faces, calibrated)
+    return Answers(means, tuple(known), tta, faces, calibrated)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ class StepTeachers:
         teachers: Model files (an ensemble's is one), or names of embedded models.
         size: Side of the faces.
         taxonomies: The student's heads.
-        protocol: ``single``, or ``flip``: the mean of the answers about a face and its mirror image.
+        tta: ``none``, or ``flip``: the mean of the answers about a face and its mirror image.
         calibrated: As in :func:`ask_teachers`.
         dtype: Of the teachers' feature maps; what ``bfloat16`` rounds away moves a probability by some
             hundredths.
@@ -183,17 +183,17 @@ class StepTeachers:
         teachers: Sequence[str | Path],
         size: int,
         taxonomies: Sequence[Taxonomy],
-        protocol: Views,
+        tta: Views,
         *,
         calibrated: bool = True,
         dtype: str = "float32",
     ) -> None:
-        if protocol not in STEP_PROTOCOLS:
+        if tta not in STEP_TTA_MODES:
             raise TrainingError(
-                f"a teacher that is asked in every step answers about {' or '.join(STEP_PROTOCOLS)} views, "
-                f"not {protocol}"
+                f"a teacher that is asked in every step answers about {' or '.join(STEP_TTA_MODES)} views, "
+                f"not {tta}"
             )
-        self.protocol, self.calibrated = protocol, calibrated
+        self.tta, self.calibrated = tta, calibrated
         self._teachers = _look_at(teachers, size, taxonomies, calibrated)
         self.heads = tuple(t.id for t in taxonomies if any(t.id in one.heads for one in self._teachers))
         self._functions = []
@@ -210,7 +210,7 @@ class StepTeachers:
             temperature: Of the targets: ``p ** (1 / T)``, normalised.
         """
         shown = [faces[..., 0]]
-        if self.protocol == "flip":
+        if self.tta == "flip":
             shown.append(ops.flip(shown[0], axis=2))
         said: dict[str, list[Any]] = {head: [] for head in self.heads}
         for teacher, function in zip(self._teachers, self._functions, strict=True):
@@ -231,7 +231,7 @@ class StepTeachers:
         return {
             "models": self.models(),
             "heads": sorted(self.heads),
-            "protocol": self.protocol,
+            "tta": self.tta,
             "calibrated": self.calibrated,
             "every_step": True,
         }
@@ -349,7 +349,7 @@ def _ask_one(
     content: bytes,
     heads: Sequence[str],
     images: NDArray[np.uint8],
-    protocol: Views,
+    tta: Views,
     kept: Path,
     name: str,
     told: Told | None,
@@ -366,7 +366,7 @@ def _ask_one(
         try:
             while done < total:
                 faces = np.ascontiguousarray(images[done : done + CHUNK])
-                said = classifier.predict(faces, protocol=protocol, taxonomies=heads)
+                said = classifier.predict(faces, tta=tta, taxonomies=heads)
                 # As they are kept, so that the targets are the same whether they were kept or not.
                 parts.append({head: p.astype(np.float16) for head, p in said.items()})
                 done += len(faces)
@@ -411,7 +411,7 @@ def write_answers(path: Path, answers: Answers) -> None:
     """
     meta = {
         "teachers": [dict(t) for t in answers.teachers],
-        "protocol": answers.protocol,
+        "tta": answers.tta,
         "faces": answers.faces,
         "calibrated": answers.calibrated,
     }
@@ -428,7 +428,7 @@ def read_answers(path: Path, images: NDArray[np.uint8]) -> Answers:
     try:
         teachers = tuple({"name": str(t["name"]), "sha256": str(t["sha256"])} for t in meta["teachers"])
         kind = bool(meta.get("calibrated", True))  # files of version 0.1 do not say
-        answers = Answers(arrays, teachers, meta["protocol"], meta["faces"], kind)
+        answers = Answers(arrays, teachers, meta["tta"], meta["faces"], kind)
     except (KeyError, TypeError, ValueError) as error:
         raise TrainingError(f"{path} holds no answers of a teacher: {error!r}") from error
     if answers.faces != digest_of(images) or any(len(p) != len(images) for p in arrays.values()):
@@ -441,7 +441,7 @@ def teacher_facts(answers: Answers, taxonomy: str, labels: NDArray[np.int64]) ->
     facts: dict[str, Any] = {
         "models": [dict(t) for t in answers.teachers],
         "heads": sorted(answers.probabilities),
-        "protocol": answers.protocol,
+        "tta": answers.tta,
         "calibrated": answers.calibrated,
     }
     if taxonomy in answers.probabilities:

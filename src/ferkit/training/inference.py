@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.core.crops import Protocol, views
+from ferkit.core.crops import TtaMode, tta_views
 
 
 def predict_logits(
@@ -32,23 +32,23 @@ def predict_probabilities(
     model: Any,
     images: NDArray[np.uint8],
     *,
-    protocol: Protocol = "single",
+    tta: TtaMode = "none",
     temperatures: Mapping[str, float] | None = None,
     batch_size: int = 256,
     shift: int = 2,
 ) -> dict[str, NDArray[np.float32]]:
-    """Return probabilities float32 ``[N, K]`` by taxonomy id, averaged over the protocol's views.
+    """Return probabilities float32 ``[N, K]`` by taxonomy id, averaged over the tta's views.
 
     Args:
         model: A network of :func:`ferkit.models.build_model`.
         images: uint8 ``[N, S, S]``.
-        protocol: ``single``, ``flip`` or ``ten-crop``.
+        tta: ``none``, ``flip`` or ``ten-crop``.
         temperatures: By taxonomy id; 1 where absent.
         batch_size: Faces per step.
         shift: Pixels of ten-crop's shifts.
     """
     sums: dict[str, NDArray[np.float32]] = {}
-    seen = views(images, protocol, shift=shift)
+    seen = tta_views(images, tta, shift=shift)
     for view in seen:
         for head, logits in predict_logits(model, view, batch_size).items():
             p = softmax(logits / np.float32((temperatures or {}).get(head, 1.0)))

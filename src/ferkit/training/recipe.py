@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ferkit.augment.config import PRESETS, AugmentConfig
-from ferkit.core.crops import Protocol
+from ferkit.core.crops import TtaMode
 from ferkit.core.errors import ModelError, RecipeError
 from ferkit.models.build import parse_params
 
@@ -75,7 +75,7 @@ class DistilPart(_Part):
     temperature: float = Field(
         1.0, ge=0.1, le=100, description="of both the teacher's answers and the student"
     )
-    protocol: Protocol = Field("flip", description="views that the teacher's answers are averaged over")
+    tta: TtaMode = Field("flip", description="views that the teacher's answers are averaged over")
     calibrated: bool = Field(
         True, description="answers as the model file gives them; false: as the teacher's own loss left them"
     )
@@ -85,8 +85,8 @@ class DistilPart(_Part):
 
     @model_validator(mode="after")
     def _answerable(self) -> DistilPart:
-        if self.every_step and self.protocol == "ten-crop":
-            raise ValueError("every_step goes with protocol single or flip, not with ten-crop")
+        if self.every_step and self.tta == "ten-crop":
+            raise ValueError("online distillation takes tta none or flip, not with ten-crop")
         return self
 
 

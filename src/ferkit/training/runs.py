@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ferkit.core.errors import TrainingError
-from ferkit.models import build_model
 from ferkit.core.taxonomy import Taxonomy
+from ferkit.models import build_model
 from ferkit.training.history import Row
 from ferkit.training.recipe import Recipe, load_recipe, parse_recipe
 from ferkit.training.state import load_network_arrays, read_archive

@@ -39,7 +39,10 @@ def read_archive(path: str | Path) -> tuple[dict[str, NDArray[Any]], dict[str, A
         # NumPy leaves a file open that it opened itself and could not read.
         with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-        meta = json.loads(arrays.pop(_META).tobytes())
+        text = arrays.pop(_META).tobytes()  # renamed until the embedded files are written anew
+        meta = json.loads(
+            text.replace(b'"protocol": "single"', b'"tta": "none"').replace(b'"protocol":', b'"tta":')
+        )
     except FileNotFoundError:
         raise TrainingError(f"there is no {path}") from None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferkit.augment.balance import class_weights
-from ferkit.data import FaceDataset, soft_targets
 from ferkit.core.errors import TrainingError
 from ferkit.core.taxonomy import FERPLUS, Taxonomy
+from ferkit.data import FaceDataset, soft_targets
 from ferkit.training.recipe import Recipe
 
 

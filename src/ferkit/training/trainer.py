@@ -23,12 +23,12 @@ from pydantic import ValidationError
 
 from ferkit import __version__
 from ferkit.augment import balanced_rows
-from ferkit.data import FaceDataset, faces_digest, majority_targets
-from ferkit.data.duplicates import flat_rows, leaking_rows
 from ferkit.core.errors import FerkitError, OutputError, TrainingError
 from ferkit.core.files import blaming, write_json, write_text
-from ferkit.models import build_model, count_macs
 from ferkit.core.runtime import usable_cores
+from ferkit.data import FaceDataset, faces_digest, majority_targets
+from ferkit.data.duplicates import flat_rows, leaking_rows
+from ferkit.models import build_model, count_macs
 from ferkit.training import runs, state
 from ferkit.training.distil import (
     Answers,
@@ -530,7 +530,7 @@ def train(
                 kept_teachers(folder) if resume else teachers,
                 training.size,
                 [head.taxonomy for head in heads],
-                recipe.distil.protocol,
+                recipe.distil.tta,
                 calibrated=recipe.distil.calibrated,
                 dtype="float32" if recipe.mixed_precision == "off" else recipe.mixed_precision,
             )
@@ -540,7 +540,7 @@ def train(
             teachers,
             np.asarray(training.images),
             [head.taxonomy for head in heads],
-            recipe.distil.protocol,
+            recipe.distil.tta,
             calibrated=recipe.distil.calibrated,
             told=watcher.asking,
         )

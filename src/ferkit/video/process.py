@@ -15,8 +15,8 @@ from ferkit.core.extras import require
 from ferkit.core.files import blaming, replacing
 from ferkit.video.channel import Sink
 from ferkit.video.clip import ClipFrame
-from ferkit.video.timeline import Timeline
 from ferkit.video.recognition import AHEAD, FrameResult, VideoOptions, VideoReading, recognize_video, weight
+from ferkit.video.timeline import Timeline
 from ferkit.video.writers import ClipWriter, FrameCsv, FrameJsonLines, FrameWriter, draw_frame
 
 if TYPE_CHECKING:

@@ -14,12 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferkit.core.crops import CropGeometry, crop_corners, crop_faces, fit_crop
-from ferkit.detect import Detection, Detector
-from ferkit.detect.whole import WholePicture
 from ferkit.core.errors import DetectorError, ImageError, VideoError
 from ferkit.core.images import DEFAULT_MAX_PIXELS, to_gray
-from ferkit.video.channel import in_background
-from ferkit.video.clip import Clip, ClipFrame, ClipInfo, Seconds
+from ferkit.detect import Detection, Detector
+from ferkit.detect.whole import WholePicture
 from ferkit.recognize.quality import Quality, measure_quality
 from ferkit.recognize.results import (
     QUALITY_COLUMNS,
@@ -32,6 +30,8 @@ from ferkit.recognize.results import (
     quality_cells,
     to_pandas,
 )
+from ferkit.video.channel import in_background
+from ferkit.video.clip import Clip, ClipFrame, ClipInfo, Seconds
 from ferkit.video.smoothing import Smoother, Smoothing
 from ferkit.video.tracking import FaceTracker, Tracked
 

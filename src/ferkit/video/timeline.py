@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from ferkit.core.extras import require
 from ferkit.core.files import replacing
+from ferkit.core.taxonomy import Taxonomy
 from ferkit.recognize.drawing import _COLOURS
 from ferkit.recognize.results import UNCERTAIN, ByLabel
 from ferkit.video.recognition import FrameResult
-from ferkit.core.taxonomy import Taxonomy
 
 _FINEST = 1 / 16  # seconds of a step of the picture, at first
 _MOST_STEPS = 1024

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.detect import Detection, Detector
 from ferkit.core.errors import VideoError
 from ferkit.core.extras import require
+from ferkit.detect import Detection, Detector
 
 _LONGEST = 640  # pixels of the picture in which motion is measured, at most
 _GRID = 5  # points across a face, and as many down

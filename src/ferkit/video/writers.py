@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from ferkit.core.errors import OutputError
 from ferkit.core.extras import require
-from ferkit.video.clip import beginning, open_input
-from ferkit.recognize.drawing import _paste, _text, colour, label_places
-from ferkit.video.recognition import FrameResult, TrackedFace, frame_columns, frame_rows
 from ferkit.core.taxonomy import Taxonomy
+from ferkit.recognize.drawing import _paste, _text, colour, label_places
+from ferkit.video.clip import beginning, open_input
+from ferkit.video.recognition import FrameResult, TrackedFace, frame_columns, frame_rows
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
