@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import ProgressColumn
 
     from ferkit.core.crops import TtaMode
     from ferkit.data import FaceDataset
@@ -197,8 +199,8 @@ def _check_backend() -> None:
         )
 
 
-def as_tta_mode(name: str) -> TtaMode:
-    """Return the test-time augmentation of that name.
+def as_tta_mode(name: str, *also: str) -> TtaMode:
+    """Return the test-time augmentation of that name; the message also names the values in ``also``.
 
     Raises:
         typer.BadParameter: If there is none.
@@ -206,5 +208,68 @@ def as_tta_mode(name: str) -> TtaMode:
     from ferkit.core.crops import TTA_MODES
 
     if name not in TTA_MODES:
-        raise typer.BadParameter(f"{name!r} is none of {', '.join(TTA_MODES)}", param_hint="--tta")
+        raise typer.BadParameter(f"{name!r} is none of {', '.join((*TTA_MODES, *also))}", param_hint="--tta")
     return name
+
+
+def refuse_options(given: Mapping[str, object], why: str) -> None:
+    """Refuse options that do not go with the others.
+
+    Args:
+        given: The values by option; None, False and empty lists are options that were not given.
+        why: The reason.
+
+    Raises:
+        typer.BadParameter: If one of them was given.
+    """
+    if foreign := [option for option, value in given.items() if value not in (None, False, [])]:
+        raise typer.BadParameter(why, param_hint=", ".join(foreign))
+
+
+@contextlib.contextmanager
+def progress(unit: str, total: int | None) -> Iterator[Callable[[], None]]:
+    """Yield a function that advances a progress bar on stderr by one; without a terminal there is no bar.
+
+    Args:
+        unit: What is counted, such as ``photos``.
+        total: How many there are; None if unknown.
+    """
+    screen = console(stderr=True)
+    if not screen.is_terminal:
+        yield lambda: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (MofNCompleteColumn(), TextColumn(unit), BarColumn(), time_left())
+    with Progress(*columns, console=screen, transient=True, redirect_stdout=False) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda: bar.advance(task)
+
+
+def time_left() -> ProgressColumn:
+    """Return a column of a Rich progress bar with the estimated time: ``12 s left``."""
+    from rich.progress import ProgressColumn, Task
+    from rich.text import Text
+
+    class TimeLeft(ProgressColumn):
+        max_refresh = 0.5
+
+        def render(self, task: Task) -> Text:
+            return Text("" if task.time_remaining is None else f"{in_words(task.time_remaining)} left")
+
+    return TimeLeft()
+
+
+def in_words(seconds: float) -> str:
+    """Return a duration with its largest two units.
+
+    Example:
+        >>> in_words(12.3), in_words(200), in_words(7500)
+        ('12 s', '3 min 20 s', '2 h 5 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
