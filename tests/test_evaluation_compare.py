@@ -12,16 +12,18 @@ from ferkit.core.errors import DataError, TaxonomyError
 from ferkit.core.taxonomy import FER2013, FERPLUS, Taxonomy
 from ferkit.data import FaceDataset
 from ferkit.evaluation.compare import (
-    compare_split,
+    compare,
     difference,
     mcnemar,
     mean_interval,
     share_interval,
     shared_heads,
 )
+from ferkit.evaluation.subject import ModelFacts, Subject
 
 HEADS = {"fer2013": FER2013}
 PUBLIC = 1
+FACTS = ModelFacts("m", "1", "onnx", "seed-cnn", 1, 1.0, 1, "ab", 1, (), None, None)
 
 
 def _faces(labels):
@@ -38,21 +40,22 @@ def _faces(labels):
     )
 
 
-def _right_on(right, sure=0.9):
-    """A model that predicts label 0 for the faces in ``right``, and 1 for the others."""
+def _right_on(right, sure=0.9, heads=HEADS):
+    """A model that predicts label 0 for the faces in ``right``, and 1 for the others; uniform FER+ labels."""
 
     def predict(crops, tta):
         known = np.isin(crops[:, 0, 0], list(right))
         top = np.where(known, 0, 1)
-        return {"fer2013": np.where(np.eye(7, dtype=bool)[top], sure, (1 - sure) / 6)}
+        fer2013 = np.where(np.eye(7, dtype=bool)[top], sure, (1 - sure) / 6)
+        return {"fer2013": fer2013, "ferplus": np.full((len(crops), 8), 1 / 8)}
 
-    return predict
+    return Subject(FACTS, heads, 4, predict)
 
 
 def test_the_differences_of_two_known_models_are_those_counted_by_hand():
     # 20 faces: 10 are right with both, 5 with the first alone, 1 with the second alone, 4 with neither.
     first, second = _right_on(range(15)), _right_on([*range(10), 15])
-    (found,) = compare_split((first, second), _faces([0] * 20), heads=HEADS)
+    (found,) = compare(first, second, _faces([0] * 20)).differences
     assert (found.labels, found.n) == ("fer2013", 20)
     assert found.accuracy == (15 / 20, 11 / 20)
     assert (found.only_first, found.only_second) == (5, 1)
@@ -66,7 +69,7 @@ def test_the_differences_of_two_known_models_are_those_counted_by_hand():
 
 def test_models_of_equal_accuracy_may_differ_significantly_in_likelihood():
     first, second = _right_on(range(19), sure=0.5), _right_on(range(19), sure=0.9)
-    (found,) = compare_split((first, second), _faces([0] * 20), heads=HEADS)
+    (found,) = compare(first, second, _faces([0] * 20)).differences
     assert (found.accuracy_difference, found.p_value, found.accuracy_differs) == (0, 1, False)
     assert found.nll_differs
     # 19 faces gain by 0.9 in place of 0.5, one loses: its label had a sixth of 0.5, and has one of 0.1.
@@ -74,7 +77,7 @@ def test_models_of_equal_accuracy_may_differ_significantly_in_likelihood():
 
 
 def test_models_differ_significantly_where_one_alone_is_right():
-    (found,) = compare_split((_right_on([0]), _right_on(range(20))), _faces([0] * 20), heads=HEADS)
+    (found,) = compare(_right_on([0]), _right_on(range(20)), _faces([0] * 20)).differences
     assert (found.only_first, found.only_second) == (0, 19)
     assert found.accuracy_differs
     assert found.nll_differs
@@ -131,11 +134,8 @@ def test_a_label_set_with_a_single_face_is_left_out_with_a_warning(caplog):
     votes[3] = [10, *[0] * 9]
     faces = replace(_faces([0] * 20), votes=votes)
 
-    def both(crops, tta):
-        first = _right_on(range(15))(crops, tta)
-        return {**first, "ferplus": np.full((len(crops), 8), 1 / 8)}
-
-    found = compare_split((both, both), faces, heads={**HEADS, "ferplus": FERPLUS})
+    model = _right_on(range(15), heads={**HEADS, "ferplus": FERPLUS})
+    found = compare(model, model, faces).differences
     assert [(d.labels, d.n) for d in found] == [("fer2013", 20)]
     assert caplog.messages == [
         "faces.csv: left out, with too few faces of PublicTest: ferplus majority (1), ferplus argmax (1)"
@@ -144,7 +144,7 @@ def test_a_label_set_with_a_single_face_is_left_out_with_a_warning(caplog):
 
 def test_a_single_face_is_too_few():
     with pytest.raises(DataError, match=r"two faces or more.*Received, of PublicTest: fer2013 \(1\)"):
-        compare_split((_right_on([0]), _right_on([])), _faces([0]), heads=HEADS)
+        compare(_right_on([0]), _right_on([]), _faces([0]))
 
 
 def test_models_are_compared_in_the_taxonomies_of_both():

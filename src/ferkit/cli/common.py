@@ -25,67 +25,64 @@ BACKENDS = ("tensorflow", "jax")
 WIDE = 120
 """Columns of a table that goes into a file or a pipe, where nobody's window sets them."""
 
-_DATA = typer.Option(
+MODEL_HELP = "A model file, a run's folder, or the name of an embedded model."
+TTA_HELP = "Test-time augmentation: none, flip (the mean with the mirror image) or ten-crop (ten crops)"
+
+
+def option(name: str, text: str, default: str | bool = False, **more: Any) -> Any:
+    """Return a Typer option with its help; ``default`` is shown as the default if it is given."""
+    return typer.Option(name, help=text, show_default=default, **more)
+
+
+_DATA = option(
     "--data",
-    help="Labelled faces: a csv (.gz, .xz, .zip, .tar.gz), a folder, a zip of a folder, or "
-    "cartoon[:N[:SEED]].",
-    show_default=False,
+    "Labelled faces: a csv (.gz, .xz, .zip, .tar.gz), a folder, a zip of a folder, or cartoon[:N[:SEED]].",
 )
 DataOption = Annotated[str, _DATA]
 DataChoice = Annotated[str | None, _DATA]
-VotesOption = Annotated[
-    Path | None,
-    typer.Option("--votes", help="FER+ votes (fer2013new.csv), joined by row.", show_default=False),
-]
+VotesOption = Annotated[Path | None, option("--votes", "FER+ votes (fer2013new.csv), joined by row.")]
 ModelOption = Annotated[
     str | None,
     typer.Option(
         "--model", "-m", help="A model file, or the name of an embedded model.", show_default="embedded"
     ),
 ]
+ModelOrRun = Annotated[
+    str | None, typer.Argument(metavar="[MODEL]", help=MODEL_HELP, show_default="the embedded model")
+]
 ProviderOption = Annotated[
     list[str] | None,
-    typer.Option(
+    option(
         "--provider",
-        help="ONNX Runtime execution provider, such as CUDAExecutionProvider; may be repeated, in order "
-        "of preference. One that is not there is an error.",
-        show_default="the CPU",
+        "ONNX Runtime execution provider, such as CUDAExecutionProvider; may be repeated, in order "
+        "of preference. A missing one is an error.",
+        "the CPU",
     ),
 ]
-TtaOption = Annotated[
-    str,
-    typer.Option(
-        "--tta",
-        help="Test-time augmentation: none, flip (the mean with the mirror image) or ten-crop (ten crops).",
-    ),
-]
+TtaOption = Annotated[str, option("--tta", f"{TTA_HELP}.", default=True)]
 NetworkThreadsOption = Annotated[
     int | None,
-    typer.Option(
-        "--threads",
-        min=1,
-        help="Threads of the networks, but for yunet, which has OpenCV's.",
-        show_default="as many as there are cores",
-    ),
+    option("--threads", "Threads of the networks, but for yunet, which has OpenCV's.", "all cores", min=1),
+]
+RuntimeThreadsOption = Annotated[
+    int | None, option("--threads", "Threads of ONNX Runtime; not for a run.", "all cores", min=1)
 ]
 SizeOption = Annotated[
     int | None,
-    typer.Option(
+    option(
         "--size",
+        "Side of faces that are drawn or come from pictures; others keep theirs.",
+        "48",
         min=16,
         max=512,
-        help="Side of faces that are drawn or come from pictures; others keep theirs.",
-        show_default="48",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-JsonFileOption = Annotated[
-    Path | None, typer.Option("--json", help="Write all figures to this file as well.", show_default=False)
-]
+JsonFileOption = Annotated[Path | None, option("--json", "Write all figures to this file as well.")]
 DropLeaksOption = Annotated[
-    bool, typer.Option("--drop-leaks", help="Leave out Training images that also stand in another split.")
+    bool, typer.Option("--drop-leaks", help="Leave out Training images with a duplicate in another split.")
 ]
-DropFlatOption = Annotated[bool, typer.Option("--drop-flat", help="Leave out images of one single colour.")]
+DropFlatOption = Annotated[bool, typer.Option("--drop-flat", help="Leave out images of one constant colour.")]
 
 
 def new_app(summary: str | None = None) -> typer.Typer:

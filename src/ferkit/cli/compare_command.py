@@ -8,14 +8,17 @@ from typing import Annotated
 import typer
 
 from ferkit.cli.common import (
+    MODEL_HELP,
     DataOption,
     DropFlatOption,
     JsonFileOption,
+    RuntimeThreadsOption,
     TtaOption,
     VotesOption,
     as_tta_mode,
     load_keras,
     new_app,
+    option,
     refuse_options,
     remark,
 )
@@ -25,39 +28,22 @@ app = new_app()
 
 @app.command()
 def compare(
-    first: Annotated[
-        str,
-        typer.Argument(
-            metavar="A",
-            help="A model file, a run's folder, or the name of an embedded model.",
-            show_default=False,
-        ),
-    ],
+    first: Annotated[str, typer.Argument(metavar="A", help=MODEL_HELP, show_default=False)],
     second: Annotated[str, typer.Argument(metavar="B", help="Another.", show_default=False)],
     *,
     data: DataOption,
     votes: VotesOption = None,
     split: Annotated[
-        str, typer.Option("--split", help="Training, PublicTest, PrivateTest, or all faces (all).")
+        str, option("--split", "Training, PublicTest, PrivateTest, or all.", "PublicTest")
     ] = "PublicTest",
     tta: TtaOption = "none",
     taxonomy: Annotated[
-        str | None,
-        typer.Option(
-            "--taxonomy", help="Compare in this label set alone.", show_default="all that both models have"
-        ),
+        str | None, option("--taxonomy", "Compare in this label set alone.", "all that both models have")
     ] = None,
     drop_flat: DropFlatOption = False,
     json: JsonFileOption = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Write text and JSON to this folder.", show_default=False)
-    ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            "--threads", min=1, help="Threads of ONNX Runtime; not for runs.", show_default="the usable cores"
-        ),
-    ] = None,
+    out: Annotated[Path | None, option("--out", "Write text and JSON to this folder.")] = None,
+    threads: RuntimeThreadsOption = None,
 ) -> None:
     """Test whether two models differ significantly on the same labelled faces.
 

@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ferkit.cli.common import (
+    TTA_HELP,
     DataChoice,
     DropFlatOption,
     JsonFileOption,
+    ModelOrRun,
     ProviderOption,
+    RuntimeThreadsOption,
     VotesOption,
     as_tta_mode,
     load_keras,
     new_app,
+    option,
     progress,
     refuse_options,
     remark,
@@ -30,114 +34,58 @@ app = new_app()
 
 @app.command()
 def evaluate(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[MODEL]",
-            help="A model file, a run's folder, or the name of an embedded model.",
-            show_default="the embedded model",
-        ),
-    ] = None,
+    model: ModelOrRun = None,
     *,
     data: DataChoice = None,
     photos: Annotated[
-        Path | None,
-        typer.Option(
-            "--photos", help="Photos in folders named by label, instead of --data.", show_default=False
-        ),
+        Path | None, option("--photos", "Photos in folders named by label, not --data.")
     ] = None,
     votes: VotesOption = None,
     split: Annotated[
-        str | None,
-        typer.Option(
-            "--split",
-            help="For --data: Training, PublicTest, PrivateTest, or all faces (all).",
-            show_default="PublicTest",
-        ),
+        str | None, option("--split", "For --data: Training, PublicTest, PrivateTest, or all.", "PublicTest")
     ] = None,
-    tta: Annotated[
-        str,
-        typer.Option("--tta", help="Test-time augmentation: none, flip or ten-crop; with --data also all."),
-    ] = "none",
+    tta: Annotated[str, option("--tta", f"{TTA_HELP}; with --data also all.", "none")] = "none",
     drop_leaks: Annotated[
-        bool,
-        typer.Option(
-            "--drop-leaks",
-            help="Measure also without the faces that have an exact duplicate in the model's training split.",
-        ),
+        bool, option("--drop-leaks", "Measure also without the duplicates of the model's training faces.")
     ] = False,
     drop_flat: DropFlatOption = False,
     json: JsonFileOption = None,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            "--out",
-            help="Write text, JSON, and pictures or photos.csv, to this folder.",
-            show_default=False,
-        ),
+        Path | None, option("--out", "Write text, JSON, and pictures or photos.csv, to this folder.")
     ] = None,
     predictions: Annotated[
-        Path | None,
-        typer.Option(
-            "--predictions", help="Write the predictions for each face to this csv.", show_default=False
-        ),
+        Path | None, option("--predictions", "Write the predictions for each face to this csv.")
     ] = None,
     results: Annotated[
-        Path | None,
-        typer.Option(
-            "--results", help="Add to this csv, or replace in it, one row per tta.", show_default=False
-        ),
+        Path | None, option("--results", "Add to this csv, or replace in it, one row per tta.")
     ] = None,
     overwrite: Annotated[
-        bool,
-        typer.Option(
-            "--overwrite", help="With --results: replace rows of this name, whatever their model and figures."
-        ),
+        bool, option("--overwrite", "With --results: replace rows of this name without checks.")
     ] = False,
-    name: Annotated[
-        str | None,
-        typer.Option("--name", help="Name of the model in the report and the rows.", show_default="its own"),
-    ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            "--threads",
-            min=1,
-            help="Threads of ONNX Runtime; not for a run.",
-            show_default="the usable cores",
-        ),
-    ] = None,
+    name: Annotated[str | None, option("--name", "Name of the model in report and rows.", "its own")] = None,
+    threads: RuntimeThreadsOption = None,
     detector: Annotated[
-        str | None,
-        typer.Option(
-            "--detector", help="For --photos: centerface, yunet:FILE, or none.", show_default="centerface"
-        ),
+        str | None, option("--detector", "For --photos: centerface, yunet:FILE, or none.", "centerface")
     ] = None,
     min_face: Annotated[
         float | None,
-        typer.Option(
+        option(
             "--min-face",
+            "For --photos: height in pixels of the smallest face to search for.",
+            "48, keep smaller ones that are found",
             min=5,
-            help="For --photos: height in pixels of the smallest face to search for.",
-            show_default="search for 48, keep what is found",
         ),
     ] = None,
     taxonomy: Annotated[
-        str | None,
-        typer.Option(
-            "--taxonomy",
-            help="For --photos: the label set.",
-            show_default="the first that has the folders' labels",
-        ),
+        str | None, option("--taxonomy", "For --photos: the label set.", "the first with all labels")
     ] = None,
     label_map: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
             "--map",
-            metavar="FOLDER=LABEL",
-            help="For --photos: the label of a folder named otherwise, or a TOML or csv file of them; may be "
+            "For --photos: the label of a folder named otherwise, or a TOML or csv file of them; may be "
             "repeated. An empty label leaves the folder out.",
-            show_default=False,
+            metavar="FOLDER=LABEL",
         ),
     ] = None,
     provider: ProviderOption = None,
@@ -154,32 +102,20 @@ def evaluate(
     """
     if (data is None) == (photos is None):
         raise typer.BadParameter("name either --data or --photos", param_hint="--data")
-    for_data = {
+    for_data: dict[str, object] = {
         "--votes": votes,
         "--split": split,
         "--drop-leaks": drop_leaks,
         "--drop-flat": drop_flat,
-        "--predictions": predictions,
-        "--results": results,
-        "--overwrite": overwrite,
-        "--name": name,
     }
-    for_photos = {
-        "--detector": detector,
-        "--min-face": min_face,
-        "--taxonomy": taxonomy,
-        "--map": label_map,
-        "--provider": provider,
-    }
+    for_data |= {"--predictions": predictions, "--results": results, "--overwrite": overwrite, "--name": name}
+    for_photos: dict[str, object] = {"--detector": detector, "--min-face": min_face, "--taxonomy": taxonomy}
+    for_photos |= {"--map": label_map, "--provider": provider}
     if photos is not None:
         refuse_options(for_data, "it goes with --data, not with --photos")
-        options = {
-            "detector": detector or "centerface",
-            "min_face": min_face,
-            "providers": provider,
-            "threads": threads,
-        }
-        _measure_photos(model, photos, tta, taxonomy, label_map or [], options, json, out)
+        options: dict[str, Any] = {"min_face": min_face, "providers": provider, "threads": threads}
+        options |= {"taxonomy": taxonomy, "tta": as_tta_mode(tta), "detector": detector or "centerface"}
+        _measure_photos(model, photos, label_map or [], options, json, out)
         return
     assert data is not None
     refuse_options(for_photos, "it goes with --photos, not with --data")
@@ -230,8 +166,6 @@ def evaluate(
 def _measure_photos(
     model: str | None,
     photos: Path,
-    tta: str,
-    taxonomy: str | None,
     label_map: list[str],
     options: dict[str, Any],
     json: Path | None,
@@ -240,36 +174,31 @@ def _measure_photos(
     from ferkit.batch.sources import find_photos
     from ferkit.core import files
     from ferkit.core.modelfile import read_model, resolve_model
-    from ferkit.evaluation.photos import (
-        evaluate_photos,
-        fit_taxonomy,
-        label_photos,
-        read_label_map,
-        write_photo_report,
-    )
+    from ferkit.evaluation import photos as labelled
     from ferkit.recognize import Recognizer
 
-    mode, mapped = as_tta_mode(tta), read_label_map(label_map)
-    found = label_photos(photos, find_photos([str(photos)]))
+    mapped = labelled.read_label_map(label_map)
+    found = labelled.label_photos(photos, find_photos([str(photos)]))
     content, info = read_model(resolve_model(model))
-    chosen, label_of = fit_taxonomy(info, {folder for _, folder in found}, taxonomy, mapped)
-    labelled = [(name, label_of[folder]) for name, folder in found if folder in label_of]
-    recognizer = Recognizer(content, taxonomy=chosen.id, tta=mode, **options)
-    predictions = _predict_photos(recognizer, labelled)
-    report = evaluate_photos(
+    folders = {folder for _, folder in found}
+    taxonomy, label_of = labelled.fit_taxonomy(info, folders, options["taxonomy"], mapped)
+    recognizer = Recognizer(content, **options | {"taxonomy": taxonomy.id})
+    chosen = [(name, label_of[folder]) for name, folder in found if folder in label_of]
+    predictions = _predict_photos(recognizer, chosen)
+    report = labelled.evaluate_photos(
         predictions,
-        chosen,
+        taxonomy,
         model=f"{info.name} {info.version}",
         detector=recognizer.detector.name,
-        tta=mode,
+        tta=options["tta"],
         source=str(photos),
-        left_out=len(found) - len(labelled),
+        left_out=len(found) - len(chosen),
     )
     print(report)
     if json is not None:
         files.write_json(json, report.to_dict())
     if out is not None:
-        remark(f"wrote {len(write_photo_report(report, predictions, out))} files to {out}")
+        remark(f"wrote {len(labelled.write_photo_report(report, predictions, out))} files to {out}")
     if report.unreadable:
         raise typer.Exit(1)
 

@@ -18,7 +18,7 @@ from ferkit import __version__
 from ferkit.core.errors import DataError, TaxonomyError
 from ferkit.core.taxonomy import Taxonomy
 from ferkit.data import FaceDataset, select_faces
-from ferkit.evaluation.evaluate import SELECTION_SPLIT, Predict, faces_to_measure, targets_for
+from ferkit.evaluation.evaluate import SELECTION_SPLIT, faces_to_measure, targets_for
 from ferkit.evaluation.metrics import checked_probabilities, log_losses
 from ferkit.evaluation.report import (
     IN_SAMPLE,
@@ -316,51 +316,6 @@ def shared_heads(
     return both if taxonomy is None else {taxonomy: both[taxonomy]}
 
 
-def compare_split(
-    predict: tuple[Predict, Predict],
-    dataset: FaceDataset,
-    *,
-    heads: Mapping[str, Taxonomy],
-    split: str = SELECTION_SPLIT,
-    tta: str = "none",
-) -> tuple[Difference, ...]:
-    """Return the differences between two prediction functions on one split, one per set of labels.
-
-    A set with fewer than two faces is left out, with a warning (logger ``ferkit.evaluation``).
-
-    Args:
-        predict: Both models.
-        dataset: The faces.
-        heads: The taxonomies to compare in (:func:`shared_heads`).
-        split: Which split to measure on, or :data:`ferkit.evaluation.evaluate.EVERYTHING`.
-        tta: A name from :data:`ferkit.core.crops.TTA_MODES`.
-
-    Raises:
-        DataError: If the split is empty, or no label set of the data fits a head or has two faces.
-    """
-    chosen = faces_to_measure(dataset, split)
-    every = targets_for(chosen, heads)
-    targets = [t for t in every if t.keep.sum() >= _LEAST_FACES]
-    few = ", ".join(f"{t.name} ({t.keep.sum()})" for t in every if t not in targets)
-    if not targets:
-        raise DataError(
-            f"{dataset.source}: a comparison needs two faces or more. Received, of {split}: {few}"
-        )
-    if few:
-        logger.warning("%s: left out, with too few faces of %s: %s", dataset.source, split, few)
-    first, second = (model(chosen.images, tta) for model in predict)
-    return tuple(
-        difference(
-            np.asarray(first[t.taxonomy.id])[t.keep],
-            np.asarray(second[t.taxonomy.id])[t.keep],
-            t.labels[t.keep],
-            t.taxonomy.id,
-            t.name,
-        )
-        for t in targets
-    )
-
-
 def compare(
     first: str | os.PathLike[str] | Subject | None,
     second: str | os.PathLike[str] | Subject | None,
@@ -375,6 +330,8 @@ def compare(
 ) -> Comparison:
     """Compare two models on the same labelled faces.
 
+    A set of labels with fewer than two faces is left out, with a warning (logger ``ferkit.evaluation``).
+
     Args:
         first: A model file, the folder of a run, the name of an embedded model, or an opened model.
         second: Another.
@@ -387,7 +344,8 @@ def compare(
         threads: Threads of ONNX Runtime; a run's network uses those of its backend.
 
     Raises:
-        DataError: If the data cannot be read, or the models take faces of different sizes.
+        DataError: If the data cannot be read, have no labels of the models or fewer than two faces, or the
+            models take faces of different sizes.
         TaxonomyError: If the models have no taxonomy in common.
         FerkitError: If a model cannot be opened, or a library for it is not installed.
     """
@@ -399,15 +357,27 @@ def compare(
             f"{one.input_size} pixels, {other.facts.name} of {other.input_size}"
         )
     whole = data if isinstance(data, FaceDataset) else load_for(one, data, votes=votes, split=split)
-    dataset = select_faces(whole, drop_flat=drop_flat)
+    chosen = faces_to_measure(select_faces(whole, drop_flat=drop_flat), split)
+    every = targets_for(chosen, heads)
+    targets = [t for t in every if t.keep.sum() >= _LEAST_FACES]
+    few = ", ".join(f"{t.name} ({t.keep.sum()})" for t in every if t not in targets)
+    if not targets:
+        raise DataError(f"{whole.source}: a comparison needs two faces or more. Received, of {split}: {few}")
+    if few:
+        logger.warning("%s: left out, with too few faces of %s: %s", whole.source, split, few)
+    p, q = one.predict(chosen.images, tta), other.predict(chosen.images, tta)
+    differences = []
+    for t in targets:
+        head = t.taxonomy.id
+        differences.append(difference(p[head][t.keep], q[head][t.keep], t.labels[t.keep], head, t.name))
     return Comparison(
         models=(one.facts, other.facts),
         source=Path(whole.source).name,
         fingerprint=whole.fingerprint,
         split=split,
-        faces=len(faces_to_measure(dataset, split)),
+        faces=len(chosen),
         tta=tta,
-        differences=compare_split((one.predict, other.predict), dataset, heads=heads, split=split, tta=tta),
+        differences=tuple(differences),
         known_data=(knows_data(one.facts, whole), knows_data(other.facts, whole)),
         in_sample=(
             weights_fitted_here(one.facts, whole, split),

@@ -60,8 +60,8 @@ class Scores:
         macro_f1: Plain mean of F1 over the classes.
         nll: Mean negative log-likelihood in nats.
         ece: Expected calibration error (top label, 15 bins).
-        nll_out_of_fold: NLL under temperatures that were fitted without the measured faces; None if there
-            are too few faces. For an ensemble whose weights were fitted on these faces: the figure in its
+        nll_out_of_fold: NLL under temperatures that were fitted without the measured faces; None if not
+            measured. For an ensemble whose weights were fitted on these faces: the figure in its
             file, None if the file has none (:func:`ferkit.evaluation.subject.with_held_out`).
         ece_out_of_fold: ECE under the same.
         classes: Scores of each class.
@@ -196,7 +196,14 @@ def _target_of_own_labels(dataset: FaceDataset, heads: Mapping[str, Taxonomy]) -
     return []
 
 
-def measure(probabilities: NDArray[Any], labels: NDArray[np.int64], taxonomy: Taxonomy, name: str) -> Scores:
+def measure(
+    probabilities: NDArray[Any],
+    labels: NDArray[np.int64],
+    taxonomy: Taxonomy,
+    name: str,
+    *,
+    out_of_fold: bool = True,
+) -> Scores:
     """Return all scores on one set of labels.
 
     Args:
@@ -204,6 +211,7 @@ def measure(probabilities: NDArray[Any], labels: NDArray[np.int64], taxonomy: Ta
         labels: int64 ``[N]``.
         taxonomy: The K labels.
         name: Name of the set of labels.
+        out_of_fold: Whether temperatures are fitted for the figures out of fold, which needs SciPy.
 
     Raises:
         DataError: If the arrays do not fit together.
@@ -216,7 +224,9 @@ def measure(probabilities: NDArray[Any], labels: NDArray[np.int64], taxonomy: Ta
     confusion = confusion_matrix(labels, probabilities.argmax(axis=1), len(taxonomy))
     right = np.diag(confusion).tolist()
     recall, recall_interval = mean_recall(right, confusion.sum(axis=1).tolist())
-    held_out = temper_out_of_fold(probabilities, labels) if len(labels) >= 2 * FOLDS else None
+    held_out = None
+    if out_of_fold and len(labels) >= 2 * FOLDS:
+        held_out = temper_out_of_fold(probabilities, labels)
     return Scores(
         labels=name,
         taxonomy=taxonomy.id,

@@ -19,16 +19,8 @@ from ferkit.core import files
 from ferkit.core.errors import DataError, FerkitError
 from ferkit.core.modelfile import ModelInfo
 from ferkit.core.taxonomy import Taxonomy
-from ferkit.evaluation.metrics import (
-    ClassScores,
-    confusion_matrix,
-    expected_calibration_error,
-    macro_f1,
-    mean_recall,
-    negative_log_likelihood,
-    per_class,
-    wilson_interval,
-)
+from ferkit.evaluation.evaluate import Scores, measure
+from ferkit.evaluation.metrics import mean_recall, wilson_interval
 from ferkit.evaluation.text import class_table, confusion_table, number, paragraph, percent, percents, table
 
 
@@ -89,14 +81,9 @@ class PhotoReport:
         unreadable: The reason for each photo that cannot be read; these are in no score.
         missed: Photos in which no face was found.
         several: Photos in which several faces were found; the largest counts.
+        missed_of: Photos without a face by class.
         of_photos: Scores over all readable photos; a missed face counts as wrong.
         of_faces: Scores over the photos in which a face was found; None if there is none.
-        macro_f1: Over the faces found; None if there is none.
-        nll: Mean negative log-likelihood in nats, likewise.
-        ece: Expected calibration error of the top label, 15 bins, likewise.
-        classes: Scores of each class, over the faces found.
-        missed_of: Photos without a face by class.
-        confusion: Over the faces found; row = true class, column = predicted class.
     """
 
     model: str
@@ -109,14 +96,9 @@ class PhotoReport:
     unreadable: Mapping[str, str]
     missed: int
     several: int
-    of_photos: PhotoScores
-    of_faces: PhotoScores | None
-    macro_f1: float | None
-    nll: float | None
-    ece: float | None
-    classes: tuple[ClassScores, ...]
     missed_of: Mapping[str, int]
-    confusion: tuple[tuple[int, ...], ...]
+    of_photos: PhotoScores
+    of_faces: Scores | None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain dicts and lists: shares in 0..1, unrounded, NLL in nats."""
@@ -140,23 +122,19 @@ class PhotoReport:
                 shares = (percent(s.accuracy), percents(s.interval))
                 recall = (percent(s.mean_recall), percents(s.mean_recall_interval))
                 rows.append((name, f"{s.n:,}", *shares, *recall))
-        parts = ["\n".join(map(paragraph, head)), table(rows)]
         notes = [
             "all photos: a missed face counts as wrong",
             "95 % interval: Wilson (accuracy), normal approximation (mean recall)",
         ]
-        if self.of_faces is not None:
-            f1, nll, ece = percent(self.macro_f1), number(self.nll), number(self.ece)
-            notes.append(f"faces found: macro F1 {f1} %, NLL {nll}, ECE {ece}")
-        parts.append("\n".join(map(paragraph, notes)))
-        labels = [c.label for c in self.classes]
-        return "\n\n".join(
-            [
-                *parts,
-                class_table(self.classes, self.missed_of),
-                confusion_table(labels, self.confusion, self.missed_of),
+        parts = ["\n".join(map(paragraph, head)), table(rows), "\n".join(notes)]
+        if (s := self.of_faces) is not None:
+            labels = [c.label for c in s.classes]
+            parts += [
+                f"faces found: macro F1 {percent(s.macro_f1)} %, NLL {number(s.nll)}, ECE {number(s.ece)}",
+                class_table(s.classes, self.missed_of),
+                confusion_table(labels, s.confusion, self.missed_of),
             ]
-        )
+        return "\n\n".join(parts)
 
 
 def read_label_map(entries: Sequence[str]) -> dict[str, str]:
@@ -289,20 +267,16 @@ def evaluate_photos(
         raise DataError(
             f"none of the {len(predictions)} photos in {source} can be read; first: {predictions[0].error}"
         )
-    with_face = [(taxonomy.index(p.label), p.probabilities) for p in readable if p.probabilities is not None]
-    k = len(taxonomy)
-    confusion = np.zeros((k, k), np.int64)
-    macro = nll = ece = None
-    if with_face:
-        truth = np.array([label for label, _ in with_face], np.int64)
-        probabilities = np.array([row for _, row in with_face], np.float64)
-        confusion = confusion_matrix(truth, probabilities.argmax(axis=1), k)
-        macro = macro_f1(confusion)
-        nll = negative_log_likelihood(probabilities, truth)
-        ece = expected_calibration_error(probabilities, truth)
-    right, faces = np.diag(confusion).tolist(), confusion.sum(axis=1).tolist()
+    labels = taxonomy.labels
+    found = [(taxonomy.index(p.label), p.probabilities) for p in readable if p.probabilities is not None]
+    scores = None
+    if found:
+        truth, probabilities = (np.array(column) for column in zip(*found, strict=True))
+        scores = measure(probabilities, truth, taxonomy, taxonomy.id, out_of_fold=False)
+    right = [row[k] for k, row in enumerate(scores.confusion)] if scores else [0] * len(labels)
+    photos = Counter(p.label for p in readable)
     missed = Counter(p.label for p in readable if p.probabilities is None)
-    missed_of = {label: missed[label] for label in taxonomy.labels}
+    recall, recall_interval = mean_recall(right, [photos[label] for label in labels])
     return PhotoReport(
         model=model,
         detector=detector,
@@ -314,20 +288,17 @@ def evaluate_photos(
         unreadable={p.source: p.error for p in predictions if p.error},
         missed=missed.total(),
         several=sum(p.faces > 1 for p in readable),
-        of_photos=_scores(right, [n + m for n, m in zip(faces, missed_of.values(), strict=True)]),
-        of_faces=_scores(right, faces) if with_face else None,
-        macro_f1=macro,
-        nll=nll,
-        ece=ece,
-        classes=per_class(confusion, taxonomy.labels),
-        missed_of=missed_of,
-        confusion=tuple(map(tuple, confusion.tolist())),
+        missed_of={label: missed[label] for label in labels},
+        of_photos=PhotoScores(
+            n=len(readable),
+            correct=sum(right),
+            accuracy=sum(right) / len(readable),
+            interval=wilson_interval(sum(right), len(readable)),
+            mean_recall=recall,
+            mean_recall_interval=recall_interval,
+        ),
+        of_faces=scores,
     )
-
-
-def _scores(right: Sequence[int], support: Sequence[int]) -> PhotoScores:
-    correct, n = sum(right), sum(support)
-    return PhotoScores(n, correct, correct / n, wilson_interval(correct, n), *mean_recall(right, support))
 
 
 def write_photo_report(
