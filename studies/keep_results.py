@@ -63,7 +63,7 @@ def main() -> None:
     """Read the command line and copy the files."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--run", type=Path, required=True, help="run folder of the model")
-    parser.add_argument("--report", type=Path, required=True, help="folder written by `ferkit evaluate --out`")
+    parser.add_argument("--report", type=Path, required=True, help="folder of `ferkit evaluate --out`")
     parser.add_argument("--out", type=Path, required=True, help="folder below results/")
     arguments = parser.parse_args()
     keep(arguments.run, arguments.report, arguments.out)
