@@ -12,7 +12,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "studies"))
 
-import keep_results  # noqa: E402  # found once the folder is on the path
+import keep_results  # found once the folder is on the path
 
 
 def test_a_report_and_a_run_are_kept_in_reduced_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
