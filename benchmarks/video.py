@@ -478,7 +478,7 @@ def main() -> None:
             print(f"measuring: {title}", file=sys.stderr, flush=True)
             found[title] = measure()
             report["parts"] = {title: found[title] for title in titles if title in found}
-            write_report(arguments.out, "video", report, sys.argv[1:], said=False)
+            write_report(arguments.out, "video", report, sys.argv[1:], print_tables=False)
     write_report(arguments.out, "video", report, sys.argv[1:])
 
 
