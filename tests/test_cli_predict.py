@@ -496,7 +496,7 @@ def test_without_a_detector_every_photo_is_one_face(model: str, capsys: pytest.C
         (["--model", "no-such-model"], "no model 'no-such-model'"),
         (["--detector", "haar"], "unknown detector 'haar'"),
         (["--taxonomy", "mood"], "does not answer in taxonomy 'mood'"),
-        (["--detector", "none", "--min-face", "20"], "no smallest face"),
+        (["--detector", "none", "--min-face", "20"], "no min_face"),
     ],
 )
 def test_a_wrong_setting_is_one_line_and_status_1(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,21 +17,10 @@ from ferkit.detect.whole import WholePicture
 from ferkit.recognize.quality import Quality, measure_quality
 from ferkit.recognize.results import Expression, Face, expressions
 
+Located: TypeAlias = Sequence[Detection] | Sequence[Face]
+"""Faces with boxes and landmarks in pixels of a picture."""
+
 _Item = TypeVar("_Item")
-
-
-class Located(Protocol):
-    """A face with a position in a picture: a detection, or a face of a result."""
-
-    @property
-    def box(self) -> tuple[float, float, float, float]:
-        """Left, top, right, bottom in pixels."""
-        ...
-
-    @property
-    def landmarks(self) -> tuple[tuple[float, float], ...] | None:
-        """x, y of the five landmarks in pixels, or None."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +46,11 @@ class CroppedFaces:
         return len(self.detections)
 
 
+@dataclass(frozen=True, slots=True)
 class FacePipeline:
     """Detects, crops and classifies faces. Safe to use from several threads at once.
 
-    Args:
+    Attributes:
         detector: Finds the faces.
         classifier: Gives probabilities for crops.
         taxonomy: The label set, one of those the classifier has.
@@ -69,29 +59,19 @@ class FacePipeline:
         batch_size: Crops per call of the network.
     """
 
-    def __init__(
-        self,
-        detector: Detector,
-        classifier: FaceClassifier,
-        *,
-        taxonomy: Taxonomy,
-        min_confidence: float,
-        tta: TtaMode,
-        batch_size: int,
-    ) -> None:
-        self.detector = detector
-        self.classifier = classifier
-        self.taxonomy = taxonomy
-        self.min_confidence = min_confidence
-        self.tta: TtaMode = tta
-        self.batch_size = batch_size
+    detector: Detector
+    classifier: FaceClassifier
+    taxonomy: Taxonomy
+    min_confidence: float
+    tta: TtaMode
+    batch_size: int
 
     @property
     def takes_whole_pictures(self) -> bool:
         """Whether each picture is one face crop, without detection."""
         return isinstance(self.detector, WholePicture)
 
-    def crop(self, gray: NDArray[np.uint8], faces: Sequence[Located]) -> NDArray[np.uint8]:
+    def crop(self, gray: NDArray[np.uint8], faces: Located) -> NDArray[np.uint8]:
         """Return the crops of faces in a picture uint8 ``[H, W]``, as the network takes them.
 
         Returns:
@@ -105,7 +85,7 @@ class FacePipeline:
             return fit_crop(gray, info.input_size)[None]
         return crop_faces(gray, *_as_arrays(faces), geometry=info.crop, size=info.input_size)
 
-    def corners(self, faces: Sequence[Located], width: int, height: int) -> NDArray[np.float64]:
+    def corners(self, faces: Located, width: int, height: int) -> NDArray[np.float64]:
         """Return the corners float64 ``[N, 4, 2]`` of the squares that :meth:`crop` cuts, clockwise."""
         if not self.takes_whole_pictures:
             return crop_corners(*_as_arrays(faces), geometry=self.classifier.info.crop)
@@ -182,7 +162,7 @@ def in_batches(
     yield batch
 
 
-def _as_arrays(faces: Sequence[Located]) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+def _as_arrays(faces: Located) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
     """Return boxes ``[N, 4]`` and landmarks ``[N, 5, 2]``, None if a face has none."""
     marks = [face.landmarks for face in faces]
     landmarks = None if None in marks else np.array(marks, np.float64).reshape(-1, 5, 2)

@@ -116,10 +116,10 @@ class Recognizer:
             if isinstance(detector, str)
             else detector,
             classifier,
-            taxonomy=classifier.info.head(taxonomy).taxonomy,
-            min_confidence=min_confidence,
-            tta=tta,
-            batch_size=batch_size,
+            classifier.info.head(taxonomy).taxonomy,
+            min_confidence,
+            tta,
+            batch_size,
         )
         self._max_pixels = max_pixels
 
@@ -142,16 +142,6 @@ class Recognizer:
     def detector(self) -> Detector:
         """The face detector."""
         return self._pipeline.detector
-
-    @property
-    def min_confidence(self) -> float:
-        """Below this probability the label is ``uncertain``."""
-        return self._pipeline.min_confidence
-
-    @property
-    def batch_size(self) -> int:
-        """Faces per call of the network."""
-        return self._pipeline.batch_size
 
     @overload
     def predict(self, photos: ImageSource) -> Photo: ...
@@ -219,7 +209,7 @@ class Recognizer:
             waiting = [item for item in batch if isinstance(item, _Pending)]
             pixels = sum(item.picture.nbytes for item in waiting if item.picture is not None)
             faces = sum(len(item.faces) for item in waiting)
-            return len(batch) >= pending or faces >= self.batch_size or pixels >= PENDING_BYTES
+            return len(batch) >= pending or faces >= self._pipeline.batch_size or pixels >= PENDING_BYTES
 
         prepared = (self._prepare(photo, keep_pictures) for photo in photos)
         return (
@@ -303,7 +293,7 @@ class Recognizer:
         # Strided convolutions pad one side, so maps are shifted to the upper left: by 5 % of the crop in the
         # embedded model. The mean with the mirror image's map has no shift sideways.
         maps, mirrored = (
-            self._pipeline.classifier.cams(views, self.taxonomy.id, batch_size=self.batch_size)
+            self._pipeline.classifier.cams(views, self.taxonomy.id, batch_size=self._pipeline.batch_size)
             for views in (crops, np.ascontiguousarray(crops[:, :, ::-1]))
         )
         maps = (maps + mirrored[:, :, :, ::-1]) * np.float32(0.5)

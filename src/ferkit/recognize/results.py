@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
@@ -24,6 +24,9 @@ UNCERTAIN = "uncertain"
 
 LANDMARKS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
 """Names of the five landmarks; left and right as seen in the picture."""
+
+
+_QUALITY = tuple(field.name for field in fields(Quality))
 
 
 class ByLabel(Mapping[str, float]):
@@ -246,43 +249,26 @@ class Result(Protocol):
         ...
 
 
-def landmark_columns() -> list[str]:
-    """Return the names of the columns of :func:`landmark_cells`."""
-    return [f"{name}_{axis}" for name in LANDMARKS for axis in "xy"]
-
-
-def landmark_cells(face: Face) -> list[float | None]:
-    """Return a face's landmarks as cells of a table; None if it has none."""
-    return [value for mark in face.landmarks or ((None, None),) * len(LANDMARKS) for value in mark]
-
-
-QUALITY_COLUMNS = ("size", "sharpness", "yaw", "pitch", "roll", "outside", "flags")
-"""Names of the columns of :func:`quality_cells`."""
-
-
-def quality_cells(face: Face) -> list[Any]:
-    """Return a face's quality as cells of a table, flags joined by ``;``; None if it was not measured."""
-    q = face.quality
-    if q is None:
-        return [None] * len(QUALITY_COLUMNS)
-    return [q.size, q.sharpness, q.yaw, q.pitch, q.roll, q.outside, ";".join(q.flags)]
-
-
 def face_columns(labels: Iterable[str]) -> list[str]:
     """Return the names of the columns of :func:`face_cells`."""
     return [
         *("left", "top", "right", "bottom", "score"),
-        *landmark_columns(),
-        *QUALITY_COLUMNS,
+        *(f"{name}_{axis}" for name in LANDMARKS for axis in "xy"),
+        *_QUALITY,
         *("label", "confidence"),
         *(f"p_{label}" for label in labels),
     ]
 
 
 def face_cells(face: Face) -> list[Any]:
-    """Return a face as cells of a table; unknown values are None."""
-    shown = [face.label, face.confidence, *face.probabilities.values()]
-    return [*face.box, face.score, *landmark_cells(face), *quality_cells(face), *shown]
+    """Return a face as cells of a table, flags joined by ``;``; unknown values are None."""
+    q = face.quality
+    return [
+        *(*face.box, face.score),
+        *(value for mark in face.landmarks or ((None, None),) * len(LANDMARKS) for value in mark),
+        *((None,) * len(_QUALITY) if q is None else (q.to_dict() | {"flags": ";".join(q.flags)}).values()),
+        *(face.label, face.confidence, *face.probabilities.values()),
+    ]
 
 
 def photo_columns(labels: Iterable[str]) -> list[str]:
@@ -317,36 +303,19 @@ def to_pandas(results: Iterable[Result | Unreadable]) -> DataFrame:
             "to_pandas needs the library pandas, which ferkit does not install; "
             "install it with `pip install pandas`"
         ) from error
-    columns: list[str] = []
-    rows: list[list[Any]] = []
-    taxonomy = ""
-    for result in results:
-        if isinstance(result, Unreadable):
-            continue
-        names, some = result.table()
-        if columns:
-            _check_alike((taxonomy, columns), (result.taxonomy, names))
-        taxonomy = result.taxonomy
-        # A photo without a face that was made by hand may have no labels.
-        columns = max(columns, names, key=len)
-        rows += some
-    return pd.DataFrame([row + [None] * (len(columns) - len(row)) for row in rows], columns=columns)
-
-
-def _check_alike(one: tuple[str, list[str]], other: tuple[str, list[str]]) -> None:
-    """Refuse results, each given by its taxonomy and its columns, that do not belong into one table."""
-    (labels, rest), (other_labels, other_rest) = (_split_columns(columns) for _, columns in (one, other))
-    if one[0] != other[0] or (labels and other_labels and labels != other_labels):
-        received = " and ".join(
-            f"{taxonomy} ({', '.join(names)})" if names else taxonomy
-            for taxonomy, names in ((one[0], labels), (other[0], other_labels))
-        )
-        raise TaxonomyError(f"a table has one label set; make one table of each. Received: {received}")
-    if rest != other_rest:
+    tables = [(result.taxonomy, *result.table()) for result in results if not isinstance(result, Unreadable)]
+    if len({tuple(name for name in names if not name.startswith("p_")) for _, names, _ in tables}) > 1:
         raise FerkitError("a table has photos or frames; make one table of each. Received: both")
+    label_sets = {(taxonomy, tuple(_labels(names))): None for taxonomy, names, _ in tables}
+    # A photo without a face that was made by hand may have no labels.
+    if len({taxonomy for taxonomy, _ in label_sets}) > 1 or sum(bool(labels) for _, labels in label_sets) > 1:
+        received = " and ".join(f"{taxonomy} ({', '.join(labels)})" for taxonomy, labels in label_sets)
+        raise TaxonomyError(f"a table has one label set; make one table of each. Received: {received}")
+    columns = max((names for _, names, _ in tables), key=len, default=[])
+    rows = [row + [None] * (len(columns) - len(row)) for _, _, some in tables for row in some]
+    return pd.DataFrame(rows, columns=columns)
 
 
-def _split_columns(columns: list[str]) -> tuple[list[str], list[str]]:
-    """Return the labels of a table with these columns, and its other columns."""
-    labels = [name.removeprefix("p_") for name in columns if name.startswith("p_")]
-    return labels, [name for name in columns if not name.startswith("p_")]
+def _labels(columns: list[str]) -> list[str]:
+    """Return the labels of a table with these columns."""
+    return [name.removeprefix("p_") for name in columns if name.startswith("p_")]

@@ -20,14 +20,12 @@ from ferkit.detect import Detection, Detector
 from ferkit.detect.whole import WholePicture
 from ferkit.recognize.pipeline import CroppedFaces, in_batches
 from ferkit.recognize.results import (
-    QUALITY_COLUMNS,
     Expression,
     Face,
     Table,
     expressions,
-    landmark_cells,
-    landmark_columns,
-    quality_cells,
+    face_cells,
+    face_columns,
     to_pandas,
 )
 from ferkit.video.channel import in_background
@@ -152,13 +150,10 @@ class FrameResult:
 
 def frame_columns(labels: Iterable[str]) -> list[str]:
     """Return the names of a table's columns: those of :func:`frame_rows`."""
+    face = face_columns(labels)
     return [
-        *("frame", "time", "duration", "faces"),
-        *("track", "left", "top", "right", "bottom", "score", "detected"),
-        *landmark_columns(),
-        *QUALITY_COLUMNS,
-        *("label", "confidence"),
-        *(f"p_{label}" for label in labels),
+        *("frame", "time", "duration", "faces", "track"),
+        *(*face[:5], "detected", *face[5:]),
         *("raw_label", "raw_confidence"),
     ]
 
@@ -168,11 +163,9 @@ def frame_rows(frame: FrameResult) -> list[list[Any]]:
     when = [frame.index, frame.time, frame.duration, len(frame.faces)]
     rows: list[list[Any]] = []
     for tracked in frame.faces:
-        face = tracked.face
-        place = [tracked.track, *face.box, face.score, int(tracked.detected)]
-        shown = [face.label, face.confidence, *face.probabilities.values()]
+        face = face_cells(tracked.face)
         raw = [tracked.raw.label, tracked.raw.confidence]
-        rows.append([*when, *place, *landmark_cells(face), *quality_cells(face), *shown, *raw])
+        rows.append([*when, tracked.track, *face[:5], int(tracked.detected), *face[5:], *raw])
     return rows or [when]
 
 
