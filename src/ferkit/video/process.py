@@ -13,11 +13,20 @@ from typing import TYPE_CHECKING, TextIO, Unpack
 from ferkit.core.errors import OutputError, VideoError
 from ferkit.core.extras import require
 from ferkit.core.files import blaming, replacing
+from ferkit.recognize.sinks import CSVSink, JSONLinesSink, ResultSink
 from ferkit.video.channel import Sink
 from ferkit.video.clip import ClipFrame
-from ferkit.video.recognition import AHEAD, FrameResult, VideoOptions, VideoReading, recognize_video, weight
+from ferkit.video.recognition import (
+    AHEAD,
+    FrameResult,
+    VideoOptions,
+    VideoReading,
+    frame_columns,
+    recognize_video,
+    weight,
+)
 from ferkit.video.timeline import Timeline
-from ferkit.video.writers import ClipWriter, FrameCsv, FrameJsonLines, FrameWriter, draw_frame
+from ferkit.video.writers import ClipWriter, draw_frame
 
 if TYPE_CHECKING:
     from ferkit.recognize.recognizer import Recognizer
@@ -107,12 +116,12 @@ def process_video(
         _reserved(outputs.plot) as picture,
     ):
         with contextlib.ExitStack() as stack:
-            tables: list[tuple[Path, FrameWriter]] = []
+            tables: list[tuple[Path, ResultSink]] = []
             if outputs.csv is not None:
                 stream = stack.enter_context(_text(outputs.csv))
-                tables.append((outputs.csv, FrameCsv(stream, recognizer.taxonomy)))
+                tables.append((outputs.csv, CSVSink(stream, frame_columns(recognizer.taxonomy.labels))))
             if outputs.jsonl is not None:
-                tables.append((outputs.jsonl, FrameJsonLines(stack.enter_context(_text(outputs.jsonl)))))
+                tables.append((outputs.jsonl, JSONLinesSink(stack.enter_context(_text(outputs.jsonl)))))
             draw = None
             if outputs.clip is not None:
                 stop = options.get("stop")
