@@ -18,7 +18,7 @@ from ferkit.core.taxonomy import FER2013, FERPLUS
 from ferkit.data import SPLITS, faces_digest, load_dataset
 from ferkit.data.ferplus import majority_targets
 from ferkit.evaluation.calibration import temper
-from ferkit.evaluation.evaluate import evaluate
+from ferkit.evaluation.evaluate import evaluate_split
 from ferkit.export.card import render_card
 from ferkit.export.ensemble import load_member
 from ferkit.export.ensemble_fit import vote_on_split, weights_of
@@ -271,7 +271,7 @@ def test_the_file_tells_its_figures_in_the_rows_of_an_exported_one(ask, models, 
     info = read_model(tmp_path / "e.onnx")[1]
     whole = load_dataset(DATA)
     exported = summary_rows(
-        evaluate(
+        evaluate_split(
             lambda crops, tta: FaceClassifier(tmp_path / "e.onnx").predict(crops, tta=tta),
             whole,
             heads={head.id: head.taxonomy for head in info.taxonomies},

@@ -1,4 +1,4 @@
-"""Temperatures are found again, change no answer, and are judged on faces that they were not fitted to."""
+"""Temperatures are recovered, keep every prediction, and are judged on faces they were not fitted to."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_labels_that_say_nothing_about_a_temperature_end_at_the_edge_of_the_rang
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 5.0])
-def test_tempering_keeps_every_answer_and_sums_to_one(temperature):
+def test_tempering_keeps_every_prediction_and_sums_to_one(temperature):
     probabilities = softmax(_draw(4, 200)[0])
     changed = temper(probabilities, temperature)
     np.testing.assert_array_equal(changed.argmax(axis=1), probabilities.argmax(axis=1))

@@ -217,7 +217,8 @@ def _parse_weights(text: str | None) -> list[float] | None:
 
 def _format_vote(models: Sequence[str], vote: SplitVote, split: str) -> str:
     from ferkit.evaluation.ensemble_weights import Figures
-    from ferkit.evaluation.report import percent, split_label, table
+    from ferkit.evaluation.report import split_label
+    from ferkit.evaluation.text import percent, table
 
     def line(what: str, weight: str, figures: Figures) -> tuple[str, ...]:
         low, high = vote.fitted.interval(figures)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ferkit.core.classifier import FaceClassifier
 from ferkit.data.dataset import FaceDataset
 from ferkit.evaluation.ensemble_weights import LEAST_FACES, Figures, FittedVote, apply_vote, judge_vote
-from ferkit.evaluation.evaluate import SELECTION_SPLIT, evaluate, leaks_show, targets_for
+from ferkit.evaluation.evaluate import SELECTION_SPLIT, evaluate_split, leaks_show, targets_for
 from ferkit.evaluation.subject import facts_of
 from ferkit.export.ensemble import Member, normalised_weights, shared_taxonomies
 from ferkit.export.run import summary_rows
@@ -153,7 +153,7 @@ def metrics_of(
     trained = dict.fromkeys(s for m in members for s in facts_of(m.info, None, None).train_splits)
 
     def rows(answers: Mapping[str, NDArray[np.float64]]) -> list[dict[str, Any]]:
-        measured = evaluate(
+        measured = evaluate_split(
             lambda *_: answers,
             dataset,
             heads=heads,

@@ -28,7 +28,7 @@ from ferkit.evaluation.evaluate import (
     TRAINING_SPLIT,
     Evaluation,
     Target,
-    evaluate,
+    evaluate_split,
     leaks_show,
     targets_for,
 )
@@ -181,7 +181,7 @@ def export_run(
         def predict(crops: NDArray[np.uint8], tta: Any) -> Mapping[str, NDArray[Any]]:
             return classifier.predict(crops, tta=tta)
 
-        measured = evaluate(
+        measured = evaluate_split(
             predict,
             dataset,
             heads=heads,

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from ferkit import Recognizer
-from ferkit.cli.labelled_photos import find_labelled, judge, read_labelled
+from ferkit.batch.sources import find_photos
 from ferkit.core.errors import DataError
 from ferkit.core.images import load_image, write_image
+from ferkit.core.taxonomy import FER2013
+from ferkit.evaluation.photos import PhotoPrediction, evaluate_photos, label_photos, read_label_map
 from modelzoo import write_tiny_model
 from samples import sample
 from test_house_imports import BLOCK, python
@@ -42,7 +44,7 @@ def photos(tmp_path):
 
 
 def truth_of(model, photos):
-    """What the recognizer says of the four photos, worked out by hand."""
+    """Which of the three photos with faces the recognizer gets right."""
     recognizer = Recognizer(model)
     first, pair = (recognizer.predict(photos / "Happy" / n).faces for n in ("a.png", "d.png"))
     (man,) = recognizer.predict(photos / "neutral" / "sub" / "b.png").faces
@@ -50,7 +52,7 @@ def truth_of(model, photos):
     return [first[0].label == "happy", largest.label == "happy", man.label == "neutral"]
 
 
-def test_accuracy_counts_faces_found_and_photos_alike(ask, model, photos, tmp_path):
+def test_accuracy_is_measured_over_all_photos_and_over_the_faces_found(ask, model, photos, tmp_path):
     right = sum(truth_of(model, photos))
     done = ask("evaluate", model, "--photos", photos, "--json", tmp_path / "r.json")
     assert (done.status, done.err) == (0, "")
@@ -59,10 +61,11 @@ def test_accuracy_counts_faces_found_and_photos_alike(ask, model, photos, tmp_pa
     assert (report["of_faces"]["correct"], report["of_faces"]["n"]) == (right, 3)
     assert (report["of_photos"]["correct"], report["of_photos"]["n"]) == (right, 4)
     assert report["missed_of"]["neutral"] == 1
-    assert np.array(report["confusion"]).sum() == 3
-    assert [c["support"] for c in report["classes"]] == [0, 0, 0, 2, 0, 0, 1]
+    assert np.array(report["of_faces"]["confusion"]).sum() == 3
+    assert [c["support"] for c in report["of_faces"]["classes"]] == [0, 0, 0, 2, 0, 0, 1]
     assert "faces missed: 1 of 4 (25.00 %)" in done.out
-    assert "missed are wrong" in done.out
+    assert "a missed face counts as wrong" in done.out
+    assert max(map(len, done.out.replace(str(photos), "photos").splitlines())) <= 80
 
 
 def test_a_folder_gets_the_text_the_json_and_a_row_per_photo(ask, model, photos, tmp_path):
@@ -79,7 +82,7 @@ def test_a_folder_gets_the_text_the_json_and_a_row_per_photo(ask, model, photos,
     assert [bool(r["label"]) for r in rows] == [True, True, False, True]
 
 
-def test_the_label_set_is_the_one_that_folders_are_named_in(ask, model, photos, tmp_path):
+def test_the_label_set_is_the_one_of_the_folders_names(ask, model, photos, tmp_path):
     (photos / "Happy").rename(photos / "happiness")
     done = ask("evaluate", model, "--photos", photos, "--json", tmp_path / "r.json")
     assert done.status == 0
@@ -89,7 +92,7 @@ def test_the_label_set_is_the_one_that_folders_are_named_in(ask, model, photos, 
     assert "Received also: happiness" in done.err
 
 
-def test_an_unreadable_photo_is_named_and_counts_nowhere(ask, model, photos, tmp_path):
+def test_an_unreadable_photo_is_named_and_is_in_no_score(ask, model, photos, tmp_path):
     (photos / "Happy" / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     done = ask("evaluate", model, "--photos", photos, "--json", tmp_path / "r.json")
     assert done.status == 1
@@ -104,15 +107,11 @@ def test_where_no_face_is_found_all_are_missed_and_nothing_else_is_measured(ask,
     done = ask("evaluate", model, "--photos", photos, "--json", tmp_path / "r.json")
     assert done.status == 0
     report = json.loads((tmp_path / "r.json").read_text())
-    assert (report["missed"], report["of_faces"], report["ece"], report["of_photos"]["correct"]) == (
-        4,
-        None,
-        None,
-        0,
-    )
+    assert (report["missed"], report["of_faces"], report["of_photos"]["correct"]) == (4, None, 0)
+    assert (report["of_photos"]["n"], report["of_photos"]["mean_recall"]) == (4, 0)
 
 
-def test_photos_that_are_faces_already_are_read_as_they_are(ask, model, photos, tmp_path):
+def test_photos_can_be_face_crops(ask, model, photos, tmp_path):
     done = ask("evaluate", model, "--photos", photos, "--detector", "none", "--json", tmp_path / "r.json")
     assert done.status == 0
     assert json.loads((tmp_path / "r.json").read_text())["of_faces"]["n"] == 4
@@ -127,19 +126,77 @@ def test_the_smallest_face_and_the_provider_can_be_chosen(ask, model, photos, tm
     assert "offers no NoSuchExecutionProvider" in done.err
 
 
-def test_what_was_read_keeps_its_labels_also_where_no_face_was(model, photos):
-    """A known fault: the photo was put together anew, and its table had no columns of the labels."""
-    recognizer = Recognizer(model)
-    answers = read_labelled(recognizer, find_labelled(photos))
-    assert [answer.photo.labels for answer in answers] == [recognizer.taxonomy.labels] * 4
+def test_photos_of_only_cats_have_all_columns(ask, model, tmp_path):
+    """A known fault: without a face, the table had no columns for the labels."""
+    (tmp_path / "cats" / "neutral").mkdir(parents=True)
+    (tmp_path / "cats" / "neutral" / "a.png").write_bytes(sample("chelsea.png").read_bytes())
+    assert ask("evaluate", model, "--photos", tmp_path / "cats", "--out", tmp_path / "out").status == 0
+    header, row = (tmp_path / "out" / "photos.csv").read_text().splitlines()
+    assert header.endswith(",".join(f"p_{label}" for label in FER2013.labels))
+    assert row.count(",") == header.count(",")
 
 
-def test_least_confidence_does_not_change_the_accuracy(model, photos):
-    reports = [
-        judge(r, read_labelled(r, find_labelled(photos)), source="x", tta="none")
-        for r in (Recognizer(model), Recognizer(model, min_confidence=1.0))
+@pytest.mark.parametrize("as_file", [None, "m.toml", "m.csv"])
+def test_folders_of_other_names_are_mapped_to_labels(ask, model, photos, tmp_path, as_file):
+    (photos / "Happy").rename(photos / "Smiling People")
+    (photos / "neutral").rename(photos / "calm")
+    refused = ask("evaluate", model, "--photos", photos)
+    assert refused.status == 1
+    assert "--map" in refused.err
+    options = ["--map", "smiling people=HAPPY", "--map", "calm=neutral"]
+    if as_file == "m.toml":
+        (tmp_path / "m.toml").write_text('"smiling people" = "happy"\nCalm = "neutral"\nother = "sad"\n')
+        options = ["--map", tmp_path / "m.toml"]
+    elif as_file == "m.csv":
+        (tmp_path / "m.csv").write_text("\ufefffolder,label\nSmiling People,happy\ncalm,neutral\n", "utf-8")
+        options = ["--map", tmp_path / "m.csv"]
+    done = ask("evaluate", model, "--photos", photos, *options, "--json", tmp_path / "r.json")
+    assert done.status == 0, done.err
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert (report["taxonomy"], report["photos"], report["left_out"]) == ("fer2013", 4, 0)
+    assert report["missed_of"]["neutral"] == 1
+
+
+def test_a_folder_without_a_label_in_the_map_is_left_out(ask, model, photos, tmp_path):
+    (photos / "Happy").rename(photos / "contempt")
+    options = ["--map", "contempt=", "--taxonomy", "fer2013", "--json", tmp_path / "r.json"]
+    done = ask("evaluate", model, "--photos", photos, *options)
+    assert done.status == 0, done.err
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert (report["photos"], report["left_out"], report["of_photos"]["n"]) == (2, 2, 2)
+    assert "2 more left out by the label map" in done.out
+    assert ask("evaluate", model, "--photos", photos, *options, "--map", "neutral=").status == 1
+
+
+@pytest.mark.parametrize(
+    ("entry", "content"),
+    [("happy", None), ("m.toml", "a = 1"), ("m.toml", "a ="), ("m.csv", "a,b,c"), ("absent.csv", None)],
+)
+def test_a_label_map_that_is_none_is_refused_by_name(tmp_path, monkeypatch, entry, content):
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        Path(entry).write_text(content)
+    with pytest.raises(DataError, match=entry):
+        read_label_map([entry])
+
+
+def test_scores_are_those_counted_by_hand():
+    """Of four angry photos one face is missed and two are right; of two happy ones one is right."""
+    sure = np.eye(7) * 0.93 + 0.01
+    rows = [("angry", 0), ("angry", 0), ("angry", 4), ("angry", None), ("happy", 3), ("happy", 0)]
+    predictions = [
+        PhotoPrediction(f"{k}.jpg", label, 1, None if column is None else sure[column])
+        for k, (label, column) in enumerate(rows)
     ]
-    assert reports[0] == reports[1]
+    report = evaluate_photos(predictions, FER2013, model="m", detector="d", tta="none", source="x")
+    assert (report.missed, report.missed_of["angry"]) == (1, 1)
+    assert (report.of_photos.accuracy, report.of_faces.accuracy) == (3 / 6, 3 / 5)
+    assert report.of_photos.mean_recall == pytest.approx((2 / 4 + 1 / 2) / 2)
+    assert report.of_faces.mean_recall == pytest.approx((2 / 3 + 1 / 2) / 2)
+    low, high = report.of_photos.mean_recall_interval
+    assert low < report.of_photos.mean_recall < high
+    confusion = report.of_faces.confusion
+    assert (confusion[0][0], confusion[0][4], confusion[3][0]) == (2, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +207,8 @@ def test_least_confidence_does_not_change_the_accuracy(model, photos):
         (["--votes", "votes.csv"], "--votes"),
         (["--drop-leaks"], "--drop-leaks"),
         (["--split", "PublicTest"], "--split"),
-        (["--tta", "all"], "single, flip, ten-crop"),
+        (["--predictions", "a.csv"], "--predictions"),
+        (["--tta", "all"], "none, flip, ten-crop"),
     ],
 )
 def test_options_that_contradict_are_status_2(ask, model, photos, arguments, message):
@@ -160,7 +218,7 @@ def test_options_that_contradict_are_status_2(ask, model, photos, arguments, mes
     assert message in done.err
 
 
-def test_folders_that_tell_no_labels_are_explained(ask, model, photos, tmp_path):
+def test_folders_without_labels_are_explained(ask, model, photos, tmp_path):
     for folder, message in (
         (tmp_path / "absent", "is no folder"),
         (photos / "neutral" / "sub", "holds no folders"),
@@ -171,13 +229,13 @@ def test_folders_that_tell_no_labels_are_explained(ask, model, photos, tmp_path)
         assert message in done.err
     (photos / "sad").mkdir()
     with pytest.raises(DataError, match="sad holds no photo"):
-        find_labelled(photos)
+        label_photos(photos, find_photos([str(photos)]))
 
 
-def test_photos_that_cannot_be_reached_are_not_left_out_of_the_accuracy(photos, monkeypatch):
+def test_a_folder_that_cannot_be_read_is_an_error_and_not_left_out(photos, monkeypatch):
     scan = os.scandir
 
-    # The rights of a folder do not bind root, as whom tests may run.
+    # Permissions of a folder do not bind root, as whom tests may run.
     def refuse(path):
         if Path(path).name == "sub":
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
@@ -185,7 +243,7 @@ def test_photos_that_cannot_be_reached_are_not_left_out_of_the_accuracy(photos, 
 
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(DataError, match=r"cannot read the folder .*sub: Permission denied"):
-        find_labelled(photos)
+        label_photos(photos, find_photos([str(photos)]))
 
 
 def test_labelled_photos_are_measured_where_no_extra_is_installed(model, photos):
