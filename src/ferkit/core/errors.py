@@ -2,6 +2,21 @@
 
 from __future__ import annotations
 
+import re
+
+# C0 and C1 controls, line separators, bidirectional overrides and lone surrogates (undecodable bytes).
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def escape_control(text: str) -> str:
+    r"""Return ``text`` with every character that could steer a terminal as a backslash escape.
+
+    Example:
+        >>> escape_control("a\x1b[31mb\n")
+        'a\\x1b[31mb\\n'
+    """
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
 
 class FerkitError(Exception):
     """Base of every error that ferkit raises on purpose; the command line prints it and exits with 1."""
