@@ -15,7 +15,7 @@ import pytest
 from facefiles import csv_text, face_row
 from ferkit.core.modelfile import write_model
 from ferkit.core.taxonomy import FER2013, Taxonomy
-from ferkit.data import SPLITS, faces_digest, load_dataset
+from ferkit.data import SPLITS, faces_digest, load_data
 from ferkit.data.cartoon import draw_faces
 from ferkit.evaluation.subject import open_subject
 from modelzoo import graph_bytes, model_info, write_tiny_model
@@ -75,7 +75,7 @@ def test_a_row_tells_the_file_and_the_faces_that_it_speaks_of(ask, model, tmp_pa
     with (tmp_path / "r.csv").open(newline="") as table:
         (row,) = csv.DictReader(table)
     assert row["sha256"] == hashlib.sha256(Path(model).read_bytes()).hexdigest()[:16]
-    assert (row["data"], row["faces"]) == (DATA, faces_digest(load_dataset(DATA).of_split("PublicTest"))[:16])
+    assert (row["data"], row["faces"]) == (DATA, faces_digest(load_data(DATA).of_split("PublicTest"))[:16])
 
 
 def test_another_model_of_the_same_name_does_not_take_a_row_unless_told_to(ask, model, tmp_path):
@@ -111,7 +111,7 @@ def test_what_was_answered_about_each_face_is_written_when_asked_for(ask, model,
     assert done.status == 0
     with (tmp_path / "a.csv").open(newline="") as table:
         rows = [row for row in csv.DictReader(table) if row["tta"] == "flip"]
-    data = load_dataset(DATA)
+    data = load_data(DATA)
     where = [int(row["row"]) for row in rows]
     assert {SPLITS[data.split[k]] for k in where} == {row["split"] for row in rows}
     assert [row["label"] for row in rows] == [FER2013.labels[data.labels[k]] for k in where]
@@ -201,7 +201,7 @@ def test_a_tenth_that_was_held_out_is_said_and_not_called_the_selection_split(as
     assert "own.csv, PublicTest, 7 faces" in done.out
     assert "selection" not in done.out
     assert caplog.messages == [
-        f"{unsplit}: no PublicTest is named: 7 of 70 training faces are held out as it"
+        f"{unsplit}: no PublicTest is named; 7 of 70 Training faces are held out as it"
     ]
     assert "--split all measures all 70 faces" in done.err
 
@@ -225,7 +225,7 @@ def test_flat_faces_are_left_out_of_what_is_measured_and_the_data_are_known_stil
         for image, label in zip(faces.images, faces.labels, strict=True)
     ]
     (tmp_path / "f.csv").write_text(csv_text(rows))
-    data = {"faces": faces_digest(load_dataset(tmp_path / "f.csv"))}
+    data = {"faces": faces_digest(load_data(tmp_path / "f.csv"))}
     write_model(graph_bytes(), model_info().model_copy(update={"data": data}), tmp_path / "m.onnx")
     options = ["--drop-flat", "--answers", tmp_path / "a.csv"]
     done = ask("evaluate", tmp_path / "m.onnx", "--data", tmp_path / "f.csv", *options)
@@ -354,7 +354,7 @@ def small_run(tmp_path_factory):
         {"name": "little", "epochs": 1, "seed": 3, "model": {"name": "se-resnet", "params": params}}
     )
     folder = tmp_path_factory.mktemp("runs") / "little"
-    train(recipe, load_dataset(DATA), folder, tensorboard=False)
+    train(recipe, load_data(DATA), folder, tensorboard=False)
     return folder
 
 
@@ -363,7 +363,7 @@ def test_a_run_and_the_file_exported_from_it_give_the_same_figures(small_run, as
     exported = tmp_path / "little.onnx"
     assert ask("export", small_run, "--data", DATA, "-o", exported).status == 0
     keras, onnx = open_subject(small_run), open_subject(exported)
-    faces = load_dataset(DATA).of_split("PublicTest").images
+    faces = load_data(DATA).of_split("PublicTest").images
     for tta in ("none", "flip", "ten-crop"):
         confusions = []
         for model in (small_run, exported):

@@ -222,9 +222,9 @@ def test_a_truncated_file_is_refused_not_half_read(kind: str, part: float) -> No
     ("content", "message"),
     [
         (b"", "is empty"),
-        (b"hello", "not a picture"),
-        (b"%PDF-1.7 ...", "not a picture"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not a picture"),
+        (b"hello", "unknown format; readable are JPEG"),
+        (b"%PDF-1.7 ...", "is of type PDF"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "unknown format"),
         (b"\xff\xd8\xff", "damaged, truncated"),
     ],
 )

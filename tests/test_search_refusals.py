@@ -14,7 +14,7 @@ from ferkit.core.errors import FerkitError, OutputError, SearchError
 pytest.importorskip("ray", reason="needs ferkit[tune]")
 pytest.importorskip("optuna", reason="needs ferkit[tune]")
 
-from ferkit.data import load_dataset
+from ferkit.data import load_data
 from ferkit.search.cluster import Machine, ray_running
 from ferkit.search.engine import _survey, draw, resume, search
 from ferkit.search.propose import Gate, RandomProposer, TooLargeError
@@ -30,7 +30,7 @@ SPACE = parse_space(TINY)
 
 @pytest.fixture(scope="module")
 def faces():
-    return load_dataset("cartoon:70:3", cache=False)
+    return load_data("cartoon:70:3", cache=False)
 
 
 @pytest.mark.parametrize(

@@ -13,16 +13,13 @@ from pathlib import Path
 
 from ferkit.core.errors import ImageError
 from ferkit.core.files import RealPaths
-from ferkit.core.images import WRITABLE, is_url
+from ferkit.core.images import SUFFIXES, WRITABLE, is_url
 
 STDIN = "-"
 """The name of standard input."""
 
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
-"""Files that count as photos in folders and patterns; a file that is named itself may have any suffix."""
-
 _OTHER_PICTURES = (
-    *(".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".psd"),  # of telephones, browsers, programs
+    *(".heic", ".heif", ".hif", ".jxl", ".jp2", ".psd"),  # of telephones, browsers, programs
     *(".3fr", ".arw", ".cr2", ".cr3", ".dng", ".erf", ".iiq", ".mrw", ".nef", ".nrw", ".orf", ".pef"),  # raw
     *(".raf", ".raw", ".rw2", ".rwl", ".srw", ".x3f"),
 )  # photos of a kind that is not read

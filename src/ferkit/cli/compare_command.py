@@ -82,7 +82,7 @@ def compare(
     from ferkit import __version__
     from ferkit.core import files
     from ferkit.core.errors import DataError
-    from ferkit.data import load_dataset, select_faces
+    from ferkit.data import load_data, select_faces
     from ferkit.evaluation.compare import (
         Comparison,
         comparison_as_json,
@@ -100,13 +100,13 @@ def compare(
             f"{one.facts.name} takes faces of {one.input_size} pixels, {other.facts.name} of "
             f"{other.input_size}: they cannot answer the same faces"
         )
-    whole = load_dataset(
+    whole = load_data(
         data,
         votes=votes,
         size=one.input_size,
         needed_by=one.facts.name,
         heads=tuple(heads.values()),
-        tell_held_out=split != EVERYTHING,
+        warn_hold_out=split != EVERYTHING,
     )
     dataset = select_faces(whole, drop_flat=drop_flat)
     differences = measure((one.predict, other.predict), dataset, heads=heads, split=split, tta=tta)

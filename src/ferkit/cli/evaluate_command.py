@@ -183,7 +183,7 @@ def evaluate(
     from ferkit import __version__
     from ferkit.core import files
     from ferkit.core.crops import TTA_MODES
-    from ferkit.data import load_dataset, select_faces
+    from ferkit.data import load_data, select_faces
     from ferkit.evaluation.answers import measured_rows, recorded, write_answers
     from ferkit.evaluation.evaluate import EVERYTHING, SELECTION_SPLIT
     from ferkit.evaluation.evaluate import evaluate as measure
@@ -197,13 +197,13 @@ def evaluate(
         # A file that is no table of results is noticed now, not after the measuring.
         read_results(results)
     subject = open_subject(model, threads=threads)
-    whole = load_dataset(
+    whole = load_data(
         data,
         votes=votes,
         size=subject.input_size,
         needed_by=subject.facts.name,
         heads=tuple(subject.heads.values()),
-        tell_held_out=split != EVERYTHING,
+        warn_hold_out=split != EVERYTHING,
     )
     known = knows_data(subject.facts, whole)
     if split is None:

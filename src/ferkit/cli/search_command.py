@@ -140,7 +140,7 @@ def search(
     goes on.
     """
     from ferkit.core.errors import FerkitError, OutputError, SearchError
-    from ferkit.data import load_dataset
+    from ferkit.data import load_data
     from ferkit.search import engine, report
     from ferkit.search.records import Settings
     from ferkit.search.space import load_space
@@ -188,7 +188,7 @@ def search(
         folder = out or Path("runs") / f"search-{what.name}"
     else:
         folder = resume
-    dataset = load_dataset(data, votes=votes)
+    dataset = load_data(data, votes=votes)
     if resume is None and draw_only:
         _show_drawn(*engine.draw(what, dataset, settings))
         return

@@ -146,8 +146,8 @@ def _stat(path: str | os.PathLike[str]) -> os.stat_result | None:
 
 def _copy_into_special_file(source: Path, path: str | os.PathLike[str]) -> None:
     """Copy a file's content into a device or a pipe."""
-    # By the path as given, since the pipe behind /dev/stdout has no path of its own. Without O_CREAT, which Linux
-    # refuses for other users' pipes in folders like /tmp.
+    # By the path as given, since the pipe behind /dev/stdout has no path of its own. Without O_CREAT, which
+    # Linux refuses for other users' pipes in folders like /tmp.
     with source.open("rb") as content, os.fdopen(os.open(path, os.O_WRONLY), "wb") as stream:
         shutil.copyfileobj(content, stream)
 

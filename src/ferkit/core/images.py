@@ -230,12 +230,12 @@ def _decode(content: bytes, name: str, max_pixels: int) -> NDArray[np.uint8]:
         raise ImageError(f"{name} is empty")
     kind = file_type(content[:HEAD_BYTES])
     if kind not in _READERS:
-        known = f"readable are {', '.join(READABLE)}; convert it to one of them"
-        raise ImageError(f"{name} is not a picture" + (f" but {kind}" if kind else "") + f"; {known}")
+        what = f"is of type {kind}" if kind else "has an unknown format"
+        raise ImageError(f"{name} {what}; readable are {', '.join(READABLE)}: convert it to one of them")
     module, opener = _READERS[kind]
 
     def decode() -> NDArray[np.uint8]:
-        image = getattr(importlib.import_module(f"PIL.{module}"), opener)(io.BytesIO(content))
+        image: PillowImage = getattr(importlib.import_module(f"PIL.{module}"), opener)(io.BytesIO(content))
         _check_size(*image.size, name, max_pixels)
         _check_density(image, len(content), name)
         return _from_pillow(image, name, max_pixels)
@@ -263,8 +263,8 @@ def _check_density(image: PillowImage, size: int, name: str) -> None:
     holds = height <= 8 * size if image.mode == "1" else width * height <= size * _DENSEST
     if width * height > _SMALL_PIXELS and not holds:
         raise ImageError(
-            f"{name} promises {width} x {height} pixels in {size} bytes, which cannot hold them: it is damaged "
-            "or a decompression bomb"
+            f"{name} promises {width} x {height} pixels in {size} bytes, which cannot hold them: it is "
+            "damaged or a decompression bomb"
         )
 
 
