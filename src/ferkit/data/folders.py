@@ -132,10 +132,10 @@ def read_face_folder(
 def raise_unreadable(source: Path, unreadable: Mapping[str, ImageError], count: int, *, skip: bool) -> None:
     """Raise a DataError that names the first ten of the pictures that cannot be decoded, unless ``skip``."""
     if unreadable and not skip:
-        first = min(unreadable)
+        first = next(iter(unreadable))
         raise DataError(
             f"{source}: {len(unreadable)} of {count} pictures cannot be read; repair or remove "
-            f"{name_some(sorted(unreadable))} ({first}: {unreadable[first]})"
+            f"{name_some([*unreadable])} ({first}: {unreadable[first]})"
         )
 
 

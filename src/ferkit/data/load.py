@@ -24,6 +24,7 @@ from ferkit.data.ferplus import LabelSource, align_votes, read_votes, relabel
 from ferkit.data.folders import CropFunction, is_picture, read_face_folder
 from ferkit.data.labels import choose_taxonomy
 from ferkit.data.npz import read_npz
+from ferkit.data.parquet import read_parquet
 from ferkit.data.tables import read_face_table
 
 DEFAULT_SIZE = 48
@@ -68,7 +69,8 @@ def load_data(
 
     Args:
         source: A csv in FER2013's layout, plain or packed (.gz, .xz, .bz2, .zip, .tar, .tar.gz, .tar.xz); a
-            folder of pictures in ``label/`` or ``train/label/``, or a zip or tar of one (:func:`ferkit.data.folders.plan_layout`); an .npz of ``ferkit data convert``;
+            Parquet file, or a folder of them; a folder of pictures in ``label/`` or ``train/label/``, or a
+            zip or tar of one (:func:`ferkit.data.folders.plan_layout`); an .npz of ``ferkit data convert``;
             or ``cartoon``, ``cartoon:N``, ``cartoon:N:SEED`` for drawn faces.
         votes: FER+ votes (``fer2013new.csv``), joined by row; only for a table.
         labels: ``given`` keeps the source's labels; the others derive labels from the votes and leave out
@@ -91,6 +93,7 @@ def load_data(
     Raises:
         DataError: If the source cannot be read or holds invalid values; the message names file and row.
         TaxonomyError: If there is no such ``taxonomy``.
+        MissingDependencyError: If the source is a Parquet file and PyArrow is not installed.
 
     Example:
         >>> data = load_data("cartoon:70", cache=False)
@@ -257,13 +260,18 @@ def _recognise(source: str | Path, size: int, crop: CropFunction | None, skip_un
     kind = source_kind(path)
     names = list_members(path) if kind == "folder" else []
     if names and not any(map(is_picture, names)):
+        parquet = [name for name in names if name.lower().endswith(".parquet")]
         tables = [name for name in names if ".csv" in Path(name).suffixes]
-        if tables:
+        if parquet:
+            kind, names = "parquet", parquet
+        elif tables:
             raise DataError(f"{path}: a folder without pictures; name the table, such as {path / tables[0]}")
 
     def read() -> FaceDataset:
         if kind == "npz":
             return read_npz(path)
+        if kind == "parquet":
+            return read_parquet(path, names, size, skip_unreadable=skip_unreadable)
         if kind == "folder" or (kind in ("zip", "tar") and _holds_pictures(path)):
             return read_face_folder(path, size, crop=crop, skip_unreadable=skip_unreadable)
         return read_face_table(path)
