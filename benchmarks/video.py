@@ -203,9 +203,9 @@ def cost_in_accuracy(folder: Path, data: Path | None) -> Part:
     """What searching less often costs in accuracy: labelled faces of PublicTest that turn, drift and grow."""
     if data is None:
         return {"skipped": "name FER2013 with --data"}
-    from ferkit.data import load_dataset
+    from ferkit.data import load_data
 
-    dataset = load_dataset(data, drop_flat=True).of_split("PublicTest")
+    dataset = load_data(data, drop_flat=True).of_split("PublicTest")
     dataset = dataset.select(np.random.default_rng(0).permutation(len(dataset))[:PEOPLE])
     clip = folder / "labelled.mp4"
     with ClipWriter(clip, time_base=Fraction(1, RATE)) as writer:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ferkit.core import files
 from ferkit.core.classifier import FaceClassifier
 from ferkit.core.taxonomy import FER2013, FERPLUS
-from ferkit.data import load_dataset, majority_targets
+from ferkit.data import load_data, majority_targets
 from ferkit.evaluation.calibration import ece_out_of_fold
 from ferkit.evaluation.metrics import wilson_interval
 
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--model", help="a model file or an embedded model")
     parser.add_argument("--out", type=Path, default=Path("results/taxonomies"))
     args = parser.parse_args()
-    test = load_dataset(args.data, votes=args.votes).of_split("PublicTest")
+    test = load_data(args.data, votes=args.votes).of_split("PublicTest")
     assert test.votes is not None
     classifier = FaceClassifier(args.model)
     predictions = classifier.predict(np.ascontiguousarray(test.images), taxonomies=["fer2013", "ferplus"])

@@ -33,10 +33,10 @@ def shared_dir() -> Path:
 @pytest.fixture(scope="session")
 def fer2013(shared_dir: Path) -> FaceDataset:
     """The real FER2013 with its FER+ votes, read once, through the user's own cache."""
-    from ferkit.data import load_dataset
+    from ferkit.data import load_data
 
     data = shared_dir / "data"
-    return load_dataset(data / "fer2013.csv.gz", votes=data / "fer2013new.csv")
+    return load_data(data / "fer2013.csv.gz", votes=data / "fer2013new.csv")
 
 
 @pytest.hookimpl(trylast=True)

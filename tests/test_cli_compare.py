@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from ferkit.core.taxonomy import Taxonomy
-from ferkit.data import load_dataset
+from ferkit.data import load_data
 from ferkit.evaluation.subject import open_subject
 from modelzoo import write_tiny_model
 
@@ -22,7 +22,7 @@ def models(tmp_path):
 
 
 def _right(model, tta="none"):
-    faces = load_dataset(DATA).of_split("PublicTest")
+    faces = load_data(DATA).of_split("PublicTest")
     predicted = open_subject(model).predict(faces.images, tta)["fer2013"]
     return predicted.argmax(axis=1) == faces.labels
 

@@ -15,7 +15,7 @@ from ferkit.cli import run
 from ferkit.core.classifier import FaceClassifier
 from ferkit.core.modelfile import read_model, write_model
 from ferkit.core.taxonomy import FER2013, FERPLUS
-from ferkit.data import SPLITS, faces_digest, load_dataset
+from ferkit.data import SPLITS, faces_digest, load_data
 from ferkit.data.ferplus import majority_targets
 from ferkit.evaluation.calibration import temper
 from ferkit.evaluation.evaluate import evaluate_split
@@ -37,7 +37,7 @@ def taught(tmp_path_factory):
 
 def write_taught_model(path, seed):
     """Fit the heads of a small model to the faces that a vote is fitted to, by least squares."""
-    shown = load_dataset(DATA).of_split("PublicTest")
+    shown = load_data(DATA).of_split("PublicTest")
     plain = FaceClassifier(write_tiny_model(path, seed=seed))
     content, info = read_model(path)
     graph = onnx.load_from_string(content)
@@ -75,12 +75,12 @@ def ask(capsys):
 
 @pytest.fixture
 def faces():
-    return load_dataset(DATA).of_split("PublicTest")
+    return load_data(DATA).of_split("PublicTest")
 
 
 def plain_csv(folder):
     """Write faces without votes, so that only fer2013 can be fitted."""
-    source = load_dataset(DATA)
+    source = load_data(DATA)
     rows = ["emotion,pixels,Usage"]
     for image, label, split in zip(source.images, source.labels, source.split, strict=True):
         usage = ("Training", "PublicTest", "PrivateTest")[split]
@@ -122,7 +122,7 @@ def test_data_give_the_vote_a_temperature_of_its_own(ask, models, tmp_path, face
         atol=1e-6,
     )
     assert info.data["fitted_on"] == "PublicTest"
-    assert info.data["faces"] == faces_digest(load_dataset(DATA)), "known again with and without votes"
+    assert info.data["faces"] == faces_digest(load_data(DATA)), "known again with and without votes"
 
 
 def test_fitting_reports_figures_out_of_fold_beside_the_flattering_ones(ask, models, tmp_path):
@@ -269,7 +269,7 @@ def test_no_member_is_overwritten_by_whatever_name(ask, models, tmp_path, option
 def test_the_file_tells_its_figures_in_the_rows_of_an_exported_one(ask, models, tmp_path, faces):
     assert ask(*models, "-o", tmp_path / "e.onnx", "--fit", "--data", DATA).status == 0
     info = read_model(tmp_path / "e.onnx")[1]
-    whole = load_dataset(DATA)
+    whole = load_data(DATA)
     exported = summary_rows(
         evaluate_split(
             lambda crops, tta: FaceClassifier(tmp_path / "e.onnx").predict(crops, tta=tta),
@@ -316,7 +316,7 @@ def test_the_file_says_what_was_fitted_and_on_what(ask, models, tmp_path):
 
 def test_to_few_labelled_faces_nothing_is_fitted_and_the_file_is_written(ask, models, tmp_path):
     few = "cartoon:60"
-    assert len(load_dataset(few).of_split("PublicTest")) < 13
+    assert len(load_data(few).of_split("PublicTest")) < 13
     done = ask(*models, "-o", tmp_path / "e.onnx", "--fit", "--data", few, "--json", tmp_path / "e.json")
     assert done.status == 0, done.err
     assert "nothing is fitted, which takes 13, so the temperature is 1" in done.err
@@ -332,7 +332,7 @@ def test_to_few_labelled_faces_nothing_is_fitted_and_the_file_is_written(ask, mo
 
 
 def test_a_head_with_few_labelled_faces_takes_the_weights_of_the_first(models):
-    faces = load_dataset(DATA)
+    faces = load_data(DATA)
     votes = np.ones_like(faces.votes)  # nobody agrees: no majority
     shown = np.flatnonzero(faces.split == SPLITS.index("PublicTest"))
     votes[shown[:5]] = faces.votes[shown[:5]]

@@ -15,7 +15,7 @@ from ferkit.core.crops import CropGeometry
 from ferkit.core.errors import ModelFileError
 from ferkit.core.modelfile import read_model, write_model
 from ferkit.core.taxonomy import FER2013, FERPLUS, Taxonomy
-from ferkit.data import faces_digest, load_dataset
+from ferkit.data import faces_digest, load_data
 from ferkit.evaluation.calibration import temper
 from ferkit.evaluation.subject import facts_of, weights_fitted_here
 from ferkit.export.ensemble import Member, combine, load_member, normalised_weights, write_ensemble
@@ -123,7 +123,7 @@ def test_an_ensemble_can_be_a_member(members, crops, tmp_path):
 
 
 def test_a_vote_inside_votes_keeps_what_it_was_fitted_and_its_members_were_trained_on(members):
-    faces = load_dataset("cartoon:21", cache=False)
+    faces = load_data("cartoon:21", cache=False)
     own = {"faces": faces_digest(faces), "train_split": "PrivateTest"}
     fit = {
         "faces": faces_digest(faces),

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from ferkit.data import SPLITS, FaceDataset, faces_digest, load_dataset, make_dataset
+from ferkit.data import SPLITS, FaceDataset, faces_digest, load_data, make_dataset
 from ferkit.evaluation.subject import facts_of, knows_data
 from modelzoo import model_info
 
 
 @pytest.fixture
 def voted() -> FaceDataset:
-    return load_dataset("cartoon:21", cache=False)
+    return load_data("cartoon:21", cache=False)
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_data_are_known_whether_they_come_with_votes_or_without(
         facts = facts_of(model_info().model_copy(update={"data": data}), 1, None)
         assert knows_data(facts, voted)
         assert knows_data(facts, bare)
-        assert not knows_data(facts, load_dataset("cartoon:21:9", cache=False))
+        assert not knows_data(facts, load_data("cartoon:21:9", cache=False))
 
 
 def test_more_faces_in_privatetest_do_not_make_data_unknown(voted: FaceDataset) -> None:

@@ -24,11 +24,11 @@ pytest.importorskip("keras", reason="the search on a live Ray cluster needs ferk
 
 import keras  # noqa: F401  (where it is loaded, networks are counted here, not in a process of its own)
 import numpy as np
-
-from ferkit.data import load_dataset
-from ferkit.search.cluster import patient_start
 from ferkit.search.engine import Machine, Silent, draw, ray_running, resume, search
 from ferkit.search.records import Settings, read_events, read_search
+
+from ferkit.data import load_data
+from ferkit.search.cluster import patient_start
 from ferkit.search.report import write_report
 from ferkit.search.space import parse_space
 from ferkit.training.recipe import load_recipe
@@ -54,7 +54,7 @@ LOST = "the worker died (killed, out of memory, or its machine was lost)"
 
 @pytest.fixture(scope="module")
 def faces():
-    return load_dataset("cartoon:210:3", cache=False)
+    return load_data("cartoon:210:3", cache=False)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -479,7 +479,7 @@ def test_what_cannot_be_searched_is_refused_before_anything_starts(
 
 def test_a_search_goes_on_only_with_its_own_data(finished, tmp_path) -> None:
     with pytest.raises(SearchError, match="other data"):
-        resume(finished[0].folder, load_dataset("cartoon:210:4", cache=False))
+        resume(finished[0].folder, load_data("cartoon:210:4", cache=False))
 
 
 def test_where_tune_cannot_write_there_is_one_error_and_the_search_goes_on_later(

@@ -13,9 +13,10 @@ import pytest
 pytest.importorskip("ray", reason="needs ferkit[tune]")
 pytest.importorskip("optuna", reason="needs ferkit[tune]")
 
-from ferkit.data import load_dataset
 from ferkit.search.engine import Machine
 from ferkit.search.records import read_search
+
+from ferkit.data import load_data
 from ferkit.search.space import load_space
 from searchfiles import write_search
 
@@ -72,7 +73,7 @@ def study(tmp_path):
 
 
 def test_a_share_of_training_has_the_same_part_of_each_class_and_leaves_the_other_splits() -> None:
-    data = load_dataset("cartoon:700:1", cache=False)
+    data = load_data("cartoon:700:1", cache=False)
     half = search_compact.thinned(data, 0.5)
     for split in ("PublicTest", "PrivateTest"):
         assert (half.of_split(split).images == data.of_split(split).images).all()

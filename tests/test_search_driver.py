@@ -17,12 +17,13 @@ from ferkit.core.errors import OutputError, SearchError
 
 pytest.importorskip("ray", reason="needs ferkit[tune]")
 
-from ferkit import __version__
-from ferkit.search.cluster import Machine, _temporary_folder, places_of
 from ferkit.search.conductor import Conductor, _judge, _last_words, signals_kept
 from ferkit.search.engine import Silent
 from ferkit.search.propose import Gate, RandomProposer
 from ferkit.search.records import JOURNAL, LOCK, Journal, locked, read_events, read_search
+
+from ferkit import __version__
+from ferkit.search.cluster import Machine, _temporary_folder, places_of
 from ferkit.search.report import shortfall
 from ferkit.search.space import parse_space
 from ferkit.search.worker import look_around

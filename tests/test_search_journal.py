@@ -17,7 +17,7 @@ import optuna
 from filelock import UnixFileLock
 
 from ferkit.core.errors import OutputError, SearchError
-from ferkit.core.files import blaming
+from ferkit.core.files import output_errors
 from ferkit.search.sampling import CostFilter, propose
 from ferkit.search.space import load_space, parse_space
 from ferkit.search.study import JOURNAL, Settings, create_search, locked, mark_run, read_search
@@ -70,7 +70,10 @@ def test_the_journal_is_a_study_that_optuna_opens_by_itself(tmp_path) -> None:
         "print(s.study_name, s.best_value, [t.state.name for t in s.trials], s.trials[0].user_attrs['folder'])"
     )
     out = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "s" / JOURNAL)], check=True, capture_output=True, text=True
+        [sys.executable, "-c", code, str(tmp_path / "s" / JOURNAL)],
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout
     assert out == "tiny 0.5 ['COMPLETE', 'PRUNED', 'FAIL', 'RUNNING', 'WAITING'] trials/0000\n"
 
@@ -152,7 +155,7 @@ def test_a_full_disk_leaves_a_journal_that_reads_back(tmp_path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, hard))
     try:
-        with pytest.raises(OutputError, match="cannot write"), blaming(path):
+        with pytest.raises(OutputError, match="cannot write"), output_errors(path):
             search.add(propose(1, known))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -17,7 +17,7 @@ pytest.importorskip("keras", reason="needs ferkit[train]")
 import keras
 
 from ferkit.core.taxonomy import FER2013, FERPLUS, Taxonomy
-from ferkit.data import load_dataset
+from ferkit.data import load_data
 from ferkit.data.cartoon import draw_faces
 from ferkit.export import run as release
 from ferkit.export.graph import quantized, to_onnx
@@ -36,7 +36,7 @@ FER2013_SIZES = {
 
 @pytest.fixture(scope="module")
 def faces():
-    return load_dataset("cartoon:400:3", cache=False)
+    return load_data("cartoon:400:3", cache=False)
 
 
 @pytest.fixture(scope="module")
@@ -280,7 +280,7 @@ def test_a_default_that_is_no_head_of_the_network_is_refused(run, faces, tmp_pat
 
 def test_data_of_another_run_is_refused(run, tmp_path):
     with pytest.raises(DataError, match="is not the data of this run"):
-        release.export_run(run, tmp_path / "o.onnx", load_dataset("cartoon:400:4", cache=False))
+        release.export_run(run, tmp_path / "o.onnx", load_data("cartoon:400:4", cache=False))
 
 
 def test_too_few_or_too_easy_faces_leave_the_temperature_at_one():

@@ -86,7 +86,7 @@ def ensemble(
     measured on faces that each fit had not seen.
     """
     from ferkit.core import files
-    from ferkit.data import faces_digest, load_dataset, select_faces
+    from ferkit.data import faces_digest, load_data, select_faces
     from ferkit.evaluation.ensemble_weights import LEAST_FACES
     from ferkit.evaluation.evaluate import SELECTION_SPLIT
     from ferkit.evaluation.report import MIB
@@ -129,7 +129,7 @@ def ensemble(
     rows: list[dict[str, Any]] = []
     if data is not None:
         side, by = members[0].info.input_size, members[0].info.name
-        whole = load_dataset(data, votes=votes, size=side, needed_by=by, heads=shared_taxonomies(members))
+        whole = load_data(data, votes=votes, size=side, needed_by=by, heads=shared_taxonomies(members))
         dataset = select_faces(whole, drop_flat=drop_flat)
         fitted = vote_on_split(
             members, dataset, split=split, weights=given, fit_weights=fit, threads=threads, progress=remark

@@ -56,7 +56,7 @@ def export(
 
     load_keras()
     require("tf2onnx", "train")
-    from ferkit.data import load_dataset
+    from ferkit.data import load_data
     from ferkit.export.card import render_card
     from ferkit.export.run import export_run, write_training_weights
     from ferkit.training.runs import load_run
@@ -68,9 +68,7 @@ def export(
     release = export_run(
         loaded,
         target,
-        load_dataset(
-            data, votes=votes, size=loaded.input_size, needed_by=f"run {run}", heads=loaded.taxonomies
-        ),
+        load_data(data, votes=votes, size=loaded.input_size, needed_by=f"run {run}", heads=loaded.taxonomies),
         name=name,
         version=version,
         precision=precision,

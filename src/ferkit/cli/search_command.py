@@ -123,7 +123,7 @@ def search(
     the recipe of the best trial for `ferkit train --recipe`. Ctrl-C keeps what is done; --resume continues.
     """
     from ferkit.core.errors import FerkitError, OutputError, SearchError
-    from ferkit.data import load_dataset
+    from ferkit.data import load_data
     from ferkit.search import driver, report
     from ferkit.search.cluster import Machine
     from ferkit.search.space import load_space
@@ -161,13 +161,13 @@ def search(
     if resume is None:
         settings = Settings(trials=20 if trials is None else trials, **given, **budget)
         loaded = load_space(str(space), overrides or ())
-        dataset = load_dataset(data, votes=votes)
+        dataset = load_data(data, votes=votes)
         if draw_only:
             _print_trials(driver.sample(loaded, dataset, settings))
             return
         folder = out or Path("runs") / f"search-{loaded.name}"
     else:
-        folder, dataset = resume, load_dataset(data, votes=votes)
+        folder, dataset = resume, load_data(data, votes=votes)
     how: dict[str, Any] = {"machine": machine, "callbacks": [progress], "command": command}
     try:
         if resume is None:

@@ -335,7 +335,7 @@ def compare(
     Args:
         first: A model file, the folder of a run, the name of an embedded model, or an opened model.
         second: Another.
-        data: Labelled faces, as :func:`ferkit.data.load_dataset` takes them, or a data set.
+        data: Labelled faces, as :func:`ferkit.data.load_data` takes them, or a data set.
         votes: FER+ votes, for a csv; adds the FER+ labels.
         split: Training, PublicTest, PrivateTest, or ``all``.
         tta: Name of the test-time augmentation.

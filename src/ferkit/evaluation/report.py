@@ -13,7 +13,7 @@ from ferkit import __version__
 from ferkit.core import files
 from ferkit.core.crops import TTA_MODES
 from ferkit.core.errors import DataError
-from ferkit.data import FaceDataset, load_dataset, select_faces
+from ferkit.data import FaceDataset, load_data, select_faces
 from ferkit.evaluation.evaluate import (
     EVERYTHING,
     SELECTION_SPLIT,
@@ -179,7 +179,7 @@ def evaluate(
     Args:
         model: A model file, the folder of a run, the name of an embedded model, None for the default one, or
             an opened model.
-        data: Labelled faces, as :func:`ferkit.data.load_dataset` takes them, or a data set.
+        data: Labelled faces, as :func:`ferkit.data.load_data` takes them, or a data set.
         votes: FER+ votes (``fer2013new.csv``), for a csv; adds scores on the FER+ labels.
         split: Training, PublicTest, PrivateTest, or ``all``. A tenth of data without splits is PublicTest.
         tta: One test-time augmentation or several: ``none``, ``flip``, ``ten-crop``.
@@ -246,13 +246,13 @@ def load_for(
     Raises:
         DataError: If they cannot be read, or have another size than the model's.
     """
-    return load_dataset(
+    return load_data(
         os.fspath(data),
         votes=None if votes is None else Path(votes),
         size=subject.input_size,
         needed_by=subject.facts.name,
         heads=tuple(subject.heads.values()),
-        tell_held_out=split != EVERYTHING,
+        warn_hold_out=split != EVERYTHING,
     )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from optuna.trial import TrialState
 
 from ferkit.core.errors import ModelError, OutputError, SearchError
-from ferkit.core.files import blaming
+from ferkit.core.files import output_errors
 from ferkit.core.runtime import usable_cores
 from ferkit.data import FaceDataset
 from ferkit.search.cluster import Machine, check_nodes, count_gpus, count_slots, ray_running
@@ -156,7 +156,7 @@ def resume(
     """
     folder, machine = Path(out).absolute(), machine or Machine()
     _refuse_other_data(read_search(folder), dataset)
-    with locked(folder), blaming(folder / JOURNAL):
+    with locked(folder), output_errors(folder / JOURNAL):
         found = read_search(folder)
         if trials is not None and trials < len(found.trials):
             raise SearchError(f"{folder} has {len(found.trials)} trials already. Received: --trials {trials}")
@@ -352,7 +352,7 @@ class _Driver:
         import ray
 
         try:
-            with self._signals_deferred(), blaming(self.search.folder / JOURNAL):
+            with self._signals_deferred(), output_errors(self.search.folder / JOURNAL):
                 for trial in trials:
                     self.search.add(trial)
                 self._call("on_search_begin", self.search, count_slots(self.machine))

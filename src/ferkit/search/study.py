@@ -16,7 +16,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState
 
 from ferkit.core.errors import OutputError, SearchError
-from ferkit.core.files import blaming, replacing, write_json
+from ferkit.core.files import output_errors, replacing, write_json
 from ferkit.search.space import Space, Values, parse_space
 from ferkit.training.history import Row
 from ferkit.training.recipe import dump_recipe, parse_recipe
@@ -347,6 +347,6 @@ def locked(folder: Path) -> Iterator[None]:
         ) from error
     with lock:
         if path.exists():
-            with blaming(path), path.open("r+b") as journal:
+            with output_errors(path), path.open("r+b") as journal:
                 journal.truncate(journal.read().rfind(b"\n") + 1)
         yield

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TextIO, Unpack
 
 from ferkit.core.errors import OutputError, VideoError
 from ferkit.core.extras import require
-from ferkit.core.files import blaming, replacing
+from ferkit.core.files import output_errors, replacing
 from ferkit.recognize.sinks import CSVSink, JSONLinesSink, ResultSink
 from ferkit.video.channel import Sink
 from ferkit.video.clip import ClipFrame
@@ -136,7 +136,7 @@ def process_video(
             )
             for result, frame in pairs:
                 for place, table in tables:
-                    with blaming("the standard output" if place == STDOUT else place):
+                    with output_errors("the standard output" if place == STDOUT else place):
                         table.write(result)
                 timeline.add(result)
                 if draw is not None and frame is not None:
