@@ -10,7 +10,7 @@ import pytest
 
 from ferkit.core.taxonomy import Taxonomy
 from ferkit.data import load_dataset
-from ferkit.evaluation.subject import open_subject
+from ferkit.evaluation.model import open_model
 from modelzoo import write_tiny_model
 
 DATA = "cartoon:150"
@@ -23,7 +23,7 @@ def models(tmp_path):
 
 def _right(model, tta="none"):
     faces = load_dataset(DATA).of_split("PublicTest")
-    answers = open_subject(model).predict(faces.images, tta)["fer2013"]
+    answers = open_model(model).predict(faces.images, tta)["fer2013"]
     return answers.argmax(axis=1) == faces.labels
 
 

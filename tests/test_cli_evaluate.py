@@ -17,7 +17,7 @@ from ferkit.core.modelfile import write_model
 from ferkit.core.taxonomy import FER2013, Taxonomy
 from ferkit.data import SPLITS, faces_digest, load_dataset
 from ferkit.data.cartoon import draw_faces
-from ferkit.evaluation.subject import open_subject
+from ferkit.evaluation.model import open_model
 from modelzoo import graph_bytes, model_info, write_tiny_model
 
 DATA = "cartoon:150"
@@ -117,7 +117,7 @@ def test_what_was_answered_about_each_face_is_written_when_asked_for(ask, model,
     assert [row["label"] for row in rows] == [FER2013.labels[data.labels[k]] for k in where]
     told = np.array([[float(row[f"fer2013 {label}"]) for label in FER2013.labels] for row in rows])
     np.testing.assert_allclose(
-        told, open_subject(model).predict(data.images[where], "flip")["fer2013"], atol=1e-6
+        told, open_model(model).predict(data.images[where], "flip")["fer2013"], atol=1e-6
     )
     scores = json.loads((tmp_path / "a.json").read_text())["tta_modes"][1]["scores"][0]
     assert (len(rows), (told.argmax(axis=1) == data.labels[where]).sum()) == (scores["n"], scores["correct"])
@@ -143,7 +143,10 @@ def test_a_vote_is_in_sample_where_its_weights_were_fitted_and_its_file_tells_wh
     ]
     assert f"fer2013 {100 * told['accuracy']:.2f} % (" in done.out
     single, flip, _ = (entry["scores"][0] for entry in content["tta_modes"])
-    assert (single["nll_out_of_fold"], single["ece_out_of_fold"]) == (told["nll"], told["ece"])
+    assert (single["nll_out_of_fold"], single["ece_out_of_fold"]) == (
+        told["nll_out_of_fold"],
+        told["ece_out_of_fold"],
+    )
     assert single["ece_out_of_fold"] != single["ece"]
     assert (flip["nll_out_of_fold"], flip["ece_out_of_fold"]) == (None, None)
 
@@ -362,7 +365,7 @@ def small_run(tmp_path_factory):
 def test_a_run_and_the_file_exported_from_it_give_the_same_figures(small_run, ask, tmp_path):
     exported = tmp_path / "little.onnx"
     assert ask("export", small_run, "--data", DATA, "-o", exported).status == 0
-    keras, onnx = open_subject(small_run), open_subject(exported)
+    keras, onnx = open_model(small_run), open_model(exported)
     faces = load_dataset(DATA).of_split("PublicTest").images
     for tta in ("none", "flip", "ten-crop"):
         confusions = []
@@ -387,7 +390,7 @@ def test_ten_crop_of_a_run_shifts_by_what_the_network_cuts_off(small_run):
     faces = np.zeros((1, 48, 48), np.uint8)
     framed = np.full((1, 48, 48), 255, np.uint8)
     framed[:, 4:-4, 4:-4] = 0
-    predict = open_subject(small_run).predict
+    predict = open_model(small_run).predict
     single = [predict(f, "none")["fer2013"] for f in (faces, framed)]
     crops = [predict(f, "ten-crop")["fer2013"] for f in (faces, framed)]
     np.testing.assert_array_equal(*single)
@@ -399,4 +402,4 @@ def test_a_run_that_wants_other_faces_says_so(small_run):
     from ferkit.core.errors import DataError
 
     with pytest.raises(DataError, match="faces of 48 pixels"):
-        open_subject(small_run).predict(np.zeros((1, 64, 64), np.uint8), "none")
+        open_model(small_run).predict(np.zeros((1, 64, 64), np.uint8), "none")

@@ -13,10 +13,10 @@ import pytest
 from ferkit.core.errors import DataError, OutputError
 from ferkit.core.taxonomy import FER2013, FERPLUS
 from ferkit.evaluation.evaluate import Evaluation, TtaScores, measure
+from ferkit.evaluation.model import ModelFacts
 from ferkit.evaluation.plots import draw_confusion
 from ferkit.evaluation.report import Report, format_report, report_as_json, write_report
 from ferkit.evaluation.results import COLUMNS, read_results, rows_of, update_results
-from ferkit.evaluation.subject import ModelFacts
 
 FACTS = ModelFacts(
     name="small",

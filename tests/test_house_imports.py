@@ -63,7 +63,7 @@ def test_ground_and_instrument_import_where_no_extra_is_installed() -> None:
         BLOCK
         + """
 import importlib, pkgutil, ferkit
-lab = ("data", "augment", "models", "training", "search", "ensemble", "evaluation", "cli", "__main__")
+lab = ("data", "augment", "models", "training", "search", "export", "evaluation", "cli", "__main__")
 for module in pkgutil.walk_packages(ferkit.__path__, "ferkit."):
     if module.name.split(".")[1] not in lab:
         importlib.import_module(module.name)

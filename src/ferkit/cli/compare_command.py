@@ -91,9 +91,9 @@ def compare(
     )
     from ferkit.evaluation.compare import compare as measure
     from ferkit.evaluation.evaluate import EVERYTHING, faces_to_measure
-    from ferkit.evaluation.subject import knows_data, open_subject, weights_fitted_here
+    from ferkit.evaluation.model import knows_data, open_model, weights_fitted_here
 
-    one, other = (open_subject(model, threads=threads) for model in (first, second))
+    one, other = (open_model(model, threads=threads) for model in (first, second))
     heads = shared_heads(one.heads, other.heads, taxonomy)
     if one.input_size != other.input_size:
         raise DataError(

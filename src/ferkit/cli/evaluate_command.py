@@ -187,16 +187,16 @@ def evaluate(
     from ferkit.evaluation.answers import measured_rows, recorded, write_answers
     from ferkit.evaluation.evaluate import EVERYTHING, SELECTION_SPLIT
     from ferkit.evaluation.evaluate import evaluate as measure
+    from ferkit.evaluation.model import knows_data, open_model, weights_fitted_here, with_held_out
     from ferkit.evaluation.report import Report, format_report, report_as_json, write_report
     from ferkit.evaluation.results import read_results, rows_of, update_results
-    from ferkit.evaluation.subject import knows_data, open_subject, weights_fitted_here, with_held_out
 
     if tta not in (*TTA_MODES, "all"):
         raise typer.BadParameter(f"{tta!r} is none of {', '.join(TTA_MODES)}, all", param_hint="--tta")
     if results is not None:
         # A file that is no table of results is noticed now, not after the measuring.
         read_results(results)
-    subject = open_subject(model, threads=threads)
+    subject = open_model(model, threads=threads)
     whole = load_dataset(
         data,
         votes=votes,

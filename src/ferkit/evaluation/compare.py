@@ -17,6 +17,7 @@ from ferkit.core.taxonomy import Taxonomy
 from ferkit.data.dataset import FaceDataset
 from ferkit.evaluation.evaluate import SELECTION_SPLIT, Predict, faces_to_measure, targets_for
 from ferkit.evaluation.metrics import checked_probabilities, log_losses
+from ferkit.evaluation.model import ModelFacts
 from ferkit.evaluation.report import (
     IN_SAMPLE,
     cautions,
@@ -26,7 +27,6 @@ from ferkit.evaluation.report import (
     split_label,
     table,
 )
-from ferkit.evaluation.subject import ModelFacts
 
 LEVEL = 0.05
 """Two models are told apart where chance alone would do as much in less than this share of such data sets."""

@@ -58,7 +58,7 @@ class Scores:
         ece: Expected calibration error (top label, 15 bins), as the model answers.
         nll_out_of_fold: NLL under temperatures that were fitted without the measured faces; None if there
             are too few faces. Of a vote whose weights were fitted on them: what its file tells of votes that
-            were not, None if it tells nothing (:func:`ferkit.evaluation.subject.with_held_out`).
+            were not, None if it tells nothing (:func:`ferkit.evaluation.model.with_held_out`).
         ece_out_of_fold: ECE under the same.
         classes: Scores of each class.
         confusion: Counts, row = true class, column = answered class.

@@ -9,7 +9,7 @@ from typing import Any
 
 from ferkit.core import files
 from ferkit.evaluation.evaluate import EVERYTHING, SELECTION_SPLIT, Evaluation, Scores, TtaScores
-from ferkit.evaluation.subject import ModelFacts
+from ferkit.evaluation.model import ModelFacts
 
 MIB = 1 << 20
 
@@ -30,10 +30,10 @@ class Report:
         date: Day of the measurement, ISO 8601.
         ferkit_version: Version that measured.
         known_data: Whether the data are those that the model was trained and selected on
-            (:func:`ferkit.evaluation.subject.knows_data`).
+            (:func:`ferkit.evaluation.model.knows_data`).
         split_named: Whether the data name the split; otherwise it was held out when they were loaded.
         in_sample: Whether weights of the vote were fitted on these faces
-            (:func:`ferkit.evaluation.subject.weights_fitted_here`).
+            (:func:`ferkit.evaluation.model.weights_fitted_here`).
     """
 
     model: ModelFacts
