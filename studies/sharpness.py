@@ -4,8 +4,8 @@
 
 First, the power of FER2013's faces that is left after augmentation, by bands of spatial frequency. Second,
 the accuracy and loss of finished runs with the moving averages of training, and with statistics re-estimated
-on 8,192 training faces: augmented as in training, with cubic interpolation, in brightness and contrast only, and
-unchanged. No weight changes. Writes sharpness.json and sharpness.md.
+on 8,192 training faces: augmented as in training, with cubic interpolation, in brightness and contrast only,
+and unchanged. No weight changes. Writes sharpness.json and sharpness.md.
 """
 
 from __future__ import annotations

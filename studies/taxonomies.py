@@ -147,7 +147,7 @@ def as_markdown(report: dict[str, Any]) -> str:
             f"accuracy {percent(figures['accuracy'])} % ({percent(figures['interval'][0])}-"
             f"{percent(figures['interval'][1])}), calibration error out of fold {figures['ece']:.3f}; "
             + ", ".join(
-                f"{percent(c['share'])} % of the predictions have a confidence of {100 * c['at_least']:.0f} % "
+                f"{percent(c['share'])} % of predictions have a confidence of {100 * c['at_least']:.0f} % "
                 f"or more, and {percent(c['accuracy'])} % of these are right"
                 for c in figures["confident"]
             ),

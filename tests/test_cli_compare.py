@@ -10,7 +10,7 @@ import pytest
 
 from ferkit.core.taxonomy import Taxonomy
 from ferkit.data import load_data
-from ferkit.evaluation.subject import open_subject
+from ferkit.evaluation.model import open_model
 from modelzoo import write_tiny_model
 
 DATA = "cartoon:150"
@@ -23,7 +23,7 @@ def models(tmp_path):
 
 def _right(model, tta="none"):
     faces = load_data(DATA).of_split("PublicTest")
-    predicted = open_subject(model).predict(faces.images, tta)["fer2013"]
+    predicted = open_model(model).predict(faces.images, tta)["fer2013"]
     return predicted.argmax(axis=1) == faces.labels
 
 

@@ -19,7 +19,7 @@ from ferkit.core.modelfile import write_model
 from ferkit.core.taxonomy import FER2013, Taxonomy
 from ferkit.data import SPLITS, faces_digest, load_data
 from ferkit.data.cartoon import draw_faces
-from ferkit.evaluation.subject import open_subject
+from ferkit.evaluation.model import open_model
 from modelzoo import graph_bytes, model_info, write_tiny_model
 
 DATA = "cartoon:150"
@@ -119,7 +119,7 @@ def test_the_predictions_for_each_face_are_written_on_request(ask, model, tmp_pa
     assert [row["label"] for row in rows] == [FER2013.labels[data.labels[k]] for k in where]
     written = np.array([[float(row[f"fer2013 {label}"]) for label in FER2013.labels] for row in rows])
     np.testing.assert_allclose(
-        written, open_subject(model).predict(data.images[where], "flip")["fer2013"], atol=1e-6
+        written, open_model(model).predict(data.images[where], "flip")["fer2013"], atol=1e-6
     )
     scores = json.loads((tmp_path / "a.json").read_text())["tta_modes"][1]["scores"][0]
     assert (len(rows), (written.argmax(axis=1) == data.labels[where]).sum()) == (
@@ -384,7 +384,7 @@ def small_run(tmp_path_factory):
 def test_a_run_and_the_file_exported_from_it_give_the_same_figures(small_run, ask, tmp_path):
     exported = tmp_path / "little.onnx"
     assert ask("export", small_run, "--data", DATA, "-o", exported).status == 0
-    keras, onnx = open_subject(small_run), open_subject(exported)
+    keras, onnx = open_model(small_run), open_model(exported)
     faces = load_data(DATA).of_split("PublicTest").images
     for tta in ("none", "flip", "ten-crop"):
         confusions = []
@@ -409,7 +409,7 @@ def test_ten_crop_of_a_run_shifts_by_the_margin_outside_the_view(small_run):
     faces = np.zeros((1, 48, 48), np.uint8)
     framed = np.full((1, 48, 48), 255, np.uint8)
     framed[:, 4:-4, 4:-4] = 0
-    predict = open_subject(small_run).predict
+    predict = open_model(small_run).predict
     plain = [predict(f, "none")["fer2013"] for f in (faces, framed)]
     crops = [predict(f, "ten-crop")["fer2013"] for f in (faces, framed)]
     np.testing.assert_array_equal(*plain)
@@ -421,4 +421,4 @@ def test_a_run_refuses_faces_of_another_size(small_run):
     from ferkit.core.errors import DataError
 
     with pytest.raises(DataError, match="faces of 48 pixels"):
-        open_subject(small_run).predict(np.zeros((1, 64, 64), np.uint8), "none")
+        open_model(small_run).predict(np.zeros((1, 64, 64), np.uint8), "none")

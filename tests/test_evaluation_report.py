@@ -19,10 +19,10 @@ from ferkit.core.taxonomy import FER2013, FERPLUS
 from ferkit.data import load_data
 from ferkit.evaluation.evaluate import Evaluation, TtaScores, measure
 from ferkit.evaluation.metrics import per_class
+from ferkit.evaluation.model import ModelFacts
 from ferkit.evaluation.plots import draw_confusion
 from ferkit.evaluation.report import Report
 from ferkit.evaluation.results import COLUMNS, read_results, rows_of, update_results
-from ferkit.evaluation.subject import ModelFacts
 from ferkit.evaluation.text import class_table, confusion_table
 from modelzoo import write_tiny_model
 

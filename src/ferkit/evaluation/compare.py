@@ -20,6 +20,7 @@ from ferkit.core.taxonomy import Taxonomy
 from ferkit.data import FaceDataset, select_faces
 from ferkit.evaluation.evaluate import SELECTION_SPLIT, faces_to_measure, targets_for
 from ferkit.evaluation.metrics import checked_probabilities, log_losses
+from ferkit.evaluation.model import EvaluatedModel, ModelFacts, knows_data, open_model, weights_fitted_here
 from ferkit.evaluation.report import (
     IN_SAMPLE,
     cautions,
@@ -28,7 +29,6 @@ from ferkit.evaluation.report import (
     load_for,
     split_label,
 )
-from ferkit.evaluation.subject import ModelFacts, Subject, knows_data, open_subject, weights_fitted_here
 from ferkit.evaluation.text import paragraph, percent, table
 
 LEVEL = 0.05
@@ -317,8 +317,8 @@ def shared_heads(
 
 
 def compare(
-    first: str | os.PathLike[str] | Subject | None,
-    second: str | os.PathLike[str] | Subject | None,
+    first: str | os.PathLike[str] | EvaluatedModel | None,
+    second: str | os.PathLike[str] | EvaluatedModel | None,
     data: str | os.PathLike[str] | FaceDataset,
     *,
     votes: str | os.PathLike[str] | None = None,
@@ -349,7 +349,9 @@ def compare(
         TaxonomyError: If the models have no taxonomy in common.
         FerkitError: If a model cannot be opened, or a library for it is not installed.
     """
-    one, other = (m if isinstance(m, Subject) else open_subject(m, threads=threads) for m in (first, second))
+    one, other = (
+        m if isinstance(m, EvaluatedModel) else open_model(m, threads=threads) for m in (first, second)
+    )
     heads = shared_heads(one.heads, other.heads, taxonomy)
     if one.input_size != other.input_size:
         raise DataError(

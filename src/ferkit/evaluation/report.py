@@ -22,15 +22,15 @@ from ferkit.evaluation.evaluate import (
     TtaScores,
     evaluate_split,
 )
-from ferkit.evaluation.predictions import Predictions, measured_rows
-from ferkit.evaluation.subject import (
+from ferkit.evaluation.model import (
+    EvaluatedModel,
     ModelFacts,
-    Subject,
     knows_data,
-    open_subject,
+    open_model,
     weights_fitted_here,
     with_held_out,
 )
+from ferkit.evaluation.predictions import Predictions, measured_rows
 from ferkit.evaluation.text import class_table, confusion_table, number, paragraph, percent, percents, table
 
 MIB = 1 << 20
@@ -52,10 +52,10 @@ class Report:
         date: Day of the measurement, ISO 8601.
         ferkit_version: Version that measured.
         known_data: Whether the model was trained, selected or fitted on these data
-            (:func:`ferkit.evaluation.subject.knows_data`).
+            (:func:`ferkit.evaluation.model.knows_data`).
         split_named: Whether the data name the split; otherwise it was held out when they were loaded.
         in_sample: Whether weights of the ensemble were fitted on these faces
-            (:func:`ferkit.evaluation.subject.weights_fitted_here`).
+            (:func:`ferkit.evaluation.model.weights_fitted_here`).
         predictions: The probabilities behind the scores.
     """
 
@@ -163,7 +163,7 @@ class Report:
 
 
 def evaluate(
-    model: str | os.PathLike[str] | Subject | None,
+    model: str | os.PathLike[str] | EvaluatedModel | None,
     data: str | os.PathLike[str] | FaceDataset,
     *,
     votes: str | os.PathLike[str] | None = None,
@@ -203,7 +203,7 @@ def evaluate(
     modes = (tta,) if isinstance(tta, str) else tuple(tta)
     if unknown := [mode for mode in modes if mode not in TTA_MODES]:
         raise DataError(f"unknown test-time augmentation {unknown[0]!r}; known are {', '.join(TTA_MODES)}")
-    subject = model if isinstance(model, Subject) else open_subject(model, threads=threads)
+    subject = model if isinstance(model, EvaluatedModel) else open_model(model, threads=threads)
     whole = data if isinstance(data, FaceDataset) else load_for(subject, data, votes=votes, split=split)
     facts = subject.facts
     evaluation = evaluate_split(
@@ -235,7 +235,7 @@ def evaluate(
 
 
 def load_for(
-    subject: Subject,
+    subject: EvaluatedModel,
     data: str | os.PathLike[str],
     *,
     votes: str | os.PathLike[str] | None,

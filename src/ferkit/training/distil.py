@@ -324,7 +324,7 @@ def _shared_heads(
     """Return the heads that a teacher is asked for, or refuse it."""
     if info.members and not calibrated:
         raise TrainingError(
-            f"teacher {teacher} is an ensemble of {', '.join(str(m['name']) for m in info.members)}. Before "
+            f"teacher {teacher} is an ensemble of {', '.join(m.name for m in info.members)}. Before "
             "calibration (distil.calibrated = false) only the vote's temperature could be undone, not its "
             "members': name its members instead, or set distil.calibrated=true"
         )
