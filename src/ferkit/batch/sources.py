@@ -16,7 +16,7 @@ from ferkit.batch.copies import read_signature
 from ferkit.core.errors import ImageError
 from ferkit.core.files import RealPaths
 from ferkit.core.images import SUFFIXES, is_url
-from ferkit.video.channel import in_background
+from ferkit.video.channel import read_ahead
 
 _UNSUPPORTED = (
     *(".heic", ".heif", ".hif", ".jxl", ".jp2", ".psd"),  # of phones, browsers, editors
@@ -143,7 +143,7 @@ class Lookup:
 
     def __iter__(self) -> Iterator[str | ImageError]:
         """Yield the photos; to be called once."""
-        return in_background(self._count(), limit=sys.maxsize, weigh=lambda _: 1)
+        return read_ahead(self._count(), limit=sys.maxsize, weigh=lambda _: 1)
 
     @property
     def total(self) -> str:
