@@ -18,9 +18,10 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from ferkit.data import load_dataset
 from ferkit.search.engine import Machine, search
 from ferkit.search.records import JOURNAL, Settings, read_events
+
+from ferkit.data import load_data
 from ferkit.search.report import summary
 from ferkit.search.space import parse_space
 
@@ -96,7 +97,7 @@ class Memory(threading.Thread):
 
 def measure(trials: int, parallel: int) -> dict[str, Any]:
     """Run a search and return what it cost."""
-    data = load_dataset("cartoon:700:1", cache=False)
+    data = load_data("cartoon:700:1", cache=False)
     memory = Memory()
     memory.start()
     with tempfile.TemporaryDirectory() as folder:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from ferkit.core import files
 from ferkit.core.classifier import FaceClassifier
 from ferkit.core.crops import CropGeometry, crop_corners, crop_faces
-from ferkit.data import load_dataset
+from ferkit.data import load_data
 from ferkit.detect import Detection
 from ferkit.detect.centerface import CenterFace
 from ferkit.evaluation.metrics import expected_calibration_error, negative_log_likelihood, wilson_interval
@@ -258,7 +258,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=None, help="PublicTest images, for a quick trial")
     arguments = parser.parse_args()
 
-    dataset = load_dataset(arguments.data, drop_flat=True)
+    dataset = load_data(arguments.data, drop_flat=True)
     training, public = dataset.of_split("Training"), dataset.of_split("PublicTest")
     chosen = np.random.default_rng(0).permutation(len(training.images))[: arguments.faces]
     detector, model = CenterFace(), FaceClassifier(arguments.model)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ferkit.core import files
 from ferkit.core.classifier import FaceClassifier
-from ferkit.data import load_dataset, majority_targets
+from ferkit.data import load_data, majority_targets
 from ferkit.data.ferplus import to_fer2013
 from ferkit.evaluation.metrics import wilson_interval
 
@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", required=True, help="model files or embedded models")
     parser.add_argument("--out", type=Path, default=Path("results/errors"))
     args = parser.parse_args()
-    test = load_dataset(args.data, votes=args.votes).of_split("PublicTest")
+    test = load_data(args.data, votes=args.votes).of_split("PublicTest")
     if test.votes is None or not len(test):
         parser.error(f"{args.data} has no PublicTest faces with votes")
     labels = np.asarray(test.labels)

@@ -32,11 +32,11 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+from ferkit.search.records import SETTINGS, Search, Settings, Trial, read_search
 
 from ferkit.core.files import write_json, write_text
-from ferkit.data import SPLITS, FaceDataset, load_dataset
+from ferkit.data import SPLITS, FaceDataset, load_data
 from ferkit.search import engine, plots, report
-from ferkit.search.records import SETTINGS, Search, Settings, Trial, read_search
 from ferkit.search.space import Space, load_space, spell
 from ferkit.training.recipe import load_recipe
 
@@ -103,7 +103,7 @@ class Study:
 
     def faces(self) -> FaceDataset:
         """Return the data: PublicTest whole, and the share of Training."""
-        return thinned(load_dataset(self.data), self.share)
+        return thinned(load_data(self.data), self.share)
 
 
 def thinned(data: FaceDataset, share: float, seed: int = 1) -> FaceDataset:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ferkit.augment import PRESETS, AugmentConfig, Augmenter
 from ferkit.core import files
 from ferkit.core.errors import TrainingError
-from ferkit.data import load_dataset
+from ferkit.data import load_data
 from ferkit.evaluation.metrics import negative_log_likelihood
 from ferkit.training import runs, state
 from ferkit.training.inference import predict_probabilities
@@ -142,7 +142,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, nargs="+", required=True, help="folders of finished runs")
     parser.add_argument("--out", type=Path, default=Path("results/sharpness"))
     args = parser.parse_args()
-    dataset = load_dataset(args.data)
+    dataset = load_data(args.data)
     training = np.asarray(dataset.of_split("Training").images)
     test = dataset.of_split("PublicTest")
     sample = training[np.random.default_rng(0).permutation(len(training))[:2048]]

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from ferkit.core import files
 from ferkit.core.classifier import FaceClassifier
 from ferkit.core.taxonomy import FER2013, FERPLUS
-from ferkit.data import load_dataset, majority_targets
+from ferkit.data import load_data, majority_targets
 from ferkit.evaluation.calibration import temper_out_of_fold
 from ferkit.evaluation.metrics import expected_calibration_error, wilson_interval
 
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument("--model", help="a model file or an embedded model")
     parser.add_argument("--out", type=Path, default=Path("results/taxonomies"))
     args = parser.parse_args()
-    test = load_dataset(args.data, votes=args.votes).of_split("PublicTest")
+    test = load_data(args.data, votes=args.votes).of_split("PublicTest")
     assert test.votes is not None
     classifier = FaceClassifier(args.model)
     predictions = classifier.predict(np.ascontiguousarray(test.images), taxonomies=["fer2013", "ferplus"])
@@ -147,7 +147,7 @@ def as_markdown(report: dict[str, Any]) -> str:
             f"accuracy {percent(figures['accuracy'])} % ({percent(figures['interval'][0])}-"
             f"{percent(figures['interval'][1])}), calibration error out of fold {figures['ece']:.3f}; "
             + ", ".join(
-                f"{percent(c['share'])} % of the predictions have confidence {100 * c['at_least']:.0f} % "
+                f"{percent(c['share'])} % of predictions have a confidence of {100 * c['at_least']:.0f} % "
                 f"or more, and {percent(c['accuracy'])} % of these are right"
                 for c in figures["confident"]
             ),

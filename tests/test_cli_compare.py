@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from ferkit.core.taxonomy import Taxonomy
-from ferkit.data import load_dataset
-from ferkit.evaluation.subject import open_subject
+from ferkit.data import load_data
+from ferkit.evaluation.model import open_model
 from modelzoo import write_tiny_model
 
 DATA = "cartoon:150"
@@ -22,8 +22,8 @@ def models(tmp_path):
 
 
 def _right(model, tta="none"):
-    faces = load_dataset(DATA).of_split("PublicTest")
-    predicted = open_subject(model).predict(faces.images, tta)["fer2013"]
+    faces = load_data(DATA).of_split("PublicTest")
+    predicted = open_model(model).predict(faces.images, tta)["fer2013"]
     return predicted.argmax(axis=1) == faces.labels
 
 

@@ -17,9 +17,9 @@ from facefiles import csv_text, face_row
 from ferkit.core.images import write_image
 from ferkit.core.modelfile import write_model
 from ferkit.core.taxonomy import FER2013, Taxonomy
-from ferkit.data import SPLITS, faces_digest, load_dataset
+from ferkit.data import SPLITS, faces_digest, load_data
 from ferkit.data.cartoon import draw_faces
-from ferkit.evaluation.subject import open_subject
+from ferkit.evaluation.model import open_model
 from modelzoo import graph_bytes, model_info, write_tiny_model
 
 DATA = "cartoon:150"
@@ -77,7 +77,7 @@ def test_a_row_has_digests_of_the_model_file_and_the_faces(ask, model, tmp_path)
     with (tmp_path / "r.csv").open(newline="") as table:
         (row,) = csv.DictReader(table)
     assert row["sha256"] == hashlib.sha256(Path(model).read_bytes()).hexdigest()[:16]
-    assert (row["data"], row["faces"]) == (DATA, faces_digest(load_dataset(DATA).of_split("PublicTest"))[:16])
+    assert (row["data"], row["faces"]) == (DATA, faces_digest(load_data(DATA).of_split("PublicTest"))[:16])
 
 
 def test_another_model_of_the_same_name_replaces_a_row_only_with_overwrite(ask, model, tmp_path):
@@ -113,13 +113,13 @@ def test_the_predictions_for_each_face_are_written_on_request(ask, model, tmp_pa
     assert done.status == 0
     with (tmp_path / "a.csv").open(newline="") as table:
         rows = [row for row in csv.DictReader(table) if row["tta"] == "flip"]
-    data = load_dataset(DATA)
+    data = load_data(DATA)
     where = [int(row["row"]) for row in rows]
     assert {SPLITS[data.split[k]] for k in where} == {row["split"] for row in rows}
     assert [row["label"] for row in rows] == [FER2013.labels[data.labels[k]] for k in where]
     written = np.array([[float(row[f"fer2013 {label}"]) for label in FER2013.labels] for row in rows])
     np.testing.assert_allclose(
-        written, open_subject(model).predict(data.images[where], "flip")["fer2013"], atol=1e-6
+        written, open_model(model).predict(data.images[where], "flip")["fer2013"], atol=1e-6
     )
     scores = json.loads((tmp_path / "a.json").read_text())["tta_modes"][1]["scores"][0]
     assert (len(rows), (written.argmax(axis=1) == data.labels[where]).sum()) == (
@@ -207,7 +207,7 @@ def test_a_held_out_tenth_is_reported_and_is_not_the_selection_split(ask, model,
     assert "own.csv, PublicTest, 7 faces" in done.out
     assert "selection" not in done.out
     assert caplog.messages == [
-        f"{unsplit}: no PublicTest is named: 7 of 70 training faces are held out as it"
+        f"{unsplit}: no PublicTest is named; 7 of 70 Training faces are held out as it"
     ]
     assert "--split all measures all 70 faces" in done.err
 
@@ -231,7 +231,7 @@ def test_flat_faces_can_be_left_out_and_the_data_stay_known(ask, tmp_path, monke
         for image, label in zip(faces.images, faces.labels, strict=True)
     ]
     (tmp_path / "f.csv").write_text(csv_text(rows))
-    data = {"faces": faces_digest(load_dataset(tmp_path / "f.csv"))}
+    data = {"faces": faces_digest(load_data(tmp_path / "f.csv"))}
     write_model(graph_bytes(), model_info().model_copy(update={"data": data}), tmp_path / "m.onnx")
     options = ["--drop-flat", "--predictions", tmp_path / "a.csv"]
     done = ask("evaluate", tmp_path / "m.onnx", "--data", tmp_path / "f.csv", *options)
@@ -376,7 +376,7 @@ def small_run(tmp_path_factory):
         {"name": "little", "epochs": 1, "seed": 3, "model": {"name": "se-resnet", "params": params}}
     )
     folder = tmp_path_factory.mktemp("runs") / "little"
-    train(recipe, load_dataset(DATA), folder, tensorboard=False)
+    train(recipe, load_data(DATA), folder, tensorboard=False)
     return folder
 
 
@@ -384,8 +384,8 @@ def small_run(tmp_path_factory):
 def test_a_run_and_the_file_exported_from_it_give_the_same_figures(small_run, ask, tmp_path):
     exported = tmp_path / "little.onnx"
     assert ask("export", small_run, "--data", DATA, "-o", exported).status == 0
-    keras, onnx = open_subject(small_run), open_subject(exported)
-    faces = load_dataset(DATA).of_split("PublicTest").images
+    keras, onnx = open_model(small_run), open_model(exported)
+    faces = load_data(DATA).of_split("PublicTest").images
     for tta in ("none", "flip", "ten-crop"):
         confusions = []
         for model in (small_run, exported):
@@ -409,7 +409,7 @@ def test_ten_crop_of_a_run_shifts_by_the_margin_outside_the_view(small_run):
     faces = np.zeros((1, 48, 48), np.uint8)
     framed = np.full((1, 48, 48), 255, np.uint8)
     framed[:, 4:-4, 4:-4] = 0
-    predict = open_subject(small_run).predict
+    predict = open_model(small_run).predict
     plain = [predict(f, "none")["fer2013"] for f in (faces, framed)]
     crops = [predict(f, "ten-crop")["fer2013"] for f in (faces, framed)]
     np.testing.assert_array_equal(*plain)
@@ -421,4 +421,4 @@ def test_a_run_refuses_faces_of_another_size(small_run):
     from ferkit.core.errors import DataError
 
     with pytest.raises(DataError, match="faces of 48 pixels"):
-        open_subject(small_run).predict(np.zeros((1, 64, 64), np.uint8), "none")
+        open_model(small_run).predict(np.zeros((1, 64, 64), np.uint8), "none")

@@ -19,7 +19,7 @@ from ferkit.evaluation.compare import (
     share_interval,
     shared_heads,
 )
-from ferkit.evaluation.subject import ModelFacts, Subject
+from ferkit.evaluation.model import EvaluatedModel, ModelFacts
 
 HEADS = {"fer2013": FER2013}
 PUBLIC = 1
@@ -49,7 +49,7 @@ def _right_on(right, sure=0.9, heads=HEADS):
         fer2013 = np.where(np.eye(7, dtype=bool)[top], sure, (1 - sure) / 6)
         return {"fer2013": fer2013, "ferplus": np.full((len(crops), 8), 1 / 8)}
 
-    return Subject(FACTS, heads, 4, predict)
+    return EvaluatedModel(FACTS, heads, 4, predict)
 
 
 def test_the_differences_of_two_known_models_are_those_counted_by_hand():

@@ -16,13 +16,13 @@ import ferkit
 from ferkit.core.classifier import FaceClassifier
 from ferkit.core.errors import DataError, OutputError
 from ferkit.core.taxonomy import FER2013, FERPLUS
-from ferkit.data import load_dataset
+from ferkit.data import load_data
 from ferkit.evaluation.evaluate import Evaluation, TtaScores, measure
 from ferkit.evaluation.metrics import per_class
+from ferkit.evaluation.model import ModelFacts
 from ferkit.evaluation.plots import draw_confusion
 from ferkit.evaluation.report import Report
 from ferkit.evaluation.results import COLUMNS, read_results, rows_of, update_results
-from ferkit.evaluation.subject import ModelFacts
 from ferkit.evaluation.text import class_table, confusion_table
 from modelzoo import write_tiny_model
 
@@ -349,7 +349,7 @@ def test_the_table_of_this_repository_can_be_continued():
 
 def test_a_data_set_is_evaluated_from_python(tmp_path):
     model = write_tiny_model(tmp_path / "tiny.onnx")
-    faces = load_dataset("cartoon:150")
+    faces = load_data("cartoon:150")
     report = ferkit.evaluate(model, faces, tta=["none", "flip"], name="mine")
     assert report == ferkit.evaluate(model, "cartoon:150", tta=["none", "flip"], name="mine")
     assert [entry.tta for entry in report.evaluation.tta_modes] == ["none", "flip"]

@@ -1,4 +1,4 @@
-"""The command line as a whole: its table, its exit statuses, and what it says when something is wrong."""
+"""The command line as a whole: command table, exit statuses, errors, standard streams."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from samples import sample
 
 
 def install_command_app(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str) -> None:
-    """Add a command `probe` whose only line is ``body``, from a module that is really imported."""
+    """Add a command `probe` with the one line ``body``, in a module on the import path."""
     (tmp_path / "probe_command.py").write_text(
         "from ferkit.cli.common import new_app\n"
         "from ferkit.core.errors import DataError\n"
         "app = new_app()\n"
         "@app.command()\n"
         "def probe(count: int = 1) -> None:\n"
-        '    "Do as the test says."\n'
+        '    "Run the line of the test."\n'
         f"    {body}\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "probe_command", raising=False)
-    monkeypatch.setitem(cli.COMMANDS, "probe", cli.Command("probe_command", "Do as the test says."))
+    monkeypatch.setitem(cli.COMMANDS, "probe", cli.Command("probe_command", "Run the line of the test."))
 
 
 @pytest.mark.parametrize("option", ["--help", "-h"])
@@ -49,7 +49,7 @@ def test_help_lists_every_command_with_one_line(option: str, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("option", ["--version", "-V"])
-def test_version_is_the_packages(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_is_that_of_the_package(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([option]) == 0
     assert capsys.readouterr().out == f"ferkit {ferkit.__version__}\n"
 
@@ -68,21 +68,31 @@ def test_no_command_shows_the_help_and_is_a_usage_error(capsys: pytest.CaptureFi
     assert "Commands:" in captured.err
 
 
+def assert_one_error(err: str, *facts: str) -> None:
+    """Check that ``err`` is one line, `error: ...`, that names every fact."""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert err.endswith("\n")
+    for fact in facts:
+        assert fact in err
+
+
 @pytest.mark.parametrize(
-    ("word", "said"),
+    ("word", "hint"),
     [
-        ("predct", "error: unknown command 'predct'; did you mean 'predict'?\n"),
-        ("evalute", "error: unknown command 'evalute'; did you mean 'evaluate'?\n"),
-        ("zzz", "error: unknown command 'zzz'; 'ferkit --help' lists the commands\n"),
-        ("--wrong", "error: unknown option '--wrong'; 'ferkit --help' lists the commands\n"),
+        ("predct", "'predict'"),
+        ("evalute", "'evaluate'"),
+        ("zzz", "ferkit --help"),
+        ("--wrong", "ferkit --help"),
     ],
 )
 def test_an_unknown_word_is_one_line_with_a_hint(
-    word: str, said: str, capsys: pytest.CaptureFixture[str]
+    word: str, hint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run([word]) == 2
     captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("", said)
+    assert captured.out == ""
+    assert_one_error(captured.err, f"'{word}'", hint)
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))
@@ -195,7 +205,8 @@ def test_a_ferkit_error_is_one_line_on_stderr_and_exit_1(
     install_command_app(monkeypatch, tmp_path, r"raise DataError('row 3:\n  value 256')")
     assert run(["probe"]) == 1
     captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("", "error: row 3: value 256\n")
+    assert captured.out == ""
+    assert_one_error(captured.err, "row 3: value 256")
     assert issubclass(DataError, FerkitError)
 
 
@@ -205,12 +216,10 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(
     install_command_app(monkeypatch, tmp_path, "import keras")
     monkeypatch.setitem(sys.modules, "keras", None)  # what makes `import keras` fail
     assert run(["probe"]) == 1
-    assert capsys.readouterr().err == (
-        "error: this needs the library 'keras', which is not installed; run: pip install 'ferkit[train]'\n"
-    )
+    assert_one_error(capsys.readouterr().err, "'keras'", "pip install 'ferkit[train]'")
 
 
-def test_a_missing_module_that_no_extra_brings_is_a_defect_and_shows_its_traceback(
+def test_a_missing_module_of_no_extra_is_a_defect_and_raises(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     install_command_app(monkeypatch, tmp_path, "import no_such_module_anywhere")
@@ -234,7 +243,7 @@ def test_a_value_of_the_wrong_type_is_a_usage_error(
     assert "--count" in captured.err
 
 
-def test_a_reader_that_goes_away_is_met_in_silence() -> None:
+def test_a_closed_pipe_behind_stdout_prints_no_error() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     try:
@@ -303,7 +312,7 @@ STREAMS = """
 import sys
 from ferkit import cli
 sys.path.insert(0, sys.argv[1])
-cli.COMMANDS["probe"] = cli.Command("probe_command", "Do as the test says.")
+cli.COMMANDS["probe"] = cli.Command("probe_command", "Run the line of the test.")
 sys.exit(cli.run(["probe"]))
 """
 
@@ -312,17 +321,16 @@ sys.exit(cli.run(["probe"]))
 @pytest.mark.parametrize(
     "body",
     [
-        "print(1)",  # met by the last flush
+        "print(1)",  # fails in the last flush
         "print('x' * 100_000)",
         "from ferkit.cli.common import console; console().print('x')",
         "import csv, sys; csv.writer(sys.stdout).writerows([['x' * 100]] * 1000)",
         "print(1); raise DataError('cannot write the standard output: No space left on device')",
     ],
 )
-def test_a_full_disk_behind_the_standard_output_is_one_line(
+def test_a_full_disk_behind_stdout_is_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str
 ) -> None:
-    """A known fault: a traceback, but for one command."""
     install_command_app(monkeypatch, tmp_path, body)
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(
@@ -332,14 +340,12 @@ def test_a_full_disk_behind_the_standard_output_is_one_line(
             text=True,
             check=False,
         )
-    assert (done.returncode, done.stderr) == (
-        1,
-        "error: cannot write the standard output: No space left on device\n",
-    )
+    assert done.returncode == 1
+    assert_one_error(done.stderr, "No space left on device")
 
 
 @pytest.mark.parametrize(
-    ("encoding", "told"),
+    ("encoding", "printed"),
     [
         ("utf-8", '"caf\\udce9", "größe", "лицо", "😀"'),
         ("cp1252", '"caf\\udce9", "größe", "\\u043b\\u0438\\u0446\\u043e", "\\ud83d\\ude00"'),
@@ -349,10 +355,9 @@ def test_a_full_disk_behind_the_standard_output_is_one_line(
         ),
     ],
 )
-def test_what_the_standard_output_has_no_letters_for_is_printed_as_escapes(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, encoding: str, told: str
+def test_characters_that_stdout_cannot_encode_are_printed_as_escapes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, encoding: str, printed: str
 ) -> None:
-    """A known fault: a clip of such a name was read to its end, and then came a traceback."""
     content = ["caf\udce9", "größe", "лицо", "😀"]
     install_command_app(
         monkeypatch,
@@ -365,7 +370,7 @@ def test_what_the_standard_output_has_no_letters_for_is_printed_as_escapes(
         check=True,
         env={**os.environ, "PYTHONIOENCODING": encoding},
     )
-    assert " ".join(done.stdout.decode(encoding).split()) == f"[ {told} ]"
+    assert " ".join(done.stdout.decode(encoding).split()) == f"[ {printed} ]"
     assert json.loads(done.stdout.decode(encoding)) == content
 
 
@@ -436,7 +441,7 @@ def test_control_codes_of_a_file_name_and_a_label_are_escaped(
     assert "\x1b" not in captured.out + captured.err
 
 
-def test_a_console_that_is_no_terminal_is_wide_and_plain(
+def test_a_console_without_a_terminal_is_wide_and_plain(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
@@ -446,11 +451,11 @@ def test_a_console_that_is_no_terminal_is_wide_and_plain(
     assert capsys.readouterr().out.split() == ["[bold]x[/bold]"] * 3
 
 
-def test_remarks_go_to_stderr_and_results_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
-    common.remark("on the way")
+def test_messages_go_to_stderr_and_results_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    common.remark("message")
     common.print_json({"größe": [1, 2.5]})
     captured = capsys.readouterr()
-    assert captured.err == "on the way\n"
+    assert captured.err == "message\n"
     assert captured.out == '{\n  "größe": [\n    1,\n    2.5\n  ]\n}\n'
 
 
@@ -467,6 +472,6 @@ def test_the_time_left_cannot_be_misread() -> None:
     assert re.fullmatch(r"\d+ s left", column.render(bar.tasks[0]).plain)
 
 
-def test_json_refuses_what_json_cannot_say() -> None:
+def test_json_refuses_nan() -> None:
     with pytest.raises(ValueError, match="JSON"):
         common.print_json(float("nan"))

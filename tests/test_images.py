@@ -1,4 +1,4 @@
-"""Decoding: every kind of picture comes out as the eye sees it, or is refused with a reason."""
+"""Decoding: every format gives the right RGB pixels, or an error that says why."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_a_gray_array_is_accepted_in_two_or_three_dimensions() -> None:
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros((4, 4, 3), np.float32), "floats do not tell their range"),
+        (np.zeros((4, 4, 3), np.float32), r"uint8 .* or uint16 .*float32 \[4, 4, 3\]"),
         (np.zeros((4, 4, 3), bool), "uint8"),
         (np.zeros((4, 4, 2), np.uint8), r"\[H, W, 3\]"),
         (np.zeros((2, 4, 4, 3), np.uint8), r"\[H, W, 3\]"),
@@ -214,7 +214,7 @@ def test_what_is_no_source_is_refused(source: Any) -> None:
 @pytest.mark.parametrize("part", [0.3, 0.7, 0.95])
 def test_a_truncated_file_is_refused_not_half_read(kind: str, part: float) -> None:
     content = encoded(PIXELS, kind)
-    with pytest.raises(ImageError, match="damaged, cut off"):
+    with pytest.raises(ImageError, match="damaged, truncated"):
         load_image(content[: int(len(content) * part)])
 
 
@@ -222,10 +222,10 @@ def test_a_truncated_file_is_refused_not_half_read(kind: str, part: float) -> No
     ("content", "message"),
     [
         (b"", "is empty"),
-        (b"hello", "no picture of a known format"),
-        (b"%PDF-1.7 ...", "no picture of a known format"),
-        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no picture of a known format"),
-        (b"\xff\xd8\xff", "damaged, cut off"),
+        (b"hello", "unknown format; readable are JPEG"),
+        (b"%PDF-1.7 ...", "is of type PDF"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "unknown format"),
+        (b"\xff\xd8\xff", "damaged, truncated"),
     ],
 )
 def test_what_is_no_picture_is_refused(content: bytes, message: str) -> None:
@@ -288,7 +288,7 @@ def test_files_that_are_no_files_are_named(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no named pipes in folders")
 def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ImageError, match="no regular file"):
+    with pytest.raises(ImageError, match="not a regular file"):
         load_image(tmp_path / "pipe")
 
 
@@ -303,7 +303,7 @@ def test_urls_are_refused(url: str) -> None:
 def test_files_of_gigabytes_are_not_read(tmp_path: Path) -> None:
     with (tmp_path / "large.jpg").open("wb") as file:
         file.truncate(3 << 30)  # sparse: it takes no room
-    with pytest.raises(ImageError, match="more than 512 MiB"):
+    with pytest.raises(ImageError, match="larger than 512 MiB"):
         read_bytes(tmp_path / "large.jpg")
 
 
@@ -349,7 +349,7 @@ def test_gray_pictures_are_written_too(tmp_path: Path) -> None:
 def test_a_picture_too_long_for_its_format_is_refused_with_what_to_do(
     suffix: str, longest: int, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    message = rf"{longest + 1} x 1 pixels cannot be written as .*{longest:,} pixels; write it as \.png"
+    message = rf"{longest + 1} x 1 pixels cannot be written as .*{longest:,} pixels; use \.png"
     with pytest.raises(ImageError, match=message):
         encode_image(np.zeros((1, longest + 1), np.uint8), suffix)
     assert capfd.readouterr().err == ""  # libjpeg would print a line
@@ -358,7 +358,7 @@ def test_a_picture_too_long_for_its_format_is_refused_with_what_to_do(
 
 
 def test_what_pillow_cannot_write_is_said_with_what_to_do() -> None:
-    with pytest.raises(ImageError, match=r"0 x 4 pixels cannot be written as PNG \(.*\); write it"):
+    with pytest.raises(ImageError, match=r"0 x 4 pixels cannot be written as PNG \(.*\); use"):
         encode_image(np.zeros((4, 0), np.uint8))
 
 

@@ -14,11 +14,12 @@ from ferkit.core.errors import FerkitError, OutputError, SearchError
 pytest.importorskip("ray", reason="needs ferkit[tune]")
 pytest.importorskip("optuna", reason="needs ferkit[tune]")
 
-from ferkit.data import load_dataset
-from ferkit.search.cluster import Machine, ray_running
 from ferkit.search.engine import _survey, draw, resume, search
 from ferkit.search.propose import Gate, RandomProposer, TooLargeError
 from ferkit.search.records import Settings
+
+from ferkit.data import load_data
+from ferkit.search.cluster import Machine, ray_running
 from ferkit.search.space import parse_space
 from ferkit.search.worker import Surveyor
 from ferkit.training.memory import OUT_OF_MEMORY
@@ -30,7 +31,7 @@ SPACE = parse_space(TINY)
 
 @pytest.fixture(scope="module")
 def faces():
-    return load_dataset("cartoon:70:3", cache=False)
+    return load_data("cartoon:70:3", cache=False)
 
 
 @pytest.mark.parametrize(

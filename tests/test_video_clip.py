@@ -1,4 +1,4 @@
-"""Reading clips: every frame, at its exact time, upright; and a word where something is wrong."""
+"""Reading clips: every frame, at its exact time, upright; and notes about defects."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ CONTAINERS: dict[str, dict[str, Any]] = {
     "b.mkv": {},
     "c.ts": {},
     "d.avi": {"codec": "mpeg4"},
-    "e.avi": {},  # with B-frames, whose packets tell only the order of decoding
+    "e.avi": {},  # with B-frames; its packets have only decoding times
     "f.webm": {"codec": "libvpx", "options": {"deadline": "realtime"}},
     "g.mov": {"codec": "mjpeg", "pixels": "yuvj420p"},
     "h.mkv": {"codec": "ffv1"},
@@ -49,7 +49,7 @@ CONTAINERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", CONTAINERS)
-def test_every_frame_comes_once_in_order_and_the_last_one_too(folder: Path, name: str) -> None:
+def test_each_frame_is_yielded_once_in_order_including_the_last(folder: Path, name: str) -> None:
     """A known fault: frames that the decoder still holds are lost at the end."""
     clip = Clip(write_clip(folder / name, pictures(), **CONTAINERS[name]))
     frames = list(clip.frames())
@@ -82,7 +82,7 @@ def test_a_variable_frame_rate_keeps_its_times_and_durations_fill_the_clip(folde
     assert frames[-1].duration > 0
 
 
-def test_a_clock_that_does_not_start_at_zero_is_set_to_zero(folder: Path) -> None:
+def test_times_count_from_the_first_timestamp(folder: Path) -> None:
     times = [90_000 * 3600 + 3000 * k for k in range(FRAMES)]
     path = write_clip(folder / "late.ts", pictures(), times=times, time_base=Fraction(1, 90_000))
     frames = list(Clip(path).frames())
@@ -92,7 +92,7 @@ def test_a_clock_that_does_not_start_at_zero_is_set_to_zero(folder: Path) -> Non
 
 
 @pytest.mark.parametrize("every", [2, 3, 7, 100])
-def test_a_stride_keeps_the_times_and_loses_no_duration(plain: Path, every: int) -> None:
+def test_a_stride_keeps_times_and_total_duration(plain: Path, every: int) -> None:
     """A known fault: a stride that loses timestamps."""
     frames = list(Clip(plain, every=every).frames())
     assert [frame.index for frame in frames] == list(range(0, FRAMES, every))
@@ -112,14 +112,14 @@ def test_a_stride_keeps_the_times_and_loses_no_duration(plain: Path, every: int)
         (0.5, [0]),
     ],
 )
-def test_fps_takes_the_first_frame_of_each_step_of_time(plain: Path, fps: float, expected: list[int]) -> None:
+def test_fps_reads_the_first_frame_of_each_interval(plain: Path, fps: float, expected: list[int]) -> None:
     frames = list(Clip(plain, fps=fps).frames())
     assert [frame.index for frame in frames] == expected
     assert [frame.time for frame in frames] == [Fraction(k, 30) for k in expected]
     assert sum(frame.duration for frame in frames) == Fraction(FRAMES, 30)
 
 
-def test_fps_on_a_variable_frame_rate_goes_by_time(folder: Path) -> None:
+def test_fps_with_a_variable_frame_rate_depends_on_time(folder: Path) -> None:
     path = write_clip(folder / "vfr2.mp4", pictures(8), times=UNEVEN, time_base=Fraction(1, 1000))
     frames = list(Clip(path, fps=2).frames())
     assert [int(frame.time * 1000) for frame in frames] == [0, 500, 2000]
@@ -130,14 +130,14 @@ def test_fps_on_a_variable_frame_rate_goes_by_time(folder: Path) -> None:
     [
         (0, None, list(range(20))),
         ("0.1", None, list(range(3, 20))),
-        (0.1, 0.2, [3, 4, 5]),  # the float 0.1 lies a little above one tenth, and means it
+        (0.1, 0.2, [3, 4, 5]),  # the float 0.1 is slightly above one tenth and stands for it
         ("0:00.51", "0:00:00.6", [16, 17]),
         (Fraction(19, 30), None, [19]),
         (0, 1000, list(range(20))),
     ],
 )
 @pytest.mark.parametrize("suffix", [".mp4", ".ts", ".avi"])
-def test_a_range_holds_its_start_and_not_its_end(
+def test_a_range_includes_its_start_and_excludes_its_end(
     folder: Path, suffix: str, start: Any, end: Any, expected: list[int]
 ) -> None:
     path = folder / f"range{suffix}"
@@ -149,7 +149,7 @@ def test_a_range_holds_its_start_and_not_its_end(
     assert [frame.time for frame in frames] == [Fraction(k, 30) for k in expected]
 
 
-def test_a_range_shows_the_same_pixels_as_the_whole_clip(plain: Path) -> None:
+def test_a_range_has_the_same_pixels_as_the_whole_clip(plain: Path) -> None:
     whole = list(Clip(plain).frames())
     part = list(Clip(plain, start="0.4").frames())
     assert len(part) == 8
@@ -157,7 +157,7 @@ def test_a_range_shows_the_same_pixels_as_the_whole_clip(plain: Path) -> None:
         assert np.array_equal(a.rgb, b.rgb)
 
 
-def test_a_range_behind_the_end_is_said(plain: Path) -> None:
+def test_a_range_after_the_end_is_an_error(plain: Path) -> None:
     with pytest.raises(VideoError, match=r"no frame from 5 s on; the last one before ends at 0\.66"):
         list(Clip(plain, start=5).frames())
 
@@ -174,14 +174,14 @@ def test_a_range_behind_the_end_is_said(plain: Path) -> None:
         (Fraction(1, 3), Fraction(1, 3)),
     ],
 )
-def test_times_are_read_exactly(text: Any, value: Fraction) -> None:
+def test_times_are_parsed_exactly(text: Any, value: Fraction) -> None:
     assert seconds(text) == value
 
 
 @pytest.mark.parametrize(
     "text", ["", "-1", -1, "1:60", "1:2:3:4", "ten", "nan", float("inf"), "1/0", "1:1e9"]
 )
-def test_what_is_no_time_is_refused(text: Any) -> None:
+def test_invalid_times_are_refused(text: Any) -> None:
     with pytest.raises(VideoError, match="a time is"):
         seconds(text)
 
@@ -205,10 +205,10 @@ def four_corners(width: int = 64, height: int = 48) -> Any:
     ("rotation", "expected", "shape"),
     [(0, "RGBK", (48, 64)), (90, "GBKR", (64, 48)), (180, "BKRG", (48, 64)), (-90, "KRGB", (64, 48))],
 )
-def test_a_turned_phone_gives_upright_pictures(
+def test_a_rotated_recording_gives_upright_pictures(
     folder: Path, rotation: float, expected: str, shape: tuple[int, int]
 ) -> None:
-    """The rotation counts counterclockwise, as FFmpeg and PyAV do."""
+    """Rotation is counterclockwise, as in FFmpeg and PyAV."""
     path = write_clip(folder / f"turned{rotation}.mp4", [four_corners()] * 3, rotation=rotation)
     frames = list(Clip(path).frames())
     assert len(frames) == 3
@@ -230,7 +230,7 @@ def test_a_turned_phone_gives_upright_pictures(
         ((0, -1, -1, 0), "BGRK"),
     ],
 )
-def test_every_display_matrix_is_carried_out(matrix: tuple[int, int, int, int], expected: str) -> None:
+def test_each_display_matrix_is_applied(matrix: tuple[int, int, int, int], expected: str) -> None:
     a, b, c, d = (value << 16 for value in matrix)
     packed = struct.pack("=9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     shown = turned(four_corners(), packed)
@@ -238,7 +238,7 @@ def test_every_display_matrix_is_carried_out(matrix: tuple[int, int, int, int], 
     assert shown.flags.c_contiguous
 
 
-def test_pixels_that_are_not_square_are_made_so(folder: Path) -> None:
+def test_pixels_become_square(folder: Path) -> None:
     path = write_clip(folder / "wide.mp4", [four_corners(60, 48)] * 2, aspect=Fraction(16, 15))
     assert next(Clip(path).frames()).rgb.shape == (48, 64, 3)
     path = write_clip(folder / "high.mp4", [four_corners(64, 48)] * 2, aspect=Fraction(1, 2))
@@ -248,24 +248,24 @@ def test_pixels_that_are_not_square_are_made_so(folder: Path) -> None:
 @pytest.mark.parametrize(
     "colour", [(200, 30, 30), (30, 200, 30), (30, 30, 200), (128, 128, 128), (250, 250, 250)]
 )
-def test_colours_are_red_green_and_blue_in_this_order(folder: Path, colour: tuple[int, int, int]) -> None:
+def test_channels_are_in_the_order_red_green_blue(folder: Path, colour: tuple[int, int, int]) -> None:
     """A known fault: BGR fed to an RGB network."""
     path = write_clip(folder / "colour.mp4", [np.full((48, 64, 3), colour, np.uint8)] * 2)
     assert next(Clip(path).frames()).rgb[10, 10].tolist() == pytest.approx(colour, abs=4)
 
 
 @pytest.mark.parametrize(("transfer", "kind"), [("smpte2084", "PQ"), ("arib-std-b67", "HLG")])
-def test_a_clip_of_high_dynamic_range_is_said_to_be_one_once(folder: Path, transfer: str, kind: str) -> None:
-    """A known fault: such frames were read as if they were none, without a word."""
+def test_hdr_is_noted_once(folder: Path, transfer: str, kind: str) -> None:
+    """A known fault: such frames were read as SDR without a note."""
     path = write_clip(folder / f"{kind}.mp4", pictures(4), options={"color_trc": transfer})
     clip = Clip(path)
     assert [number_in(frame.rgb) for frame in clip.frames()] == [0, 1, 2, 3]
     (note,) = clip.notes
-    assert note.startswith(f"frames are HDR ({kind}) and were read as if they were not")
+    assert f"HDR ({kind})" in note
     assert not clip.damaged  # all of it was read
 
 
-def test_a_clip_of_ordinary_colours_has_no_notes(folder: Path, plain: Path) -> None:
+def test_sdr_has_no_notes(folder: Path, plain: Path) -> None:
     tagged = write_clip(folder / "bt709.mp4", pictures(4), options={"color_trc": "bt709"})
     for path in (plain, tagged):
         clip = Clip(path)
@@ -273,7 +273,7 @@ def test_a_clip_of_ordinary_colours_has_no_notes(folder: Path, plain: Path) -> N
         assert clip.notes == ()
 
 
-def test_a_clip_tells_what_it_is(plain: Path) -> None:
+def test_info_is_what_the_file_declares(plain: Path) -> None:
     info = Clip(plain).info
     assert (info.codec, info.width, info.height, info.rate, info.audio) == ("h264", *SIZE, 30.0, ("aac",))
     assert info.duration == pytest.approx(FRAMES / 30)
@@ -295,8 +295,8 @@ def test_a_stopped_clip_ends_at_the_next_frame(plain: Path) -> None:
 
 @pytest.mark.parametrize("start", [0, "0.6", 5])
 @pytest.mark.parametrize("suffix", [".mp4", ".h264"])
-def test_a_clip_can_be_stopped_before_its_range_is_reached(folder: Path, suffix: str, start: Any) -> None:
-    """Where a place cannot be sought, all before it is decoded: that may take long."""
+def test_a_clip_can_be_stopped_before_the_start_of_its_range(folder: Path, suffix: str, start: Any) -> None:
+    """Without seeking, all frames before the range are decoded, which may take long."""
     path = folder / f"stopped{suffix}"
     if not path.exists():
         write_clip(path, pictures())
@@ -309,10 +309,10 @@ def test_a_clip_can_be_stopped_before_its_range_is_reached(folder: Path, suffix:
         assert (clip.notes, clip.damaged, clip.stopped) == ((), False, True)
 
 
-# What is wrong with a file
+# Defective files
 
 
-def test_a_clip_without_pictures_says_what_it_holds(folder: Path) -> None:
+def test_an_error_for_a_clip_without_video_lists_its_streams(folder: Path) -> None:
     path = folder / "sound.m4a"
     with av.open(str(path), "w", format="mp4") as target:
         stream: Any = target.add_stream("aac", rate=44_100)
@@ -329,11 +329,11 @@ def test_a_clip_without_pictures_says_what_it_holds(folder: Path) -> None:
     ("content", "message"),
     [
         (b"", "it is empty"),
-        (b"This is a text, and no clip.\n" * 40, "it is no video, or damaged"),
-        (bytes(4096), "it is no video, or damaged"),
+        (b"This is a text, and no clip.\n" * 40, "it is not a video, or damaged"),
+        (bytes(4096), "it is not a video, or damaged"),
     ],
 )
-def test_a_file_that_is_no_clip_is_refused(folder: Path, content: bytes, message: str) -> None:
+def test_a_file_that_is_not_a_clip_is_refused(folder: Path, content: bytes, message: str) -> None:
     path = folder / "other.mp4"
     path.write_bytes(content)
     with pytest.raises(VideoError, match=message):
@@ -357,12 +357,12 @@ def test_a_clip_cut_off_before_its_index_is_refused_with_the_reason(folder: Path
         ("bad\0name.mp4", "cannot read|no file"),
     ],
 )
-def test_what_is_no_file_is_refused(given: str, message: str) -> None:
+def test_a_path_that_is_not_a_file_is_refused(given: str, message: str) -> None:
     with pytest.raises(VideoError, match=message):
         Clip(given)
 
 
-def test_a_number_is_no_clip() -> None:
+def test_a_number_is_not_a_clip() -> None:
     with pytest.raises(TypeError):
         Clip(0)  # type: ignore[arg-type]
 
@@ -377,7 +377,7 @@ def test_a_playlist_fetches_nothing(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".ts", ".avi"])
-def test_a_truncated_clip_gives_what_is_there_and_says_so(folder: Path, suffix: str) -> None:
+def test_a_truncated_clip_is_read_as_far_as_possible_and_noted(folder: Path, suffix: str) -> None:
     rng = np.random.default_rng(0)
     noise = [rng.integers(0, 256, (48, 80, 3), np.uint8) for _ in range(90)]
     whole = write_clip(folder / f"whole{suffix}", noise, options={"g": "10", "bf": "0"})
@@ -388,15 +388,17 @@ def test_a_truncated_clip_gives_what_is_there_and_says_so(folder: Path, suffix: 
     frames = list(clip.frames())
     assert 30 < len(frames) < 60
     assert [frame.time for frame in frames] == sorted(frame.time for frame in frames)
-    if suffix != ".ts":  # a transport stream has no length to fall short of
+    if suffix != ".ts":  # a transport stream declares no length
         assert clip.damaged
     if suffix == ".mkv":
         assert any("the clip declares 3.00 s and ends after 1." in note for note in clip.notes)
 
 
 @pytest.mark.parametrize(("suffix", "codec"), [(".mkv", "libx264"), (".flv", "flv"), (".webm", "libvpx")])
-def test_a_clip_whose_sound_outlasts_its_pictures_is_whole(folder: Path, suffix: str, codec: str) -> None:
-    """A known fault: where only the whole clip says how long it is, it was called cut off."""
+def test_a_clip_with_audio_after_its_last_picture_is_not_damaged(
+    folder: Path, suffix: str, codec: str
+) -> None:
+    """A known fault: if only the container declares a length, it was called cut off."""
     sound = "opus" if suffix == ".webm" else "aac"
     rate = 48_000 if suffix == ".webm" else 44_100
     path = write_clip(
@@ -414,7 +416,7 @@ def test_a_clip_whose_sound_outlasts_its_pictures_is_whole(folder: Path, suffix:
     assert not clip.damaged
 
 
-def test_a_truncated_clip_with_sound_is_damaged_as_one_without(folder: Path) -> None:
+def test_a_truncated_clip_with_audio_is_damaged_too(folder: Path) -> None:
     rng = np.random.default_rng(0)
     noise = [rng.integers(0, 256, (48, 80, 3), np.uint8) for _ in range(90)]
     whole = write_clip(folder / "sounding.mkv", noise, options={"g": "10"}, sound="aac", sound_seconds=3)
@@ -427,7 +429,7 @@ def test_a_truncated_clip_with_sound_is_damaged_as_one_without(folder: Path) -> 
     assert any("it is cut off or damaged" in note for note in clip.notes)
 
 
-def test_a_truncated_clip_whose_index_is_in_front_gives_what_is_there(folder: Path) -> None:
+def test_a_truncated_clip_with_its_index_in_front_is_read_as_far_as_possible(folder: Path) -> None:
     whole = write_clip(
         folder / "front.mp4", pictures(60), options={"g": "10", "bf": "0"}, index_in_front=True
     )
@@ -442,10 +444,8 @@ def test_a_truncated_clip_whose_index_is_in_front_gives_what_is_there(folder: Pa
     assert clip.damaged
 
 
-def test_frames_that_the_decoder_holds_come_also_where_the_rest_cannot_be_read(
-    folder: Path, plain: Path
-) -> None:
-    """A playlist whose second part is missing: the reading ends by an error."""
+def test_frames_held_by_the_decoder_are_not_lost_at_a_read_error(folder: Path, plain: Path) -> None:
+    """A playlist whose second part is missing: reading ends with an error."""
     path = folder / "parts.ffconcat"
     path.write_text(f"ffconcat version 1.0\nfile {plain.name}\nfile missing.mp4\n")
     clip = Clip(path)
@@ -454,7 +454,7 @@ def test_frames_that_the_decoder_holds_come_also_where_the_rest_cannot_be_read(
     assert "the clip cannot be read to its end: No such file or directory" in clip.notes
 
 
-def test_damage_in_the_middle_is_said_and_the_rest_is_read(folder: Path) -> None:
+def test_damage_in_the_middle_is_noted_and_the_rest_is_read(folder: Path) -> None:
     rng = np.random.default_rng(0)
     noise = [rng.integers(0, 256, (48, 80, 3), np.uint8) for _ in range(60)]
     path = write_clip(folder / "scratched.mp4", noise, options={"g": "10"})
@@ -470,7 +470,7 @@ def test_damage_in_the_middle_is_said_and_the_rest_is_read(folder: Path) -> None
     assert any("damaged" in note for note in clip.notes)
 
 
-def test_frames_that_change_size_midway_keep_their_own_size(folder: Path) -> None:
+def test_frames_that_change_size_keep_their_own_size(folder: Path) -> None:
     first = write_clip(
         folder / "small.ts", pictures(5), times=range(0, 15_000, 3000), time_base=Fraction(1, 90_000)
     )
@@ -489,8 +489,8 @@ def test_frames_that_change_size_midway_keep_their_own_size(folder: Path) -> Non
     assert "frames change from 80 x 48 to 160 x 96 pixels at 0.167 s" in clip.notes
 
 
-def test_a_clock_that_is_set_back_goes_on(folder: Path) -> None:
-    """Two recordings in one file: the second begins at its own zero."""
+def test_times_continue_after_the_clock_is_set_back(folder: Path) -> None:
+    """Two recordings in one file, each with its own clock."""
     parts = [
         write_clip(
             folder / f"part{k}.ts",
@@ -506,17 +506,17 @@ def test_a_clock_that_is_set_back_goes_on(folder: Path) -> None:
     times = [frame.time for frame in clip.frames()]
     assert len(times) == 80
     assert times == sorted(set(times))
-    assert any("counted on" in note for note in clip.notes)
+    assert any("timestamp" in note for note in clip.notes)
 
 
-def test_frames_without_times_are_counted(folder: Path) -> None:
+def test_times_of_frames_without_timestamps_follow_from_the_rate(folder: Path) -> None:
     clip = Clip(write_clip(folder / "raw.h264", pictures()))
     frames = list(clip.frames())
     assert [frame.time for frame in frames] == [Fraction(k, 30) for k in range(FRAMES)]
-    assert clip.notes == ("20 frames carry no time; they were counted at 30 a second",)
+    assert clip.notes == ("20 frames have no timestamp; their times assume 30 frames/s",)
 
 
-def test_frames_too_large_are_refused(plain: Path) -> None:
+def test_frames_above_max_pixels_are_refused(plain: Path) -> None:
     with pytest.raises(VideoError, match="80 x 48 pixels, more than the limit"):
         Clip(plain, max_pixels=1000)
 
@@ -524,16 +524,16 @@ def test_frames_too_large_are_refused(plain: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"every": 0}, "a stride is"),
+        ({"every": 0}, "every is a number of frames"),
         ({"fps": 0}, "fps is above 0"),
         ({"fps": -1}, "fps is above 0"),
         ({"fps": float("nan")}, "fps is above 0"),
-        ({"fps": 5, "every": 2}, "takes the place of a stride"),
+        ({"fps": 5, "every": 2}, "excludes every"),
         ({"start": 2, "end": 1}, "must end after it starts"),
         ({"start": 1, "end": 1}, "must end after it starts"),
     ],
 )
-def test_arguments_out_of_range_are_refused(plain: Path, options: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_refused(plain: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(VideoError, match=message):
         Clip(plain, **options)
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ferkit.core.errors import FerkitError
     from ferkit.core.images import load_image
     from ferkit.evaluation.report import evaluate
+    from ferkit.export.run import export_run as export
     from ferkit.recognize import (
         Explanation,
         Expression,
@@ -48,6 +49,7 @@ __all__ = [
     "Unreadable",
     "__version__",
     "evaluate",
+    "export",
     "load_image",
     "to_pandas",
 ]
@@ -66,6 +68,7 @@ _HOMES = {
     "TrackedFace": "ferkit.video.recognition",
     "Unreadable": "ferkit.recognize",
     "evaluate": "ferkit.evaluation.report",
+    "export": "ferkit.export",
     "load_image": "ferkit.core.images",
     "to_pandas": "ferkit.recognize",
 }

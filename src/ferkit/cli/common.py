@@ -127,10 +127,10 @@ def data_options(data: str, votes: Path | None) -> list[str]:
 
 def load_faces(source: str, size: int | None, **options: Any) -> FaceDataset:
     """Load labelled faces, and say so where they have a size of their own and another was asked for."""
-    from ferkit.data import load_dataset
+    from ferkit.data import load_data
     from ferkit.data.load import DEFAULT_SIZE
 
-    dataset = load_dataset(source, size=DEFAULT_SIZE if size is None else size, **options)
+    dataset = load_data(source, size=DEFAULT_SIZE if size is None else size, **options)
     if size is not None and dataset.size != size:
         remark(
             f"--size {size} is for faces that are drawn or come from pictures; those of {source} stay at "

@@ -1,4 +1,4 @@
-"""The libraries ferkit builds on, which install brings each, and a clear error where one is missing."""
+"""The libraries that ferkit uses, the extra that installs each, and the error for a missing one."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Library:
     """A library that ferkit uses directly.
 
     Args:
-        distributions: Its names on the package index; any one of them brings the module.
+        distributions: Its names on the package index; each of them installs the module.
         module: The name it is imported by.
-        extra: The extra that brings it; ``""`` for the base install.
+        extra: The extra that installs it; ``""`` for the base install.
         purpose: What ferkit uses it for.
     """
 
@@ -27,7 +27,7 @@ class Library:
     purpose: str
 
     def version(self) -> str | None:
-        """Return the version that is installed, or None."""
+        """Return the installed version, or None."""
         from importlib.metadata import PackageNotFoundError, version
 
         for distribution in self.distributions:
@@ -50,7 +50,7 @@ LIBRARIES = (
     Library(("rich",), "rich", "", "tables and progress bars"),
     Library(("av",), "av", "video", "reading and writing video"),
     Library(("supervision",), "supervision", "video", "drawing on video"),
-    Library(("trackers",), "trackers", "video", "following faces"),
+    Library(("trackers",), "trackers", "video", "tracking faces"),
     Library(("keras",), "keras", "train", "networks and training"),
     Library(("tensorflow-cpu", "tensorflow"), "tensorflow", "train", "Keras' backend"),
     Library(("tensorboard",), "tensorboard", "train", "training logs"),
@@ -58,22 +58,22 @@ LIBRARIES = (
     Library(("onnx",), "onnx", "train", "writing and joining model files"),
     Library(("matplotlib",), "matplotlib", "train", "curves and confusion matrices"),
     Library(("scikit-learn",), "sklearn", "train", "metrics"),
-    Library(("filelock",), "filelock", "train", "one process a run"),
-    Library(("scipy",), "scipy", "train", "temperatures and ensemble weights"),
-    Library(("ray",), "ray", "tune", "architecture search"),
-    Library(("optuna",), "optuna", "tune", "guided search"),
+    Library(("filelock",), "filelock", "train", "run locks"),
+    Library(("scipy",), "scipy", "train", "fitting temperatures and ensemble weights"),
+    Library(("ray",), "ray", "tune", "placing the trials of a search"),
+    Library(("optuna",), "optuna", "tune", "hyperparameter search"),
     Library(("fastapi",), "fastapi", "serve", "the HTTP service"),
     Library(("uvicorn",), "uvicorn", "serve", "serving HTTP"),
     Library(("prometheus-client",), "prometheus_client", "serve", "the service's metrics"),
     Library(("python-multipart",), "python_multipart", "serve", "uploads"),
 )
-"""Every direct requirement of the base install and of the extras that users choose."""
+"""All direct requirements of the base install and of the extras."""
 
-BY_HAND = ("jax",)
-"""Libraries that ferkit can work on and that no extra brings: which build fits depends on the machine."""
+BY_HAND = ("jax", "pyarrow")
+"""Optional libraries that no extra installs."""
 
 EXTRAS = ("video", "train", "tune", "serve")
-"""The extras that users choose; ``dev`` is all of them and the tools of development."""
+"""The extras for users; ``dev`` adds the tools of development to all of them."""
 
 
 def install_command(extra: str) -> str:

@@ -1,4 +1,4 @@
-"""Contact sheets: rows of faces with their names."""
+"""Contact sheets: one row of faces per label."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Strip:
     """One row of a sheet.
 
     Args:
-        name: What stands before it.
+        name: Text in front of it.
         images: uint8 ``[K, S, S]``.
     """
 
@@ -30,7 +30,7 @@ class Strip:
 
 
 def pick_faces(dataset: FaceDataset, per_label: int, seed: int = 0) -> list[NDArray[np.int64]]:
-    """Pick faces of each label at random, the same for the same seed.
+    """Pick faces of each label at random.
 
     Returns:
         For each label the positions of up to ``per_label`` faces, in ascending order.
@@ -48,8 +48,8 @@ def contact_sheet(strips: Sequence[Strip], title: str, *, cell: int = 96) -> NDA
 
     Args:
         strips: The rows; all images of one size.
-        title: Written above.
-        cell: Side in pixels at which a face is shown.
+        title: Text above the rows.
+        cell: Side of a shown face in pixels.
 
     Returns:
         uint8 ``[H, W, 3]``, RGB.
@@ -81,7 +81,7 @@ def contact_sheet(strips: Sequence[Strip], title: str, *, cell: int = 96) -> NDA
 
 
 def _text_width(text: str) -> int:
-    """Return the width in pixels of what :func:`_write` writes."""
+    """Return the width of a text in pixels."""
     import cv2
 
     return int(cv2.getTextSize(_plain(text), cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)[0][0])
@@ -95,5 +95,5 @@ def _write(sheet: NDArray[np.uint8], text: str, left: int, baseline: int) -> Non
 
 
 def _plain(text: str) -> str:
-    """Replace what OpenCV's letters do not have."""
+    """Replace characters that OpenCV's font lacks."""
     return text.encode("ascii", "replace").decode()

@@ -19,6 +19,7 @@ from ferkit.core.taxonomy import Taxonomy
 from ferkit.data import FaceDataset, select_faces
 from ferkit.evaluation.evaluate import SELECTION_SPLIT, faces_to_measure, targets_for
 from ferkit.evaluation.metrics import Z95, checked_probabilities, log_losses
+from ferkit.evaluation.model import EvaluatedModel, ModelFacts, knows_data, open_model, weights_fitted_here
 from ferkit.evaluation.report import (
     IN_SAMPLE,
     cautions,
@@ -27,7 +28,6 @@ from ferkit.evaluation.report import (
     load_for,
     split_label,
 )
-from ferkit.evaluation.subject import ModelFacts, Subject, knows_data, open_subject, weights_fitted_here
 from ferkit.evaluation.text import paragraph, percent, table
 
 LEVEL = 0.05
@@ -291,8 +291,8 @@ def shared_heads(
 
 
 def compare(
-    first: str | os.PathLike[str] | Subject | None,
-    second: str | os.PathLike[str] | Subject | None,
+    first: str | os.PathLike[str] | EvaluatedModel | None,
+    second: str | os.PathLike[str] | EvaluatedModel | None,
     data: str | os.PathLike[str] | FaceDataset,
     *,
     votes: str | os.PathLike[str] | None = None,
@@ -309,7 +309,7 @@ def compare(
     Args:
         first: A model file, the folder of a run, the name of an embedded model, or an opened model.
         second: Another.
-        data: Labelled faces, as :func:`ferkit.data.load_dataset` takes them, or a data set.
+        data: Labelled faces, as :func:`ferkit.data.load_data` takes them, or a data set.
         votes: FER+ votes, for a csv; adds the FER+ labels.
         split: Training, PublicTest, PrivateTest, or ``all``.
         tta: Name of the test-time augmentation.
@@ -323,7 +323,9 @@ def compare(
         TaxonomyError: If the models have no taxonomy in common.
         FerkitError: If a model cannot be opened, or a library for it is not installed.
     """
-    one, other = (m if isinstance(m, Subject) else open_subject(m, threads=threads) for m in (first, second))
+    one, other = (
+        m if isinstance(m, EvaluatedModel) else open_model(m, threads=threads) for m in (first, second)
+    )
     heads = shared_heads(one.heads, other.heads, taxonomy)
     if one.input_size != other.input_size:
         raise DataError(

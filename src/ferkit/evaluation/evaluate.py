@@ -16,7 +16,7 @@ from ferkit.data import faces_digest
 from ferkit.data.dataset import FaceDataset
 from ferkit.data.duplicates import leaked_rows, rows_of_splits
 from ferkit.data.ferplus import argmax_targets, majority_targets
-from ferkit.data.labelset import OWN
+from ferkit.data.labels import OWN
 from ferkit.evaluation.calibration import FOLDS, temper_out_of_fold
 from ferkit.evaluation.metrics import (
     ClassScores,
@@ -62,7 +62,7 @@ class Scores:
         ece: Expected calibration error (top label, 15 bins).
         nll_out_of_fold: NLL under temperatures that were fitted without the measured faces; None if not
             measured. For an ensemble whose weights were fitted on these faces: the figure in its
-            file, None if the file has none (:func:`ferkit.evaluation.subject.with_held_out`).
+            file, None if the file has none (:func:`ferkit.evaluation.model.with_held_out`).
         ece_out_of_fold: ECE under the same.
         classes: Scores of each class.
         confusion: Counts, row = true class, column = predicted class.

@@ -13,7 +13,7 @@ from ferkit import __version__
 from ferkit.core import files
 from ferkit.core.crops import TTA_MODES
 from ferkit.core.errors import DataError
-from ferkit.data import FaceDataset, load_dataset, select_faces
+from ferkit.data import FaceDataset, load_data, select_faces
 from ferkit.evaluation.evaluate import (
     EVERYTHING,
     SELECTION_SPLIT,
@@ -22,15 +22,15 @@ from ferkit.evaluation.evaluate import (
     TtaScores,
     evaluate_split,
 )
-from ferkit.evaluation.predictions import Predictions, measured_rows
-from ferkit.evaluation.subject import (
+from ferkit.evaluation.model import (
+    EvaluatedModel,
     ModelFacts,
-    Subject,
     knows_data,
-    open_subject,
+    open_model,
     weights_fitted_here,
     with_held_out,
 )
+from ferkit.evaluation.predictions import Predictions, measured_rows
 from ferkit.evaluation.text import class_table, confusion_table, number, paragraph, percent, percents, table
 
 MIB = 1 << 20
@@ -52,10 +52,10 @@ class Report:
         date: Day of the measurement, ISO 8601.
         ferkit_version: Version that measured.
         known_data: Whether the model was trained, selected or fitted on these data
-            (:func:`ferkit.evaluation.subject.knows_data`).
+            (:func:`ferkit.evaluation.model.knows_data`).
         split_named: Whether the data name the split; otherwise it was held out when they were loaded.
         in_sample: Whether weights of the ensemble were fitted on these faces
-            (:func:`ferkit.evaluation.subject.weights_fitted_here`).
+            (:func:`ferkit.evaluation.model.weights_fitted_here`).
         predictions: The probabilities behind the scores.
     """
 
@@ -163,7 +163,7 @@ class Report:
 
 
 def evaluate(
-    model: str | os.PathLike[str] | Subject | None,
+    model: str | os.PathLike[str] | EvaluatedModel | None,
     data: str | os.PathLike[str] | FaceDataset,
     *,
     votes: str | os.PathLike[str] | None = None,
@@ -179,7 +179,7 @@ def evaluate(
     Args:
         model: A model file, the folder of a run, the name of an embedded model, None for the default one, or
             an opened model.
-        data: Labelled faces, as :func:`ferkit.data.load_dataset` takes them, or a data set.
+        data: Labelled faces, as :func:`ferkit.data.load_data` takes them, or a data set.
         votes: FER+ votes (``fer2013new.csv``), for a csv; adds scores on the FER+ labels.
         split: Training, PublicTest, PrivateTest, or ``all``. A tenth of data without splits is PublicTest.
         tta: One test-time augmentation or several: ``none``, ``flip``, ``ten-crop``.
@@ -203,7 +203,7 @@ def evaluate(
     modes = (tta,) if isinstance(tta, str) else tuple(tta)
     if unknown := [mode for mode in modes if mode not in TTA_MODES]:
         raise DataError(f"unknown test-time augmentation {unknown[0]!r}; known are {', '.join(TTA_MODES)}")
-    subject = model if isinstance(model, Subject) else open_subject(model, threads=threads)
+    subject = model if isinstance(model, EvaluatedModel) else open_model(model, threads=threads)
     whole = data if isinstance(data, FaceDataset) else load_for(subject, data, votes=votes, split=split)
     facts = subject.facts
     evaluation = evaluate_split(
@@ -235,7 +235,7 @@ def evaluate(
 
 
 def load_for(
-    subject: Subject,
+    subject: EvaluatedModel,
     data: str | os.PathLike[str],
     *,
     votes: str | os.PathLike[str] | None,
@@ -246,13 +246,13 @@ def load_for(
     Raises:
         DataError: If they cannot be read, or have another size than the model's.
     """
-    return load_dataset(
+    return load_data(
         os.fspath(data),
         votes=None if votes is None else Path(votes),
         size=subject.input_size,
         needed_by=subject.facts.name,
         heads=tuple(subject.heads.values()),
-        tell_held_out=split != EVERYTHING,
+        warn_hold_out=split != EVERYTHING,
     )
 
 
