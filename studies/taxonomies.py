@@ -20,8 +20,8 @@ from ferkit.core import files
 from ferkit.core.classifier import FaceClassifier
 from ferkit.core.taxonomy import FER2013, FERPLUS
 from ferkit.data import load_data, majority_targets
-from ferkit.evaluation.calibration import ece_out_of_fold
-from ferkit.evaluation.metrics import wilson_interval
+from ferkit.evaluation.calibration import temper_out_of_fold
+from ferkit.evaluation.metrics import expected_calibration_error, wilson_interval
 
 SAME = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
 """The FER+ label for each of FER2013's labels, in FER2013's order."""
@@ -102,7 +102,7 @@ def main() -> None:
             "faces": len(truth),
             "accuracy": float(right.mean()),
             "interval": wilson_interval(int(right.sum()), len(right)),
-            "ece": ece_out_of_fold(p, truth),
+            "ece": expected_calibration_error(temper_out_of_fold(p, truth), truth),
             "classes": by_class(p, truth, taxonomy.labels),
             "confident": [
                 {

@@ -113,19 +113,9 @@ def test_the_interval_of_a_mean_is_the_normal_one():
     assert mean_interval(values) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        lambda: mcnemar(-1, 3),
-        lambda: share_interval(3, 3, 5),
-        lambda: share_interval(-1, 0, 5),
-        lambda: mean_interval([1.0]),
-        lambda: difference(np.eye(7)[:2], np.eye(7)[:3], np.array([0, 1]), "fer2013", "fer2013"),
-    ],
-)
-def test_counts_and_probabilities_that_do_not_fit_are_refused(wrong):
-    with pytest.raises(DataError, match=r"Received|are not counts"):
-        wrong()
+def test_probabilities_that_do_not_fit_the_labels_are_refused():
+    with pytest.raises(DataError, match="Received: 3"):
+        difference(np.eye(7)[:2], np.eye(7)[:3], np.array([0, 1]), "fer2013", "fer2013")
 
 
 def test_a_label_set_with_a_single_face_is_left_out_with_a_warning(caplog):

@@ -86,10 +86,9 @@ def test_rows_of_the_confusion_matrix_are_the_truth():
 @pytest.mark.parametrize(
     ("correct", "total"), [(0, 10), (10, 10), (1, 3), (2387, 3589), (3589, 3589), (0, 1)]
 )
-@pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
-def test_the_interval_is_the_wilson_interval_of_scipy(correct, total, confidence):
-    reference = binomtest(correct, total).proportion_ci(confidence, method="wilson")
-    found = wilson_interval(correct, total, confidence)
+def test_the_interval_is_the_wilson_interval_of_scipy(correct, total):
+    reference = binomtest(correct, total).proportion_ci(0.95, method="wilson")
+    found = wilson_interval(correct, total)
     assert found == pytest.approx((reference.low, reference.high), abs=1e-12)
     assert 0 <= found[0] <= correct / total <= found[1] <= 1
 
@@ -174,17 +173,12 @@ def test_the_bins_hold_every_face_once_and_their_edges_belong_to_the_bin_below()
         (lambda: confusion_matrix([0, -1], [0, 0], 7), r"0\.\.6"),
         (lambda: wilson_interval(1, 0), "total > 0"),
         (lambda: wilson_interval(4, 3), "correct <= total"),
-        (lambda: wilson_interval(1, 3, 95), "between 0 and 1"),
-        (lambda: mean_recall([0], [0]), "at least one face"),
-        (lambda: macro_f1(np.zeros((3, 3), dtype=np.int64)), "at least one face"),
-        (lambda: per_class(np.zeros((3, 3), dtype=np.int64), ("a", "b")), "2 names"),
         (lambda: negative_log_likelihood([[0.5, 0.5]], [2]), r"0\.\.1"),
         (lambda: negative_log_likelihood([[0.5, 0.5]], [0, 1]), "as many rows"),
         (lambda: negative_log_likelihood([[2.0, -1.0]], [0]), "logits"),
         (lambda: negative_log_likelihood([[3.0, 1.0]], [0]), "logits"),
         (lambda: negative_log_likelihood([[np.nan, 1.0]], [0]), "finite"),
         (lambda: negative_log_likelihood([0.5, 0.5], [0, 1]), r"\[N, K\]"),
-        (lambda: reliability([[0.5, 0.5]], [0], bins=0), "one bin"),
     ],
 )
 def test_invalid_input_is_refused(call, message):

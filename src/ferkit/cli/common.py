@@ -101,11 +101,10 @@ def console(*, stderr: bool = False) -> Console:
 
     Where that is no terminal, lines are :data:`WIDE` columns and nothing is coloured.
     """
-    from rich.console import Console
+    from ferkit.cli.streams import make_console
 
     stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() or "COLUMNS" in os.environ else WIDE
-    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+    return make_console(stream, None if stream.isatty() or "COLUMNS" in os.environ else WIDE)
 
 
 def remark(text: str) -> None:

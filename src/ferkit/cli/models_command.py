@@ -6,6 +6,7 @@ from typing import Any
 
 import typer
 
+from ferkit.cli import near_matches
 from ferkit.cli.common import JsonOption, console, new_app, print_json
 
 app = new_app()
@@ -28,6 +29,7 @@ def models(
 
     from rich.table import Table
 
+    from ferkit.core.errors import ModelError
     from ferkit.core.modelfile import read_model, resolve_model
     from ferkit.models import get_architecture, list_architectures
     from ferkit.training.recipe import load_recipe, shipped_recipes
@@ -58,7 +60,9 @@ def models(
             }
         )
     if not (architectures or recipes or embedded):
-        raise typer.BadParameter(f"no name matches {pattern!r}", param_hint="PATTERN")
+        names = [*list_architectures(), *shipped_recipes(), *embedded_models()]
+        hint = near_matches(pattern, names) or "`ferkit models` lists all names"
+        raise ModelError(f"no architecture, recipe or embedded model matches {pattern!r}; {hint}")
     if as_json:
         print_json({"architectures": architectures, "recipes": recipes, "embedded": embedded})
         return

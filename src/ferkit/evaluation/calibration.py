@@ -9,11 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ferkit.core.errors import DataError
 from ferkit.core.extras import require
-from ferkit.evaluation.metrics import (
-    SMALLEST_PROBABILITY,
-    checked_probabilities,
-    expected_calibration_error,
-)
+from ferkit.evaluation.metrics import SMALLEST_PROBABILITY, checked_probabilities
 
 FOLDS = 5
 """Folds of cross-validation."""
@@ -112,19 +108,6 @@ def temper_out_of_fold(
         inside = part == fold
         result[inside] = softmax(logits[inside] / fit_temperature(logits[~inside], truth[~inside]))
     return result
-
-
-def ece_out_of_fold(probabilities: ArrayLike, labels: ArrayLike, folds: int = FOLDS) -> float:
-    """Return the ECE over all faces, each under a temperature that was fitted on the other folds.
-
-    The folds are pooled before measuring, since the bias of ECE grows as the faces become fewer.
-
-    Raises:
-        DataError: As :func:`temper_out_of_fold`.
-        MissingDependencyError: If SciPy is not installed.
-    """
-    held_out: NDArray[Any] = temper_out_of_fold(probabilities, labels, folds)
-    return expected_calibration_error(held_out, labels)
 
 
 def determined_temperature(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
