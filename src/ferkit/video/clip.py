@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 import os
 import re
 import struct
@@ -37,6 +36,7 @@ _UNSPECIFIED = 2  # FFmpeg's AVCOL_SPC_UNSPECIFIED
 _HDR = {16: "PQ", 18: "HLG"}
 _DEFAULT_RATE = Fraction(25)
 _NUMBER = r"\d+(?:\.\d*)?|\.\d+|\d+/[1-9]\d*|\d+(?:\.\d+)?e[+-]?\d+"  # as floats and fractions print
+_SEEK_BACK = 10  # seconds before the start of the range, if the last keyframe before it is too late
 _RESET = 1  # seconds: a clock that goes back further was set back, and later times are shifted
 _OPTIONS = {
     "protocol_whitelist": "file",  # playlists may name URLs
@@ -291,7 +291,7 @@ class Clip:
             )
         if backward:
             self._notes.append(
-                f"{backward} frames have a timestamp not after the one before; their times were continued"
+                f"{backward} frames have a timestamp not after the one before; their times are estimated"
             )
         if not self.stopped:
             self._check_end(after)
@@ -310,20 +310,20 @@ class Clip:
 
     def _decoded(self) -> Iterator[VideoFrame]:
         """Yield decoded frames, from the start of the range or a little earlier."""
-        if self._start:
+        places = (self._start, self._start - _SEEK_BACK, None) if self._start else (None,)
+        for place in places:
             found = False
-            for frame in self._decoded_from(self._start):
-                if not found:
-                    stamp = frame.pts
-                    if stamp is None or stamp * (frame.time_base or 0) - self._zero > self._start:
-                        break  # seeking went too far: all is read from the beginning
-                    found = True
+            for frame in self._decoded_from(place):
+                found = True
                 yield frame
-            if found:
+            if found or self.stopped:
                 return
-        yield from self._decoded_from(None)
 
     def _decoded_from(self, place: Fraction | None) -> Iterator[VideoFrame]:
+        """Yield decoded frames from the last keyframe before ``place``, or from the beginning.
+
+        No frame is yielded if seeking fails or leads to a keyframe after the start of the range.
+        """
         import av
 
         with open_input(self._name) as container:
@@ -331,27 +331,39 @@ class Clip:
             stream.thread_type = "AUTO"
             stream.codec_context.options = {"max_pixels": str(self._max_pixels)}
             if place is not None and stream.time_base:
+                if container.format.name == "mpeg":
+                    return  # after seeking in a program stream, times are wrong until the next timestamp
                 try:
                     container.seek(int((place + self._zero) / stream.time_base), stream=stream)
                 except av.FFmpegError:
                     return
-            # AVI has no times of its own: packets have one each, in the order in which they are decoded, and
-            # the frames have the same ones in the order in which they are shown.
-            avi = container.format.name == "avi"
-            stamps: list[int] = []
+            found = place is None
+            last = -1 if place is None else None
             for packet in self._packets(container, stream):
                 if self.stopped:
                     return
                 try:
                     frames = stream.decode(packet)
                 except av.FFmpegError:
-                    self._broken += 1
+                    self._broken += found
                     continue
-                if avi and packet is not None and packet.dts is not None:
-                    heapq.heappush(stamps, packet.dts)
                 for frame in frames:
-                    if stamps:
-                        frame.pts = heapq.heappop(stamps)
+                    if container.format.name == "avi":
+                        # AVI has decoding times only, one per frame: a decoder that reorders frames outputs
+                        # each one with the packet that is so many frames later, and the last ones with none.
+                        if frame.dts is not None:
+                            last = frame.dts - stream.codec_context.reorder_depth
+                        elif last is not None:
+                            last += 1
+                        frame.pts = last
+                    if not found:
+                        # Frames before the first keyframe refer to frames that were not decoded.
+                        time = _seconds(stream, frame.pts)
+                        if time is None or time - self._zero > self._start:
+                            return
+                        if not frame.key_frame:
+                            continue
+                        found = True
                     yield frame
 
     def _packets(
