@@ -6,6 +6,7 @@ import itertools
 import re
 import struct
 import threading
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 
 from clips import CELL, SIZE, number_in, numbered, write_clip
 from ferkit.core.errors import VideoError
@@ -396,6 +398,85 @@ def test_a_clip_can_be_stopped_before_the_start_of_its_range(folder: Path, suffi
         assert (clip.notes, clip.damaged, clip.stopped) == ((), False, True)
 
 
+def write_streams(path: Path, sizes: Sequence[tuple[int, int]], dispositions: Sequence[Any] = ()) -> Path:
+    """Write a clip with several video streams; the pictures of stream n count from 100 n."""
+    with av.open(str(path), "w") as target:
+        streams: list[Any] = []
+        for number, (width, height) in enumerate(sizes):
+            stream: Any = target.add_stream("libx264", rate=30)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            if dispositions:
+                stream.disposition = dispositions[number]
+            streams.append(stream)
+        for k in range(5):
+            for number, stream in enumerate(streams):
+                picture = numbered(100 * number + k, size=(stream.width, stream.height))
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                frame.pts, frame.time_base = k, Fraction(1, 30)
+                target.mux(stream.encode(frame))
+        for stream in streams:
+            target.mux(stream.encode(None))
+    return path
+
+
+SMALL, LARGE, NONE = (80, 48), (160, 96), Disposition(0)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "dispositions", "expected"),
+    [
+        ("preview-first.mkv", [SMALL, LARGE], [NONE, NONE], 1),
+        ("preview-last.mkv", [LARGE, SMALL], [NONE, NONE], 0),
+        ("default.mkv", [SMALL, LARGE], [Disposition.default, NONE], 0),
+        ("three.ts", [SMALL, LARGE, LARGE], [], 1),
+    ],
+)
+def test_the_default_or_else_the_largest_of_several_video_streams_is_read(
+    folder: Path, name: str, sizes: Any, dispositions: Any, expected: int
+) -> None:
+    """A known fault: it was the first, also if that is a preview."""
+    clip = Clip(write_streams(folder / name, sizes, dispositions))
+    assert [number_in(frame.rgb) for frame in clip.frames()] == [100 * expected + k for k in range(5)]
+    assert (clip.info.width, clip.info.height) == sizes[expected]
+    (note,) = clip.notes
+    assert f"#{expected} (h264" in note
+    assert not clip.damaged
+
+
+def test_a_cover_picture_is_never_read(folder: Path) -> None:
+    path = folder / "cover.mp4"
+    with av.open(str(path), "w") as target:
+        cover: Any = target.add_stream("mjpeg", rate=30)
+        cover.width, cover.height, cover.pix_fmt = *LARGE, "yuvj420p"
+        cover.disposition = Disposition.attached_pic
+        stream: Any = target.add_stream("libx264", rate=30)
+        stream.width, stream.height, stream.pix_fmt = *SMALL, "yuv420p"
+        target.mux(cover.encode(av.VideoFrame.from_ndarray(numbered(99, size=LARGE), format="rgb24")))
+        for picture in pictures(5):
+            target.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        target.mux(stream.encode(None))
+    with av.open(str(path)) as source:
+        assert any(one.disposition & Disposition.attached_pic for one in source.streams.video)
+    clip = Clip(path)
+    assert [number_in(frame.rgb) for frame in clip.frames()] == list(range(5))
+    assert clip.notes == ()
+
+
+def test_the_best_variant_of_a_playlist_is_read(folder: Path) -> None:
+    variants = ["#EXTM3U"]
+    for number, size in enumerate((SMALL, LARGE)):
+        write_streams(folder / f"segment{number}.ts", [size])
+        (folder / f"variant{number}.m3u8").write_text(
+            f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:0.167,\nsegment{number}.ts\n#EXT-X-ENDLIST\n"
+        )
+        variants += [f"#EXT-X-STREAM-INF:BANDWIDTH={1 + number}00000", f"variant{number}.m3u8"]
+    path = folder / "master.m3u8"
+    path.write_text("\n".join(variants))
+    clip = Clip(path)
+    assert {frame.rgb.shape[:2] for frame in clip.frames()} == {(96, 160)}
+    assert len(clip.notes) == 1
+
+
 # Defective files
 
 
@@ -611,7 +692,8 @@ def test_frames_above_max_pixels_are_refused(plain: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"every": 0}, "every is a number of frames"),
+        ({"every": 0}, "every is a whole number"),
+        ({"every": 2.5}, "every is a whole number"),  # a known fault: it meant 5
         ({"fps": 0}, "fps is above 0"),
         ({"fps": -1}, "fps is above 0"),
         ({"fps": float("nan")}, "fps is above 0"),

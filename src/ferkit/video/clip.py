@@ -131,8 +131,8 @@ class Clip:
         max_pixels: int = DEFAULT_MAX_PIXELS,
         stop: threading.Event | None = None,
     ) -> None:
-        if every < 1:
-            raise VideoError(f"every is a number of frames from 1 on. Received: {every}")
+        if every < 1 or every % 1:
+            raise VideoError(f"every is a whole number of frames from 1 on. Received: {every}")
         if fps is not None and (every != 1 or not 0 < fps < 1e6):
             raise VideoError(f"fps is above 0, and excludes every. Received: fps {fps}, every {every}")
         self._name = _checked(path)
@@ -156,6 +156,12 @@ class Clip:
             self._info = _describe(self._name, container, stream, length)
             self._zero = beginning(container)
             self._aspect = stream.sample_aspect_ratio
+            read, *others = [
+                f"#{one.index} ({_codec(one)}, {one.width} x {one.height})"
+                for one in _video_streams(container)
+            ]
+            if others:
+                self._notes.append(f"video stream {read} is read, not {', '.join(others)}")
             begin = _seconds(stream, stream.start_time) if of_stream else None
             delay = Fraction(0) if begin is None else begin - self._zero
             self._declared_end = None if length is None else delay + length
@@ -483,13 +489,27 @@ def _checked(path: str | os.PathLike[str]) -> str:
     return str(Path(name).absolute())
 
 
-def _video_stream(container: InputContainer, name: str) -> VideoStream:
-    """Return the first video stream that is no cover picture."""
+def _video_streams(container: InputContainer) -> list[VideoStream]:
+    """Return the video streams without cover pictures: the default one first, then by size and bit rate."""
     from av.stream import Disposition
 
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic and stream.codec_context is not None:
-            return stream
+    def rank(stream: VideoStream) -> tuple[bool, int, int]:
+        is_default = bool(stream.disposition & Disposition.default)
+        return is_default, stream.width * stream.height, stream.bit_rate or 0
+
+    streams = [
+        stream
+        for stream in container.streams.video
+        if not stream.disposition & Disposition.attached_pic and stream.codec_context is not None
+    ]
+    return sorted(streams, key=rank, reverse=True)
+
+
+def _video_stream(container: InputContainer, name: str) -> VideoStream:
+    """Return the video stream to read."""
+    streams = _video_streams(container)
+    if streams:
+        return streams[0]
     others = ", ".join(f"{stream.type} ({_codec(stream)})" for stream in container.streams) or "nothing"
     raise VideoError(f"{name} has no video stream; it holds: {others}")
 
