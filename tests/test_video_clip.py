@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import re
 import struct
@@ -15,9 +16,11 @@ import av
 import numpy as np
 import pytest
 from av.stream import Disposition
+from PIL import Image
 
-from clips import CELL, SIZE, number_in, numbered, write_clip
+from clips import SIZE, number_in, numbered, write_clip
 from ferkit.core.errors import VideoError
+from ferkit.core.images import load_image
 from ferkit.video.clip import Clip, seconds, turned
 
 FRAMES = 20
@@ -707,11 +710,66 @@ def test_invalid_arguments_are_refused(plain: Path, options: dict[str, Any], mes
         Clip(plain, **options)
 
 
-def test_a_still_picture_is_a_clip_of_one_frame(folder: Path) -> None:
-    from ferkit.core.images import write_image
-
-    path = folder / "still.png"
-    write_image(path, numbered(5, size=(96, 64)))
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+@pytest.mark.parametrize("orientation", [1, 2, 3, 6])
+def test_a_photo_is_a_clip_of_one_frame_with_the_pixels_of_the_photo(
+    folder: Path, suffix: str, orientation: int
+) -> None:
+    """A known fault: EXIF is side data that PyAV does not know, and ended in a traceback."""
+    path = folder / f"photo{orientation}{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(numbered(5, size=(96, 64))).save(path, exif=exif)
     (frame,) = Clip(path).frames()
-    assert number_in(frame.rgb) == 5
-    assert frame.rgb[:CELL].shape == (CELL, 96, 3)
+    assert np.array_equal(frame.rgb, load_image(path))
+    assert (number_in(frame.rgb) == 5) == (orientation == 1)
+
+
+@pytest.mark.parametrize(("orientation", "shown"), [(1, "RGBK"), (3, "BKRG"), (6, "KRGB"), (8, "GBKR")])
+def test_exif_rotation_in_a_clip_is_applied(folder: Path, orientation: int, shown: str) -> None:
+    """Motion JPEG of a camera that writes EXIF into each picture."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = io.BytesIO()
+    Image.fromarray(four_corners()).save(content, "JPEG", exif=exif, quality=95)
+    path = folder / f"exif{orientation}.mov"
+    with av.open(str(path), "w") as target:
+        stream: Any = target.add_stream("mjpeg", rate=30)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        for k in range(3):
+            packet = av.Packet(content.getvalue())
+            packet.stream, packet.time_base, packet.pts, packet.dts = stream, Fraction(1, 30), k, k
+            target.mux(packet)
+    frames = list(Clip(path).frames())
+    assert [corners(frame.rgb) for frame in frames] == [shown] * 3
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".gif", ".png"])
+def test_an_animation_is_a_clip(folder: Path, suffix: str) -> None:
+    """A known fault: FFmpeg does not decode animated WebP, and the clip was called damaged."""
+    path = folder / f"animation{suffix}"
+    first, *others = [Image.fromarray(numbered(k, size=(96, 64))) for k in range(5)]
+    lossless = {"lossless": True} if suffix == ".webp" else {}
+    first.save(path, save_all=True, append_images=others, duration=[100, 200, 100, 400, 100], **lossless)
+    clip = Clip(path)
+    frames = list(clip.frames())
+    assert [number_in(frame.rgb) for frame in frames] == list(range(5))
+    assert [frame.time for frame in frames] == [Fraction(k, 10) for k in (0, 1, 3, 4, 8)]
+    assert [frame.duration for frame in frames][:4] == [Fraction(k, 10) for k in (1, 2, 1, 4)]
+    assert clip.notes == ()
+    assert [number_in(frame.rgb) for frame in Clip(path, start="0.3", end="0.8").frames()] == [2, 3]
+
+
+@pytest.mark.parametrize("failure", [ValueError("31 is not a valid Type"), KeyError("x"), MemoryError()])
+def test_an_exception_of_pyav_is_an_error_of_one_line(
+    plain: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    def broken(*arguments: Any, **options: Any) -> Any:
+        raise failure
+
+    clip = Clip(plain)
+    monkeypatch.setattr(av, "open", broken)
+    for use in (lambda: Clip(plain), lambda: list(clip.frames())):
+        with pytest.raises(VideoError, match=rf"cannot read .*plain\.mp4: {type(failure).__name__}") as error:
+            use()
+        assert error.value.__cause__ is failure

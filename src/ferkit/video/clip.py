@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import re
 import struct
@@ -15,9 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.core.errors import VideoError
+from ferkit.core.errors import FerkitError, VideoError
 from ferkit.core.extras import require
-from ferkit.core.images import DEFAULT_MAX_PIXELS, is_url
+from ferkit.core.images import DEFAULT_MAX_PIXELS, is_url, load_image
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -38,6 +40,18 @@ _DEFAULT_RATE = Fraction(25)
 _NUMBER = r"\d+(?:\.\d*)?|\.\d+|\d+/[1-9]\d*|\d+(?:\.\d+)?e[+-]?\d+"  # as floats and fractions print
 _SEEK_BACK = 10  # seconds before the start of the range, if the last keyframe before it is too late
 _RESET = 1  # seconds: a clock that goes back further was set back, and later times are shifted
+_PYAV_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+_PICTURES = ("jpeg_pipe", "png_pipe", "webp_pipe")  # formats that are read with Pillow
 _OPTIONS = {
     "protocol_whitelist": "file",  # playlists may name URLs
     "correct_ts_overflow": "0",  # mistakes a clock that was set back for one that wrapped, 26 hours ahead
@@ -150,7 +164,7 @@ class Clip:
         self._broken = 0
         self._sound_end = Fraction(0)  # of the audio packets so far
         self._turn: tuple[int, bytes | None] | None = None
-        with open_input(self._name) as container:
+        with pyav_errors(f"cannot read {self._name}"), open_input(self._name) as container:
             stream = _video_stream(container, self._name)
             length, of_stream = _declared_length(container, stream)
             self._info = _describe(self._name, container, stream, length)
@@ -209,7 +223,12 @@ class Clip:
 
         Raises:
             VideoError: If no frame can be decoded or none lies in the range, unless the clip was stopped.
+            ImageError: If the file is a picture that cannot be decoded.
         """
+        with pyav_errors(f"cannot read {self._name}"):
+            yield from self._frames()
+
+    def _frames(self) -> Iterator[ClipFrame]:
         held: ClipFrame | None = None  # until its duration is known
         size: tuple[int, int] | None = None
         changed = False
@@ -333,6 +352,9 @@ class Clip:
         import av
 
         with open_input(self._name) as container:
+            if container.format.name in _PICTURES:
+                yield from _pictures(self._name, self._max_pixels)
+                return
             stream = _video_stream(container, self._name)
             stream.thread_type = "AUTO"
             stream.codec_context.options = {"max_pixels": str(self._max_pixels)}
@@ -423,10 +445,33 @@ class Clip:
         if self._turn is None or self._turn[0] != frame.rotation:
             # Only on a change: reading its side data puts PyAV's frame into a reference cycle, so that it
             # stays in memory until the garbage collector runs.
-            matrix = frame.side_data.get("DISPLAYMATRIX")
-            self._turn = frame.rotation, None if matrix is None else bytes(cast(Any, matrix))
+            self._turn = frame.rotation, _display_matrix(frame)
         rgb = np.asarray(picture, np.uint8)
         return rgb if self._turn[1] is None else turned(rgb, self._turn[1])
+
+
+def _pictures(path: str, max_pixels: int) -> Iterator[VideoFrame]:
+    """Yield the frames of a picture, read with Pillow: unlike FFmpeg it decodes animated WebP."""
+    import av
+    from PIL import Image, ImageSequence
+
+    stamp = 0
+    with Image.open(path) as image:
+        for picture in ImageSequence.Iterator(image):
+            frame = av.VideoFrame.from_ndarray(load_image(picture, max_pixels=max_pixels), format="rgb24")
+            frame.time_base, frame.pts = Fraction(1, 1000), stamp
+            frame.duration = round(picture.info.get("duration", 0))
+            stamp += frame.duration
+            yield frame
+
+
+def _display_matrix(frame: VideoFrame) -> bytes | None:
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV does not know a kind of side data, such as EXIF; the angle is still there
+        cos, sin = (round(65536 * part(math.radians(frame.rotation))) for part in (math.cos, math.sin))
+        return struct.pack("=9i", cos, -sin, 0, sin, cos, 0, 0, 0, 1 << 30)
+    return None if matrix is None else bytes(cast(Any, matrix))
 
 
 def turned(rgb: NDArray[np.uint8], matrix: bytes) -> NDArray[np.uint8]:
@@ -447,6 +492,24 @@ def turned(rgb: NDArray[np.uint8], matrix: bytes) -> NDArray[np.uint8]:
     if down < 0:
         rgb = rgb[::-1]
     return np.ascontiguousarray(rgb)
+
+
+@contextlib.contextmanager
+def pyav_errors(action: str, kind: type[FerkitError] = VideoError) -> Iterator[None]:
+    """Turn each exception of PyAV within the block into a one-line error.
+
+    PyAV raises FFmpegError where FFmpeg fails, and errors of Python for values that it does not know.
+
+    Args:
+        action: What failed, such as ``cannot read FILE``.
+        kind: The class of the error.
+    """
+    av: Any = require("av", "video")
+    try:
+        yield
+    except (av.FFmpegError, *_PYAV_ERRORS) as error:
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__} in PyAV: {error}"
+        raise kind(f"{action}: {reason}") from error
 
 
 def open_input(path: str) -> InputContainer:
