@@ -60,6 +60,25 @@ def test_audit_reports_what_is_odd(tmp_path: Path, capsys: pytest.CaptureFixture
     assert json.loads(capsys.readouterr().out)["identical"]["all"][0]["rows"] == [1, 43]
 
 
+def test_audit_names_unreadable_pictures_and_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_faces(tmp_path / "d", [f"val/{label}/{k}.png" for label in "ab" for k in range(3)])
+    for name in ("val/a/1.png", "val/b/2.png"):
+        (source / name).write_bytes(b"no picture")
+    assert run(["data", "audit", str(source)]) == 0
+    out = capsys.readouterr().out
+    assert "4 faces of" in out
+    assert "2 pictures cannot be read and are left out: val/a/1.png, val/b/2.png" in out
+    assert run(["data", "audit", str(source), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["unreadable"] == ["val/a/1.png", "val/b/2.png"]
+    for command in (["info"], ["convert", str(tmp_path / "o.npz")]):
+        assert run(["data", command[0], str(source), *command[1:]]) == 1
+        assert "2 of 6 pictures cannot be read; repair or remove val/a/1.png, val/b/2.png" in (
+            capsys.readouterr().err
+        )
+
+
 def test_audit_compares_with_votes(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["data", "audit", "cartoon:140"]) == 0
     out = capsys.readouterr().out
