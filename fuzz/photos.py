@@ -86,6 +86,8 @@ def encodings(picture: Image.Image) -> Iterator[bytes]:
         (palette, "BMP", {}),
         (palette, "GIF", {}),
         (picture, "GIF", {"save_all": True, "append_images": [picture.rotate(90)]}),
+        (picture, "AVIF", {"quality": 60, "exif": exif}),
+        (alpha, "AVIF", {"quality": 60}),
     ]
     for image, kind, options in variants:
         buffer = io.BytesIO()
