@@ -1,4 +1,4 @@
-"""Fuzzing of what reads photos: mutated pictures must be read or refused, in bounded time and memory.
+"""Fuzzing of the picture decoders: mutated pictures must be read or refused, in bounded time and memory.
 
     python fuzz/photos.py --decode 100000 --pipeline 2000
     python fuzz/photos.py --atheris corpus/          # coverage-guided, where atheris is installed

@@ -23,17 +23,33 @@ BACKENDS = ("tensorflow", "jax")
 WIDE = 120
 """Columns of a table that goes into a file or a pipe, where nobody's window sets them."""
 
+
+def _check_source(source: Any) -> Any:
+    """Raise the error of a source that does not exist before a command imports its libraries."""
+    from ferkit.data import check_source
+
+    if source is not None:
+        check_source(source)
+    return source
+
+
 _DATA = typer.Option(
     "--data",
-    help="Labelled faces: a csv (.gz, .xz, .zip, .tar.gz), a folder, a zip of a folder, or "
+    help="Labelled faces: a csv (.gz, .xz, .zip, .tar.gz), a Parquet file, a folder, a zip of a folder, or "
     "cartoon[:N[:SEED]].",
     show_default=False,
+    callback=_check_source,
 )
 DataOption = Annotated[str, _DATA]
 DataChoice = Annotated[str | None, _DATA]
 VotesOption = Annotated[
     Path | None,
-    typer.Option("--votes", help="FER+ votes (fer2013new.csv), joined by row.", show_default=False),
+    typer.Option(
+        "--votes",
+        help="FER+ votes (fer2013new.csv), joined by row.",
+        show_default=False,
+        callback=_check_source,
+    ),
 ]
 ModelOption = Annotated[
     str | None,
@@ -81,9 +97,9 @@ JsonFileOption = Annotated[
     Path | None, typer.Option("--json", help="Write all figures to this file as well.", show_default=False)
 ]
 DropLeaksOption = Annotated[
-    bool, typer.Option("--drop-leaks", help="Leave out Training images that also stand in another split.")
+    bool, typer.Option("--drop-leaks", help="Leave out Training images with a duplicate in another split.")
 ]
-DropFlatOption = Annotated[bool, typer.Option("--drop-flat", help="Leave out images of one single colour.")]
+DropFlatOption = Annotated[bool, typer.Option("--drop-flat", help="Leave out images of one constant colour.")]
 
 
 def new_app(summary: str | None = None) -> typer.Typer:
@@ -128,15 +144,15 @@ def data_options(data: str, votes: Path | None) -> list[str]:
 
 
 def load_faces(source: str, size: int | None, **options: Any) -> FaceDataset:
-    """Load labelled faces, and say so where they have a size of their own and another was asked for."""
+    """Load labelled faces, and print a remark where they have another size than ``size``."""
     from ferkit.data import load_data
     from ferkit.data.load import DEFAULT_SIZE
 
     dataset = load_data(source, size=DEFAULT_SIZE if size is None else size, **options)
     if size is not None and dataset.size != size:
         remark(
-            f"--size {size} is for faces that are drawn or come from pictures; those of {source} stay at "
-            f"{dataset.size} pixels"
+            f"--size {size} applies to faces that are drawn or come from pictures; those of {source} keep "
+            f"their {dataset.size} pixels"
         )
     return dataset
 
