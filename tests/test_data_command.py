@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -58,6 +60,25 @@ def test_audit_reports_what_is_odd(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "no FER+ votes" in out
     assert run(["data", "audit", str(path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["identical"]["all"][0]["rows"] == [1, 43]
+
+
+def test_audit_names_unreadable_pictures_and_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_faces(tmp_path / "d", [f"val/{label}/{k}.png" for label in "ab" for k in range(3)])
+    for name in ("val/a/1.png", "val/b/2.png"):
+        (source / name).write_bytes(b"no picture")
+    assert run(["data", "audit", str(source)]) == 0
+    out = capsys.readouterr().out
+    assert "4 faces of" in out
+    assert "2 pictures cannot be read and are left out: val/a/1.png, val/b/2.png" in out
+    assert run(["data", "audit", str(source), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["unreadable"] == ["val/a/1.png", "val/b/2.png"]
+    for command in (["info"], ["convert", str(tmp_path / "o.npz")]):
+        assert run(["data", command[0], str(source), *command[1:]]) == 1
+        assert "2 of 6 pictures cannot be read; repair or remove val/a/1.png, val/b/2.png" in (
+            capsys.readouterr().err
+        )
 
 
 def test_audit_compares_with_votes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -302,7 +323,7 @@ def test_a_size_that_the_source_does_not_take_is_said(
     source = pack(drawn_csv().encode(), tmp_path / "f.csv")
     assert run(["data", "info", str(source), "--size", size]) == 0
     err = capsys.readouterr().err
-    assert ("those of" in err and "stay at 16 pixels" in err) is said
+    assert ("keep their 16 pixels" in err) is said
 
 
 def write_photos(root: Path) -> Path:
@@ -422,3 +443,29 @@ def test_real_photos_are_cropped_and_those_without_a_face_named(
     dataset = load_data(tmp_path / "f.npz")
     assert [dataset.taxonomy.labels[k] for k in dataset.labels] == ["angry", "happy", "surprise"]
     assert (dataset.images.std(axis=(1, 2)) > 20).all()
+
+
+@pytest.mark.parametrize("option", ["--data", "--votes"])
+@pytest.mark.parametrize("command", ["train", "search", "evaluate", "compare"])
+def test_a_mistyped_source_is_refused_before_a_training_framework_is_imported(
+    tmp_path: Path, command: str, option: str
+) -> None:
+    code = (
+        "import sys, ferkit.cli; status = ferkit.cli.run(sys.argv[1:]);"
+        "sys.exit(9 if {'keras', 'tensorflow', 'onnxruntime'} & set(sys.modules) else status)"
+    )
+    data = (
+        ["--data", "cartoon:21", "--votes", "no such.csv"]
+        if option == "--votes"
+        else ["--data", "no such.csv"]
+    )
+    names = {"compare": ["fast", "best"], "evaluate": ["fast"], "search": []}.get(command, [])
+    done = subprocess.run(
+        [sys.executable, "-c", code, command, *names, *data],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "no such.csv: there is no such file or folder" in done.stderr
