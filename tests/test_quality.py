@@ -101,5 +101,7 @@ def test_flags_follow_from_the_numbers(
         ((280, 150, 320, 250), 0.75),
     ],
 )
-def test_outside_is_the_share_beyond_the_border(box: tuple[float, float, float, float], outside: float) -> None:
+def test_outside_is_the_share_beyond_the_border(
+    box: tuple[float, float, float, float], outside: float
+) -> None:
     assert measure_quality(box, None, SHARP, 300, 200).outside == pytest.approx(outside)

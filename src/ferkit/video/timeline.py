@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from ferkit.core.extras import require
 from ferkit.core.files import replacing
+from ferkit.core.palette import palette
 from ferkit.core.taxonomy import Taxonomy
-from ferkit.recognize.drawing import _COLOURS
 from ferkit.recognize.results import UNCERTAIN, ByLabel
 from ferkit.video.recognition import FrameResult
 
@@ -202,7 +202,7 @@ class Timeline:
         rows = people[:_MOST_ROWS]
         figure = Figure(figsize=(10, 1.6 + 1.1 * max(1, len(rows))), layout="constrained")
         axes = figure.subplots(max(1, len(rows)), 1, sharex=True, squeeze=False)[:, 0]
-        colours = [_hex(k) for k in range(len(self._taxonomy.labels))]
+        colours = [colour.hex for colour in palette(self._taxonomy.labels).values()]
         origin = self._origin or 0.0
         end = origin
         for axis, person in zip(axes, rows, strict=False):
@@ -246,7 +246,3 @@ class Timeline:
     def _gap(self, sums: _Sums) -> int:
         """Return how many steps two frames in a row may lie apart: with few frames a second, several."""
         return 1 + int(np.ceil(2 * sums.seconds / sums.frames / self._step))
-
-
-def _hex(label: int) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*_COLOURS[label % len(_COLOURS)])
