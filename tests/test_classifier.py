@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
@@ -17,7 +16,7 @@ from ferkit.core.classifier import FaceClassifier
 from ferkit.core.crops import tta_views
 from ferkit.core.errors import ImageError, MissingDependencyError, ModelFileError, TaxonomyError
 from ferkit.core.modelfile import ModelInfo, write_model
-from ferkit.core.runtime import usable_cores
+from ferkit.core.runtime import load_onnxruntime, usable_cores
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +224,7 @@ def test_a_model_can_come_as_bytes(tmp_path: Path, crops: NDArray[np.uint8]) -> 
 
 def test_a_provider_that_is_not_there_is_an_error_and_not_replaced(tmp_path: Path) -> None:
     path = modelzoo.write_tiny_model(tmp_path / "m.onnx")
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+    if "CUDAExecutionProvider" in load_onnxruntime().get_available_providers():
         pytest.skip("this ONNX Runtime has CUDA")
     with pytest.raises(MissingDependencyError, match="no CUDAExecutionProvider here"):
         FaceClassifier(path, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])

@@ -22,6 +22,7 @@ from clips import number_in, numbered, write_clip
 from ferkit import Recognizer
 from ferkit.cli import run
 from ferkit.core.images import load_image
+from ferkit.core.runtime import load_onnxruntime
 from ferkit.video.clip import Clip
 from samples import sample
 
@@ -153,8 +154,7 @@ def test_more_looks_at_each_face_are_those_of_the_recognizer(
 
 def test_threads_are_those_of_the_networks(model: str, clip: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the options that ONNX Runtime gets: they change no result."""
-    import onnxruntime
-
+    onnxruntime = load_onnxruntime()
     asked: list[int] = []
 
     class Session(onnxruntime.InferenceSession):
