@@ -1,4 +1,4 @@
-"""What ``ferkit doctor`` looks at: each check tries the real thing and says what would help if it fails."""
+"""The checks of ``ferkit doctor``: each one uses the real thing and names a remedy if it fails."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ _TRY_TENSORFLOW = (
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What came of looking at one thing.
+    """The result of one check.
 
     Args:
-        name: The thing.
-        state: ``ok``; ``missing`` (not installed); ``broken`` (there, and does not work); ``skipped``.
+        name: What was checked.
+        state: ``ok``; ``missing`` (not installed); ``broken`` (installed and does not work); ``skipped``.
         detail: What was found.
-        remedy: What would help; empty where nothing is wrong.
+        remedy: What to do; empty where nothing is wrong.
         essential: Whether ``ferkit predict`` needs it.
     """
 
@@ -57,21 +57,21 @@ class Check:
 
     @property
     def fatal(self) -> bool:
-        """Whether the instrument cannot work because of this."""
+        """Whether ``ferkit predict`` cannot work because of this."""
         return self.essential and self.state in ("missing", "broken")
 
 
 def run_checks(*, full: bool) -> list[Check]:
-    """Look at everything; ``full`` starts TensorFlow too, which takes seconds."""
+    """Run all checks; ``full`` starts TensorFlow too, which takes seconds."""
     checks = [check_python(), check_base(), check_opencv()]
-    # Where the libraries themselves do not load, trying what stands on them would only repeat that.
+    # Where a library does not load, the checks that need it would only repeat that.
     if not any(check.fatal for check in checks):
         checks += [check_onnxruntime(), check_model(), check_detector()]
     return [*checks, check_cache(), check_video(), check_training(full=full)]
 
 
 def check_python() -> Check:
-    """Look at the interpreter."""
+    """Check the version of Python."""
     version = platform.python_version()
     if (3, 11) <= sys.version_info[:2] <= (3, 13):
         return Check("Python", "ok", version, essential=True)
@@ -85,14 +85,15 @@ def check_base() -> Check:
         return Check("base install", "missing", ", ".join(absent), install_command(""), essential=True)
     done = _python(_TRY_BASE)
     if done.returncode:
-        return _broken("base install", _last_line(done.stderr).partition("MissingDependencyError: ")[2])
+        last = _last_line(done.stderr)
+        return _broken("base install", last.partition("MissingDependencyError: ")[2] or last)
     return Check("base install", "ok", "complete", essential=True)
 
 
 def _broken(name: str, message: str) -> Check:
-    """Return the check of an essential library that does not load, from the error that says so."""
-    detail, _, remedy = message.rpartition("; ")
-    return Check(name, "broken", detail, remedy, essential=True)
+    """Return the check of an essential library that does not load, from the message of the error."""
+    detail, _, remedy = message.partition("; ")
+    return Check(name, "broken", detail, remedy or install_command(""), essential=True)
 
 
 def check_opencv() -> Check:
@@ -116,11 +117,11 @@ def check_opencv() -> Check:
 def missing_system_libraries(message: str, loads: Callable[[str], bool] | None = None) -> list[str]:
     """Return the shared libraries that are missing when importing OpenCV failed with ``message``.
 
-    The loader names only the first; the others that OpenCV needs are tried, so that one install mends all.
+    The loader names only the first; the others that OpenCV needs are tried, so that one install is enough.
 
     Args:
         message: What the failed import said.
-        loads: Tells whether a shared library loads; by default it is tried.
+        loads: Whether a shared library loads; by default it is loaded.
     """
     named = re.search(r"([\w.+-]+\.so[.\d]*): cannot open shared object", message)
     if not named:
@@ -144,7 +145,7 @@ def check_onnxruntime() -> Check:
 
 
 def check_model() -> Check:
-    """Load the embedded model, whose digest is checked on the way, and let it read one blank face."""
+    """Load the embedded model, which checks its digest, and predict for one blank face."""
     import numpy as np
 
     from ferkit.core.classifier import FaceClassifier
@@ -156,12 +157,12 @@ def check_model() -> Check:
     except FerkitError as error:
         return Check("embedded model", "broken", str(error), "install ferkit again", essential=True)
     info = classifier.info
-    answers = ", ".join(head.id for head in info.taxonomies)
-    return Check("embedded model", "ok", f"{info.name} {info.version}, {answers}", essential=True)
+    taxonomies = ", ".join(head.id for head in info.taxonomies)
+    return Check("embedded model", "ok", f"{info.name} {info.version}, {taxonomies}", essential=True)
 
 
 def check_detector() -> Check:
-    """Load the face detector and let it look at a blank picture."""
+    """Load the face detector and run it on a blank picture."""
     import numpy as np
 
     from ferkit.detect import make_detector
@@ -175,7 +176,7 @@ def check_detector() -> Check:
 
 
 def check_cache() -> Check:
-    """Write to the cache folder and take it away again."""
+    """Write to the cache folder, and remove the file again."""
     from ferkit.core.files import cache_folder
 
     folder = cache_folder()
@@ -194,7 +195,7 @@ def check_cache() -> Check:
 
 
 def check_video() -> Check:
-    """Load what reads clips and follows faces, in a process of its own; PyAV brings FFmpeg's libraries."""
+    """Load the libraries of the extra ``video`` in a process of their own."""
     absent = _absent("video")
     if absent:
         return Check("video", "missing", ", ".join(absent), install_command("video"))
@@ -205,7 +206,7 @@ def check_video() -> Check:
 
 
 def check_training(*, full: bool) -> Check:
-    """Start Keras and TensorFlow, in a process of their own, and list the devices they see."""
+    """Start Keras and TensorFlow in a process of their own, and list their devices."""
     absent = _absent("train")
     if absent:
         return Check("training", "missing", ", ".join(absent), install_command("train"))
@@ -223,7 +224,7 @@ def _absent(extra: str) -> list[str]:
 
 
 def _python(code: str) -> subprocess.CompletedProcess[str]:
-    # A process of its own: a library that fails to load may take its process with it.
+    # A process of its own: a library that fails to load may end its process.
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=dict(os.environ)
     )

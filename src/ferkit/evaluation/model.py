@@ -159,7 +159,7 @@ def open_run(folder: Path) -> EvaluatedModel:
             sha256=hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest(),
             members=1,
             calibrated=temperatures is not None,
-            **_judge(training, [training]),
+            **_from_records(training, [training]),
         ),
         heads={taxonomy.id: taxonomy for taxonomy in run.taxonomies},
         input_size=size,
@@ -208,12 +208,12 @@ def facts_of(info: ModelInfo, size_bytes: int | None = None, sha256: str | None 
         sha256=sha256,
         members=max(1, len(info.members)),
         held_out=tuple(row for row in info.metrics if row.fit == "weights and temperature"),
-        **_judge(info.training, info.provenance),
+        **_from_records(info.training, info.provenance),
     )
 
 
-def _judge(own: Provenance, records: Sequence[Provenance]) -> dict[str, Any]:
-    """Return what follows from the records of a model and of its members: the one place that judges them."""
+def _from_records(own: Provenance, records: Sequence[Provenance]) -> dict[str, Any]:
+    """Return the facts that follow from the records of a model and of its members."""
     networks = records[1:] or records
     hours = [record.hours for record in networks]
     epochs = [record.epochs for record in networks if record.epochs is not None]
