@@ -92,8 +92,14 @@ def check_base() -> Check:
 
 def _broken(name: str, message: str) -> Check:
     """Return the check of an essential library that does not load, from the message of the error."""
-    detail, _, remedy = message.partition("; ")
-    return Check(name, "broken", detail, remedy or install_command(""), essential=True)
+    detail, found, remedy = message.rpartition("; ")
+    return Check(
+        name,
+        "broken",
+        detail if found else message,
+        remedy if found else install_command(""),
+        essential=True,
+    )
 
 
 def check_opencv() -> Check:
