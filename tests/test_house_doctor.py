@@ -12,8 +12,8 @@ import pytest
 
 from ferkit import weights
 from ferkit.cli import checks, run
-from ferkit.cli.checks import SYSTEM_LIBRARIES, Check, missing_system_libraries
-from ferkit.core.extras import LIBRARIES, Library
+from ferkit.cli.checks import Check, missing_system_libraries
+from ferkit.core.extras import LIBRARIES, SYSTEM_LIBRARIES, Library
 from modelzoo import write_tiny_model
 
 LIBGL = "ImportError: libGL.so.1: cannot open shared object file: No such file or directory"

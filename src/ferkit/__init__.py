@@ -79,7 +79,14 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'ferkit' has no attribute {name!r}")
-    value = getattr(importlib.import_module(home), name)
+    try:
+        value = getattr(importlib.import_module(home), name)
+    except ImportError as error:
+        from ferkit.core.extras import explain_import_error
+
+        if explained := explain_import_error(error):
+            raise explained from error
+        raise
     globals()[name] = value
     return value
 

@@ -73,13 +73,13 @@ def _run(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
     except FerkitError as error:
         return _fail(str(error))
-    except ModuleNotFoundError as error:
-        from ferkit.core.extras import explain_missing
+    except ImportError as error:
+        from ferkit.core.extras import explain_import_error
 
-        missing = explain_missing(error)
-        if missing is None:
+        explained = explain_import_error(error)
+        if explained is None:
             raise
-        return _fail(str(missing))
+        return _fail(str(explained))
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:

@@ -13,21 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from ferkit.core.errors import FerkitError
-from ferkit.core.extras import LIBRARIES, install_command
+from ferkit.core.errors import FerkitError, MissingDependencyError
+from ferkit.core.extras import LIBRARIES, SYSTEM_LIBRARIES, install_command
 
 State = Literal["ok", "missing", "broken", "skipped"]
 
-SYSTEM_LIBRARIES = {
-    "libGL.so.1": "libgl1",
-    "libglib-2.0.so.0": "libglib2.0-0",
-    "libgthread-2.0.so.0": "libglib2.0-0",
-    "libxcb.so.1": "libxcb1",
-    "libstdc++.so.6": "libstdc++6",
-    "libz.so.1": "zlib1g",
-}
-"""Debian's and Ubuntu's package for each library that OpenCV's wheels take from the system."""
-
+_TRY_BASE = (
+    "from ferkit.core.extras import require\n"
+    "for name in ('numpy', 'PIL.Image', 'pydantic', 'platformdirs', 'rich', 'typer'): require(name, '')"
+)
 _TRY_OPENCV = "import cv2; print(cv2.__version__)"
 _TRY_VIDEO = (
     "import trackers, supervision, av\n"
@@ -85,11 +79,27 @@ def check_python() -> Check:
 
 
 def check_base() -> Check:
-    """Look whether every library of the base install is there."""
+    """Check that every library of the base install is installed and loads."""
     absent = _absent("")
     if absent:
         return Check("base install", "missing", ", ".join(absent), install_command(""), essential=True)
+    done = _python(_TRY_BASE)
+    if done.returncode:
+        last = _last_line(done.stderr)
+        return _broken("base install", last.partition("MissingDependencyError: ")[2] or last)
     return Check("base install", "ok", "complete", essential=True)
+
+
+def _broken(name: str, message: str) -> Check:
+    """Return the check of an essential library that does not load, from the message of the error."""
+    detail, found, remedy = message.rpartition("; ")
+    return Check(
+        name,
+        "broken",
+        detail if found else message,
+        remedy if found else install_command(""),
+        essential=True,
+    )
 
 
 def check_opencv() -> Check:
@@ -129,10 +139,12 @@ def missing_system_libraries(message: str, loads: Callable[[str], bool] | None =
 
 def check_onnxruntime() -> Check:
     """Load ONNX Runtime and list its execution providers."""
+    from ferkit.core.runtime import load_onnxruntime
+
     try:
-        import onnxruntime
-    except ImportError as error:
-        return Check("ONNX Runtime", "broken", str(error), install_command(""), essential=True)
+        onnxruntime = load_onnxruntime()
+    except MissingDependencyError as error:
+        return _broken("ONNX Runtime", str(error))
     providers = ", ".join(
         name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()
     )
