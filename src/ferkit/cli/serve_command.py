@@ -66,7 +66,8 @@ def serve(settings: Settings) -> None:
     """Serve the page at / and the HTTP API at /v1 until Ctrl-C.
 
     Every option can also be an environment variable (FERKIT_PORT=9000) or a line of a TOML file
-    (port = 9000), which --config or FERKIT_CONFIG names. Photos are not stored; clips are stored until their job ends.
+    (port = 9000), which --config or FERKIT_CONFIG names. Photos are not stored; clips
+    are, until their job ends.
     """
     from ferkit.service.server import serve as run
 

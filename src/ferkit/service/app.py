@@ -29,8 +29,9 @@ PAGE = Path(__file__).parent / "page"
 
 _SUMMARY = (
     "Facial expression recognition over HTTP. Photos are classified at once, clips as jobs, webcam frames "
-    "over a WebSocket (`/v1/stream`: JPEG frames in, JSON results out, the newest frame wins). ferkit predicts "
-    "how people would have labelled a face, not what somebody feels. Errors are problem documents (RFC 9457)."
+    "over a WebSocket (`/v1/stream`: JPEG frames in, JSON results out, the newest frame wins). ferkit "
+    "predicts how people would have labelled a face, not what somebody feels. Errors are problem documents "
+    "(RFC 9457)."
 )
 
 TaxonomyQuery = Annotated[

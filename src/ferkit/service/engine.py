@@ -16,10 +16,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.core.crops import TtaMode, crop_faces
+from ferkit.core.crops import TtaMode, crop_faces, fit_crop
 from ferkit.core.errors import DetectorError, FerkitError, ModelFileError, VideoError
 from ferkit.core.images import encode_image, load_image, to_gray
 from ferkit.detect import Detection, Detector, make_detector
+from ferkit.detect.whole import WholePicture
 from ferkit.recognize import Explanation, Face, Recognizer, Unreadable
 from ferkit.recognize.drawing import draw
 from ferkit.recognize.quality import measure_quality
@@ -129,10 +130,9 @@ class Engine:
         detector = make_detector(
             settings.detector or DETECTOR, min_face=options.min_face, providers=providers, threads=1
         )
-        whole = detector.name == "none"
         return Recognizer(
             settings.model,
-            detector=detector if whole else _FewFaces(detector, settings.faces),
+            detector=detector if isinstance(detector, WholePicture) else _FewFaces(detector, settings.faces),
             taxonomy=options.taxonomy,
             min_confidence=settings.min_confidence,
             tta=options.tta,
@@ -234,9 +234,9 @@ class Live:
 
         self._recognizer = recognizer
         self._max_pixels = max_pixels
-        self._tracker = FaceTracker(
-            recognizer.detector, every=_LIVE_DETECT_EVERY, max_gap=_LIVE_GAP, rate=_LIVE_RATE
-        )
+        self._whole = isinstance(recognizer.detector, WholePicture)
+        every = 1 if self._whole else _LIVE_DETECT_EVERY
+        self._tracker = FaceTracker(recognizer.detector, every=every, max_gap=_LIVE_GAP, rate=_LIVE_RATE)
         self._smoother = Smoother(Smoothing(seconds=_SMOOTHING_SECONDS))
         self._last = 0.0
 
@@ -263,7 +263,10 @@ class Live:
         marks = [face.detection.landmarks for face in found]
         landmarks = None if None in marks else np.array(marks, np.float64).reshape(-1, 5, 2)
         info = recognizer.info
-        crops = crop_faces(gray, boxes, landmarks, geometry=info.crop, size=info.input_size)
+        if self._whole:
+            crops = fit_crop(gray, info.input_size)[None]
+        else:
+            crops = crop_faces(gray, boxes, landmarks, geometry=info.crop, size=info.input_size)
         faces = []
         for face, crop, raw in zip(found, crops, recognizer.predict_crops(crops), strict=True):
             shown = raw
@@ -309,7 +312,7 @@ def process_clip(
     settings: Settings,
     *,
     fps: float | None,
-    progress: Callable[[int, float | None], None],
+    progress: Callable[[int, float | None, dict[str, Any]], None],
     stop: threading.Event,
 ) -> dict[str, Any]:
     """Classify the faces of a clip and write its results.
@@ -321,7 +324,8 @@ def process_clip(
         options: How to find and classify faces.
         settings: The limits.
         fps: Read at most so many frames a second; None reads all.
-        progress: Called after each frame with the number of frames and the share that is done, if known.
+        progress: Called after each frame with the number of frames, the share that is done, if known,
+            and the frame's results.
         stop: Ends the clip at the next frame.
 
     Returns:
@@ -349,7 +353,7 @@ def process_clip(
                 f"the clip has more than {settings.clip_frames} frames or {settings.clip_seconds:.0f} "
                 "seconds; cut it, read fewer frames (fps), or raise --clip-frames or --clip-seconds"
             )
-        progress(count, share)
+        progress(count, share, frame.to_dict())
 
     summary = process_video(
         engine.recognizer(options),

@@ -37,7 +37,11 @@ RESULTS = {
 }
 """File and media type of every result."""
 
+LIVE = "live.jsonl"
+"""Frames that are done, written while a job runs."""
+
 _NAME = "ferkit"
+_LIVE_BYTES = 1 << 20
 _ID = re.compile(r"[0-9a-f]{32}")
 _JOB, _CLIP, _LOCK, _CANCEL, _DELETE = "job.json", "clip", "lock", "cancel", "delete"
 
@@ -153,6 +157,16 @@ class Jobs:
             return Job.model_validate_json((folder / _JOB).read_bytes())
         except FileNotFoundError:
             return None
+
+    def live_frames(self, job_id: str, offset: int) -> bytes:
+        """Return complete JSON lines of the frames that are done, from a byte offset on; 1 MiB at most."""
+        try:
+            with (self._folder / job_id / LIVE).open("rb") as file:
+                file.seek(offset)
+                content = file.read(_LIVE_BYTES)
+        except FileNotFoundError:
+            return b""
+        return content[: content.rfind(b"\n") + 1]
 
     def all(self) -> Iterator[Job]:
         """Yield every job."""

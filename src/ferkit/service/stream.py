@@ -150,8 +150,5 @@ async def _classify(
 
 async def _close(socket: WebSocket, code: int, reason: str) -> None:
     """Close, unless the other side has; a reason has at most 123 bytes."""
-    if (
-        socket.application_state is WebSocketState.CONNECTED
-        and socket.client_state is WebSocketState.CONNECTED
-    ):
+    if {socket.application_state, socket.client_state} == {WebSocketState.CONNECTED}:
         await socket.close(code, reason.encode()[:120].decode(errors="ignore"))

@@ -232,8 +232,8 @@ async def read_clip(request: Request, path: Path, *, limit: int, pause: float) -
             await asyncio.to_thread(take, chunk)
         if parts is not None:
             parts.finish()
-    with path.open("rb") as file:
-        _check_clip(file)
+    with path.open("rb") as written:
+        _check_clip(written)
     return name
 
 

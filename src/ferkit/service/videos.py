@@ -132,7 +132,7 @@ async def state(request: Request, job_id: JobId) -> dict[str, Any]:
 
 @router.post("/v1/videos/{job_id}/cancel", response_model=schemas.JobModel, responses=documented(404, 422))
 async def cancel(request: Request, job_id: JobId) -> dict[str, Any]:
-    """Cancel a job: one that waits at once, one that runs at its next frame. A finished one stays as it is."""
+    """Cancel a job: one that waits at once, one that runs at its next frame. A finished one stays."""
     service = service_of(request)
     await _job(service, job_id)
     job = await asyncio.to_thread(service.jobs.cancel, job_id)
@@ -147,6 +147,36 @@ async def delete(request: Request, job_id: JobId) -> Response:
     if not await asyncio.to_thread(service_of(request).jobs.delete, job_id):
         raise Problem(404, f"there is no job {job_id}; it may have expired", reason="job")
     return Response(status_code=204)
+
+
+@router.get(
+    "/v1/videos/{job_id}/live",
+    response_class=Response,
+    responses={
+        **documented(404, 422),
+        200: {
+            "description": "Complete lines from the offset on; empty if there are none yet.",
+            "content": {"application/x-ndjson": {"schema": {"type": "string"}}},
+            "headers": {
+                "X-Next-Offset": {"description": "Offset to continue at.", "schema": {"type": "integer"}}
+            },
+        },
+    },
+)
+async def live(
+    request: Request,
+    job_id: JobId,
+    offset: Annotated[int, Query(ge=0, le=1 << 40, description="Bytes that are known already.")] = 0,
+) -> Response:
+    """Return the frames that are done so far, as JSON lines, while the job still runs."""
+    service = service_of(request)
+    await _job(service, job_id)
+    content = await asyncio.to_thread(service.jobs.live_frames, job_id, offset)
+    return Response(
+        content,
+        media_type="application/x-ndjson",
+        headers={"X-Next-Offset": str(offset + len(content))},
+    )
 
 
 @router.get(
@@ -165,7 +195,7 @@ async def result(
     job_id: JobId,
     result: Annotated[Literal["jsonl", "csv", "timeline", "annotated"], Path(description="Which result.")],
 ) -> FileResponse:
-    """Return a result of a job that is done: frames as JSON lines or CSV, the timeline, the annotated clip."""
+    """Return a result of a job that is done: frames as JSON lines or CSV, timeline, annotated clip."""
     service = service_of(request)
     job = await _job(service, job_id)
     if job.state not in FINISHED:

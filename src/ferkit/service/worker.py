@@ -10,16 +10,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO, TypeAlias
 
 from huey.consumer import Consumer
 
 from ferkit.core.errors import FerkitError
 from ferkit.service.engine import ClipFiles, Engine, Options, clip_error, plots_available, process_clip
-from ferkit.service.jobs import ATTEMPTS, FINISHED, RESULTS, Job, Jobs
+from ferkit.service.jobs import ATTEMPTS, FINISHED, LIVE, RESULTS, Job, Jobs
 from ferkit.service.security import JsonLines
 from ferkit.service.settings import Settings
 
 _SAVE_EVERY = 0.5  # seconds between notes of a job's progress
+_Progress: TypeAlias = Callable[[int, float | None, dict[str, Any]], None]
 _log = logging.getLogger("ferkit.service")
 
 
@@ -66,16 +69,8 @@ class Worker:
         )
         clip = self.jobs.clip(job.id)
         try:
-            summary = process_clip(
-                self._engine,
-                clip,
-                files,
-                Options(job.taxonomy, job.min_face, job.tta),
-                self._settings,
-                fps=job.fps,
-                progress=self._progress(job, stop, deadline),
-                stop=stop,
-            )
+            with (folder / LIVE).open("w", encoding="utf-8") as live:
+                summary = self._classify(job, clip, files, stop, self._progress(job, stop, deadline, live))
         except FerkitError as error:
             if not stop.is_set():
                 self.jobs.finish(job, "failed", " ".join(clip_error(error, clip, job.name).split()))
@@ -96,18 +91,32 @@ class Worker:
             self.jobs.finish(job, "done")
         _log.info("job", extra={"fields": {"id": job.id, "state": job.state, "frames": job.frames}})
 
-    def _progress(
-        self, job: Job, stop: threading.Event, deadline: float
-    ) -> Callable[[int, float | None], None]:
+    def _classify(
+        self, job: Job, clip: Path, files: ClipFiles, stop: threading.Event, progress: _Progress
+    ) -> dict[str, Any]:
+        return process_clip(
+            self._engine,
+            clip,
+            files,
+            Options(job.taxonomy, job.min_face, job.tta),
+            self._settings,
+            fps=job.fps,
+            progress=progress,
+            stop=stop,
+        )
+
+    def _progress(self, job: Job, stop: threading.Event, deadline: float, live: TextIO) -> _Progress:
         saved = 0.0
 
-        def progress(frames: int, share: float | None) -> None:
+        def progress(frames: int, share: float | None, frame: dict[str, Any]) -> None:
             nonlocal saved
             job.frames, job.share = frames, share
+            live.write(json.dumps(frame, allow_nan=False) + "\n")
             now = time.monotonic()
             if now - saved < _SAVE_EVERY:
                 return
             saved = now
+            live.flush()
             if self._stopping.is_set() or now > deadline or self.jobs.wants_stop(job.id):
                 stop.set()
             else:
