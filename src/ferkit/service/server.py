@@ -10,6 +10,7 @@ import webbrowser
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ferkit.core.errors import FerkitError
@@ -88,6 +89,28 @@ def listen(settings: Settings) -> socket.socket:
     return listening
 
 
+def make_server(app: FastAPI, settings: Settings) -> uvicorn.Server:
+    """Return the server of an application, with the limits of the settings."""
+    config = uvicorn.Config(
+        app,
+        http=_protocol(settings),
+        ws="websockets-sansio",
+        ws_max_size=int(settings.frame_mib * MIB) + 1024,
+        ws_max_queue=2,
+        ws_per_message_deflate=False,
+        loop="asyncio",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        h11_max_incomplete_event_size=_HEADER_BYTES,
+        timeout_keep_alive=_KEEP_ALIVE,
+        timeout_graceful_shutdown=settings.shutdown_seconds,
+    )
+    return uvicorn.Server(config)
+
+
 def serve(settings: Settings, *, browse: str | None = None) -> None:
     """Serve until SIGINT or SIGTERM; requests in flight are finished then.
 
@@ -102,28 +125,10 @@ def serve(settings: Settings, *, browse: str | None = None) -> None:
     require("trackers", "video")
     configure_logging(settings.log_level)
     with listen(settings) as listening:
-        app = create_app(settings)
+        server = make_server(create_app(settings), settings)
         port = listening.getsockname()[1]
         host = settings.host if ":" not in settings.host else f"[{settings.host}]"
         url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{port}/"
-        config = uvicorn.Config(
-            app,
-            http=_protocol(settings),
-            ws="websockets-sansio",
-            ws_max_size=int(settings.frame_mib * MIB) + 1024,
-            ws_max_queue=2,
-            ws_per_message_deflate=False,
-            loop="asyncio",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            h11_max_incomplete_event_size=_HEADER_BYTES,
-            timeout_keep_alive=_KEEP_ALIVE,
-            timeout_graceful_shutdown=settings.shutdown_seconds,
-        )
-        server = uvicorn.Server(config)
         logging.getLogger("ferkit.service").info("serving", extra={"fields": {"url": url}})
         if browse is not None:
             threading.Timer(1.0, webbrowser.open, (url + browse,)).start()
