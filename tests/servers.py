@@ -70,7 +70,8 @@ class Process:
                 if json.loads(line).get("event") == "serving":
                     self.url = json.loads(line)["url"].rstrip("/")
                     break
-        threading.Thread(target=self._drain, daemon=True).start()
+        self._reader = threading.Thread(target=self._drain, daemon=True)
+        self._reader.start()
         wait_until(self._answers, 60)
 
     def _answers(self) -> bool:
@@ -88,12 +89,19 @@ class Process:
     def stop(self) -> int:
         """End it as systemd would, and return its exit status."""
         self.process.terminate()
-        return self.process.wait(30)
+        return self._ended()
 
     def kill(self) -> None:
         """End it as the kernel would for lack of memory."""
         self.process.kill()
-        self.process.wait(30)
+        self._ended()
+
+    def _ended(self) -> int:
+        status = self.process.wait(60)
+        self._reader.join(30)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        return status
 
 
 def wait_until(condition: Any, seconds: float = 30) -> Any:
@@ -108,7 +116,8 @@ def wait_until(condition: Any, seconds: float = 30) -> Any:
 
 def portrait() -> Image.Image:
     """A real face: the astronaut that comes with scikit-image (NASA, public domain)."""
-    return Image.open(sample("astronaut.png")).convert("RGB")
+    with Image.open(sample("astronaut.png")) as opened:
+        return opened.convert("RGB")
 
 
 def encoded(picture: Image.Image, kind: str = "JPEG") -> bytes:
