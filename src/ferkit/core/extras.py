@@ -68,6 +68,10 @@ LIBRARIES = (
     Library(("uvicorn",), "uvicorn", "serve", "serving HTTP"),
     Library(("prometheus-client",), "prometheus_client", "serve", "the service's metrics"),
     Library(("python-multipart",), "python_multipart", "serve", "uploads"),
+    Library(("websockets",), "websockets", "serve", "webcam streams"),
+    Library(("pydantic-settings",), "pydantic_settings", "serve", "the service's settings"),
+    Library(("huey",), "huey", "serve", "the queue of jobs"),
+    Library(("redis",), "redis", "serve", "a queue that several machines share"),
 )
 """All direct requirements of the base install and of the extras."""
 
