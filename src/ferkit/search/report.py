@@ -63,8 +63,8 @@ def write_report(folder: str | Path) -> Report:
         drawn, what = search.folder / PICTURES, f"accuracy on {split}"
         costs, shares = cost_and_accuracy(search), pictures.importance(search.study)
         files += pictures.draw_study(search.study, drawn, what)
-        title = f"{search.space.name}, {method_of(search)}"
-        pictures.draw_cost(costs, title, what, drawn / "accuracy-mmac.png")
+        files.append(drawn / "accuracy-mmac.png")
+        pictures.draw_cost(costs, f"{search.space.name}, {method_of(search)}", what, files[-1])
         tables: dict[str, list[dict[str, Any]]] = {
             "best-so-far": best_so_far(search),
             "accuracy-mmac": costs,
