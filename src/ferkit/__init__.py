@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ferkit.core.classifier import FaceClassifier
     from ferkit.core.errors import FerkitError
     from ferkit.core.images import load_image
+    from ferkit.data.load import load_data
     from ferkit.recognize import (
         Explanation,
         Expression,
@@ -46,6 +47,7 @@ __all__ = [
     "TrackedFace",
     "Unreadable",
     "__version__",
+    "load_data",
     "load_image",
     "to_pandas",
 ]
@@ -63,6 +65,7 @@ _HOMES = {
     "Smoothing": "ferkit.video.smoothing",
     "TrackedFace": "ferkit.video.recognition",
     "Unreadable": "ferkit.recognize",
+    "load_data": "ferkit.data.load",
     "load_image": "ferkit.core.images",
     "to_pandas": "ferkit.recognize",
 }
