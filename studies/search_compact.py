@@ -33,7 +33,6 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from ferkit.search.records import Search, Settings, Trial, read_search
 
 from ferkit.core.files import replacing, write_json, write_text
 from ferkit.data import SPLITS, FaceDataset, load_data

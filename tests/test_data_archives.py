@@ -82,7 +82,7 @@ def test_the_table_is_found_beside_other_files(tmp_path: Path, members: dict[str
     [
         (
             {"train.csv": TABLE, "test.csv": TABLE},
-            r"holds 2 \.csv files \(train\.csv, test\.csv\); unpack it",
+            r"holds 2 \.csv files \(test\.csv, train\.csv\); unpack it",
         ),
         ({"a/fer2013.csv": TABLE, "b/fer2013.csv": TABLE}, r"holds 2 \.csv files"),
         ({"README": b"nothing"}, r"holds no \.csv file; it holds README"),

@@ -98,6 +98,17 @@ def test_show_writes_a_sheet_with_a_row_per_label(tmp_path: Path, capsys: pytest
     assert capsys.readouterr().err == f"wrote {out}\n"
 
 
+def test_control_characters_in_labels_reach_neither_a_sheet_nor_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    source = write_faces(tmp_path / "d", ["two\nlines/1.png", "\x1b[2Jred/2.png"])
+    assert run(["data", "show", str(source), "-o", str(tmp_path / "sheet.png")]) == 0
+    (source / "x\x1b[0m").mkdir()
+    assert run(["data", "info", str(source)]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].isprintable()
+    assert all(message.isprintable() for message in caplog.messages)
+
+
 def test_show_shows_a_split_and_a_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = pack(csv_text([*drawn_csv().splitlines()[1:], face_row(6)]).encode(), tmp_path / "f.csv")
     out = tmp_path / "flat.png"
@@ -395,7 +406,7 @@ def test_photos_that_are_no_pictures_and_the_tenth_held_out_are_reported(
 @pytest.mark.parametrize(
     ("extra", "status", "words"),
     [
-        (["--votes", "v.csv"], 2, "photos have no FER+ votes"),
+        (["--votes", __file__], 2, "photos have no FER+ votes"),
         (["--labels", "ferplus-majority"], 2, "photos have no FER+ votes"),
         (["--detector", "nobody"], 1, "unknown detector 'nobody'"),
     ],

@@ -105,7 +105,7 @@ def read_face_folder(
         else:
             faces[name] = face
     count = len(layout.places)
-    raise_unreadable(path, unreadable, count, skip=skip_unreadable)
+    raise_unreadable(path, dict(sorted(unreadable.items())), count, skip=skip_unreadable)
     kept = [place for place in layout.places if place.name in faces]
     if not kept:
         raise DataError(f"{path}: no face in any of {count} pictures")
