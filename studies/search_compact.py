@@ -356,7 +356,7 @@ def is_ordered(parameter: Parameter) -> bool:
 
 
 def tendencies(search: Search) -> list[dict[str, Any]]:
-    """Return the rank correlation of accuracy with each ordered parameter (Spearman), over finished trials."""
+    """Return Spearman's correlation of accuracy with each ordered parameter, over finished trials."""
     from scipy.stats import spearmanr
 
     done = search.finished()

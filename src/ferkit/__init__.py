@@ -17,12 +17,9 @@ if TYPE_CHECKING:
     from ferkit.core.classifier import FaceClassifier
     from ferkit.core.errors import FerkitError
     from ferkit.core.images import load_image
-<<<<<<< HEAD
+    from ferkit.data.load import load_data
     from ferkit.evaluation.report import evaluate
     from ferkit.export.run import export_run as export
-=======
-    from ferkit.data.load import load_data
->>>>>>> data
     from ferkit.recognize import (
         Explanation,
         Expression,
@@ -52,12 +49,9 @@ __all__ = [
     "TrackedFace",
     "Unreadable",
     "__version__",
-<<<<<<< HEAD
     "evaluate",
     "export",
-=======
     "load_data",
->>>>>>> data
     "load_image",
     "to_pandas",
 ]
@@ -75,12 +69,9 @@ _HOMES = {
     "Smoothing": "ferkit.video.smoothing",
     "TrackedFace": "ferkit.video.recognition",
     "Unreadable": "ferkit.recognize",
-<<<<<<< HEAD
     "evaluate": "ferkit.evaluation.report",
     "export": "ferkit.export",
-=======
     "load_data": "ferkit.data.load",
->>>>>>> data
     "load_image": "ferkit.core.images",
     "to_pandas": "ferkit.recognize",
 }

@@ -275,7 +275,7 @@ class Live:
                 (shown,) = expressions(
                     smooth[None].astype(np.float32),
                     recognizer.taxonomy,
-                    min_confidence=recognizer.min_confidence,
+                    min_confidence=recognizer.pipeline.min_confidence,
                 )
             place = face.detection
             quality = measure_quality(place.box, place.landmarks, crop, width, height)
