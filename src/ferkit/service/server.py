@@ -64,7 +64,10 @@ def configure_logging(level: str) -> None:
         logger.handlers[:] = [handler]
         logger.propagate = False
         logger.setLevel(level.upper())
-    logging.getLogger("uvicorn.error").setLevel("WARNING")
+    uvicorn_errors = logging.getLogger("uvicorn.error")
+    uvicorn_errors.setLevel("WARNING")
+    # Uvicorn 0.54 reports each WebSocket that was refused with a response as an error of the application.
+    uvicorn_errors.addFilter(lambda record: "without completing handshake" not in record.getMessage())
 
 
 def listen(settings: Settings) -> socket.socket:
