@@ -82,8 +82,12 @@ def listen(settings: Settings) -> socket.socket:
         )[0]
         listening = socket.socket(family, socket.SOCK_STREAM)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen(256)
+        try:
+            listening.bind(address)
+            listening.listen(256)
+        except OSError:
+            listening.close()
+            raise
     except OSError as error:
         raise FerkitError(
             f"cannot listen on {settings.host}, port {settings.port}: {error.strerror or error}; choose "
