@@ -156,11 +156,9 @@ async def load(port: int, clients: int, seconds: float, body: bytes) -> Figures:
     return figures
 
 
-def hostile(photo: bytes, seed: int) -> Iterator[tuple[bytes, bytes, bytes, bytes]]:
+def hostile(photo: bytes, bomb: bytes, seed: int) -> Iterator[tuple[bytes, bytes, bytes, bytes]]:
     """Yield method, path, body and content type of input that is meant to harm, for ever."""
     rng = random.Random(seed)
-    bomb = io.BytesIO()
-    Image.new("1", (30_000, 30_000)).save(bomb, "PNG")
     form = b"multipart/form-data; boundary=x"
     while True:
         mutated = bytearray(photo)
@@ -168,7 +166,7 @@ def hostile(photo: bytes, seed: int) -> Iterator[tuple[bytes, bytes, bytes, byte
             mutated[rng.randrange(len(mutated))] = rng.randrange(256)
         yield b"POST", b"/v1/predict", bytes(mutated), JPEG
         yield b"POST", b"/v1/predict", photo[: rng.randrange(len(photo))], JPEG
-        yield b"POST", b"/v1/predict", bomb.getvalue(), b"image/png"
+        yield b"POST", b"/v1/predict", bomb, b"image/png"
         yield b"POST", b"/v1/predict", rng.randbytes(1000), form
         yield b"POST", b"/v1/predict?taxonomy=" + b"x" * rng.randrange(80), photo, JPEG
         yield b"POST", b"/v1/videos", rng.randbytes(3000), b"video/mp4"
@@ -179,11 +177,14 @@ def hostile(photo: bytes, seed: int) -> Iterator[tuple[bytes, bytes, bytes, byte
 async def soak(server: Server, minutes: float, photo: bytes) -> dict[str, Any]:
     """Full load mixed with hostile input."""
     statuses: Counter[int] = Counter()
-    memory = []
+    memory = [server.memory()]
+    buffer = io.BytesIO()
+    Image.new("1", (30_000, 30_000)).save(buffer, "PNG")
+    bomb = buffer.getvalue()
     end = time.monotonic() + minutes * 60
 
     async def attacker(seed: int) -> None:
-        for method, path, body, kind in hostile(photo, seed):
+        for method, path, body, kind in hostile(photo, bomb, seed):
             if time.monotonic() > end:
                 return
             with contextlib.suppress(ConnectionError):

@@ -65,11 +65,13 @@ LIBRARIES = (
     Library(("ray",), "ray", "tune", "placing the trials of a search"),
     Library(("optuna",), "optuna", "tune", "hyperparameter search"),
     Library(("fastapi",), "fastapi", "serve", "the HTTP service"),
+    Library(("starlette",), "starlette", "serve", "what FastAPI stands on"),
     Library(("uvicorn",), "uvicorn", "serve", "serving HTTP"),
     Library(("prometheus-client",), "prometheus_client", "serve", "the service's metrics"),
     Library(("python-multipart",), "python_multipart", "serve", "uploads"),
     Library(("websockets",), "websockets", "serve", "webcam streams"),
     Library(("pydantic-settings",), "pydantic_settings", "serve", "the service's settings"),
+    Library(("filelock",), "filelock", "serve", "one process a job"),
     Library(("huey",), "huey", "serve", "the queue of jobs"),
     Library(("redis",), "redis", "serve", "a queue that several machines share"),
 )

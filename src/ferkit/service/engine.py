@@ -8,7 +8,7 @@ import logging
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,12 +19,15 @@ from numpy.typing import NDArray
 from ferkit.core.crops import TtaMode, crop_faces, fit_crop
 from ferkit.core.errors import DetectorError, FerkitError, ModelFileError, VideoError
 from ferkit.core.images import encode_image, load_image, to_gray
+from ferkit.core.palette import UNCERTAIN as UNCERTAIN_COLOUR
+from ferkit.core.palette import palette
+from ferkit.core.taxonomy import Taxonomy
 from ferkit.detect import Detection, Detector, make_detector
 from ferkit.detect.whole import WholePicture
 from ferkit.recognize import Explanation, Face, Recognizer, Unreadable
 from ferkit.recognize.drawing import draw
 from ferkit.recognize.quality import measure_quality
-from ferkit.recognize.results import expressions
+from ferkit.recognize.results import UNCERTAIN, expressions
 from ferkit.service.settings import Settings
 
 DETECTOR = "centerface"
@@ -159,7 +162,7 @@ class Engine:
                 }
             ],
             "detector": self.default.detector.name,
-            "palette": palette(),
+            "palette": colours(head.taxonomy for head in info.taxonomies),
         }
 
     def predict(
@@ -383,22 +386,10 @@ def clip_error(error: FerkitError, clip: Path, name: str | None) -> str:
     return str(error).replace(str(clip), name or "the clip")
 
 
-def palette() -> dict[str, str]:
-    """Return the colour of every label of the known taxonomies, and of ``uncertain``: ``#rrggbb``."""
-    return {
-        "anger": "#d62728",
-        "angry": "#d62728",
-        "disgust": "#2ca02c",
-        "fear": "#9467bd",
-        "happiness": "#e6b800",
-        "happy": "#e6b800",
-        "sadness": "#1f77b4",
-        "sad": "#1f77b4",
-        "surprise": "#ff7f0e",
-        "neutral": "#8c939b",
-        "contempt": "#8c564b",
-        "uncertain": "#6b7280",
-    }
+def colours(taxonomies: Iterable[Taxonomy]) -> dict[str, str]:
+    """Return the colour of every label of taxonomies, and of ``uncertain``: ``#rrggbb``."""
+    found = {label: colour.hex for one in taxonomies for label, colour in palette(one.labels).items()}
+    return {**found, UNCERTAIN: UNCERTAIN_COLOUR.hex}
 
 
 def _activation_map(explanation: Explanation) -> dict[str, Any]:

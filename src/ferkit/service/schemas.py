@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-Number = float
 Box = Field(description="Left, top, right, bottom in pixels of the upright picture.")
 _DATA_URL = "As a data URL: data:image/...;base64,..."
 
@@ -58,14 +57,6 @@ class UnreadablePhoto(BaseModel):
 
     source: str | None
     error: str
-
-
-class StreamFace(FaceModel):
-    """A tracked face."""
-
-    track: int | None = Field(description="Number of the track, from 1; null if the face is not tracked.")
-    detected: bool = Field(description="False if the face was moved here by optical flow.")
-    raw: dict[str, Any] = Field(description="The expression of this frame alone; the others are smoothed.")
 
 
 class JobModel(BaseModel):

@@ -64,7 +64,10 @@ def configure_logging(level: str) -> None:
         logger.handlers[:] = [handler]
         logger.propagate = False
         logger.setLevel(level.upper())
-    logging.getLogger("uvicorn.error").setLevel("WARNING")
+    uvicorn_errors = logging.getLogger("uvicorn.error")
+    uvicorn_errors.setLevel("WARNING")
+    # Uvicorn 0.54 reports each WebSocket that was refused with a response as an error of the application.
+    uvicorn_errors.addFilter(lambda record: "without completing handshake" not in record.getMessage())
 
 
 def listen(settings: Settings) -> socket.socket:
@@ -79,8 +82,12 @@ def listen(settings: Settings) -> socket.socket:
         )[0]
         listening = socket.socket(family, socket.SOCK_STREAM)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind(address)
-        listening.listen(256)
+        try:
+            listening.bind(address)
+            listening.listen(256)
+        except OSError:
+            listening.close()
+            raise
     except OSError as error:
         raise FerkitError(
             f"cannot listen on {settings.host}, port {settings.port}: {error.strerror or error}; choose "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from contextvars import ContextVar
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ CONFIG = "FERKIT_CONFIG"
 """Environment variable that names the TOML file."""
 
 MIB = 1 << 20
+
+_file: ContextVar[Path | None] = ContextVar("_file", default=None)
+"""The TOML file while settings are read."""
 
 
 class Settings(BaseSettings):
@@ -92,7 +96,7 @@ class Settings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Order the sources: arguments, environment, TOML file."""
         sources: list[PydanticBaseSettingsSource] = [init_settings, env_settings]
-        if file := os.environ.get(CONFIG):
+        if file := _file.get() or os.environ.get(CONFIG):
             sources.append(TomlConfigSettingsSource(settings_cls, toml_file=Path(file)))
         return tuple(sources)
 
@@ -135,11 +139,10 @@ def load_settings(config: Path | None = None, **given: Any) -> Settings:
         FerkitError: If the file cannot be read, a setting is unknown or out of range, or the service would be
             open to other machines without an API key.
     """
-    if config is not None:
-        os.environ[CONFIG] = str(config)
-    file = os.environ.get(CONFIG)
+    file = config or os.environ.get(CONFIG)
     if file and not Path(file).is_file():
         raise FerkitError(f"there is no settings file {file}")
+    token = _file.set(config)
     try:
         settings = Settings(**given)
     except ValidationError as error:
@@ -149,6 +152,8 @@ def load_settings(config: Path | None = None, **given: Any) -> Settings:
         raise FerkitError(f"setting {name}: {first['msg']}{received}") from error
     except ValueError as error:  # no valid TOML, or a list in the environment that is no JSON
         raise FerkitError(f"cannot read the settings: {error}") from error
+    finally:
+        _file.reset(token)
     if settings.api_key is not None and not settings.api_key.get_secret_value().isascii():
         raise FerkitError("the API key may hold only ASCII characters, as HTTP headers do")
     if settings.api_key is not None and len(settings.api_key.get_secret_value()) < 8:

@@ -103,6 +103,7 @@ async def submit(
             )
         folder = await asyncio.to_thread(jobs.new)
         job = Job(id=folder.name, taxonomy=taxonomy, min_face=min_face, tta=tta, fps=fps, annotated=annotated)
+        submitted = False
         try:
             job.name = await read_clip(
                 request,
@@ -111,9 +112,10 @@ async def submit(
                 pause=settings.body_seconds,
             )
             await asyncio.to_thread(jobs.submit, job)
-        except BaseException:
-            jobs.drop(folder)
-            raise
+            submitted = True
+        finally:
+            if not submitted:
+                jobs.drop(folder)
     return JSONResponse(
         _document(service, job), 202, headers={"Location": f"/v1/videos/{job.id}", "Retry-After": "1"}
     )
