@@ -356,7 +356,7 @@ def is_ordered(parameter: Parameter) -> bool:
 
 
 def tendencies(search: Search) -> list[dict[str, Any]]:
-    """Return the rank correlation of accuracy with each ordered parameter (Spearman), over finished trials."""
+    """Return the rank correlation (Spearman) of accuracy with ordered parameters, in finished trials."""
     from scipy.stats import spearmanr
 
     done = search.finished()
