@@ -356,11 +356,7 @@ def is_ordered(parameter: Parameter) -> bool:
 
 
 def tendencies(search: Search) -> list[dict[str, Any]]:
-<<<<<<< HEAD
-    """Return Spearman's correlation of accuracy with each ordered parameter, over finished trials."""
-=======
     """Return the rank correlation (Spearman) of accuracy with ordered parameters, in finished trials."""
->>>>>>> search
     from scipy.stats import spearmanr
 
     done = search.finished()
