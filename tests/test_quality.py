@@ -1,4 +1,4 @@
-"""What is said for and against a face: its numbers are those of its geometry, its flags follow from them."""
+"""The quality of a face: its numbers and the flags that follow from them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FRONTAL = [(40.0, 50.0), (60.0, 50.0), (50.0, 61.0), (42.0, 69.4), (58.0, 69.4)]
 
 
 def turned(yaw: float, pitch: float, roll: float, scale: float = 40.0) -> NDArray[np.float64]:
-    """The landmarks of the average head, turned by degrees and seen from far away."""
+    """The landmarks of the average head, turned by degrees, under orthographic projection."""
     y, p, r = np.radians([-yaw, -pitch, roll])
     about_y = np.array([[np.cos(y), 0, np.sin(y)], [0, 1, 0], [-np.sin(y), 0, np.cos(y)]])
     about_x = np.array([[1, 0, 0], [0, np.cos(p), -np.sin(p)], [0, np.sin(p), np.cos(p)]])
@@ -27,7 +27,7 @@ def turned(yaw: float, pitch: float, roll: float, scale: float = 40.0) -> NDArra
 @pytest.mark.parametrize(
     ("yaw", "pitch", "roll"), [(0, 0, 0), (30, 0, 0), (-50, 0, 0), (0, 20, 0), (0, -25, 0), (0, 0, 40)]
 )
-def test_the_pose_of_a_turned_head_is_told(yaw: float, pitch: float, roll: float) -> None:
+def test_head_pose_of_a_turned_head(yaw: float, pitch: float, roll: float) -> None:
     assert head_pose(turned(yaw, pitch, roll)) == pytest.approx((yaw, pitch, roll), abs=1e-4)
 
 
@@ -37,10 +37,10 @@ def test_the_pose_of_a_turned_head_is_told(yaw: float, pitch: float, roll: float
     scale=st.floats(1, 1000),
 )
 @settings(deadline=None)
-def test_turning_and_nodding_are_told_apart_at_any_size(yaw: float, pitch: float, scale: float) -> None:
+def test_yaw_and_pitch_are_separated_at_any_size(yaw: float, pitch: float, scale: float) -> None:
     found = head_pose(turned(yaw, pitch, 0, scale))
     assert found is not None
-    # The order of the two turns matters: what is compared is where the nose points.
+    # The order of the two rotations matters, so the direction of the nose is compared.
     y, p = np.radians(found[:2])
     assert np.sin(y) * np.cos(p) == pytest.approx(np.sin(np.radians(yaw)), abs=1e-3)
 
@@ -48,11 +48,11 @@ def test_turning_and_nodding_are_told_apart_at_any_size(yaw: float, pitch: float
 @pytest.mark.parametrize(
     "marks", [[(5.0, 5.0)] * 5, [(np.nan, 0.0)] * 5, [(1e300, 0.0)] * 5, [(k, 0.0) for k in range(5)]]
 )
-def test_landmarks_that_are_no_face_have_no_pose(marks: list[tuple[float, float]]) -> None:
+def test_landmarks_that_are_not_a_face_have_no_pose(marks: list[tuple[float, float]]) -> None:
     assert head_pose(marks) is None
 
 
-def test_blur_takes_sharpness_and_contrast_and_brightness_do_not() -> None:
+def test_sharpness_falls_with_blur_and_not_with_contrast() -> None:
     values = [sharpness(np.asarray(cv2.GaussianBlur(SHARP, (0, 0), s), np.uint8)) for s in (0.5, 1, 2, 4)]
     assert values == sorted(values, reverse=True)
     assert sharpness(SHARP // 2 + 60) == pytest.approx(sharpness(SHARP), rel=0.02)
@@ -80,7 +80,7 @@ def blurred() -> NDArray[np.uint8]:
         ((-9, 30, 6, 50), turned(50, 0, -50), blurred(), FLAGS),
     ],
 )
-def test_flags_say_what_speaks_against_a_face(
+def test_flags_follow_from_the_numbers(
     box: tuple[float, float, float, float],
     marks: list[tuple[float, float]] | None,
     crop: NDArray[np.uint8],
@@ -101,5 +101,7 @@ def test_flags_say_what_speaks_against_a_face(
         ((280, 150, 320, 250), 0.75),
     ],
 )
-def test_the_share_beyond_the_border(box: tuple[float, float, float, float], outside: float) -> None:
+def test_outside_is_the_share_beyond_the_border(
+    box: tuple[float, float, float, float], outside: float
+) -> None:
     assert measure_quality(box, None, SHARP, 300, 200).outside == pytest.approx(outside)

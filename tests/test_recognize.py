@@ -1,16 +1,11 @@
-"""The recognizer: photos in, exact results out, in order, whatever stands beside them."""
+"""The recognizer: photos in, exact results out, in order, independent of batches."""
 
 from __future__ import annotations
 
-import copy
-import csv
-import io
 import json
-import pickle
-import sys
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import FrozenInstanceError, asdict, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +17,8 @@ from PIL import Image
 import ferkit
 import modelzoo
 from ferkit import (
-    Explanation,
-    Expression,
-    Face,
     FaceClassifier,
     Photo,
-    Quality,
     Recognizer,
     Unreadable,
     load_image,
@@ -46,9 +37,7 @@ from ferkit.core.modelfile import write_model
 from ferkit.core.taxonomy import FER2013, FERPLUS
 from ferkit.detect import Detection, Detector, make_detector
 from ferkit.detect.whole import WholePicture
-from ferkit.recognize.drawing import AnnotatedNames, colour, draw, label_places
-from ferkit.recognize.results import UNCERTAIN, ByLabel, expressions
-from ferkit.recognize.sinks import FORMATS, make_writer
+from ferkit.recognize.results import UNCERTAIN
 from samples import sample
 
 ASTRONAUT, CAMERAMAN, CAT = sample("astronaut.png"), sample("camera.png"), sample("chelsea.png")
@@ -61,7 +50,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def centerface() -> Detector:
-    """One detector for all: to open its network takes longer than to use it."""
+    """Shared: opening the network takes longer than using it."""
     return make_detector("centerface")
 
 
@@ -92,7 +81,7 @@ def test_a_face_comes_with_box_score_landmarks_label_and_all_probabilities(recog
     assert face.confidence == face.probabilities[face.label]
 
 
-def test_the_result_is_detection_crop_and_model_put_together_and_nothing_is_rounded(
+def test_the_result_is_detection_crop_and_classification_without_rounding(
     recognizer: Recognizer, model: Path
 ) -> None:
     """A known fault: scores rounded inside the library."""
@@ -103,7 +92,7 @@ def test_the_result_is_detection_crop_and_model_put_together_and_nothing_is_roun
 
 
 def test_no_face_is_an_empty_list_and_no_error(recognizer: Recognizer) -> None:
-    """Known faults: an exception on no face; the whole frame scored as one."""
+    """Known faults: an exception without a face; the whole picture scored as a face."""
     assert recognizer.predict(CAT).faces == ()
     assert recognizer.predict(np.zeros((64, 64, 3), np.uint8)).faces == ()
     assert recognizer.crops(CAT).shape == (0, 48, 48)
@@ -137,7 +126,7 @@ def test_paths_bytes_arrays_and_pillow_images_give_the_same_faces(recognizer: Re
         assert photo.source == (str(ASTRONAUT) if isinstance(source, str) else None)
 
 
-def test_an_unreadable_photo_stops_predict_but_not_predict_each(
+def test_an_unreadable_photo_ends_predict_but_not_predict_each(
     recognizer: Recognizer, tmp_path: Path
 ) -> None:
     absent = tmp_path / "absent.jpg"
@@ -152,7 +141,7 @@ def test_an_unreadable_photo_stops_predict_but_not_predict_each(
         recognizer.crops(absent)
 
 
-def test_a_picture_too_long_for_a_face_crop_does_not_stop_the_others(model: Path, tmp_path: Path) -> None:
+def test_a_picture_too_long_for_a_face_crop_is_unreadable(model: Path, tmp_path: Path) -> None:
     long = tmp_path / "long.png"
     write_image(long, np.zeros((1, 30_001, 3), np.uint8))
     recognizer = Recognizer(model, detector="none")
@@ -167,7 +156,7 @@ def test_a_picture_too_long_for_a_face_crop_does_not_stop_the_others(model: Path
         recognizer.predict(long)
 
 
-def test_an_empty_box_of_ones_own_detector_does_not_stop_the_other_photos(model: Path) -> None:
+def test_an_empty_box_of_a_custom_detector_makes_its_photo_unreadable(model: Path) -> None:
     class SometimesEmpty:
         name = "sometimes-empty"
 
@@ -182,8 +171,8 @@ def test_an_empty_box_of_ones_own_detector_does_not_stop_the_other_photos(model:
     assert after == good
 
 
-def test_the_boxes_of_ones_own_detector_count_whatever_its_name(model: Path) -> None:
-    """A known fault: of a detector that happens to be called "none" the boxes were ignored without a word."""
+def test_a_custom_detector_may_have_any_name(model: Path) -> None:
+    """A known fault: the boxes of a custom detector named "none" were ignored."""
 
     class Named:
         def __init__(self, name: str) -> None:
@@ -202,7 +191,7 @@ def test_the_boxes_of_ones_own_detector_count_whatever_its_name(model: Path) -> 
 
 
 class FailsAt:
-    """A detector that takes the picture for one face, and raises an error at a picture of that gray."""
+    """A detector that takes each picture as one face, and raises an error for pictures of that gray."""
 
     name = "fails-at"
 
@@ -220,7 +209,7 @@ def grays(*values: int) -> list[NDArray[np.uint8]]:
     return [np.full((32, 32, 3), value, np.uint8) for value in values]
 
 
-def test_a_photo_at_which_the_detector_fails_does_not_stop_the_others(model: Path, tmp_path: Path) -> None:
+def test_a_photo_in_which_the_detector_fails_is_unreadable(model: Path, tmp_path: Path) -> None:
     failure = DetectorError("CenterFace fails: no memory")
     recognizer = Recognizer(model, detector=FailsAt(9, failure))
     good, bad = grays(5, 9)
@@ -236,11 +225,11 @@ def test_a_photo_at_which_the_detector_fails_does_not_stop_the_others(model: Pat
         recognizer.predict(tmp_path / "bad.png")
 
 
-@pytest.mark.parametrize("error", [MemoryError("out of memory"), ZeroDivisionError("of one's own")])
-def test_before_an_error_of_ones_own_detector_come_the_photos_that_are_finished(
+@pytest.mark.parametrize("error", [MemoryError("out of memory"), ZeroDivisionError("in the detector")])
+def test_an_error_of_a_custom_detector_is_raised_after_the_photos_before_it(
     model: Path, error: Exception
 ) -> None:
-    """A known fault: up to 256 photos, with their faces cut out already, went with it."""
+    """A known fault: up to 256 finished photos were lost."""
     recognizer = Recognizer(model, detector=FailsAt(9, error))
     results = recognizer.predict_each(grays(5, 6, 9, 7))
     assert [next(results), next(results)] == recognizer.predict(grays(5, 6))
@@ -249,7 +238,7 @@ def test_before_an_error_of_ones_own_detector_come_the_photos_that_are_finished(
     assert caught.value.__notes__ == ["ferkit had taken 2 photos before this"]
 
 
-def test_before_an_error_of_the_source_come_the_photos_that_are_finished(model: Path) -> None:
+def test_an_error_of_the_source_is_raised_after_the_photos_before_it(model: Path) -> None:
     def broken() -> Iterator[NDArray[np.uint8]]:
         yield from grays(5, 6)
         raise OSError("the camera is gone")
@@ -261,10 +250,10 @@ def test_before_an_error_of_the_source_come_the_photos_that_are_finished(model: 
 
 
 @pytest.mark.parametrize(("pending", "taken"), [(1, [1, 2, 3, 4, 5]), (2, [2, 2, 4, 4, 5]), (9, [5] * 5)])
-def test_the_caller_says_how_many_photos_of_a_slow_source_may_wait(
+def test_pending_limits_the_photos_of_a_slow_source_that_wait(
     model: Path, pending: int, taken: list[int]
 ) -> None:
-    """A known fault: of a camera nothing was to be had until 64 faces or 256 photos were there."""
+    """A known fault: a camera gave no result before 64 faces or 256 photos."""
     seen: list[int] = []
 
     def camera() -> Iterator[NDArray[np.uint8]]:
@@ -277,16 +266,14 @@ def test_the_caller_says_how_many_photos_of_a_slow_source_may_wait(
 
 
 @pytest.mark.parametrize("pending", [0, 1.5, None])
-def test_how_many_photos_may_wait_is_checked_before_the_first_is_taken(
-    recognizer: Recognizer, pending: Any
-) -> None:
+def test_pending_is_checked_immediately(recognizer: Recognizer, pending: Any) -> None:
     with pytest.raises(FerkitError, match="pending must be"):
         recognizer.predict_each([], pending=pending)
 
 
 @pytest.mark.parametrize("faces", [0, 1])
-def test_photos_are_taken_one_by_one_and_let_go(model: Path, faces: int) -> None:
-    """Memory does not grow with the number of photos: results come while photos are still to come."""
+def test_results_come_while_photos_are_still_taken(model: Path, faces: int) -> None:
+    """So memory does not grow with the number of photos."""
     taken = 0
 
     class Simple:
@@ -315,7 +302,7 @@ def test_the_taxonomy_can_be_chosen(model: Path, centerface: Detector) -> None:
     assert recognizer.taxonomy == FERPLUS
 
 
-def test_below_the_confidence_asked_for_the_label_is_uncertain(model: Path, centerface: Detector) -> None:
+def test_a_label_below_min_confidence_is_uncertain(model: Path, centerface: Detector) -> None:
     (face,) = Recognizer(model, detector=centerface, min_confidence=1.0).predict(ASTRONAUT).faces
     (sure,) = Recognizer(model, detector=centerface).predict(ASTRONAUT).faces
     assert face.label == UNCERTAIN
@@ -323,20 +310,14 @@ def test_below_the_confidence_asked_for_the_label_is_uncertain(model: Path, cent
     assert face.confidence == sure.confidence
 
 
-def test_confidence_equal_to_the_least_is_enough() -> None:
-    row = np.array([[0.5, 0.25, 0.25, 0, 0, 0, 0]], np.float32)
-    assert expressions(row, FER2013, min_confidence=0.5)[0].label == "angry"
-    assert expressions(row, FER2013, min_confidence=0.51)[0].label == UNCERTAIN
-
-
-def test_a_protocol_of_more_views_changes_the_numbers_a_little(model: Path, centerface: Detector) -> None:
+def test_tta_changes_the_probabilities_and_not_the_box(model: Path, centerface: Detector) -> None:
     single = Recognizer(model, detector=centerface).predict(ASTRONAUT).faces[0]
     ten = Recognizer(model, detector=centerface, tta="ten-crop").predict(ASTRONAUT).faces[0]
     assert ten.box == single.box
     assert ten.probabilities != single.probabilities
 
 
-def test_crops_can_be_read_without_looking_for_faces(recognizer: Recognizer, model: Path) -> None:
+def test_predict_crops_classifies_without_detection(recognizer: Recognizer, model: Path) -> None:
     crops = np.random.default_rng(0).integers(0, 256, (5, 48, 48), dtype=np.uint8)
     read = recognizer.predict_crops(crops)
     expected = FaceClassifier(model).predict(crops)["fer2013"]
@@ -354,12 +335,12 @@ def test_crops_can_be_read_without_looking_for_faces(recognizer: Recognizer, mod
         np.zeros((1, 8, 8, 3), np.uint8),
     ],
 )
-def test_crops_of_the_wrong_kind_are_refused(recognizer: Recognizer, crops: NDArray[np.uint8]) -> None:
+def test_crops_of_wrong_shape_or_dtype_are_refused(recognizer: Recognizer, crops: NDArray[np.uint8]) -> None:
     with pytest.raises(ImageError, match=r"\[N, H, W\]"):
         recognizer.predict_crops(crops)
 
 
-def test_without_a_detector_the_photo_goes_to_the_network_as_it_is(model: Path) -> None:
+def test_without_a_detector_the_photo_is_the_crop(model: Path) -> None:
     crop = np.random.default_rng(0).integers(0, 256, (48, 48), dtype=np.uint8)
     recognizer = Recognizer(model, detector="none")
     (face,) = recognizer.predict(crop).faces
@@ -368,7 +349,7 @@ def test_without_a_detector_the_photo_goes_to_the_network_as_it_is(model: Path) 
     assert face.expression == recognizer.predict_crops(crop[None])[0]
 
 
-def test_the_models_geometry_decides_how_faces_are_cut(tmp_path: Path, recognizer: Recognizer) -> None:
+def test_faces_are_cropped_by_the_geometry_of_the_model(tmp_path: Path, recognizer: Recognizer) -> None:
     wide = CropGeometry(box=(0.3, 0.3, 0.7, 0.7))
     other = Recognizer(modelzoo.write_tiny_model(tmp_path / "wide.onnx", crop=wide))
     (face,) = recognizer.predict(ASTRONAUT).faces
@@ -395,7 +376,7 @@ def test_the_crop_puts_the_eyes_where_fer2013_has_them(recognizer: Recognizer) -
     assert eyes[1] == pytest.approx((0.69, 0.40), abs=0.1)
 
 
-def test_a_detector_object_of_ones_own_works(model: Path) -> None:
+def test_a_custom_detector_is_used(model: Path) -> None:
     class Corner:
         name = "corner"
 
@@ -422,7 +403,7 @@ def test_a_detector_object_of_ones_own_works(model: Path) -> None:
         ({"providers": "CPUExecutionProvider"}, FerkitError, "Received the text: 'CPUExecutionProvider'"),
         ({"model": "no-such-model"}, ModelFileError, "'no-such-model'"),
         ({"providers": ["NoSuchProvider"]}, MissingDependencyError, "NoSuchProvider"),
-        ({"tta": "tencrop"}, FerkitError, "single, flip, ten-crop. Received: 'tencrop'"),
+        ({"tta": "tencrop"}, FerkitError, "none, flip, ten-crop. Received: 'tencrop'"),
         ({"batch_size": 0}, FerkitError, "batch_size must be at least 1. Received: 0"),
         ({"threads": 0}, FerkitError, "threads must be at least 1. Received: 0"),
         ({"threads": -2}, FerkitError, "threads must be at least 1. Received: -2"),
@@ -435,20 +416,20 @@ def test_a_detector_object_of_ones_own_works(model: Path) -> None:
         ({"min_confidence": None}, FerkitError, "between 0 and 1. Received: None"),
     ],
 )
-def test_what_is_not_there_is_an_error_at_once(
+def test_wrong_settings_are_an_error_at_once(
     model: Path, arguments: dict[str, object], error: type[FerkitError], message: str
 ) -> None:
     with pytest.raises(error, match=message):
         Recognizer(**({"model": model} | arguments))  # type: ignore[arg-type]
 
 
-def test_numbers_of_numpy_are_numbers(model: Path) -> None:
+def test_settings_may_be_numbers_of_numpy(model: Path) -> None:
     options: dict[str, Any] = {"batch_size": np.int64(3), "threads": np.int32(1)}
     recognizer = Recognizer(model, detector="none", min_confidence=np.float32(0.5), **options)
     assert recognizer.predict(np.zeros((48, 48, 3), np.uint8)).faces
 
 
-def test_min_face_belongs_to_detectors_by_name(model: Path) -> None:
+def test_min_face_is_refused_with_a_detector_object(model: Path) -> None:
     with pytest.raises(FerkitError, match="min_face"):
         Recognizer(model, detector=WholePicture(), min_face=30)
 
@@ -475,72 +456,7 @@ def test_many_threads_may_use_one_recognizer(recognizer: Recognizer, pair: Path)
     assert wrong == []
 
 
-def test_results_are_frozen_and_become_plain_types(recognizer: Recognizer) -> None:
-    photo = recognizer.predict(ASTRONAUT)
-    with pytest.raises(FrozenInstanceError):
-        photo.faces[0].score = 1.0  # type: ignore[misc]
-    with pytest.raises(TypeError):
-        photo.faces[0].probabilities["happy"] = 1.0  # type: ignore[index]
-    assert not hasattr(photo, "__dict__")
-    again = json.loads(json.dumps(photo.to_dict()))
-    assert again == photo.to_dict()
-    (face,) = again["faces"]
-    assert set(face) == {"box", "score", "landmarks", "quality", "label", "confidence", "probabilities"}
-    assert set(face["quality"]) == {*("size", "sharpness", "yaw", "pitch", "roll", "outside", "flags")}
-    assert set(face["landmarks"]) == {"left_eye", "right_eye", "nose", "left_mouth", "right_mouth"}
-    assert face["probabilities"] == dict(photo.faces[0].probabilities)
-
-
-def photo_of_two_faces() -> Photo:
-    rows = np.array([[0.5, 0.25, 0.25, 0, 0, 0, 0], [0, 0, 0, 0.125, 0, 0.875, 0]], np.float32)
-    marks = tuple((float(k), 1.0) for k in range(5))
-    quality = Quality(20.0, 0.75, None, None, None, 0.0, ("small",))
-    faces = tuple(
-        Face((0.0, 0.0, 10.0, 20.0), 0.5, marks, expression, quality)
-        for expression in expressions(rows, FER2013)
-    )
-    return Photo("a.jpg", 30, 40, "fer2013", faces)
-
-
-@pytest.mark.parametrize(
-    "again",
-    [lambda photo: pickle.loads(pickle.dumps(photo)), copy.copy, copy.deepcopy],
-    ids=["pickle", "copy", "deepcopy"],
-)
-def test_results_travel_between_processes_and_can_be_copied(again: Callable[[Photo], Photo]) -> None:
-    photo = photo_of_two_faces()
-    other = again(photo)
-    assert other == photo
-    assert other.to_dict() == photo.to_dict()
-    assert tuple(other.faces[1].probabilities) == FER2013.labels
-    with pytest.raises(TypeError):
-        other.faces[0].probabilities["happy"] = 1.0  # type: ignore[index]
-
-
-def test_results_can_be_put_into_a_set_and_taken_apart() -> None:
-    photo = photo_of_two_faces()
-    first, second = photo.faces
-    assert {first, second, copy.deepcopy(first)} == {first, second}
-    assert hash(photo) == hash(copy.deepcopy(photo))
-    assert asdict(photo)["faces"][0]["expression"]["probabilities"] == first.probabilities
-
-
-def test_numbers_by_label_are_a_mapping_in_order_that_equals_a_dict_and_cannot_be_changed() -> None:
-    plain = {"sad": 0.25, "happy": 0.75}
-    numbers = ByLabel(plain)
-    plain["sad"] = 1.0  # what it was made from is another thing
-    assert list(numbers.items()) == [("sad", 0.25), ("happy", 0.75)]
-    assert numbers == {"happy": 0.75, "sad": 0.25}
-    assert numbers == ByLabel({"happy": 0.75, "sad": 0.25})
-    assert hash(numbers) == hash(ByLabel({"happy": 0.75, "sad": 0.25}))
-    assert numbers != ByLabel({"happy": 0.75, "sad": 0.5})
-    assert repr(numbers) == "ByLabel({'sad': 0.25, 'happy': 0.75})"
-    with pytest.raises(KeyError):
-        numbers["angry"]
-    assert not hasattr(numbers, "__dict__")
-
-
-def test_every_face_is_judged(recognizer: Recognizer) -> None:
+def test_every_face_has_its_quality(recognizer: Recognizer) -> None:
     (face,) = recognizer.predict(ASTRONAUT).faces
     assert face.quality is not None
     assert face.quality.size == face.box[3] - face.box[1]
@@ -552,82 +468,8 @@ def test_every_face_is_judged(recognizer: Recognizer) -> None:
     assert "cut off" in cut.quality.flags
 
 
-def test_a_table_for_pandas_has_the_columns_and_rows_of_the_csv(recognizer: Recognizer) -> None:
-    pd = pytest.importorskip("pandas")
-    photos = recognizer.predict([ASTRONAUT, CAT, CAMERAMAN])
-    stream = io.StringIO()
-    with make_writer("csv", stream, FER2013) as writer:
-        for photo in photos:
-            writer.write(photo)
-    frame = ferkit.to_pandas(photos)
-    read = pd.read_csv(io.StringIO(stream.getvalue()))
-    assert list(frame.columns) == list(read.columns)
-    assert frame["p_happy"].dropna().tolist() == read["p_happy"].dropna().tolist()
-    assert frame["p_happy"].isna().tolist() == [False, True, False]
-    assert frame["source"].tolist() == [str(ASTRONAUT), str(CAT), str(CAMERAMAN)]
-    assert frame["faces"].tolist() == read["faces"].tolist() == [1, 0, 1]
-    assert photos[0].to_pandas()["label"].tolist() == [photos[0].faces[0].label]
-    (faceless,) = photos[1].to_pandas().to_dict("records")
-    assert faceless.pop("source") == str(CAT)
-    assert faceless.pop("faces") == 0
-    assert pd.isna(list(faceless.values())).all()
-
-
-def test_a_table_for_pandas_has_all_columns_also_where_no_photo_shows_a_face(recognizer: Recognizer) -> None:
-    pytest.importorskip("pandas")
-    table = ferkit.to_pandas(recognizer.predict([CAT, CAT]))
-    assert list(table.columns) == written("csv", []).strip().split(",")
-    assert len(table) == 2
-
-
-def test_a_table_for_pandas_has_no_row_of_a_photo_that_cannot_be_read(
-    recognizer: Recognizer, tmp_path: Path
-) -> None:
-    """As the CSV."""
-    pytest.importorskip("pandas")
-    table = ferkit.to_pandas(recognizer.predict_each([tmp_path / "absent.jpg", CAT]))
-    assert table["source"].tolist() == [str(CAT)]
-    assert len(ferkit.to_pandas([Unreadable("absent.jpg", ImageError("it is absent"))])) == 0
-
-
-@pytest.mark.parametrize("faces", [0, 1])
-def test_a_table_for_pandas_is_of_one_label_set(model: Path, faces: int) -> None:
-    """A known fault: the probabilities stood below each other by their place, under the labels of one set."""
-    pytest.importorskip("pandas")
-    photos = [
-        Recognizer(model, detector="none", taxonomy=name).predict(np.zeros((48, 48, 3), np.uint8))
-        for name in ("fer2013", "ferplus")
-    ]
-    photos[1] = replace(photos[1], faces=photos[1].faces[:faces])
-    expected = r"fer2013 \(angry, .*\) and ferplus \(neutral, .*\)"
-    with pytest.raises(TaxonomyError, match=f"one label set; make one of each. Received: {expected}"):
-        ferkit.to_pandas(photos)
-    with pytest.raises(TaxonomyError, match=r"fer2013 \(angry, .*\) and fer2013 \(neutral, .*\)"):
-        ferkit.to_pandas([photos[0], replace(photos[1], taxonomy="fer2013")])
-
-
-def test_a_table_for_pandas_takes_results_that_were_put_together_without_labels() -> None:
-    pytest.importorskip("pandas")
-    table = ferkit.to_pandas(PHOTOS[1:])
-    assert table["p_happy"].isna().tolist() == [True, False]
-
-
-def test_a_table_for_pandas_is_of_photos_or_of_frames() -> None:
-    pytest.importorskip("pandas")
-    with pytest.raises(FerkitError, match="of photos or of frames"):
-        ferkit.to_pandas([PHOTOS[1], ferkit.FrameResult(0, 0.0, 1.0, 64, 48, "fer2013", ())])
-
-
-def test_without_pandas_the_error_says_how_to_get_it(
-    recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(MissingDependencyError, match="pip install pandas"):
-        recognizer.predict(CAT).to_pandas()
-
-
 @pytest.mark.parametrize("name", ["centerface", "none"])
-def test_an_explanation_covers_what_the_network_sees(model: Path, name: str) -> None:
+def test_a_map_covers_the_crop_and_is_the_mean_with_the_mirror_image(model: Path, name: str) -> None:
     recognizer = Recognizer(model, detector=name)
     photo = recognizer.predict(ASTRONAUT)
     (explanation,) = recognizer.explain(ASTRONAUT, photo)
@@ -648,7 +490,7 @@ def test_an_explanation_covers_what_the_network_sees(model: Path, name: str) -> 
     assert np.allclose(explanation.heat, of_label / max(of_label.max(), 1e-30), atol=1e-6)
 
 
-def test_a_network_that_sees_the_middle_of_the_crop_is_explained_there(tmp_path: Path) -> None:
+def test_the_map_of_a_network_that_sees_the_middle_of_the_crop_lies_there(tmp_path: Path) -> None:
     info = modelzoo.model_info().model_copy(update={"view_size": 24})
     write_model(modelzoo.graph_bytes(), info, tmp_path / "middle.onnx")
     recognizer = Recognizer(tmp_path / "middle.onnx", detector="none")
@@ -656,7 +498,7 @@ def test_a_network_that_sees_the_middle_of_the_crop_is_explained_there(tmp_path:
     assert explanation.corners == ((128, 128), (384, 128), (384, 384), (128, 384))
 
 
-def test_explanations_speak_of_the_same_photo_and_need_maps(recognizer: Recognizer, tmp_path: Path) -> None:
+def test_explain_refuses_other_photos_and_models_without_maps(recognizer: Recognizer, tmp_path: Path) -> None:
     photo = recognizer.predict(ASTRONAUT)
     with pytest.raises(ImageError, match="512 x 512"):
         recognizer.explain(CAT, photo)
@@ -666,12 +508,12 @@ def test_explanations_speak_of_the_same_photo_and_need_maps(recognizer: Recogniz
     assert recognizer.explain(CAT, recognizer.predict(CAT)) == ()
 
 
-def test_the_result_of_a_recognizer_with_other_labels_is_not_explained(model: Path) -> None:
-    """A known fault: the map was that of whatever label stands at that place in the other set."""
+def test_explain_refuses_a_result_with_another_label_set(model: Path) -> None:
+    """A known fault: the map was that of the label at the same position in the other label set."""
     crop = np.zeros((48, 48, 3), np.uint8)
     fer2013, ferplus = (Recognizer(model, detector="none", taxonomy=name) for name in ("fer2013", "ferplus"))
     photo = fer2013.predict(crop)
-    with pytest.raises(TaxonomyError, match=r"answers in ferplus \(neutral.*Received: a result in fer2013"):
+    with pytest.raises(TaxonomyError, match=r"label set ferplus \(neutral.*Received: a result in fer2013"):
         ferplus.explain(crop, photo)
     with pytest.raises(TaxonomyError, match="Received: a result in fer2013;"):
         ferplus.explain(crop, replace(photo, faces=()))
@@ -680,184 +522,12 @@ def test_the_result_of_a_recognizer_with_other_labels_is_not_explained(model: Pa
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_without_a_detector_only_whole_pictures_are_explained(
+def test_explain_without_a_detector_refuses_detected_faces(
     model: Path, recognizer: Recognizer, pair: Path, number: int
 ) -> None:
     photo = recognizer.predict(pair)
-    with pytest.raises(ImageError, match=rf"takes each picture as one face crop.* {number} found"):
+    with pytest.raises(ImageError, match=rf"each picture is one face crop.* {number} detected"):
         Recognizer(model, detector="none").explain(pair, replace(photo, faces=photo.faces[:number]))
-
-
-def test_heat_is_laid_where_it_belongs_and_nowhere_else() -> None:
-    gray = np.full((200, 300, 3), 128, np.uint8)
-    heat = np.zeros((6, 6), np.float32)
-    heat[0, 5] = 1  # the upper right
-    corners = ((50.0, 20.0), (170.0, 20.0), (170.0, 140.0), (50.0, 140.0))
-    drawn = draw(gray, Photo(None, 300, 200, "fer2013", ()), [Explanation("happy", corners, heat)])
-    changed = np.argwhere((drawn != gray).any(axis=2))
-    assert (changed.min(axis=0) >= (20, 110)).all()
-    assert (changed.max(axis=0) <= (80, 170)).all()
-    red, _, blue = (int(value) for value in drawn[28, 160])
-    assert red > 150
-    assert red > blue
-    outside = tuple((x + 1000, y) for x, y in corners)
-    untouched = draw(gray, Photo(None, 300, 200, "fer2013", ()), [Explanation("happy", outside, heat)])
-    assert np.array_equal(untouched, gray)
-
-
-def example_face(label: str = "happy", landmarks: bool = True) -> Face:
-    values = dict.fromkeys(FER2013.labels, 0.0) | {"happy": 0.75, "sad": 0.25}
-    marks = tuple((10.0 + k, 20.0 + k) for k in range(5)) if landmarks else None
-    return Face((1.5, 2.25, 30.0, 40.0), 0.875, marks, Expression(label, 0.75, values))
-
-
-def written(kind: str, photos: list[Photo]) -> str:
-    stream = io.StringIO()
-    with make_writer(kind, stream, FER2013) as writer:
-        for photo in photos:
-            writer.write(photo)
-    return stream.getvalue()
-
-
-PHOTOS = [
-    Photo('a,"b".jpg', 64, 48, "fer2013", (example_face(), example_face(landmarks=False))),
-    Photo("empty.jpg", 64, 48, "fer2013", ()),
-    Photo(None, 64, 48, "fer2013", (example_face("uncertain"),)),
-]
-
-
-def test_json_is_one_array_and_json_lines_one_object_per_photo() -> None:
-    expected = [photo.to_dict() for photo in PHOTOS]
-    assert json.loads(written("json", PHOTOS)) == expected
-    assert [json.loads(line) for line in written("jsonl", PHOTOS).splitlines()] == expected
-    assert json.loads(written("json", [])) == []
-    assert written("jsonl", []) == ""
-
-
-def test_json_is_closed_also_after_an_error() -> None:
-    stream = io.StringIO()
-
-    def interrupted() -> None:
-        with make_writer("json", stream, FER2013) as writer:
-            writer.write(PHOTOS[0])
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert len(json.loads(stream.getvalue())) == 1
-
-
-def test_csv_has_a_row_per_face_with_exact_numbers_and_one_for_a_photo_without() -> None:
-    """A known fault: a photo without a face had no row, and looked like one that was not read."""
-    rows = list(csv.DictReader(io.StringIO(written("csv", PHOTOS))))
-    assert [(row["source"], row["faces"], row["face"]) for row in rows] == [
-        ('a,"b".jpg', "2", "0"),
-        ('a,"b".jpg', "2", "1"),
-        ("empty.jpg", "0", ""),
-        ("", "1", "0"),
-    ]
-    first, second, faceless, third = rows
-    assert set(list(faceless.values())[2:]) == {""}
-    assert [float(first[name]) for name in ("left", "top", "right", "bottom")] == [1.5, 2.25, 30, 40]
-    assert (first["label"], float(first["confidence"]), float(first["score"])) == ("happy", 0.75, 0.875)
-    assert [float(first[f"p_{name}"]) for name in FER2013.labels] == [0, 0, 0, 0.75, 0.25, 0, 0]
-    assert (first["nose_x"], first["nose_y"], second["nose_x"]) == ("12.0", "22.0", "")
-    assert third["label"] == "uncertain"
-    assert written("csv", []).startswith("source,faces,face,left")
-
-
-def test_an_unknown_format_is_said() -> None:
-    with pytest.raises(FerkitError, match="unknown format 'xml'"):
-        make_writer("xml", io.StringIO(), FER2013)
-    assert FORMATS == ("json", "jsonl", "csv")
-
-
-def test_drawing_marks_the_face_in_a_copy(recognizer: Recognizer) -> None:
-    rgb = load_image(ASTRONAUT)
-    before = rgb.copy()
-    photo = recognizer.predict(rgb)
-    drawn = draw(rgb, photo)
-    assert np.array_equal(rgb, before)
-    left, top, right, bottom = (round(v) for v in photo.faces[0].box)
-    edge = drawn[(top + bottom) // 2, left].astype(int)
-    assert np.abs(edge - colour(photo.faces[0])).max() < 40
-    assert np.array_equal(drawn[:, : left - 5], before[:, : left - 5])
-    assert np.array_equal(drawn[bottom + 5 :], before[bottom + 5 :])
-    assert right > left
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (3, 400), (40, 12), (500, 500)])
-@pytest.mark.parametrize(
-    "box", [(-50.0, -50.0, 20.0, 20.0), (390.0, 2.0, 500.0, 90.0), (1e7, 1e7, 1e8, 1e8), (0.0, 0.0, 0.4, 0.4)]
-)
-def test_faces_beyond_the_border_are_drawn_without_harm(
-    shape: tuple[int, int], box: tuple[float, float, float, float]
-) -> None:
-    face = Face(box, 0.9, ((1e9, -1e9),) * 5, example_face().expression)
-    rgb = np.zeros((*shape, 3), np.uint8)
-    assert draw(rgb, Photo(None, shape[1], shape[0], "fer2013", (face,))).shape == rgb.shape
-
-
-@pytest.mark.parametrize(
-    ("boxes", "places"),
-    [
-        ([(20, 30, 60, 70)], [(20, 20)]),  # above
-        ([(20, 5, 60, 45)], [(20, 45)]),  # no room above
-        ([(90, 30, 130, 99)], [(50, 20)]),  # beyond the right border
-        ([(-9, -9, 120, 120)], [(0, 90)]),  # no room anywhere
-        ([(10, 30, 30, 60), (34, 30, 54, 60)], [(10, 20), (34, 60)]),  # the second goes below
-        ([(0, 30, 20, 60), (20, 30, 40, 60), (50, 30, 70, 60)], [(0, 20), (20, 60), (50, 20)]),
-        ([(10, 42, 40, 72), (10, 10, 40, 40)], [(10, 72), (10, 0)]),  # it would cover the other face
-    ],
-)
-def test_labels_stand_where_they_cover_neither_each_other_nor_faces(
-    boxes: list[tuple[float, ...]], places: list[tuple[int, int]]
-) -> None:
-    """A picture of 100 x 100, labels of 50 x 10."""
-    assert label_places(boxes, [(10, 50)] * len(boxes), (100, 100)) == places
-
-
-def test_where_there_is_no_free_place_a_label_still_lies_in_the_picture() -> None:
-    boxes = [(40.0 + k, 40.0, 60.0 + k, 60.0) for k in range(20)]
-    for left, top in label_places(boxes, [(10, 50)] * 20, (100, 100)):
-        assert 0 <= left <= 50
-        assert 0 <= top <= 90
-
-
-def test_every_label_has_a_colour_of_its_own() -> None:
-    faces = [example_face(label) for label in FER2013.labels]
-    assert len({colour(face) for face in faces}) == 7
-    assert colour(example_face("uncertain")) not in {colour(face) for face in faces}
-
-
-def test_labels_in_other_scripts_are_drawn(tmp_path: Path) -> None:
-    values = {"colère": 0.75, "joie": 0.25}
-    face = Face((10.0, 60.0, 90.0, 150.0), 0.9, None, Expression("colère", 0.75, values))
-    drawn = draw(np.zeros((200, 200, 3), np.uint8), Photo(None, 200, 200, "humeur", (face,)))
-    assert drawn.any()
-
-
-def test_annotated_pictures_never_take_the_name_of_an_input_or_of_each_other(tmp_path: Path) -> None:
-    inputs = [tmp_path / "a.jpg", tmp_path / "sub" / "a.jpg", tmp_path / "A.jpg", tmp_path / "a-faces.jpg"]
-    names = AnnotatedNames(tmp_path, inputs)
-    targets = [names.name(path) for path in inputs]
-    assert len({str(t).casefold() for t in targets}) == 4
-    assert not {str(t).casefold() for t in targets} & {str(i).casefold() for i in inputs}
-    assert [t.name for t in targets] == [
-        "a-faces-2.jpg",
-        "a-faces-3.jpg",
-        "A-faces-4.jpg",
-        "a-faces-faces.jpg",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("source", "name"), [("x.gif", "x-faces.png"), ("y", "y-faces.png"), ("z.PNG", "z-faces.PNG")]
-)
-def test_annotated_pictures_keep_their_format_where_it_can_be_written(
-    tmp_path: Path, source: str, name: str
-) -> None:
-    assert AnnotatedNames(tmp_path).name(source) == tmp_path / name
 
 
 def test_the_package_offers_its_names_lazily() -> None:

@@ -1,4 +1,4 @@
-"""What a user names and which photos are meant by it."""
+"""Which photos files, folders, patterns and lists stand for."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import os
 import re
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ferkit.batch.sources import find_photos, is_photo, read_list
+from ferkit.batch.copies import CopyNames, sign, signature
+from ferkit.batch.sources import Lookup, find_photos, is_photo, read_list
 from ferkit.core.errors import ImageError
-from ferkit.recognize.drawing import AnnotatedNames
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def found(folder: Path, *names: str, leave_out: Path | None = None) -> list[str]
     return results
 
 
-def test_a_folder_is_all_photos_in_it_and_below_it(folder: Path) -> None:
+def test_a_folder_stands_for_all_photos_in_it_and_below(folder: Path) -> None:
     assert found(folder, ".") == ["a.PNG", "b.jpg", "sub/c.webp", "sub/deep/d.tif"]
 
 
@@ -49,22 +50,22 @@ def test_a_folder_is_all_photos_in_it_and_below_it(folder: Path) -> None:
         ("[ab].*", ["a.PNG", "b.jpg"]),
     ],
 )
-def test_a_pattern_is_all_photos_that_match(folder: Path, pattern: str, names: list[str]) -> None:
+def test_a_pattern_stands_for_all_photos_that_match(folder: Path, pattern: str, names: list[str]) -> None:
     assert found(folder, pattern) == names
 
 
 def test_a_named_file_may_have_any_suffix_and_need_not_exist(folder: Path) -> None:
-    """That it is missing is said when it is read, like all else that can be wrong with a file."""
+    """A missing file is an error when it is read, like a damaged one."""
     assert found(folder, "notes.txt", "absent.jpg", "-") == ["notes.txt", "absent.jpg", "-"]
 
 
-def test_a_file_with_the_signs_of_a_pattern_in_its_name_is_itself(folder: Path) -> None:
+def test_an_existing_file_with_wildcards_in_its_name_is_itself(folder: Path) -> None:
     (folder / "face[1].jpg").write_bytes(b"x")
     (folder / "face1.jpg").write_bytes(b"x")
     assert found(folder, "face[1].jpg") == ["face[1].jpg"]
 
 
-def test_what_several_names_mean_comes_once_and_what_is_named_twice_comes_twice(folder: Path) -> None:
+def test_photos_of_folders_and_patterns_come_once_and_files_as_often_as_they_are_named(folder: Path) -> None:
     assert found(folder, "b.jpg", "*.jpg", "sub", "sub/*") == ["b.jpg", "sub/c.webp", "sub/deep/d.tif"]
     assert found(folder, "b.jpg", "b.jpg") == ["b.jpg", "b.jpg"]
 
@@ -74,51 +75,55 @@ def test_a_folder_can_be_left_out(folder: Path) -> None:
     assert found(folder, "**/*", leave_out=folder / "sub") == ["a.PNG", "b.jpg"]
 
 
+def write_copy(path: Path, source: Path) -> None:
+    path.write_bytes(sign(b"picture", signature(source)))
+
+
 @pytest.mark.parametrize("name", [".", "*", "**/*"])
-def test_where_the_folder_to_leave_out_is_the_one_that_is_read_only_copies_are_left_out(
-    folder: Path, name: str
-) -> None:
-    """A known fault: `predict . --annotate .` read nothing, and said that the folder holds no photos."""
-    (folder / "team-faces.jpg").write_bytes(b"x")  # not ours: there is no team.jpg
+def test_copies_in_the_folder_that_is_searched_are_left_out(folder: Path, name: str) -> None:
+    """A known fault: `predict . --annotate .` read nothing, and called the folder one without photos."""
+    (folder / "team-faces.jpg").write_bytes(b"x")  # the user's
     before = found(folder, name, leave_out=folder)
     assert before == found(folder, name)
-    names = AnnotatedNames(folder, [folder / photo for photo in before])
+    names = CopyNames(folder)
     for photo in before:
-        names.name(folder / photo).write_bytes(b"x")
+        write_copy(names.choose(folder / photo), folder / photo)
     assert len(found(folder, name)) == 2 * len(before)
     assert found(folder, name, leave_out=folder) == before
 
 
-def test_copies_of_photos_of_one_name_are_left_out_too(folder: Path) -> None:
+def test_copies_of_photos_with_the_same_name_are_left_out(folder: Path) -> None:
     (folder / "sub" / "b.jpg").write_bytes(b"x")
     (folder / "x.gif").write_bytes(b"x")  # its copy is a PNG
-    photos = ["b.jpg", "sub/b.jpg", "x.gif"]
-    names = AnnotatedNames(folder)
-    copies = [names.name(folder / photo) for photo in photos]
+    names = CopyNames(folder)
+    copies = []
+    for photo in (folder / "b.jpg", folder / "sub" / "b.jpg", folder / "x.gif"):
+        copies.append(names.choose(photo))
+        write_copy(copies[-1], photo)
     assert [copy.name for copy in copies] == ["b-faces.jpg", "b-faces-2.jpg", "x-faces.png"]
-    for copy in copies:
-        copy.write_bytes(b"x")
     assert found(folder, ".", leave_out=folder) == ["a.PNG", "b.jpg", "x.gif", *found(folder, "sub")]
     assert found(folder, "b-faces.jpg", leave_out=folder) == ["b-faces.jpg"]  # named itself
 
 
-def test_copies_of_what_is_named_itself_are_left_out_too(folder: Path) -> None:
-    for name in ("c-faces.webp", "stdin-faces.png"):
-        (folder / name).write_bytes(b"x")
-    assert found(folder, "sub/c.webp", "-", "*", leave_out=folder) == ["sub/c.webp", "-", "a.PNG", "b.jpg"]
+def test_a_copy_that_was_edited_is_a_photo(folder: Path) -> None:
+    write_copy(folder / "b-faces.jpg", folder / "b.jpg")
+    assert found(folder, "*.jpg", leave_out=folder) == ["b.jpg"]
+    with (folder / "b-faces.jpg").open("ab") as copy:
+        copy.write(b"edit")
+    assert found(folder, "*.jpg", leave_out=folder) == ["b-faces.jpg", "b.jpg"]
 
 
-def test_a_folder_within_the_one_to_leave_out_is_read(folder: Path) -> None:
+def test_a_folder_inside_the_folder_of_copies_is_searched(folder: Path) -> None:
     assert found(folder, "sub", leave_out=folder) == ["sub/c.webp", "sub/deep/d.tif"]
     assert found(folder, "sub/*", leave_out=folder / "sub") == ["sub/c.webp"]
     (error,) = found(folder, "s*/*", leave_out=folder / "sub")
-    assert error.startswith("no photo besides annotated pictures matches")
+    assert error.startswith("no photo besides annotated copies matches")
 
 
-def test_a_folder_of_nothing_but_annotated_pictures_is_said_to_be_one(folder: Path) -> None:
+def test_a_folder_of_annotated_copies_alone_is_an_error(folder: Path) -> None:
     (folder / "sub" / "c.webp").unlink()
     (error,) = found(folder, "sub", leave_out=folder / "sub" / "deep")
-    assert "is a folder without photos besides annotated pictures" in error
+    assert "is a folder without photos besides annotated copies" in error
 
 
 @pytest.mark.parametrize(
@@ -131,7 +136,7 @@ def test_a_folder_of_nothing_but_annotated_pictures_is_said_to_be_one(folder: Pa
         ("HTTPS://example.org/*.jpg", "nothing is fetched"),
     ],
 )
-def test_a_name_that_means_no_photo_is_an_error_of_its_own(folder: Path, name: str, message: str) -> None:
+def test_a_name_without_photos_is_an_error(folder: Path, name: str, message: str) -> None:
     (folder / "empty").mkdir()
     given = name if "://" in name else str(folder / name)
     error, after = find_photos([given, str(folder / "b.jpg")])
@@ -143,13 +148,13 @@ def test_a_name_that_means_no_photo_is_an_error_of_its_own(folder: Path, name: s
 @pytest.mark.parametrize(
     ("name", "before"), [(".", ["a.PNG", "b.jpg", "sub/c.webp"]), ("sub/deep", [])], ids=["below", "itself"]
 )
-def test_a_folder_that_cannot_be_read_is_an_error_and_the_rest_is_read(
+def test_a_folder_that_cannot_be_read_is_an_error_and_the_others_are_searched(
     folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, before: list[str]
 ) -> None:
-    """A known fault: it was passed over in silence, or called a folder without photos."""
+    """A known fault: it was skipped silently, or called a folder without photos."""
     scan = os.scandir
 
-    # The rights of a folder do not bind root, as whom tests may run.
+    # Permissions do not bind root, and tests may run as root.
     def refuse(path: str) -> Any:
         if Path(path).name == "deep":
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
@@ -163,22 +168,15 @@ def test_a_folder_that_cannot_be_read_is_an_error_and_the_rest_is_read(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
-def test_a_linked_folder_that_contains_itself_is_no_trap(folder: Path) -> None:
+def test_a_folder_that_links_to_itself_is_searched_once(folder: Path) -> None:
     (folder / "sub" / "loop").symlink_to(folder)
     assert found(folder, "sub") == ["sub/c.webp", "sub/deep/d.tif"]
 
 
-def test_what_is_listed_is_itself_and_comes_last(folder: Path) -> None:
+def test_listed_files_are_themselves_and_come_last(folder: Path) -> None:
     listed = [str(folder / name) for name in ("*.jpg", "sub", "sub/c.webp")]
     photos = list(find_photos([str(folder / "sub")], listed=listed))
     assert photos == [str(folder / "sub" / "c.webp"), str(folder / "sub" / "deep" / "d.tif"), *listed]
-
-
-def test_copies_of_what_is_listed_are_left_out_too(folder: Path) -> None:
-    (folder / "c-faces.webp").write_bytes(b"x")
-    listed = [str(folder / "sub" / "c.webp")]
-    photos = list(find_photos([str(folder / "*")], listed=listed, leave_out=folder))
-    assert [Path(str(photo)).name for photo in photos] == ["a.PNG", "b.jpg", "c.webp"]
 
 
 @pytest.mark.parametrize(
@@ -195,12 +193,14 @@ def test_copies_of_what_is_listed_are_left_out_too(folder: Path) -> None:
         ("\ufeffä.jpg\n-\n".encode("utf-16-be"), ["ä.jpg", "./-"]),
     ],
 )
-def test_a_list_has_a_path_a_line_or_between_nul_bytes(content: bytes, names: list[str]) -> None:
+def test_a_list_has_one_path_a_line_or_nul_bytes_between_paths(content: bytes, names: list[str]) -> None:
     assert read_list(content) == names
 
 
-def test_the_first_photo_does_not_wait_for_all_folders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A known fault: before the first photo was read, all folders had been looked through."""
+def test_the_first_photo_comes_before_all_folders_are_searched(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A known fault: all folders were searched before the first photo was read."""
     scanned = []
     scan = os.scandir
     monkeypatch.setattr(os, "scandir", lambda path: scanned.append(path) or scan(path))
@@ -213,10 +213,10 @@ def test_the_first_photo_does_not_wait_for_all_folders(folder: Path, monkeypatch
 
 
 @pytest.mark.parametrize("pattern", ["", "**/*.jpg"])
-def test_after_a_stop_no_more_folders_are_looked_through_and_nothing_is_called_missing(
+def test_a_stop_ends_the_search_without_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str
 ) -> None:
-    """A known fault: Ctrl-C went unheard while folders without photos were looked through."""
+    """A known fault: Ctrl-C had no effect while folders without photos were searched."""
     for k in range(20):
         (tmp_path / f"{k}").mkdir()
         (tmp_path / f"{k}" / "a.jpg").write_bytes(b"x")
@@ -234,8 +234,8 @@ def test_after_a_stop_no_more_folders_are_looked_through_and_nothing_is_called_m
     assert 1 <= len(scanned) <= 4  # of a pattern those up to its first match, of a folder itself
 
 
-def test_the_folders_of_a_path_are_looked_up_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A known fault: every photo asked the system for each folder above it."""
+def test_the_folders_of_a_path_are_resolved_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A known fault: each folder was resolved again for every photo in it."""
     for k in range(200):
         (tmp_path / f"{k}.jpg").write_bytes(b"x")
     asked = 0
@@ -251,8 +251,8 @@ def test_the_folders_of_a_path_are_looked_up_once(tmp_path: Path, monkeypatch: p
     assert asked <= (400 if sys.platform == "win32" else 4)
 
 
-def test_photos_of_kinds_that_are_not_read_are_counted_once(folder: Path) -> None:
-    """A known fault: a folder from a telephone was read in part, and nothing was said of the rest."""
+def test_photos_of_unsupported_formats_are_counted_once(folder: Path) -> None:
+    """A known fault: a folder from a phone was read in part, without a message."""
     for name in ("1.heic", "sub/2.HEIC", "sub/3.CR2", ".4.heic"):
         (folder / name).write_bytes(b"x")
     passed_over: dict[str, int] = {}
@@ -273,7 +273,7 @@ def test_a_photo_and_links_to_it_come_once(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a\0b.jpg", "x" * 5000 + ".jpg", ""])
-def test_odd_names_do_no_harm(name: str) -> None:
+def test_unusual_names_are_passed_on(name: str) -> None:
     assert list(find_photos([name])) == [name]
 
 
@@ -288,5 +288,25 @@ def test_odd_names_do_no_harm(name: str) -> None:
         ("jpg", False),
     ],
 )
-def test_photos_are_known_by_their_names(name: str, counts: bool) -> None:
+def test_photos_are_recognized_by_their_suffix(name: str, counts: bool) -> None:
     assert is_photo(name) is counts
+
+
+def test_a_lookup_counts_photos_ahead_of_their_use(folder: Path) -> None:
+    lookup = Lookup(find_photos([str(folder)]), threading.Event())
+    photos = iter(lookup)
+    first = next(photos)
+    for _ in range(1000):  # the thread needs a moment
+        if lookup.complete:
+            break
+        time.sleep(0.01)
+    assert (lookup.found, lookup.total) == (4, "4")
+    assert [first, *photos] == list(find_photos([str(folder)]))
+
+
+def test_a_lookup_that_was_stopped_is_not_complete(folder: Path) -> None:
+    stop = threading.Event()
+    lookup = Lookup(find_photos([str(folder)], stop=stop), stop)
+    stop.set()
+    assert list(lookup) == []
+    assert lookup.total == "at least 0"

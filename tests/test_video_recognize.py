@@ -28,11 +28,11 @@ from ferkit.core.crops import CropGeometry
 from ferkit.core.errors import DetectorError, ImageError, MissingDependencyError, OutputError, VideoError
 from ferkit.core.taxonomy import FER2013
 from ferkit.detect import Detection
+from ferkit.recognize.sinks import CSVSink
 from ferkit.video.clip import Clip
 from ferkit.video.process import STDOUT, VideoOutputs, process_video
-from ferkit.video.recognition import FrameResult
+from ferkit.video.recognition import FrameResult, frame_columns
 from ferkit.video.smoothing import Smoothing
-from ferkit.video.writers import FrameCsv
 
 WIDTH, HEIGHT = 160, 120
 FRAMES = 24
@@ -167,7 +167,7 @@ def test_a_table_for_pandas_has_the_columns_and_rows_of_the_csv(model: Path, cli
     pd = pytest.importorskip("pandas")
     frames = list(Recognizer(model, detector=ByNumber(empty=range(3))).video(clip, detect_every=0))
     stream = io.StringIO()
-    writer = FrameCsv(stream, FER2013)
+    writer = CSVSink(stream, frame_columns(FER2013.labels))
     for frame in frames:
         writer.write(frame)
     read = pd.read_csv(io.StringIO(stream.getvalue()))
@@ -182,7 +182,7 @@ def test_a_table_for_pandas_has_the_columns_and_rows_of_the_csv(model: Path, cli
 def test_a_table_for_pandas_has_all_columns_even_without_a_face(model: Path, clip: Path) -> None:
     pytest.importorskip("pandas")
     stream = io.StringIO()
-    FrameCsv(stream, FER2013)
+    CSVSink(stream, frame_columns(FER2013.labels))
     table = to_pandas(Recognizer(model, detector=ByNumber(range(FRAMES))).video(clip))
     assert list(table.columns) == stream.getvalue().strip().split(",")
 
@@ -406,7 +406,7 @@ def test_one_recognizer_processes_several_clips_at_once(recognizer: Recognizer, 
             (5.0, 5.0, 5.0, 20.0),
             r"boxes are left, top, right, bottom\. Received: \[\[5\.0, 5\.0, 5\.0",
         ),
-        ((0.0, 0.0, 1e6, 1e6), "a face needs a place and an extent of 1 to 30000 pixels"),
+        ((0.0, 0.0, 1e6, 1e6), "a face has a finite position and an extent of 1 to 30000 pixels"),
     ],
 )
 def test_a_face_that_cannot_be_cropped_is_dropped_and_noted(

@@ -1,9 +1,7 @@
-"""What is written about a clip: tables, the annotated clip with its sound, sums and the timeline."""
+"""The annotated clip with its sound, the sums and the timeline."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import pickle
 from fractions import Fraction
@@ -16,96 +14,16 @@ import pytest
 from numpy.typing import NDArray
 
 from clips import BITS, CELL, number_in, numbered, sound_of, tone, write_clip
+from faceresults import frame, tracked
 from ferkit.core.errors import OutputError, VideoError
 from ferkit.core.images import load_image
 from ferkit.core.taxonomy import FER2013
-from ferkit.recognize.quality import Quality
-from ferkit.recognize.results import UNCERTAIN, Expression, Face
+from ferkit.recognize.results import UNCERTAIN
 from ferkit.video.clip import Clip
 from ferkit.video.process import VideoOutputs, process_video
-from ferkit.video.recognition import FrameResult, TrackedFace
+from ferkit.video.recognition import FrameResult
 from ferkit.video.timeline import Timeline
-from ferkit.video.writers import ClipWriter, FrameCsv, FrameJsonLines, draw_frame
-
-BOX = (10.25, 20.5, 60.0, 80.0)
-MARKS = tuple((20.0 + k, 30.0 + k) for k in range(5))
-
-
-def shown(label: str, confidence: float = 0.7) -> Expression:
-    rest = (1 - confidence) / 6
-    best = "fear" if label == UNCERTAIN else label
-    return Expression(label, confidence, {n: confidence if n == best else rest for n in FER2013.labels})
-
-
-def face(track: int | None = 1, label: str = "happy", marks: Any = MARKS) -> TrackedFace:
-    quality = None if marks is None else Quality(59.5, 0.8, -4.5, 3.0, 1.0, 0.0, ("small", "cut off"))
-    return TrackedFace(track, Face(BOX, 0.9, marks, shown(label), quality), shown("sad", 0.5), detected=True)
-
-
-def result(index: int, *faces: TrackedFace, rate: float = 10.0) -> FrameResult:
-    return FrameResult(index, index / rate, 1 / rate, 160, 120, "fer2013", faces)
-
-
-# Tables
-
-
-def test_csv_has_a_row_per_face_and_one_for_a_frame_without() -> None:
-    stream = io.StringIO()
-    writer = FrameCsv(stream, FER2013)
-    writer.write(result(0, face(1), face(None, "fear", marks=None)))
-    writer.write(result(3))
-    writer.write(result(7, face(2)))
-    rows = list(csv.DictReader(io.StringIO(stream.getvalue())))
-    assert [(row["frame"], row["time"], row["faces"], row["track"]) for row in rows] == [
-        ("0", "0.0", "2", "1"),
-        ("0", "0.0", "2", ""),
-        ("3", "0.3", "0", ""),
-        ("7", "0.7", "1", "2"),
-    ]
-    assert (float(rows[0]["left"]), float(rows[0]["bottom"])) == (10.25, 80.0)
-    assert [float(rows[0][f"p_{name}"]) for name in FER2013.labels] == list(
-        shown("happy").probabilities.values()
-    )
-    assert (rows[0]["label"], rows[0]["raw_label"], rows[0]["detected"]) == ("happy", "sad", "1")
-    assert (rows[0]["nose_x"], rows[1]["nose_x"], rows[2]["label"]) == ("22.0", "", "")
-    assert (rows[0]["yaw"], rows[0]["flags"], rows[1]["flags"]) == ("-4.5", "small;cut off", "")
-
-
-def test_json_lines_hold_a_frame_each() -> None:
-    stream = io.StringIO()
-    writer = FrameJsonLines(stream)
-    for frame in (result(0, face()), result(1)):
-        writer.write(frame)
-    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
-    assert lines == [json.loads(json.dumps(f.to_dict())) for f in (result(0, face()), result(1))]
-    assert lines[0]["faces"][0]["probabilities"]["happy"] == 0.7
-
-
-# Drawing
-
-
-def test_faces_are_drawn_into_a_copy() -> None:
-    rgb = np.zeros((120, 160, 3), np.uint8)
-    drawn = draw_frame(rgb, result(0, face(12), face(None)))
-    assert not rgb.any()
-    assert drawn.any()
-    assert np.array_equal(draw_frame(rgb, result(0)), rgb)
-
-
-def test_a_face_beyond_the_border_is_drawn_as_far_as_it_goes() -> None:
-    far = TrackedFace(1, Face((-50, -50, 500, 500), 0.9, None, shown("happy")), shown("happy"), detected=True)
-    assert draw_frame(np.zeros((40, 30, 3), np.uint8), result(0, far)).any()
-
-
-@pytest.mark.parametrize(("side", "height"), [(40, 16), (120, 30), (400, 45)])
-def test_the_label_of_a_small_face_is_small(side: int, height: int) -> None:
-    """In a crowd, labels of the size that suits a large face would cover the others."""
-    box = (400.0, 200.0, 400.0 + side, 200.0 + side)
-    one = TrackedFace(1, Face(box, 0.9, None, shown("happy")), shown("happy"), detected=True)
-    drawn = draw_frame(np.zeros((720, 1280, 3), np.uint8), FrameResult(0, 0, 1, 1280, 720, "fer2013", (one,)))
-    rows = np.flatnonzero(drawn[:198].any(axis=(1, 2)))
-    assert height / 2 < len(rows) <= height
-
+from ferkit.video.writers import ClipWriter
 
 # The annotated clip
 
@@ -153,8 +71,8 @@ def test_colours_stay_as_they_are(tmp_path: Path) -> None:
             writer.write(np.full((720, 1280, 3), colour, np.uint8), Fraction(k, 30), Fraction(1, 30))
     with av.open(str(path)) as written:
         assert written.streams.video[0].codec_context.colorspace == 1
-    for frame, colour in zip(Clip(path).frames(), colours, strict=True):
-        assert frame.rgb[300, 300].tolist() == pytest.approx(colour, abs=4)
+    for shown, colour in zip(Clip(path).frames(), colours, strict=True):
+        assert shown.rgb[300, 300].tolist() == pytest.approx(colour, abs=4)
 
 
 @pytest.mark.parametrize("size", [(81, 49), (80, 49), (81, 48), (80, 48)])
@@ -359,9 +277,9 @@ def test_seconds_of_each_label_add_up_for_each_person() -> None:
     timeline = Timeline(FER2013)
     for k in range(10):
         timeline.add(
-            result(k, face(1, "happy" if k < 7 else UNCERTAIN), *([face(2, "sad")] if k > 7 else []))
+            frame(k, tracked(1, "happy" if k < 7 else UNCERTAIN), *([tracked(2, "sad")] if k > 7 else []))
         )
-    timeline.add(result(10))
+    timeline.add(frame(10))
     first, second = timeline.tracks()
     assert (first.track, first.frames, first.label) == (1, 10, "happy")
     assert first.by_label["happy"] == pytest.approx(0.7)
@@ -380,7 +298,7 @@ def test_seconds_of_each_label_add_up_for_each_person() -> None:
 def test_a_frame_counts_for_as_long_as_it_is_shown() -> None:
     timeline = Timeline(FER2013)
     for time, lasts, label in ((0.0, 0.1, "happy"), (0.1, 5.0, "sad"), (5.1, 0.1, "happy")):
-        timeline.add(FrameResult(0, time, lasts, 9, 9, "fer2013", (face(1, label),)))
+        timeline.add(FrameResult(0, time, lasts, 9, 9, "fer2013", (tracked(1, label),)))
     (person,) = timeline.tracks()
     assert person.label == "sad"
     assert person.by_label["sad"] == 5.0
@@ -388,7 +306,7 @@ def test_a_frame_counts_for_as_long_as_it_is_shown() -> None:
 
 def test_people_travel_between_processes_and_can_be_put_into_a_set() -> None:
     timeline = Timeline(FER2013)
-    timeline.add(result(0, face(1, "happy"), face(2, "sad")))
+    timeline.add(frame(0, tracked(1, "happy"), tracked(2, "sad")))
     people = timeline.tracks()
     again = pickle.loads(pickle.dumps(people))
     assert again == people
@@ -398,7 +316,7 @@ def test_people_travel_between_processes_and_can_be_put_into_a_set() -> None:
 
 def test_faces_that_are_not_followed_belong_to_nobody() -> None:
     timeline = Timeline(FER2013)
-    timeline.add(result(0, face(None)))
+    timeline.add(frame(0, tracked(None)))
     assert timeline.tracks() == ()
     assert timeline.faces == 1
 
@@ -406,7 +324,7 @@ def test_faces_that_are_not_followed_belong_to_nobody() -> None:
 def test_what_a_timeline_holds_does_not_grow_with_the_clip() -> None:
     timeline = Timeline(FER2013)
     for k in range(4000):
-        timeline.add(result(k, face(1), rate=0.5))  # two hours and more
+        timeline.add(frame(k, tracked(1), rate=0.5))  # two hours and more
     (runs,) = [timeline._runs(sums) for sums in timeline._sums.values()]
     ((times, shares),) = runs
     assert len(times) <= 1025
@@ -418,7 +336,9 @@ def test_what_a_timeline_holds_does_not_grow_with_the_clip() -> None:
 def test_the_timeline_is_a_picture(tmp_path: Path, suffix: str) -> None:
     timeline = Timeline(FER2013)
     for k in range(60):
-        timeline.add(result(k, face(1, "happy"), *([face(2, "sad")] if 10 < k < 20 or 40 < k < 45 else [])))
+        timeline.add(
+            frame(k, tracked(1, "happy"), *([tracked(2, "sad")] if 10 < k < 20 or 40 < k < 45 else []))
+        )
     path = tmp_path / f"timeline{suffix}"
     timeline.plot(path, title="clip.mp4")
     if suffix == ".png":
@@ -432,14 +352,14 @@ def test_the_timeline_is_a_picture(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("title", ["a $b_$ c.mp4", "$\\frac$.mp4", "caf\udce9.mp4"])
 def test_a_title_is_shown_as_it_is_whatever_its_letters(tmp_path: Path, title: str) -> None:
     timeline = Timeline(FER2013)
-    timeline.add(result(0, face(1)))
+    timeline.add(frame(0, tracked(1)))
     timeline.plot(tmp_path / "timeline.png", title=title)
     assert load_image(tmp_path / "timeline.png").size
 
 
 def test_the_timeline_of_nobody_is_a_picture_too(tmp_path: Path) -> None:
     timeline = Timeline(FER2013)
-    timeline.add(result(0))
+    timeline.add(frame(0))
     timeline.plot(tmp_path / "nobody.png")
     assert load_image(tmp_path / "nobody.png").size
 
@@ -447,7 +367,7 @@ def test_the_timeline_of_nobody_is_a_picture_too(tmp_path: Path) -> None:
 def test_of_many_people_those_seen_longest_are_drawn(tmp_path: Path) -> None:
     timeline = Timeline(FER2013)
     for k in range(30):
-        timeline.add(result(k, *(face(track) for track in range(1, 31 - k))))
+        timeline.add(frame(k, *(tracked(track) for track in range(1, 31 - k))))
     timeline.plot(tmp_path / "crowd.png")
     assert load_image(tmp_path / "crowd.png").shape[0] < 2000
 

@@ -1,1 +1,6 @@
-"""Many inputs: the photos that a user names."""
+"""Many photos: finding them, the loop over them, and annotated copies."""
+
+from __future__ import annotations
+
+STDIN = "-"
+"""The name of standard input."""

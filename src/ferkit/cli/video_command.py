@@ -20,6 +20,7 @@ from ferkit.cli.common import (
     new_app,
     print_json,
     remark,
+    time_left,
 )
 from ferkit.cli.interrupts import stopping
 
@@ -209,33 +210,24 @@ def _progress(clip: Path) -> Iterator[Callable[[FrameResult, float | None], None
     if not screen.is_terminal:
         yield None
         return
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
     columns = (
         TextColumn("{task.description}", markup=False),  # file names may contain brackets
         BarColumn(),
         TaskProgressColumn(),
         TextColumn("{task.fields[at]}"),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[left]}"),
-        TimeRemainingColumn(),
+        time_left(),
     )
     with Progress(*columns, console=screen, transient=True) as bar:
-        task = bar.add_task(clip.name, total=None, at="", left="")
+        task = bar.add_task(clip.name, total=None, at="")
 
         def advance(frame: FrameResult, share: float | None) -> None:
             at = f"{frame.time:.1f} s, frame {frame.index}"
             if share is None:
                 bar.update(task, at=at)
             else:
-                bar.update(task, at=at, left="left", total=1.0, completed=share)
+                bar.update(task, at=at, total=1.0, completed=share)
 
         yield advance
 

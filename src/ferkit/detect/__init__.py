@@ -15,19 +15,18 @@ __all__ = ["DETECTORS", "Detection", "Detector", "make_detector"]
 
 
 class _Entry(NamedTuple):
+    """Where a detector's class is, and which of ``min_face``, ``providers`` and ``threads`` it takes."""
+
     module: str
     factory: str
-    takes_file: bool
-    searches: bool
-    """Whether it knows the size of the smallest face."""
-    sessions: bool
-    """Whether ONNX Runtime runs it, so that its providers and threads can be chosen."""
+    settings: tuple[str, ...] = ()
+    takes_file: bool = False
 
 
 DETECTORS = {
-    "centerface": _Entry("ferkit.detect.centerface", "CenterFace", False, True, True),
-    "yunet": _Entry("ferkit.detect.yunet", "YuNet", True, True, False),
-    "none": _Entry("ferkit.detect.whole", "WholePicture", False, False, False),
+    "centerface": _Entry("ferkit.detect.centerface", "CenterFace", ("min_face", "providers", "threads")),
+    "yunet": _Entry("ferkit.detect.yunet", "YuNet", ("min_face",), takes_file=True),
+    "none": _Entry("ferkit.detect.whole", "WholePicture"),
 }
 """Every detector by name."""
 
@@ -42,32 +41,29 @@ def make_detector(
     """Return a detector.
 
     Args:
-        spec: ``centerface``; ``yunet:FILE``, with the network's file; or ``none`` for pictures that are
+        spec: ``centerface``; ``yunet:FILE`` with the file of the network; or ``none`` for pictures that are
             face crops already.
-        min_face: Height in pixels of the smallest face wanted, at least 5; None leaves it to the detector.
-            How small it can be in a large picture, the detector's class tells: ``yunet`` finds nothing below
-            a 213th of the longest side.
-        providers: ONNX Runtime execution providers; only ``centerface`` runs on ONNX Runtime, the others
-            have no use for it.
-        threads: Threads of one call, likewise.
+        min_face: Height in pixels of the smallest face, at least 5; by default the detector's own. Its class
+            documents the limit in large pictures: ``yunet`` finds no face below a 213th of the longest side.
+        providers: ONNX Runtime execution providers, for ``centerface``.
+        threads: Threads per call, for ``centerface``.
 
     Raises:
         FerkitError: If the providers are no sequence of names.
         MissingDependencyError: If a provider is not available here.
         DetectorError: If there is no such detector, its file is missing, ``min_face`` is out of its range, or
-            the detector has no use for it.
+            the detector does not take it.
     """
     name, _, file = spec.partition(":")
     entry = DETECTORS.get(name)
+    usage = {known: f"{known}:FILE" if one.takes_file else known for known, one in DETECTORS.items()}
     if entry is None:
-        raise DetectorError(f"unknown detector {name!r}; known are centerface, yunet:FILE and none")
+        raise DetectorError(f"unknown detector {name!r}; known are {', '.join(usage.values())}")
     if entry.takes_file != bool(file):
-        want = f"{name}:FILE" if entry.takes_file else name
-        raise DetectorError(f"the detector is written {want}. Received: {spec!r}")
-    if min_face is not None and not entry.searches:
-        raise DetectorError(f"detector {name!r} takes pictures whole, so there is no smallest face to set")
+        raise DetectorError(f"the detector is written {usage[name]}. Received: {spec!r}")
+    if min_face is not None and "min_face" not in entry.settings:
+        raise DetectorError(f"the detector {name!r} takes whole pictures and has no min_face")
+    given = {"min_face": min_face, "providers": providers, "threads": threads}
+    settings: dict[str, Any] = {key: given[key] for key in entry.settings}
     factory: Callable[..., Detector] = getattr(importlib.import_module(entry.module), entry.factory)
-    options: dict[str, Any] = {"min_face": min_face} if entry.searches else {}
-    if entry.sessions:
-        options |= {"providers": providers, "threads": threads}
-    return factory(file, **options) if entry.takes_file else factory(**options)
+    return factory(file, **settings) if entry.takes_file else factory(**settings)

@@ -1,10 +1,10 @@
-"""What a face detector takes and gives, and what all detectors share."""
+"""The interface of face detectors, and what they share."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,20 +14,18 @@ from ferkit.core.errors import DetectorError
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """A face found in a picture.
-
-    Numbers and arrays of NumPy are taken, too; they are kept as plain floats and tuples.
+    """A face found in a picture. NumPy's numbers and arrays become plain floats and tuples.
 
     Attributes:
         box: Left, top, right, bottom in pixels of the picture. They are edges: the whole picture is
             ``(0, 0, W, H)``. A face at the border may reach beyond it.
-        score: How sure the detector is, 0..1.
+        score: Confidence of the detector, 0..1.
         landmarks: x, y in pixels of the left eye and the right eye (as seen in the picture), the nose,
-            the left and the right corner of the mouth; None where the detector gives none.
+            the left and the right corner of the mouth; None if the detector gives none.
 
     Raises:
-        DetectorError: If the box is not of four numbers, the score is not one, or the landmarks are not five
-            of two each; or one of the numbers is not finite.
+        DetectorError: If the box is not four numbers, the score is not one, the landmarks are not five points
+            of two, or a number is not finite.
     """
 
     box: tuple[float, float, float, float]
@@ -35,16 +33,16 @@ class Detection:
     landmarks: tuple[tuple[float, float], ...] | None = None
 
     def __post_init__(self) -> None:
-        """Check and keep what somebody's own detector gives, where it names the mistake."""
-        box = _numbers(self.box, (4,), "box is left, top, right, bottom")
+        """Validate the values, which may come from a user's own detector, and convert them."""
+        box = _finite(self.box, (4,), "box is left, top, right, bottom")
         object.__setattr__(self, "box", tuple(box.tolist()))
-        object.__setattr__(self, "score", float(_numbers(self.score, (), "score is one number")))
+        object.__setattr__(self, "score", float(_finite(self.score, (), "score is one number")))
         if self.landmarks is not None:
-            marks = _numbers(self.landmarks, (5, 2), "landmarks are x, y of five points, or None")
+            marks = _finite(self.landmarks, (5, 2), "landmarks are x, y of five points, or None")
             object.__setattr__(self, "landmarks", tuple((x, y) for x, y in marks.tolist()))
 
 
-def _numbers(value: object, shape: tuple[int, ...], rule: str) -> NDArray[np.float64]:
+def _finite(value: object, shape: tuple[int, ...], rule: str) -> NDArray[np.float64]:
     """Return a value as finite numbers of that shape."""
     try:
         numbers = np.asarray(value, np.float64)
@@ -57,12 +55,20 @@ def _numbers(value: object, shape: tuple[int, ...], rule: str) -> NDArray[np.flo
     return numbers
 
 
+def as_detections(
+    boxes: NDArray[Any], scores: NDArray[Any], landmarks: NDArray[Any]
+) -> tuple[Detection, ...]:
+    """Return detections of boxes ``[N, 4]``, scores ``[N]`` and landmarks ``[N, 5, 2]``."""
+    rows = zip(boxes.tolist(), scores.tolist(), landmarks.tolist(), strict=True)
+    return tuple(Detection(box, score, marks) for box, score, marks in rows)
+
+
 class Detector(Protocol):
     """Finds faces. A detector is safe to use from several threads at once."""
 
     @property
     def name(self) -> str:
-        """How the detector is called in the registry."""
+        """The name in the registry, or any name of a user's own detector."""
         ...
 
     def detect(self, image: NDArray[np.uint8]) -> tuple[Detection, ...]:
@@ -72,7 +78,7 @@ class Detector(Protocol):
             image: uint8 ``[H, W, 3]``, RGB.
 
         Returns:
-            The faces, the surest first, each once; none if there is none.
+            The faces, by falling score, each once; empty if there is none.
 
         Raises:
             DetectorError: If the detector fails.
@@ -84,31 +90,31 @@ def check_settings(min_face: float | None, min_score: float) -> None:
     """Refuse settings of a detector that are out of range.
 
     Args:
-        min_face: Height in pixels of the smallest face wanted, at least 5; None leaves it to the detector.
-        min_score: Least score of a face, between 0 and 1.
+        min_face: Height in pixels of the smallest face, at least 5; None for the detector's own.
+        min_score: Smallest score of a face, between 0 and 1.
 
     Raises:
         DetectorError: If one is out of its range, or not a number.
     """
     if min_face is not None and not 5 <= min_face < math.inf:
-        raise DetectorError(f"the smallest face must have at least 5 pixels. Received: {min_face}")
+        raise DetectorError(f"min_face must be at least 5 pixels. Received: {min_face}")
     if not 0 < min_score < 1:
-        raise DetectorError(f"the least score of a face lies between 0 and 1. Received: {min_score}")
+        raise DetectorError(f"min_score lies between 0 and 1. Received: {min_score}")
 
 
 def suppress(
     boxes: NDArray[np.float32], scores: NDArray[np.float32], *, overlap: float = 0.3, cover: float = 0.7
 ) -> NDArray[np.intp]:
-    """Return the rows of the boxes that stay when each face is to come once, the highest score first.
+    """Return the rows of the boxes to keep, by falling score: non-maximum suppression.
 
-    A box goes if a better one shares more than ``overlap`` of their union with it, or if one of the two
-    covers more than ``cover`` of the smaller one: a nose and chin found inside a face is no second face.
+    A box is removed if a better one overlaps it by more than ``overlap`` (intersection over union), or if one
+    of the two covers more than ``cover`` of the smaller one: a part of a face is not a second face.
 
     Args:
         boxes: float ``[N, 4]``, left, top, right, bottom.
         scores: float ``[N]``.
-        overlap: Largest intersection over union that two faces may have.
-        cover: Largest intersection over the smaller area that two faces may have.
+        overlap: Largest intersection over union of two faces.
+        cover: Largest intersection over the smaller area of two faces.
     """
     left, top, right, bottom = boxes.T
     area = np.maximum(right - left, 0) * np.maximum(bottom - top, 0)

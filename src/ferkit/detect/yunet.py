@@ -1,4 +1,4 @@
-"""YuNet (Wu et al. 2023, https://doi.org/10.1007/s11633-023-1423-y) through OpenCV, with the user's file."""
+"""YuNet (Wu et al. 2023, https://doi.org/10.1007/s11633-023-1423-y), run by OpenCV from a user's file."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferkit.core.errors import DetectorError
-from ferkit.detect.base import Detection, check_settings, suppress
+from ferkit.detect.base import Detection, as_detections, check_settings, suppress
 
 _LONGEST = 640
-_SMALLEST = 12.0  # pixels that a face must have in the input
-_MOST = 2560  # longest side of the input: it bounds the memory, and small faces of longer pictures are missed
+_SMALLEST = 12.0  # pixels of a face in the input
+_MOST = 2560  # longest side of the input, which bounds the memory
 
 
 class YuNet:
@@ -21,12 +21,11 @@ class YuNet:
 
     Args:
         model: The network's ONNX file, for instance ``face_detection_yunet_2023mar.onnx`` of OpenCV's zoo.
-        min_face: Height in pixels of the smallest face wanted: smaller ones are left out, and pictures are
-            shrunk so far that such a face has 12 pixels, but not below 640 pixels, and always to 2560. So in
-            a picture longer than 213 such faces only those from a 213th of its longest side on are found,
-            whatever is asked for. By default pictures are shrunk to 640 pixels, which shows faces from a 53rd
-            of the longest side on.
-        min_score: Least score of a face, between 0 and 1.
+        min_face: Height in pixels of the smallest face; smaller faces are left out. Pictures are shrunk such
+            that this face has 12 pixels, but to no less than 640 pixels and no more than 2560: no face below
+            a 213th of the longest side is found. By default pictures are shrunk to 640 pixels, which finds
+            faces from a 53rd of the longest side on.
+        min_score: Smallest score of a face, between 0 and 1.
 
     Raises:
         DetectorError: If an argument is out of range, the file is missing, or OpenCV cannot use it.
@@ -39,7 +38,7 @@ class YuNet:
 
         check_settings(min_face, min_score)
         self._min_face = min_face
-        self._lock = threading.Lock()  # the network keeps the size of its input
+        self._lock = threading.Lock()  # the network stores the size of its input
         if not Path(model).is_file():
             raise DetectorError(f"no file {model}; yunet:FILE needs the network's ONNX file")
         try:
@@ -49,7 +48,7 @@ class YuNet:
             raise DetectorError(f"OpenCV cannot use {model} as a YuNet: {_reason(error)}") from error
 
     def detect(self, image: NDArray[np.uint8]) -> tuple[Detection, ...]:
-        """Find the faces of one picture, the surest first; see :class:`ferkit.detect.Detector`."""
+        """Find the faces of one picture; see :class:`ferkit.detect.Detector`."""
         import cv2
 
         height, width = image.shape[:2]
@@ -72,19 +71,12 @@ class YuNet:
 
 
 def _faces(rows: NDArray[np.float32], back: NDArray[np.float64], min_face: float) -> tuple[Detection, ...]:
-    """Turn OpenCV's rows (left, top, width, height, five landmarks, score) into faces, each once."""
+    """Return the faces of OpenCV's rows (left, top, width, height, five landmarks, score), each once."""
     rows = rows[np.isfinite(rows).all(axis=1)]
     boxes = np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:4]], axis=1) * np.tile(back, 2)
     marks = rows[:, 4:14].reshape(-1, 5, 2) * back
     kept = [k for k in suppress(boxes, rows[:, 14]) if boxes[k, 3] - boxes[k, 1] >= min_face]
-    return tuple(
-        Detection(
-            box=(float(boxes[k, 0]), float(boxes[k, 1]), float(boxes[k, 2]), float(boxes[k, 3])),
-            score=min(1.0, max(0.0, float(rows[k, 14]))),
-            landmarks=tuple((float(x), float(y)) for x, y in marks[k]),
-        )
-        for k in kept
-    )
+    return as_detections(boxes[kept], np.clip(rows[kept, 14], 0, 1), marks[kept])
 
 
 def _reason(error: Exception) -> str:

@@ -1,36 +1,36 @@
-"""How well a face can be read: its size, sharpness, pose, and whether the border cuts it off."""
+"""The quality of a detected face: size, sharpness, pose, and whether the border cuts it off."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 FLAGS = ("small", "blurred", "turned", "tilted", "cut off")
-"""What may be said against a face; see :class:`Quality`."""
+"""Warnings about a face; see :class:`Quality`."""
 
 SMALL = 24.0
-"""Pixels of height below which a face is ``small``: half of what the networks were trained on."""
+"""Height in pixels below which a face is ``small``: half of the size that the networks were trained on."""
 
 BLURRED = 0.45
-"""Sharpness below which a face is ``blurred``: less than 1 % of FER2013's own crops are."""
+"""Sharpness below which a face is ``blurred``: that of less than 1 % of FER2013's crops."""
 
 TURNED = 35.0
 """Degrees of yaw or pitch from which a face is ``turned``."""
 
 TILTED = 30.0
-"""Degrees of roll from which a face is ``tilted``: networks here are trained on less."""
+"""Degrees of roll from which a face is ``tilted``: more than the networks were trained on."""
 
 CUT_OFF = 0.04
-"""Nearness of the face's box to the border, in sides of the box, from which a face is ``cut off``.
+"""Distance of the box from the border, in sides of the box, below which a face is ``cut off``.
 
-Boxes of faces that the border cuts end there, or hardly beyond it.
+Boxes of faces that the border cuts end at the border or hardly beyond it.
 """
 
-# A frontal face in distances of the eyes: x to the right, y down, z away from the viewer. x and y are the
-# medians of CenterFace's landmarks on FER2013, made symmetric; the depths are those of an average head.
+# A frontal face in units of the distance of the eyes: x to the right, y down, z away from the viewer. x and y
+# are the medians of CenterFace's landmarks on FER2013, made symmetric; depths are those of an average head.
 _HEAD = np.array(
     [(-0.5, 0, 0), (0.5, 0, 0), (0, 0.55, -0.5), (-0.4, 0.97, -0.05), (0.4, 0.97, -0.05)], np.float64
 )
@@ -38,16 +38,16 @@ _HEAD = np.array(
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """What speaks for or against a face; nothing is left out because of it.
+    """The quality of a face. It is reported; no face is left out because of it.
 
     Attributes:
         size: Height of the face's box in pixels of the photo.
-        sharpness: Detail of the face at the size that the network sees: standard deviation of the
-            Laplacian over that of the pixels; about 0.5 to 1.2 in FER2013.
-        yaw: Degrees by which the face turns to the right of the picture; None without landmarks.
-        pitch: Degrees by which it looks up.
+        sharpness: Detail of the face at the network's input size: the standard deviation of the Laplacian
+            over that of the pixels; about 0.5 to 1.2 in FER2013.
+        yaw: Degrees by which the face is turned to the right of the picture; None without landmarks.
+        pitch: Degrees by which it is turned up.
         roll: Degrees by which it is tilted clockwise.
-        outside: Share of the face's box that lies beyond the border of the photo, 0..1.
+        outside: Share of the face's box beyond the border of the photo, 0..1.
         flags: Those of :data:`FLAGS` that apply.
     """
 
@@ -61,15 +61,7 @@ class Quality:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types for JSON."""
-        return {
-            "size": self.size,
-            "sharpness": self.sharpness,
-            "yaw": self.yaw,
-            "pitch": self.pitch,
-            "roll": self.roll,
-            "outside": self.outside,
-            "flags": list(self.flags),
-        }
+        return asdict(self) | {"flags": list(self.flags)}
 
 
 def measure_quality(
@@ -79,12 +71,12 @@ def measure_quality(
     width: int,
     height: int,
 ) -> Quality:
-    """Judge a face.
+    """Measure the quality of a face.
 
     Args:
         box: Left, top, right, bottom in pixels of the photo.
         landmarks: float ``[5, 2]``, or None.
-        crop: uint8 ``[S, S]``, what the network sees of it.
+        crop: uint8 ``[S, S]``, the network's input.
         width: Of the photo, in pixels.
         height: Of the photo, in pixels.
     """
@@ -95,31 +87,22 @@ def measure_quality(
     detail = sharpness(crop)
     angles = None if landmarks is None else head_pose(landmarks)
     yaw, pitch, roll = angles or (None, None, None)
-    judged = {
+    applies = {
         "small": bottom - top < SMALL,
         "blurred": detail < BLURRED,
         "turned": angles is not None and max(abs(angles[0]), abs(angles[1])) >= TURNED,
         "tilted": angles is not None and abs(angles[2]) >= TILTED,
         "cut off": _reaches_border(box, width, height),
     }
-    return Quality(
-        bottom - top, detail, yaw, pitch, roll, outside, tuple(flag for flag in FLAGS if judged[flag])
-    )
-
-
-def _reaches_border(box: tuple[float, float, float, float], width: int, height: int) -> bool:
-    left, top, right, bottom = box
-    if box == (0, 0, width, height):  # a face crop, taken whole
-        return False
-    across, down = CUT_OFF * (right - left), CUT_OFF * (bottom - top)
-    return left < across or top < down or right > width - across or bottom > height - down
+    flags = tuple(flag for flag in FLAGS if applies[flag])
+    return Quality(bottom - top, detail, yaw, pitch, roll, outside, flags)
 
 
 def sharpness(crop: NDArray[np.uint8]) -> float:
-    """Return the detail of a face crop uint8 ``[S, S]``; brightness and contrast do not matter.
+    """Return the detail of a face crop uint8 ``[S, S]``, independent of brightness and contrast.
 
     It is the standard deviation of the Laplacian (four neighbours) over that of the pixels; 0 for a crop of
-    a single gray.
+    one gray value.
 
     Example:
         >>> import numpy as np
@@ -139,11 +122,11 @@ def sharpness(crop: NDArray[np.uint8]) -> float:
 
 
 def head_pose(landmarks: ArrayLike) -> tuple[float, float, float] | None:
-    """Return yaw, pitch and roll in degrees, or None where the landmarks are no face.
+    """Return yaw, pitch and roll in degrees, or None if the landmarks cannot be those of a face.
 
     An average head is fitted to the landmarks under scaled orthographic projection (least squares, then the
-    nearest rotation). Five points tell it roughly, to about 10 degrees, and less of a profile; it is rounded
-    to a millionth of a degree.
+    nearest rotation). With five points the error is about 10 degrees, and more for profiles; angles are
+    rounded to a millionth of a degree.
 
     Args:
         landmarks: float ``[5, 2]``: eyes, nose, corners of the mouth, left to right as seen in the picture.
@@ -165,6 +148,14 @@ def head_pose(landmarks: ArrayLike) -> tuple[float, float, float] | None:
     yaw = np.arctan2(forward[0], -forward[2])
     pitch = np.arctan2(-forward[1], np.hypot(forward[0], forward[2]))
     roll = np.arctan2(down[0], across[0])
-    # Rounding errors would otherwise show as -0.0 or 1e-15 in every frontal face of a test picture.
+    # Rounding errors would otherwise appear as -0.0 or 1e-15 for frontal faces.
     yaw, pitch, roll = (round(float(np.degrees(angle)), 6) + 0.0 for angle in (yaw, pitch, roll))
     return yaw, pitch, roll
+
+
+def _reaches_border(box: tuple[float, float, float, float], width: int, height: int) -> bool:
+    left, top, right, bottom = box
+    if box == (0, 0, width, height):  # a face crop, used whole
+        return False
+    across, down = CUT_OFF * (right - left), CUT_OFF * (bottom - top)
+    return left < across or top < down or right > width - across or bottom > height - down

@@ -1,9 +1,9 @@
-"""What comes out of the instrument: expressions, faces, photos. Frozen; what networks say is not rounded."""
+"""Results: expressions, faces and photos. They are frozen, and their numbers are not rounded."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
@@ -17,17 +17,20 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 Table: TypeAlias = tuple[list[str], list[list[Any]]]
-"""Names of columns, and rows; None stands where nothing is known."""
+"""Names of columns, and rows; unknown values are None."""
 
 UNCERTAIN = "uncertain"
-"""The label where no probability reaches the confidence that the caller asks for."""
+"""The label of a face whose largest probability is below the required confidence."""
 
 LANDMARKS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
 """Names of the five landmarks; left and right as seen in the picture."""
 
 
+_QUALITY = tuple(field.name for field in fields(Quality))
+
+
 class ByLabel(Mapping[str, float]):
-    """A number for each label, in order. It cannot be changed; it can be pickled, copied and hashed.
+    """A number for each label, in order: an immutable mapping that can be pickled, copied and hashed.
 
     Args:
         values: The numbers; they are copied.
@@ -56,15 +59,15 @@ class ByLabel(Mapping[str, float]):
         return len(self._values)
 
     def __hash__(self) -> int:
-        """Return the same for all that are equal; as for every mapping, the order does not count."""
+        """Return the same hash for equal mappings, whatever their order."""
         return hash(frozenset(self._values.items()))
 
     def __repr__(self) -> str:
-        """Return what would make it again."""
+        """Return the call that makes an equal object."""
         return f"ByLabel({self._values!r})"
 
     def __reduce__(self) -> tuple[type[ByLabel], tuple[dict[str, float]]]:
-        """Return how to make it again, for pickle and copy."""
+        """Return the call that makes an equal object, for pickle and copy."""
         return ByLabel, (self._values,)
 
 
@@ -97,11 +100,11 @@ class Face:
 
     Attributes:
         box: Left, top, right, bottom in pixels of the upright photo; may reach beyond its borders.
-        score: How sure the detector is that this is a face, 0..1.
+        score: Confidence of the detector, 0..1.
         landmarks: x, y in pixels of left eye, right eye, nose, left and right corner of the mouth (left
-            and right as seen in the picture); None where the detector gives none.
-        expression: What the face shows.
-        quality: Size, sharpness, pose, and what speaks against the face; None where nobody looked.
+            and right as seen in the picture); None if the detector gives none.
+        expression: The expression of the face.
+        quality: Size, sharpness, pose and warning flags; None if it was not measured.
     """
 
     box: tuple[float, float, float, float]
@@ -141,16 +144,16 @@ class Face:
 
 @dataclass(frozen=True, slots=True)
 class Photo:
-    """What was found in a photo.
+    """The result for a photo.
 
     Attributes:
-        source: The file, or None for bytes, arrays and Pillow images.
+        source: The file or the name given by the caller; None for bytes, arrays and Pillow images.
         width: In pixels, upright.
         height: In pixels, upright.
         taxonomy: Id of the label set.
-        faces: The faces, the surest first; empty if there is none.
-        labels: The labels of the taxonomy, in order, also where there is no face; empty in what was put
-            together without them.
+        faces: The faces, by falling score of the detector; empty if there is none.
+        labels: The labels of the taxonomy, in order; empty in a result that was made without them.
+        picture: uint8 ``[H, W, 3]``, RGB; None unless the recognizer was told to keep the pictures.
     """
 
     source: str | None
@@ -159,6 +162,7 @@ class Photo:
     taxonomy: str
     faces: tuple[Face, ...]
     labels: tuple[str, ...] = ()
+    picture: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types for JSON."""
@@ -182,14 +186,14 @@ class Photo:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Explanation:
-    """Where in a face the network saw its leading label: a class activation map (Zhou et al. 2016).
+    """The class activation map of a face (Zhou et al. 2016): the evidence for its label at each position.
 
     Attributes:
-        label: The most probable label, also where the face is called ``uncertain``.
+        label: The most probable label, also of a face that is ``uncertain``.
         corners: x, y in pixels of the photo of the map's upper left, upper right, lower right and lower left
             corner.
-        heat: float32 ``[h, w]``, 0..1: how much each place speaks for the label, 1 where the most; all 0
-            where none does.
+        heat: float32 ``[h, w]``, 0..1: the evidence for the label, relative to its maximum; all 0 if there is
+            no evidence.
     """
 
     label: str
@@ -199,21 +203,25 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A photo that could not be read, or whose faces could not be found or cut out, among others that could.
+    """A photo that could not be read, or in which detection or cropping failed.
 
     Attributes:
-        source: The file, or None for bytes, arrays and Pillow images.
-        error: Why; its ``__cause__`` is the error of the detector, if that failed.
+        source: The file or the name given by the caller; None for bytes, arrays and Pillow images.
+        error: The reason; if the detector failed, ``__cause__`` is its error.
     """
 
     source: str | None
     error: ImageError
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types for JSON."""
+        return {"source": self.source, "error": str(self.error)}
+
 
 def expressions(
     probabilities: NDArray[np.float32], taxonomy: Taxonomy, *, min_confidence: float = 0.0
 ) -> tuple[Expression, ...]:
-    """Turn probabilities float32 ``[N, K]`` into expressions; below ``min_confidence`` they are uncertain."""
+    """Return the expressions of probabilities float32 ``[N, K]``, uncertain below ``min_confidence``."""
     found = []
     for row in probabilities:
         values = row.tolist()
@@ -224,8 +232,8 @@ def expressions(
     return tuple(found)
 
 
-class Tabular(Protocol):
-    """A result that can be a part of a table."""
+class Result(Protocol):
+    """A result that sinks write: a photo, or a frame of a clip."""
 
     @property
     def taxonomy(self) -> str:
@@ -236,108 +244,78 @@ class Tabular(Protocol):
         """Return the names of the columns, and the rows."""
         ...
 
-
-def landmark_columns() -> list[str]:
-    """Return the names of the columns of :func:`landmark_cells`."""
-    return [f"{name}_{axis}" for name in LANDMARKS for axis in "xy"]
-
-
-def landmark_cells(face: Face) -> list[float | None]:
-    """Return a face's landmarks as cells of a table; None where it has none."""
-    return [value for mark in face.landmarks or ((None, None),) * len(LANDMARKS) for value in mark]
-
-
-QUALITY_COLUMNS = ("size", "sharpness", "yaw", "pitch", "roll", "outside", "flags")
-"""Names of the columns of :func:`quality_cells`."""
-
-
-def quality_cells(face: Face) -> list[Any]:
-    """Return a face's quality as cells of a table; flags are separated by ``;``. None where nobody looked."""
-    q = face.quality
-    if q is None:
-        return [None] * len(QUALITY_COLUMNS)
-    return [q.size, q.sharpness, q.yaw, q.pitch, q.roll, q.outside, ";".join(q.flags)]
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types for JSON."""
+        ...
 
 
 def face_columns(labels: Iterable[str]) -> list[str]:
     """Return the names of the columns of :func:`face_cells`."""
     return [
         *("left", "top", "right", "bottom", "score"),
-        *landmark_columns(),
-        *QUALITY_COLUMNS,
+        *(f"{name}_{axis}" for name in LANDMARKS for axis in "xy"),
+        *_QUALITY,
         *("label", "confidence"),
         *(f"p_{label}" for label in labels),
     ]
 
 
 def face_cells(face: Face) -> list[Any]:
-    """Return a face as cells of a table; None stands where nothing is known."""
-    shown = [face.label, face.confidence, *face.probabilities.values()]
-    return [*face.box, face.score, *landmark_cells(face), *quality_cells(face), *shown]
+    """Return a face as cells of a table, flags joined by ``;``; unknown values are None."""
+    q = face.quality
+    return [
+        *(*face.box, face.score),
+        *(value for mark in face.landmarks or ((None, None),) * len(LANDMARKS) for value in mark),
+        *((None,) * len(_QUALITY) if q is None else (q.to_dict() | {"flags": ";".join(q.flags)}).values()),
+        *(face.label, face.confidence, *face.probabilities.values()),
+    ]
 
 
 def photo_columns(labels: Iterable[str]) -> list[str]:
-    """Return the names of a table's columns: those of :func:`photo_rows`."""
+    """Return the names of the columns of :func:`photo_rows`."""
     return ["source", "faces", "face", *face_columns(labels)]
 
 
 def photo_rows(photo: Photo) -> list[list[Any]]:
-    """Return the faces of a photo as rows of a table; a photo without a face is a row that ends early."""
+    """Return a row per face; a photo without a face has one row, which ends after the number of faces."""
     which = [photo.source, len(photo.faces)]
     return [[*which, number, *face_cells(face)] for number, face in enumerate(photo.faces)] or [which]
 
 
-def to_pandas(results: Iterable[Tabular | Unreadable]) -> DataFrame:
-    """Return a table of photos, or of the frames of a clip, in the columns of the CSV.
+def to_pandas(results: Iterable[Result | Unreadable]) -> DataFrame:
+    """Return a table of photos, or of the frames of a clip, with the columns and rows of the CSV.
 
-    It has a row per face. A photo or a frame without one has a row whose columns of the face are empty; a
-    photo that could not be read has none, as in the CSV.
+    It has a row per face. A photo or a frame without a face has one row, whose other columns are empty; an
+    unreadable photo has no row.
 
     Args:
-        results: Of one label set: photos, or frames.
+        results: Photos, or frames, all of one label set.
 
     Raises:
-        TaxonomyError: If there are results of several label sets, whose columns would be mixed up.
-        FerkitError: If there are photos and frames.
+        TaxonomyError: If the results have several label sets.
+        FerkitError: If there are both photos and frames.
         MissingDependencyError: If pandas is not installed; ferkit itself does not need it.
     """
     try:
         import pandas as pd
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
-            "to_pandas needs the library pandas, which ferkit does not bring; "
+            "to_pandas needs the library pandas, which ferkit does not install; "
             "install it with `pip install pandas`"
         ) from error
-    columns: list[str] = []
-    rows: list[list[Any]] = []
-    taxonomy = ""
-    for result in results:
-        if isinstance(result, Unreadable):
-            continue
-        names, some = result.table()
-        if columns:
-            _check_alike((taxonomy, columns), (result.taxonomy, names))
-        taxonomy = result.taxonomy
-        # A photo without a face that was put together by hand may not know the labels.
-        columns = max(columns, names, key=len)
-        rows += some
-    return pd.DataFrame([row + [None] * (len(columns) - len(row)) for row in rows], columns=columns)
+    tables = [(result.taxonomy, *result.table()) for result in results if not isinstance(result, Unreadable)]
+    if len({tuple(name for name in names if not name.startswith("p_")) for _, names, _ in tables}) > 1:
+        raise FerkitError("a table has photos or frames; make one table of each. Received: both")
+    label_sets = {(taxonomy, tuple(_labels(names))): None for taxonomy, names, _ in tables}
+    # A photo without a face that was made by hand may have no labels.
+    if len({taxonomy for taxonomy, _ in label_sets}) > 1 or sum(bool(labels) for _, labels in label_sets) > 1:
+        received = " and ".join(f"{taxonomy} ({', '.join(labels)})" for taxonomy, labels in label_sets)
+        raise TaxonomyError(f"a table has one label set; make one table of each. Received: {received}")
+    columns = max((names for _, names, _ in tables), key=len, default=[])
+    rows = [row + [None] * (len(columns) - len(row)) for _, _, some in tables for row in some]
+    return pd.DataFrame(rows, columns=columns)
 
 
-def _check_alike(one: tuple[str, list[str]], other: tuple[str, list[str]]) -> None:
-    """Refuse results, given by their taxonomy and their columns, whose rows do not go below one another."""
-    (labels, rest), (other_labels, other_rest) = (_apart(columns) for _, columns in (one, other))
-    if one[0] != other[0] or (labels and other_labels and labels != other_labels):
-        received = " and ".join(
-            f"{taxonomy} ({', '.join(shown)})" if shown else taxonomy
-            for taxonomy, shown in ((one[0], labels), (other[0], other_labels))
-        )
-        raise TaxonomyError(f"a table is of one label set; make one of each. Received: {received}")
-    if rest != other_rest:
-        raise FerkitError("a table is of photos or of frames; make one of each. Received: both")
-
-
-def _apart(columns: list[str]) -> tuple[list[str], list[str]]:
-    """Return the labels of a table with these columns, and the columns of other things."""
-    labels = [name.removeprefix("p_") for name in columns if name.startswith("p_")]
-    return labels, [name for name in columns if not name.startswith("p_")]
+def _labels(columns: list[str]) -> list[str]:
+    """Return the labels of a table with these columns."""
+    return [name.removeprefix("p_") for name in columns if name.startswith("p_")]

@@ -1,4 +1,4 @@
-"""Results as JSON, JSON lines and CSV: writers that take one photo after the other."""
+"""Sinks: results of photos or frames written one by one as JSON, JSON lines or CSV."""
 
 from __future__ import annotations
 
@@ -6,125 +6,108 @@ import codecs
 import csv
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from types import MappingProxyType, TracebackType
+from collections.abc import Sequence
+from types import TracebackType
 from typing import Any, Self, TextIO
 
 from ferkit.core.errors import FerkitError
-from ferkit.core.taxonomy import Taxonomy
-from ferkit.recognize.results import Photo, Unreadable, photo_columns, photo_rows
-
-FORMATS = ("json", "jsonl", "csv")
-"""What :func:`make_writer` knows."""
+from ferkit.recognize.results import Result, Unreadable
 
 
-class ResultWriter(ABC):
-    """Writes photo after photo into a stream that stays open; used as a context manager."""
+class ResultSink(ABC):
+    """Writes results into a text stream, which stays open; used as a context manager.
 
-    def __init__(self, stream: TextIO) -> None:
+    Args:
+        stream: The text stream.
+        columns: Names of the columns, for tables: ``photo_columns`` or ``frame_columns`` of the labels.
+    """
+
+    def __init__(self, stream: TextIO, columns: Sequence[str] = ()) -> None:
         self._stream = stream
+        self._columns = columns
 
     def __enter__(self) -> Self:
-        """Return the writer."""
+        """Return the sink."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Write what closes the document, also after an error."""
-        self._stream.flush()
+        """Complete the document, also after an error."""
+        self.flush()
 
     @abstractmethod
-    def write(self, photo: Photo, besides: Mapping[str, Any] = MappingProxyType({})) -> None:
-        """Write what was found in a photo.
+    def write(self, result: Result | Unreadable, **extra: Any) -> None:
+        """Write a result.
 
         Args:
-            photo: What was found.
-            besides: What else is to be told of the photo, for JSON; the CSV has no columns for it.
+            result: A photo, a frame, or an unreadable photo; only JSON lines have unreadable photos.
+            **extra: Further fields of the JSON object.
         """
 
-    def write_unreadable(self, unreadable: Unreadable) -> None:  # noqa: B027  # not every format tells it
-        """Write why a photo could not be read, in the formats that tell it: JSON lines."""
-
     def flush(self) -> None:
-        """Pass on what is written, so that an interruption does not lose it."""
+        """Flush the stream, so that nothing is lost if the process is killed."""
         self._stream.flush()
 
-
-class _JsonTextWriter(ResultWriter):
-    """JSON is UTF-8: in a stream of any other encoding it has escapes in place of all but ASCII letters."""
-
-    def __init__(self, stream: TextIO) -> None:
-        super().__init__(stream)
-        encoding = getattr(stream, "encoding", None)  # a text in memory has none
-        self._ascii = encoding is not None and codecs.lookup(encoding).name != "utf-8"
-
     def _json(self, content: dict[str, Any], indent: int | None = None) -> str:
-        return json.dumps(content, indent=indent, allow_nan=False, ensure_ascii=self._ascii)
+        # JSON is UTF-8, so streams of other encodings get ASCII with escapes. Streams in memory have none.
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        ascii_only = codecs.lookup(encoding).name != "utf-8"
+        return json.dumps(content, indent=indent, allow_nan=False, ensure_ascii=ascii_only)
 
 
-class JsonLinesWriter(_JsonTextWriter):
-    """One line of JSON per photo, also per unreadable one: that has ``source`` and ``error`` alone."""
+class JSONLinesSink(ResultSink):
+    """One line of JSON per result; that of an unreadable photo has only ``source`` and ``error``."""
 
-    def write(self, photo: Photo, besides: Mapping[str, Any] = MappingProxyType({})) -> None:
-        """Write what was found in a photo."""
-        self._stream.write(self._json(photo.to_dict() | dict(besides)) + "\n")
-
-    def write_unreadable(self, unreadable: Unreadable) -> None:
-        """Write why a photo could not be read."""
-        self._stream.write(self._json({"source": unreadable.source, "error": str(unreadable.error)}) + "\n")
+    def write(self, result: Result | Unreadable, **extra: Any) -> None:
+        """Write a result."""
+        self._stream.write(self._json(result.to_dict() | extra) + "\n")
 
 
-class JsonWriter(_JsonTextWriter):
-    """One JSON array with an object per photo."""
+class JSONSink(ResultSink):
+    """One JSON array with an object per result, without unreadable photos."""
 
-    def __init__(self, stream: TextIO) -> None:
-        super().__init__(stream)
-        self._separator = "[\n"
+    _separator = "[\n"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the array, also after an error."""
         self._stream.write("[]\n" if self._separator == "[\n" else "\n]\n")
-        self._stream.flush()
+        self.flush()
 
-    def write(self, photo: Photo, besides: Mapping[str, Any] = MappingProxyType({})) -> None:
-        """Write what was found in a photo."""
-        self._stream.write(self._separator + self._json(photo.to_dict() | dict(besides), indent=1))
-        self._separator = ",\n"
+    def write(self, result: Result | Unreadable, **extra: Any) -> None:
+        """Write a result."""
+        if not isinstance(result, Unreadable):
+            self._stream.write(self._separator + self._json(result.to_dict() | extra, indent=1))
+            self._separator = ",\n"
 
 
-class CsvWriter(ResultWriter):
-    """One row per face; a photo without a face has one row, whose columns of the face are empty."""
+class CSVSink(ResultSink):
+    """One row per face; a result without a face has one row, and an unreadable photo has none."""
 
-    def __init__(self, stream: TextIO, taxonomy: Taxonomy) -> None:
-        super().__init__(stream)
+    def __init__(self, stream: TextIO, columns: Sequence[str]) -> None:
+        super().__init__(stream, columns)
         self._rows = csv.writer(stream, lineterminator="\n")
-        self._columns = photo_columns(taxonomy.labels)
-        self._rows.writerow(self._columns)
+        self._rows.writerow(columns)
 
-    def write(self, photo: Photo, besides: Mapping[str, Any] = MappingProxyType({})) -> None:  # noqa: ARG002
-        """Write what was found in a photo."""
-        for row in photo_rows(photo):
-            self._rows.writerow(row + [None] * (len(self._columns) - len(row)))
+    def write(self, result: Result | Unreadable, **extra: Any) -> None:  # noqa: ARG002
+        """Write the rows of a result."""
+        if not isinstance(result, Unreadable):
+            _, rows = result.table()
+            self._rows.writerows(row + [None] * (len(self._columns) - len(row)) for row in rows)
 
 
-def make_writer(kind: str, stream: TextIO, taxonomy: Taxonomy) -> ResultWriter:
-    """Return the writer of a format.
+SINKS: dict[str, type[ResultSink]] = {"json": JSONSink, "jsonl": JSONLinesSink, "csv": CSVSink}
+"""Every sink by the name of its format."""
 
-    Args:
-        kind: One of :data:`FORMATS`.
-        stream: Where to; it stays open.
-        taxonomy: The label set of the results.
+
+def make_sink(name: str, stream: TextIO, columns: Sequence[str]) -> ResultSink:
+    """Return the sink of a format; see :class:`ResultSink`.
 
     Raises:
         FerkitError: If there is no such format.
     """
-    if kind == "json":
-        return JsonWriter(stream)
-    if kind == "jsonl":
-        return JsonLinesWriter(stream)
-    if kind == "csv":
-        return CsvWriter(stream, taxonomy)
-    raise FerkitError(f"unknown format {kind!r}; known are {', '.join(FORMATS)}")
+    if name not in SINKS:
+        raise FerkitError(f"unknown format {name!r}; known are {', '.join(SINKS)}")
+    return SINKS[name](stream, columns)

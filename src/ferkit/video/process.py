@@ -12,12 +12,21 @@ from typing import TYPE_CHECKING, TextIO, Unpack
 
 from ferkit.core.errors import OutputError, VideoError
 from ferkit.core.extras import require
-from ferkit.core.files import blaming, replacing
+from ferkit.core.files import output_errors, replacing
+from ferkit.recognize.sinks import CSVSink, JSONLinesSink, ResultSink
 from ferkit.video.channel import BackgroundWriter
 from ferkit.video.clip import ClipFrame
-from ferkit.video.recognition import AHEAD, FrameResult, VideoOptions, VideoReading, recognize_video, weight
+from ferkit.video.recognition import (
+    AHEAD,
+    FrameResult,
+    VideoOptions,
+    VideoReading,
+    frame_columns,
+    recognize_video,
+    weight,
+)
 from ferkit.video.timeline import Timeline
-from ferkit.video.writers import ClipWriter, FrameCsv, FrameJsonLines, FrameWriter, draw_frame
+from ferkit.video.writers import ClipWriter, draw_frame
 
 if TYPE_CHECKING:
     from ferkit.recognize.recognizer import Recognizer
@@ -106,12 +115,12 @@ def process_video(
         if outputs.plot is not None:
             require("matplotlib", "video")
             stack.enter_context(_plotted(timeline, outputs.plot, Path(source).name))
-        tables: list[tuple[Path, FrameWriter]] = []
+        tables: list[tuple[Path, ResultSink]] = []
         if outputs.csv is not None:
             stream = stack.enter_context(_text(outputs.csv))
-            tables.append((outputs.csv, FrameCsv(stream, recognizer.taxonomy)))
+            tables.append((outputs.csv, CSVSink(stream, frame_columns(recognizer.taxonomy.labels))))
         if outputs.jsonl is not None:
-            tables.append((outputs.jsonl, FrameJsonLines(stack.enter_context(_text(outputs.jsonl)))))
+            tables.append((outputs.jsonl, JSONLinesSink(stack.enter_context(_text(outputs.jsonl)))))
         draw: Callable[[FrameResult, ClipFrame], None] | None = None
         pairs: Iterator[tuple[FrameResult, ClipFrame | None]] = ((result, None) for result in reading)
         if outputs.clip is not None:
@@ -125,7 +134,7 @@ def process_video(
             pairs = iter(reading.with_pictures())
         for result, frame in pairs:
             for place, table in tables:
-                with blaming("the standard output" if place == STDOUT else place):
+                with output_errors("the standard output" if place == STDOUT else place):
                     table.write(result)
             timeline.add(result)
             if draw is not None and frame is not None:

@@ -14,21 +14,19 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.core.crops import CropGeometry, crop_corners, crop_faces, fit_crop
+from ferkit.core.crops import CropGeometry, crop_corners
 from ferkit.core.errors import DetectorError, ImageError, VideoError
 from ferkit.core.images import DEFAULT_MAX_PIXELS, to_gray
 from ferkit.detect import Detection, Detector
 from ferkit.detect.whole import WholePicture
-from ferkit.recognize.quality import Quality, measure_quality
+from ferkit.recognize.pipeline import CroppedFaces, in_batches
 from ferkit.recognize.results import (
-    QUALITY_COLUMNS,
     Expression,
     Face,
     Table,
     expressions,
-    landmark_cells,
-    landmark_columns,
-    quality_cells,
+    face_cells,
+    face_columns,
     to_pandas,
 )
 from ferkit.video.channel import read_ahead
@@ -151,13 +149,10 @@ class FrameResult:
 
 def frame_columns(labels: Iterable[str]) -> list[str]:
     """Return the names of a table's columns: those of :func:`frame_rows`."""
+    face = face_columns(labels)
     return [
-        *("frame", "time", "duration", "faces"),
-        *("track", "left", "top", "right", "bottom", "score", "detected"),
-        *landmark_columns(),
-        *QUALITY_COLUMNS,
-        *("label", "confidence"),
-        *(f"p_{label}" for label in labels),
+        *("frame", "time", "duration", "faces", "track"),
+        *(*face[:5], "detected", *face[5:]),
         *("raw_label", "raw_confidence"),
     ]
 
@@ -167,11 +162,9 @@ def frame_rows(frame: FrameResult) -> list[list[Any]]:
     when = [frame.index, frame.time, frame.duration, len(frame.faces)]
     rows: list[list[Any]] = []
     for tracked in frame.faces:
-        face = tracked.face
-        place = [tracked.track, *face.box, face.score, int(tracked.detected)]
-        shown = [face.label, face.confidence, *face.probabilities.values()]
+        face = face_cells(tracked.face)
         raw = [tracked.raw.label, tracked.raw.confidence]
-        rows.append([*when, *place, *landmark_cells(face), *quality_cells(face), *shown, *raw])
+        rows.append([*when, tracked.track, *face[:5], int(tracked.detected), *face[5:], *raw])
     return rows or [when]
 
 
@@ -180,12 +173,9 @@ class _Waiting:
     """A frame whose faces are cut out and wait for the network."""
 
     frame: ClipFrame
-    width: int
-    height: int
     found: tuple[Tracked, ...]
     alive: tuple[int, ...]
-    crops: NDArray[np.uint8]
-    qualities: tuple[Quality, ...]
+    faces: CroppedFaces
 
 
 class VideoReading(Iterator[FrameResult]):
@@ -384,7 +374,7 @@ class _Work:
     def __init__(
         self, recognizer: Recognizer, tracker: FaceTracker, smoother: Smoother | None, keep_pictures: bool
     ) -> None:
-        self._recognizer = recognizer
+        self._pipeline = recognizer.pipeline
         self._tracker = tracker
         self._smoother = smoother
         self._keep_pictures = keep_pictures
@@ -392,93 +382,58 @@ class _Work:
     def results(self, clip: Clip) -> Generator[tuple[FrameResult, ClipFrame], None, None]:
         frames = read_ahead(clip.frames(), limit=AHEAD, weigh=weight, cancel=clip.close)
         try:
-            for batch in self._batches(clip, frames):
+            for batch in in_batches(self._prepared(clip, frames), self._is_full, "frames"):
                 yield from self._read(batch)
         finally:
             frames.close()
 
-    def _batches(self, clip: Clip, frames: Iterator[ClipFrame]) -> Iterator[list[_Waiting]]:
-        """Yield frames whose faces are cut out, as many as go through the network together."""
-        waiting: list[_Waiting] = []
-        faces = pixels = taken = 0
-        try:
-            for frame in frames:
-                waiting.append(self._cut_out(frame))
-                taken += 1
-                faces += len(waiting[-1].found)
-                pixels += waiting[-1].frame.rgb.nbytes
-                full = len(waiting) >= _PENDING_FRAMES or pixels >= AHEAD
-                if full or faces >= self._recognizer.batch_size:
-                    yield waiting
-                    waiting.clear()  # whoever reads the batch still holds it: it would stay beside the next
-                    faces = pixels = 0
-                if clip.stopped:
-                    break
-        except Exception as error:
-            # As for photos: no error takes frames along that are finished.
-            error.add_note(f"ferkit had taken {taken} frames before this")
-            yield waiting
-            raise
-        yield waiting
+    def _prepared(self, clip: Clip, frames: Iterator[ClipFrame]) -> Iterator[_Waiting]:
+        for frame in frames:
+            yield self._cut_out(frame)
+            if clip.stopped:
+                return
+
+    def _is_full(self, waiting: list[_Waiting]) -> bool:
+        pixels = sum(item.frame.rgb.nbytes for item in waiting)
+        faces = sum(len(item.faces) for item in waiting)
+        return len(waiting) >= _PENDING_FRAMES or pixels >= AHEAD or faces >= self._pipeline.batch_size
 
     def _cut_out(self, frame: ClipFrame) -> _Waiting:
-        """Find the faces of a frame and cut them out; the picture is let go unless it is wanted."""
-        rgb, info = frame.rgb, self._recognizer.info
-        gray = to_gray(rgb)
-        found = self._tracker.update(rgb, gray, float(frame.time))
-        if isinstance(self._recognizer.detector, WholePicture):
-            crops = fit_crop(gray, info.input_size)[None]
-        else:
-            marks = [face.detection.landmarks for face in found]
-            crops = crop_faces(
-                gray,
-                np.array([face.detection.box for face in found], np.float64).reshape(-1, 4),
-                None if None in marks else np.array(marks, np.float64).reshape(-1, 5, 2),
-                geometry=info.crop,
-                size=info.input_size,
-            )
-        height, width = gray.shape
+        """Find the faces of a frame and crop them; the picture is dropped unless it is to be kept."""
+        gray = to_gray(frame.rgb)
+        found = self._tracker.update(frame.rgb, gray, float(frame.time))
+        faces = self._pipeline.prepare(gray, [face.detection for face in found])
         if not self._keep_pictures:
             frame = replace(frame, rgb=np.empty((0, 0, 3), np.uint8))
-        qualities = tuple(
-            measure_quality(face.detection.box, face.detection.landmarks, crop, width, height)
-            for face, crop in zip(found, crops, strict=True)
-        )
-        return _Waiting(frame, width, height, found, self._tracker.tracks, crops, qualities)
+        return _Waiting(frame, found, self._tracker.tracks, faces)
 
     def _read(self, waiting: list[_Waiting]) -> Iterator[tuple[FrameResult, ClipFrame]]:
-        size = self._recognizer.info.input_size
-        crops = np.concatenate([np.empty((0, size, size), np.uint8), *(item.crops for item in waiting)])
-        read = iter(self._recognizer.predict_crops(crops))
-        for item in waiting:
+        recognized = self._pipeline.recognize([item.faces for item in waiting])
+        for item, raw in zip(waiting, recognized, strict=True):
             time = float(item.frame.time)
-            faces = tuple(
-                self._face(face, quality, time, next(read))
-                for face, quality in zip(item.found, item.qualities, strict=True)
-            )
+            faces = tuple(self._face(found, face, time) for found, face in zip(item.found, raw, strict=True))
             if self._smoother is not None:
                 self._smoother.keep(item.alive)
             result = FrameResult(
                 index=item.frame.index,
                 time=time,
                 duration=float(item.frame.duration),
-                width=item.width,
-                height=item.height,
-                taxonomy=self._recognizer.taxonomy.id,
+                width=item.faces.width,
+                height=item.faces.height,
+                taxonomy=self._pipeline.taxonomy.id,
                 faces=faces,
-                labels=self._recognizer.taxonomy.labels,
+                labels=self._pipeline.taxonomy.labels,
             )
             yield result, item.frame
 
-    def _face(self, found: Tracked, quality: Quality, time: float, raw: Expression) -> TrackedFace:
-        shown = raw
+    def _face(self, found: Tracked, face: Face, time: float) -> TrackedFace:
+        raw = face.expression
         if self._smoother is not None and found.track is not None:
             smooth = self._smoother.update(found.track, time, list(raw.probabilities.values()))
-            (shown,) = expressions(
+            (expression,) = expressions(
                 smooth[None].astype(np.float32),
-                self._recognizer.taxonomy,
-                min_confidence=self._recognizer.min_confidence,
+                self._pipeline.taxonomy,
+                min_confidence=self._pipeline.min_confidence,
             )
-        d: Detection = found.detection
-        face = Face(d.box, d.score, d.landmarks, shown, quality)
+            face = replace(face, expression=expression)
         return TrackedFace(found.track, face, raw, found.detected)

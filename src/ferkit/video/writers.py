@@ -1,29 +1,25 @@
-"""What is written while a clip is read: tables of frames, and the clip with its faces drawn in."""
+"""The encoder of annotated clips: pictures at their own times, with the sound of the source."""
 
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
-import json
 import os
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TextIO, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ferkit.core.errors import OutputError, VideoError
 from ferkit.core.extras import require
-from ferkit.core.taxonomy import Taxonomy
-from ferkit.recognize.drawing import _paste, _text, colour, label_places
+from ferkit.recognize.drawing import draw_faces
 from ferkit.video.clip import beginning, open_input, pyav_errors
-from ferkit.video.recognition import FrameResult, TrackedFace, frame_columns, frame_rows
+from ferkit.video.recognition import FrameResult
 
 if TYPE_CHECKING:
     from av.audio.frame import AudioFrame
@@ -57,87 +53,20 @@ _COPIED = {
     "flac",
 }  # what players know, where a container takes it
 _JITTER = Fraction(1, 20)  # second by which times of sound may be off without meaning anything
-_TEXT_SIZES = (10, 14, 20, 28, 38, 48)  # pixels
 _BT709, _LIMITED = 1, 1  # FFmpeg's AVCOL_SPC_BT709 and its like, AVCOL_RANGE_MPEG
 
 
-class FrameWriter(ABC):
-    """Writes frame after frame into a stream that stays open."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    @abstractmethod
-    def write(self, frame: FrameResult) -> None:
-        """Write what was found in a frame."""
-
-
-class FrameJsonLines(FrameWriter):
-    """One line of JSON per frame."""
-
-    def write(self, frame: FrameResult) -> None:
-        """Write what was found in a frame."""
-        self._stream.write(json.dumps(frame.to_dict(), allow_nan=False, ensure_ascii=False) + "\n")
-
-
-class FrameCsv(FrameWriter):
-    """One row per face and frame; a frame without a face has one row, whose columns of the face are empty.
-
-    Args:
-        stream: Where to.
-        taxonomy: The label set of the results.
-    """
-
-    def __init__(self, stream: TextIO, taxonomy: Taxonomy) -> None:
-        super().__init__(stream)
-        self._rows = csv.writer(stream, lineterminator="\n")
-        self._columns = frame_columns(taxonomy.labels)
-        self._rows.writerow(self._columns)
-
-    def write(self, frame: FrameResult) -> None:
-        """Write what was found in a frame."""
-        for row in frame_rows(frame):
-            self._rows.writerow(row + [None] * (len(self._columns) - len(row)))
-
-
 def draw_frame(rgb: NDArray[np.uint8], frame: FrameResult) -> NDArray[np.uint8]:
-    """Return a copy of a frame with a box, the number of the person and the label of each face.
+    """Return a copy of a frame with the box, the track number and the label of each face.
 
     Args:
         rgb: uint8 ``[H, W, 3]``.
-        frame: What was found in it.
+        frame: Its result.
     """
-    picture = rgb.copy()
-    # By number, not by score: labels then do not change places with every frame.
+    # Sorted by track, not by score: labels then keep their positions from frame to frame.
     faces = sorted(frame.faces, key=lambda face: (face.track is None, face.track))
-    labels = [_label_of(face, rgb.shape[0]) for face in faces]
-    places = label_places([one.face.box for one in faces], [mask.shape for mask in labels], rgb.shape[:2])
-    for one, mask, (left, top) in zip(faces, labels, places, strict=True):
-        _draw_face(picture, one)
-        _paste(picture, mask, left, top, colour(one.face))
-    return picture
-
-
-def _draw_face(picture: NDArray[np.uint8], tracked: TrackedFace) -> None:
-    import cv2
-
-    height, width = picture.shape[:2]
-    face = tracked.face
-    left, top, right, bottom = (
-        int(np.clip(round(v), 0, limit - 1))
-        for v, limit in zip(face.box, (width, height, width, height), strict=True)
-    )
-    line = max(1, round(max(height, width) / 400))
-    cv2.rectangle(picture, (left, top), (right, bottom), colour(face), line)
-
-
-def _label_of(tracked: TrackedFace, height: int) -> NDArray[np.uint8]:
-    who = "" if tracked.track is None else f"{tracked.track}  "
-    left, _, right, _ = tracked.face.box
-    # Few sizes: the same few texts are then drawn again and again, from a cache, and do not shrink and grow.
-    fitting = max((size for size in _TEXT_SIZES if size <= (right - left) / 5), default=_TEXT_SIZES[0])
-    size = min(fitting, int(np.clip(height / 24, _TEXT_SIZES[0], _TEXT_SIZES[-1])))
-    return _text(f"{who}{tracked.face.label} {tracked.face.confidence:.0%}", size)
+    prefixes = ["" if face.track is None else f"{face.track}  " for face in faces]
+    return draw_faces(rgb, [face.face for face in faces], prefixes=prefixes, landmarks=False)
 
 
 class ClipWriter:
