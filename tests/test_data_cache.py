@@ -236,16 +236,10 @@ def test_an_unreadable_source_is_an_error_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.realdata
-def test_the_second_load_of_the_real_set_takes_less_than_a_second(
+def test_the_second_load_of_the_real_set_is_mapped_from_the_cache(
     fer2013: FaceDataset, shared_dir: Path
 ) -> None:
     data = shared_dir / "data"
-    seconds = []
-    for _ in range(3):
-        # of this process alone: what else the machine does is not measured
-        start = time.process_time()
-        dataset = load_dataset(data / "fer2013.csv.gz", votes=data / "fer2013new.csv")
-        seconds.append(time.process_time() - start)
+    dataset = load_dataset(data / "fer2013.csv.gz", votes=data / "fer2013new.csv")
     assert is_mapped(dataset)
     assert dataset.fingerprint == fer2013.fingerprint
-    assert min(seconds) < 1.0

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ferkit.core.classifier import FaceClassifier
     from ferkit.core.errors import FerkitError
     from ferkit.core.images import load_image
+    from ferkit.data import load_dataset as load_data
     from ferkit.recognize import (
         Explanation,
         Expression,
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
         Unreadable,
         to_pandas,
     )
+    from ferkit.training.recipe import load_recipe
+    from ferkit.training.runs import load_run
+    from ferkit.training.trainer import train
     from ferkit.video.recognition import FrameResult, TrackedFace
     from ferkit.video.smoothing import Smoothing
 
@@ -46,8 +50,12 @@ __all__ = [
     "TrackedFace",
     "Unreadable",
     "__version__",
+    "load_data",
     "load_image",
+    "load_recipe",
+    "load_run",
     "to_pandas",
+    "train",
 ]
 
 _HOMES = {
@@ -63,8 +71,12 @@ _HOMES = {
     "Smoothing": "ferkit.video.smoothing",
     "TrackedFace": "ferkit.video.recognition",
     "Unreadable": "ferkit.recognize",
+    "load_data": "ferkit.data:load_dataset",
     "load_image": "ferkit.core.images",
+    "load_recipe": "ferkit.training.recipe",
+    "load_run": "ferkit.training.runs",
     "to_pandas": "ferkit.recognize",
+    "train": "ferkit.training.trainer",
 }
 
 
@@ -73,7 +85,8 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'ferkit' has no attribute {name!r}")
-    value = getattr(importlib.import_module(home), name)
+    module, _, attribute = home.partition(":")
+    value = getattr(importlib.import_module(module), attribute or name)
     globals()[name] = value
     return value
 

@@ -205,11 +205,20 @@ def check_training(*, full: bool) -> Check:
     if absent:
         return Check("training", "missing", ", ".join(absent), install_command("train"))
     if not full:
-        return Check("training", "skipped", "installed; `ferkit doctor --full` starts it")
+        return Check("training", "skipped", f"installed; `ferkit doctor --full` starts it; {_precision()}")
     done = _python(_TRY_TENSORFLOW)
     if done.returncode:
         return Check("training", "broken", _last_line(done.stderr), install_command("train"))
-    return Check("training", "ok", _last_line(done.stdout))
+    return Check("training", "ok", f"{_last_line(done.stdout)}; {_precision()}")
+
+
+def _precision() -> str:
+    """Say which precision ``mixed_precision = "auto"`` uses on this processor, and whether oneDNN is used."""
+    from ferkit.training.precision import choose_precision, onednn_pays
+
+    precision, reason = choose_precision("auto")
+    onednn = "; oneDNN is switched on" if onednn_pays() else ""
+    return f"mixed_precision auto is {precision} on the CPU ({reason}){onednn}"
 
 
 def _absent(extra: str) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ferkit.cli.common import DataOption, VotesOption, load_keras, new_app
+from ferkit.cli.common import DataChoice, VotesOption, load_keras, new_app
 
 app = new_app()
 
@@ -15,7 +15,7 @@ app = new_app()
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)],
-    data: DataOption,
+    data: DataChoice = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The model file.  [default: RUN/model.onnx]")
     ] = None,
@@ -48,7 +48,8 @@ def export(
     """Write a run's network as one self-describing ONNX file.
 
     Temperatures are fitted and metrics measured on the run's validation split (FER2013: PublicTest), and the
-    file's answers are compared with the network's: where they differ, nothing is written.
+    file's answers are compared with the network's: where they differ, nothing is written. Without --data, the
+    data that the run was trained on are taken.
     """
     from ferkit.core import files
     from ferkit.core.errors import ModelFileError
@@ -59,9 +60,12 @@ def export(
     from ferkit.data import load_dataset
     from ferkit.export.card import render_card
     from ferkit.export.run import export_run, write_training_weights
-    from ferkit.training.runs import load_run
+    from ferkit.training.runs import RunFolder, load_run
 
     loaded = load_run(run)
+    if data is None:
+        data, recorded = RunFolder(run).data_source()
+        votes = votes or recorded
     target = out or run / "model.onnx"
     if target.suffix != ".onnx":
         raise ModelFileError(f"a model file ends with .onnx. Received: {target}")

@@ -219,8 +219,9 @@ def _read(path: Path) -> bytes:
 
 
 def _renamed(text: bytes) -> bytes:
-    """Rename ``protocol`` in metadata; goes when the embedded files are written anew."""
-    return text.replace(b'"protocol":"single"', b'"tta":"none"').replace(b'"protocol":', b'"tta":')
+    """Rename ``protocol`` and ``every_step`` in metadata; goes when the embedded files are written anew."""
+    text = text.replace(b'"protocol":"single"', b'"tta":"none"').replace(b'"protocol":', b'"tta":')
+    return text.replace(b'"every_step":', b'"online":')
 
 
 def _parse_info(text: bytes, name: str) -> ModelInfo:

@@ -147,7 +147,7 @@ def _training(recipe: Mapping[str, Any], data: Mapping[str, Any], heads: Abstrac
         kind = "calibrated answers" if teacher.get("calibrated", True) else "answers before calibration"
         lines.append(
             f"- Distilled from {names}: {teacher['tta']} {kind} about the training faces "
-            f"{'as the student saw them, asked in every step, ' * bool(teacher.get('every_step'))}in "
+            f"{'as the student saw them, asked in every step, ' * bool(teacher.get('online'))}in "
             f"{' and '.join(teacher['heads'])}, temperature {part.get('temperature', 1):g}, "
             f"{100 * part.get('weight', 0):.0f} % of these heads' loss"
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,30 +21,30 @@ LOCK_PATIENCE = 300.0
 """Seconds to wait for a lost worker that still writes into the same run."""
 
 
-class _Reporter:
-    """Tells Tune of a run; the last epoch only when the run is closed, so that nobody stops it before."""
+def make_reporter(recipe: Recipe, earlier: Sequence[Row]) -> Any:
+    """Return a Keras callback that reports a run to Tune, with the epochs that an earlier attempt left.
 
-    def __init__(self, recipe: Recipe, earlier: Sequence[Row]) -> None:
-        self.epochs, self.earlier = recipe.epochs, list(earlier)
-        self.last: Row | None = None
+    It holds back the recipe's last epoch until the run is closed, so that nobody stops it before.
+    """
+    import keras
 
-    def started(self, *, epoch: int, **_: Any) -> None:
-        """Say that training begins; repeat the epochs that an earlier attempt left."""
-        report("started", epoch - 1)
-        for row in self.earlier:
-            self.epoch_done(row)
+    class Reporter(keras.callbacks.Callback):  # type: ignore[misc]
+        last: Row | None = None
 
-    def step(self, **_: Any) -> None:
-        """Say nothing; Tune hears of epochs."""
+        def on_train_begin(self, logs: Any = None) -> None:  # noqa: ARG002
+            report("started", len(earlier))
+            for row in earlier:
+                self.report_row(row)
 
-    def asking(self, **_: Any) -> None:
-        """Say nothing; a trial has no teacher."""
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            self.report_row({"epoch": epoch + 1, **(logs or {})})
 
-    def epoch_done(self, row: Row) -> None:
-        """Report an epoch, but hold back the recipe's last."""
-        self.last = row
-        if row["epoch"] < self.epochs:
-            report("epoch", int(row["epoch"]), row)
+        def report_row(self, row: Row) -> None:
+            self.last = row
+            if row["epoch"] < recipe.epochs:
+                report("epoch", int(row["epoch"]), row)
+
+    return Reporter()
 
 
 def report(phase: str, epoch: int, row: Row | None = None, **more: Any) -> None:
@@ -68,8 +67,7 @@ def run_trial(
     """
     assert dataset is not None
     limit_threads(cores)
-    import keras
-
+    from ferkit.training.backend import keras
     from ferkit.training.state import read_archive
     from ferkit.training.trainer import train
 
@@ -81,7 +79,7 @@ def run_trial(
         earlier = read_archive(folder / CHECKPOINT)[1]["history"] if resume else []
         if not resume:
             (folder / RUN).unlink(missing_ok=True)
-        reporter = _Reporter(recipe, earlier)
+        reporter = make_reporter(recipe, earlier)
         try:
             result = train(
                 recipe,
@@ -89,7 +87,7 @@ def run_trial(
                 folder,
                 resume=resume,
                 command=command,
-                watcher=reporter,
+                callbacks=[reporter],
                 tensorboard=False,
             )
         except OutputError as error:
@@ -106,8 +104,7 @@ def run_trial(
 
 def limit_threads(cores: int) -> None:
     """Let the framework compute with as many threads as the trial was given cores."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    import keras
+    from ferkit.training.backend import keras
 
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
@@ -127,18 +124,16 @@ class Surveyor:
         self, recipe: Mapping[str, Any], heads: Mapping[str, int], size: int
     ) -> tuple[int, float] | str:
         """Return parameters and MMAC of a recipe's network, or why it cannot be built."""
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        import keras
-
         from ferkit.models import build_model, count_macs
-        from ferkit.training.network import Resized
+        from ferkit.training.backend import keras
+        from ferkit.training.network import resize_network
 
         model, sides = recipe["model"], recipe["progressive"]["sizes"]
         try:
             network = build_model(model["name"], heads, input_size=size, **model["params"])
             counted = int(network.count_params()), count_macs(network) / 1e6
             for side in sides:
-                Resized(network).at(side)
+                resize_network(network, side)
         except FerkitError as error:
             return str(error)
         except memory_errors() as error:
