@@ -128,14 +128,13 @@ def open_run(folder: Path) -> EvaluatedModel:
         MissingDependencyError: If the training framework is not installed.
     """
     from ferkit.training.inference import predict_probabilities
-    from ferkit.training.runs import TEMPERATURES, WEIGHTS, load_run, read_json
+    from ferkit.training.runs import WEIGHTS, load_run, read_temperatures
 
     run = load_run(folder)
     require("keras", "train")
     network = run.network()
     size = run.input_size
-    kept = folder / TEMPERATURES
-    temperatures = read_json(kept) if kept.exists() else None
+    temperatures = read_temperatures(folder)
     # The same rule as ModelInfo.ten_crop_shift, so that the exported file has the same figures.
     shift = (size - int(run.recipe.model.params.get("view_size") or size)) // 2 or 2
 
@@ -143,7 +142,7 @@ def open_run(folder: Path) -> EvaluatedModel:
         if crops.shape[1:] != (size, size):
             raise DataError(f"run {folder} takes faces of {size} pixels. Received: {list(crops.shape)}")
         return predict_probabilities(
-            network, crops, tta=cast(TtaMode, tta), temperatures=temperatures, shift=shift
+            network, crops, tta=cast(TtaMode, tta), temperatures=temperatures or None, shift=shift
         )
 
     training = provenance_of(run)
@@ -158,7 +157,7 @@ def open_run(folder: Path) -> EvaluatedModel:
             size_bytes=None,
             sha256=hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest(),
             members=1,
-            calibrated=temperatures is not None,
+            calibrated=bool(temperatures),
             **_from_records(training, [training]),
         ),
         heads={taxonomy.id: taxonomy for taxonomy in run.taxonomies},
