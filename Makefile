@@ -15,10 +15,11 @@ PEER := bench-out/peer-venv
 PHOTOS :=
 CLIPS :=
 MINUTES := 5
+PROGRAMS := chromium redis-server
 
 .DEFAULT_GOAL := help
 
-.PHONY: help demo test bench peer lint clean
+.PHONY: help demo test system bench peer lint clean
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -29,8 +30,17 @@ demo: $(BASE) ## Predict the expression in a real photo with the default model (
 
 # Each worker gets half of the tests in order, so that fixtures of a module are mostly made once; a worker that is done
 # takes tests from the other. WORKERS=0 runs all in one process.
-test: $(DEV) ## Run every test, with coverage; the last lines say what was skipped.
+test: $(DEV) system ## Run every test, with coverage; the last lines say what was skipped.
 	$(PY) -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term
+
+# The page is tested in Chromium, the queue of several machines with Redis.
+system:
+	@for program in $(PROGRAMS); do \
+		command -v $$program >/dev/null && continue; \
+		echo "Installing $$program for the tests ..."; \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$program; } \
+			>/dev/null 2>&1 || echo "NOT INSTALLED: $$program; the tests that need it are skipped" >&2; \
+	done
 
 # OUT=results/bench PHOTOS='--photo a.jpg' CLIPS='a.mp4 b.mov --data fer2013.csv.gz' MINUTES=60 measures more.
 bench: $(BASE) ## Measure start-up, memory, speed, video, and the package fer; writes bench-out/.

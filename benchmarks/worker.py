@@ -110,9 +110,11 @@ def matmul(library: str, size: int, seconds: float) -> dict[str, Any]:
 
 @cache
 def _matrix_session(size: int) -> Any:
-    import onnxruntime
     from onnx import TensorProto, helper
 
+    from ferkit.core.runtime import load_onnxruntime
+
+    onnxruntime = load_onnxruntime()
     a, b, c = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [size, size]) for name in "abc")
     graph = helper.make_graph([helper.make_node("MatMul", ["a", "b"], ["c"])], "product", [a, b], [c])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

@@ -62,13 +62,13 @@ def cost_of(recipe: Recipe) -> Cost:
 def write_search(
     folder: Path,
     space: Space,
-    trials: Iterable[tuple[str, list[float]]],
+    ends: Iterable[tuple[str, list[float]]],
     *,
     faces: int = 200,
     **settings: Any,
 ) -> Path:
     """Write a search's folder: for each trial its state and its accuracy after each epoch."""
-    rows = list(trials)
+    rows = list(ends)
     decided = Settings(**{"trials": max(len(rows), 1), "seed": 1, **settings})
     data = {"source": "s.csv", "faces": faces, "fingerprint": "f", "votes": False}
     create_search(folder, space, decided, {"data": data, "command": []})

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
@@ -17,7 +16,7 @@ from ferkit.core.classifier import FaceClassifier
 from ferkit.core.crops import tta_views
 from ferkit.core.errors import ImageError, MissingDependencyError, ModelFileError, TaxonomyError
 from ferkit.core.modelfile import ModelInfo, write_model
-from ferkit.core.runtime import usable_cores
+from ferkit.core.runtime import load_onnxruntime, usable_cores
 
 
 @pytest.fixture(scope="module")
@@ -38,19 +37,19 @@ def write(path: Path, graph: bytes, info: ModelInfo) -> Path:
 def test_predictions_are_probabilities_of_every_taxonomy(
     classifier: FaceClassifier, crops: NDArray[np.uint8]
 ) -> None:
-    answers = classifier.predict(crops)
-    assert {name: a.shape for name, a in answers.items()} == {"fer2013": (37, 7), "ferplus": (37, 8)}
-    for answer in answers.values():
-        assert answer.dtype == np.float32
-        assert np.allclose(answer.sum(axis=1), 1, atol=1e-5)
-        assert answer.min() >= 0
+    predictions = classifier.predict(crops)
+    assert {name: a.shape for name, a in predictions.items()} == {"fer2013": (37, 7), "ferplus": (37, 8)}
+    for predicted in predictions.values():
+        assert predicted.dtype == np.float32
+        assert np.allclose(predicted.sum(axis=1), 1, atol=1e-5)
+        assert predicted.min() >= 0
 
 
 def test_different_crops_get_different_predictions(
     classifier: FaceClassifier, crops: NDArray[np.uint8]
 ) -> None:
-    answers = classifier.predict(crops)["fer2013"]
-    assert len(np.unique(answers.round(4), axis=0)) == len(crops)
+    predictions = classifier.predict(crops)["fer2013"]
+    assert len(np.unique(predictions.round(4), axis=0)) == len(crops)
 
 
 @pytest.mark.parametrize("tta", ["none", "flip", "ten-crop"])
@@ -59,8 +58,8 @@ def test_results_do_not_depend_on_the_batch_size(
     classifier: FaceClassifier, crops: NDArray[np.uint8], tta: str, batch_size: int
 ) -> None:
     expected = classifier.predict(crops, tta=tta)["ferplus"]  # type: ignore[arg-type]
-    answer = classifier.predict(crops, tta=tta, batch_size=batch_size)["ferplus"]  # type: ignore[arg-type]
-    assert np.abs(answer - expected).max() < 1e-6
+    predicted = classifier.predict(crops, tta=tta, batch_size=batch_size)["ferplus"]  # type: ignore[arg-type]
+    assert np.abs(predicted - expected).max() < 1e-6
 
 
 def test_results_do_not_depend_on_the_neighbours(
@@ -75,13 +74,13 @@ def test_tta_is_the_mean_of_probabilities_over_its_views(
     classifier: FaceClassifier, crops: NDArray[np.uint8], tta: str
 ) -> None:
     shown = [classifier.predict(np.ascontiguousarray(v))["fer2013"] for v in tta_views(crops, tta)]  # type: ignore[arg-type]
-    answer = classifier.predict(crops, tta=tta)["fer2013"]  # type: ignore[arg-type]
-    assert np.allclose(answer, np.mean(shown, axis=0), atol=1e-6)
+    predicted = classifier.predict(crops, tta=tta)["fer2013"]  # type: ignore[arg-type]
+    assert np.allclose(predicted, np.mean(shown, axis=0), atol=1e-6)
 
 
 def test_no_crop_gives_no_row(classifier: FaceClassifier) -> None:
-    answers = classifier.predict(np.empty((0, 48, 48), np.uint8), tta="ten-crop")
-    assert {name: a.shape for name, a in answers.items()} == {"fer2013": (0, 7), "ferplus": (0, 8)}
+    predictions = classifier.predict(np.empty((0, 48, 48), np.uint8), tta="ten-crop")
+    assert {name: a.shape for name, a in predictions.items()} == {"fer2013": (0, 7), "ferplus": (0, 8)}
     assert classifier.cams(np.empty((0, 48, 48), np.uint8)).shape == (0, 7, 11, 11)
 
 
@@ -90,9 +89,9 @@ def test_no_taxonomy_gives_no_output(classifier: FaceClassifier, crops: NDArray[
 
 
 def test_one_taxonomy_alone_gives_the_same(classifier: FaceClassifier, crops: NDArray[np.uint8]) -> None:
-    answers = classifier.predict(crops, taxonomies=["ferplus"])
-    assert list(answers) == ["ferplus"]
-    assert np.array_equal(answers["ferplus"], classifier.predict(crops)["ferplus"])
+    predictions = classifier.predict(crops, taxonomies=["ferplus"])
+    assert list(predictions) == ["ferplus"]
+    assert np.array_equal(predictions["ferplus"], classifier.predict(crops)["ferplus"])
 
 
 def test_maps_average_to_the_logits(classifier: FaceClassifier, crops: NDArray[np.uint8]) -> None:
@@ -149,8 +148,8 @@ def test_a_taxonomy_that_is_not_there_is_an_error(
 def test_a_model_of_the_users_own_labels_and_size_works(tmp_path: Path) -> None:
     mood = taxonomy.Taxonomy("mood", ("good", "bad", "ünbestimmt"))
     model = FaceClassifier(modelzoo.write_tiny_model(tmp_path / "m.onnx", (mood,), size=64))
-    answer = model.predict(np.zeros((2, 64, 64), np.uint8))["mood"]
-    assert answer.shape == (2, 3)
+    predicted = model.predict(np.zeros((2, 64, 64), np.uint8))["mood"]
+    assert predicted.shape == (2, 3)
     assert model.info.head().labels == mood.labels
 
 
@@ -225,7 +224,7 @@ def test_a_model_can_come_as_bytes(tmp_path: Path, crops: NDArray[np.uint8]) -> 
 
 def test_a_provider_that_is_not_there_is_an_error_and_not_replaced(tmp_path: Path) -> None:
     path = modelzoo.write_tiny_model(tmp_path / "m.onnx")
-    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+    if "CUDAExecutionProvider" in load_onnxruntime().get_available_providers():
         pytest.skip("this ONNX Runtime has CUDA")
     with pytest.raises(MissingDependencyError, match="no CUDAExecutionProvider here"):
         FaceClassifier(path, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
@@ -241,16 +240,16 @@ def test_threads_do_not_change_the_predictions(tmp_path: Path, crops: NDArray[np
 
 def test_many_threads_may_predict_at_once(classifier: FaceClassifier, crops: NDArray[np.uint8]) -> None:
     expected = classifier.predict(crops)["fer2013"]
-    answers: list[NDArray[np.float32]] = []
+    predictions: list[NDArray[np.float32]] = []
 
     def ask() -> None:
         for _ in range(5):
-            answers.append(classifier.predict(crops, batch_size=8)["fer2013"])
+            predictions.append(classifier.predict(crops, batch_size=8)["fer2013"])
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(answers) == 40
-    assert all(np.abs(answer - expected).max() < 1e-6 for answer in answers)
+    assert len(predictions) == 40
+    assert all(np.abs(predicted - expected).max() < 1e-6 for predicted in predictions)

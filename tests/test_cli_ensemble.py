@@ -127,15 +127,17 @@ def test_fitting_reports_figures_out_of_fold_and_in_sample(ask, models, tmp_path
     assert done.status == 0
     for line in ("equal weights, temperature out of fold", "out of fold", "in sample (not to be quoted)"):
         assert line in done.out
-    first = json.loads((tmp_path / "e.json").read_text())["fits"][0]
+    content = json.loads((tmp_path / "e.json").read_text())
+    first = content["fits"][0]
     info = read_model(tmp_path / "e.onnx")[1]
     # The file's metadata quote the figure from outside the fit.
     assert info.metrics[0].accuracy == pytest.approx(first["out_of_fold"]["accuracy"], abs=1e-6)
     assert (info.metrics[0].split, info.metrics[0].tta) == ("PublicTest", "none")
     weights = {m.sha256: m.weights["fer2013"] for m in info.members}
-    for member in first["members"]:
-        assert weights.get(member["sha256"], 0.0) == pytest.approx(member["weight"])
-    assert sum(member["weight"] for member in first["members"]) == pytest.approx(1)
+    assert first["members"] == [0, 1, 2]
+    for model, weight in zip(content["models"], first["weighting"]["weights"], strict=True):
+        assert weights.get(model["sha256"], 0.0) == pytest.approx(weight)
+    assert sum(first["weighting"]["weights"]) == pytest.approx(1)
 
 
 def test_the_ensemble_is_measured_by_evaluate_as_by_its_own_fit(ask, models, tmp_path, capsys):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -51,13 +53,31 @@ def test_audit_reports_what_is_odd(tmp_path: Path, capsys: pytest.CaptureFixture
     path = pack(csv_text(rows).encode(), tmp_path / "f.csv")
     assert run(["data", "audit", str(path)]) == 0
     out = capsys.readouterr().out
-    assert "constant images: 1 (1 PublicTest)" in out
-    assert "PublicTest: rows 44" in out
+    assert "constant images: 1\n  1 in PublicTest: rows 44\n" in out
     assert "groups of identical images: 1 (2 images)" in out
     assert "PublicTest images with a duplicate in Training: 1" in out
     assert "no FER+ votes" in out
     assert run(["data", "audit", str(path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["identical"]["all"][0]["rows"] == [1, 43]
+
+
+def test_audit_names_unreadable_pictures_and_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_faces(tmp_path / "d", [f"val/{label}/{k}.png" for label in "ab" for k in range(3)])
+    for name in ("val/a/1.png", "val/b/2.png"):
+        (source / name).write_bytes(b"no picture")
+    assert run(["data", "audit", str(source)]) == 0
+    out = capsys.readouterr().out
+    assert "4 faces of" in out
+    assert "2 pictures cannot be read and are left out: val/a/1.png, val/b/2.png" in out
+    assert run(["data", "audit", str(source), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["unreadable"] == ["val/a/1.png", "val/b/2.png"]
+    for command in (["info"], ["convert", str(tmp_path / "o.npz")]):
+        assert run(["data", command[0], str(source), *command[1:]]) == 1
+        assert "2 of 6 pictures cannot be read; repair or remove val/a/1.png, val/b/2.png" in (
+            capsys.readouterr().err
+        )
 
 
 def test_audit_compares_with_votes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,6 +95,17 @@ def test_show_writes_a_sheet_with_a_row_per_label(tmp_path: Path, capsys: pytest
     assert sheet.shape[0] == 34 + 7 * 52 + 4
     assert sheet.shape[1] > 3 * 52
     assert capsys.readouterr().err == f"wrote {out}\n"
+
+
+def test_control_characters_in_labels_reach_neither_a_sheet_nor_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    source = write_faces(tmp_path / "d", ["two\nlines/1.png", "\x1b[2Jred/2.png"])
+    assert run(["data", "show", str(source), "-o", str(tmp_path / "sheet.png")]) == 0
+    (source / "x\x1b[0m").mkdir()
+    assert run(["data", "info", str(source)]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].isprintable()
+    assert all(message.isprintable() for message in caplog.messages)
 
 
 def test_show_shows_a_split_and_a_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -302,7 +333,7 @@ def test_a_size_that_the_source_does_not_take_is_said(
     source = pack(drawn_csv().encode(), tmp_path / "f.csv")
     assert run(["data", "info", str(source), "--size", size]) == 0
     err = capsys.readouterr().err
-    assert ("those of" in err and "stay at 16 pixels" in err) is said
+    assert ("keep their 16 pixels" in err) is said
 
 
 def write_photos(root: Path) -> Path:
@@ -374,7 +405,7 @@ def test_photos_that_are_no_pictures_and_the_tenth_held_out_are_reported(
 @pytest.mark.parametrize(
     ("extra", "status", "words"),
     [
-        (["--votes", "v.csv"], 2, "photos have no FER+ votes"),
+        (["--votes", __file__], 2, "photos have no FER+ votes"),
         (["--labels", "ferplus-majority"], 2, "photos have no FER+ votes"),
         (["--detector", "nobody"], 1, "unknown detector 'nobody'"),
     ],
@@ -422,3 +453,29 @@ def test_real_photos_are_cropped_and_those_without_a_face_named(
     dataset = load_data(tmp_path / "f.npz")
     assert [dataset.taxonomy.labels[k] for k in dataset.labels] == ["angry", "happy", "surprise"]
     assert (dataset.images.std(axis=(1, 2)) > 20).all()
+
+
+@pytest.mark.parametrize("option", ["--data", "--votes"])
+@pytest.mark.parametrize("command", ["train", "search", "evaluate", "compare"])
+def test_a_mistyped_source_is_refused_before_a_training_framework_is_imported(
+    tmp_path: Path, command: str, option: str
+) -> None:
+    code = (
+        "import sys, ferkit.cli; status = ferkit.cli.run(sys.argv[1:]);"
+        "sys.exit(9 if {'keras', 'tensorflow', 'onnxruntime'} & set(sys.modules) else status)"
+    )
+    data = (
+        ["--data", "cartoon:21", "--votes", "no such.csv"]
+        if option == "--votes"
+        else ["--data", "no such.csv"]
+    )
+    names = {"compare": ["fast", "best"], "evaluate": ["fast"], "search": []}.get(command, [])
+    done = subprocess.run(
+        [sys.executable, "-c", code, command, *names, *data],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "no such.csv: there is no such file or folder" in done.stderr

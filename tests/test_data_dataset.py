@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import ferkit
 from ferkit.core.errors import DataError
 from ferkit.core.taxonomy import FER2013
 from ferkit.data import FaceDataset, load_data
@@ -77,3 +78,7 @@ def test_a_data_set_may_be_empty() -> None:
     assert len(empty) == 0
     with pytest.raises(DataError, match="it has none"):
         empty.of_split("Training")
+
+
+def test_load_data_is_a_public_function() -> None:
+    assert ferkit.load_data is load_data

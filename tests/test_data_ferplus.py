@@ -78,6 +78,16 @@ def test_faces_without_usage_take_their_splits_from_the_votes(tmp_path: Path) ->
     np.testing.assert_array_equal(dataset.split, draw_faces(42, 0, SIDE).split)
 
 
+def test_training_rows_alone_keep_their_votes_and_get_a_hold_out(tmp_path: Path) -> None:
+    # the whole FER+ file with Kaggle's train.csv, with and without Usage
+    for header in ("emotion,pixels,Usage", "emotion,pixels"):
+        rows = drawn_csv(header=header).splitlines()[1:29]  # drawn faces are sorted by split
+        dataset = join(tmp_path, csv_text(rows, header), votes_csv())
+        np.testing.assert_array_equal(dataset.votes, draw_faces(42, 0, SIDE).votes[:28])
+        assert dataset.split_named is False
+        assert np.bincount(dataset.split).tolist() == [21, 7]
+
+
 def cut(text: str, *, last: int = 0) -> str:
     """A csv without its last rows."""
     return "\n".join(text.splitlines()[: -last or None]) + "\n"

@@ -380,6 +380,23 @@ def test_an_unreadable_picture_is_named(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
+def test_up_to_ten_unreadable_pictures_are_named_and_all_are_counted(tmp_path: Path) -> None:
+    source = write_faces(tmp_path / "d", [f"val/{label}/{k:02d}.png" for label in "ab" for k in range(10)])
+    for name in [f"val/{label}/{k:02d}.png" for label in "ab" for k in range(0, 10, 2)] + [
+        "val/b/01.png"
+    ] * 3:
+        (source / name).write_bytes(b"no picture")
+    (source / "val" / "b" / "03.png").write_bytes(b"")
+    with pytest.raises(DataError, match="12 of 20 pictures cannot be read") as caught:
+        load_data(source, cache=False)
+    assert "val/a/00.png, val/a/02.png" in str(caught.value)
+    assert " and 2 more" in str(caught.value)
+    rest = load_data(source, cache=tmp_path / "cache", skip_unreadable=True)
+    assert len(rest) == 8
+    assert len(rest.unreadable) == 12
+    assert not (tmp_path / "cache").exists(), "an incomplete dataset is not cached"
+
+
 def test_an_empty_label_folder_is_refused(tmp_path: Path) -> None:
     write_faces(tmp_path / "d", ["a/1.png", "b/2.png"])
     (tmp_path / "d" / "c").mkdir()

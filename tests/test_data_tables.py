@@ -74,6 +74,20 @@ def test_without_usage_a_tenth_of_each_label_is_held_out(tmp_path: Path) -> None
     assert np.bincount(held.labels, minlength=7).tolist() == [2] * 7
 
 
+def test_a_table_with_training_rows_alone_gets_a_hold_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [row for row in drawn_csv(140).splitlines()[1:] if row.endswith("Training")]
+    path = pack(csv_text(rows).encode(), tmp_path / "train.csv")
+    dataset = load_data(path, cache=False)
+    assert dataset.split_named is False
+    held = dataset.of_split("PublicTest")
+    assert np.bincount(held.labels, minlength=7).tolist() == [2] * 7
+    assert caplog.messages == [
+        f"{path}: no PublicTest is named; 14 of {len(rows)} Training faces are held out as it"
+    ]
+
+
 def first(rows: list[str], header: str = HEADER) -> str:
     """A csv that begins with a good row."""
     return csv_text([face_row(), *rows], header)
@@ -102,6 +116,15 @@ BAD_TABLES = {
     "row counted after blank lines": (first(["", "", face_row(9)]), "row 2 (line 5): unknown label '9'"),
     "quote left open": (first(['3,"7 7']), "line 3: "),
 }  # fmt: skip
+
+
+def test_control_characters_in_a_table_and_in_its_name_are_escaped_in_messages(tmp_path: Path) -> None:
+    path = pack(csv_text(["3,7"], "emo\x1b[2Jtion,pixels").encode(), tmp_path / "a\x1b]0;title\x07.csv")
+    with pytest.raises(DataError, match=r"no column 'emotion'") as caught:
+        load_data(path, cache=False)
+    assert r"a\x1b]0;title\x07.csv" in str(caught.value)
+    assert r"emo\x1b[2jtion" in str(caught.value)
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize(("text", "words"), BAD_TABLES.values(), ids=BAD_TABLES.keys())

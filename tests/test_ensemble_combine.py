@@ -186,17 +186,6 @@ def test_a_branch_inside_a_members_graph_keeps_what_it_reads(crops, tmp_path):
     np.testing.assert_allclose(found, _predictions([member], crops)[0]["fer2013"], rtol=0, atol=1e-6)
 
 
-def test_members_with_other_versions_of_foreign_operators_are_refused(members):
-    def with_operators(member, version):
-        model = onnx.load_from_string(member.content)
-        model.opset_import.append(onnx.helper.make_opsetid("com.example", version))
-        return replace(member, content=model.SerializeToString())
-
-    assert combine([with_operators(members[0], 1), with_operators(members[1], 1)], name="pair")
-    with pytest.raises(ModelFileError, match=r"versions 1 and 2 of the operators 'com\.example'"):
-        combine([with_operators(members[0], 1), with_operators(members[1], 2)], name="pair")
-
-
 def test_the_metadata_name_every_member_its_digest_and_its_weight(members, tmp_path):
     _write(members, tmp_path / "e.onnx", weights=[1, 2, 1])
     _, info = read_model(tmp_path / "e.onnx")

@@ -129,9 +129,9 @@ def test_figures_out_of_fold_are_less_flattering_than_in_sample():
 def test_the_ensemble_is_measured_beside_its_members_and_equal_weights():
     members, labels = _members()
     measured = fit_and_measure(members, _target(labels))
-    assert measured.n == 600
-    assert [f.nll for f in measured.member_figures] == [negative_log_likelihood(m, labels) for m in members]
-    assert measured.out_of_fold.nll < min(f.nll for f in measured.member_figures)
+    assert measured.in_sample.n == 600
+    assert [f.nll for f in measured.alone] == [negative_log_likelihood(m, labels) for m in members]
+    assert measured.out_of_fold.nll < min(f.nll for f in measured.alone)
     assert measured.out_of_fold.nll < measured.equal.nll
 
 
@@ -190,7 +190,7 @@ def test_each_taxonomy_is_fitted_on_its_own_to_the_first_of_its_label_sets():
         "plus majority",
         (1,),
     )
-    assert second.weights(2) == (0.0, 1.0)
+    assert second.weighting.weights == (1.0,)
     assert {first.fit, second.fit} == {"weights and temperature"}
 
 
@@ -202,7 +202,7 @@ def test_a_taxonomy_with_too_few_labels_takes_the_weights_of_the_first():
         predictions, [_target(labels, "own"), _target(labels, "plus", few)], [1, 1], fit_weights=True
     )
     first, second = fits
-    assert (first.fit, second.fit, second.n) == ("weights and temperature", "nothing", 5)
+    assert (first.fit, second.fit, second.in_sample.n) == ("weights and temperature", "nothing", 5)
     assert second.weighting.weights == pytest.approx(first.weighting.weights)
     for taxonomy in ("own", "plus", "unlabelled"):
         assert weights_of(fits, [1, 1], [True, True], taxonomy) == pytest.approx(first.weighting.weights)

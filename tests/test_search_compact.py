@@ -1,4 +1,4 @@
-"""The study of random search against TPE: equal compute, a share of the data, its page; without training."""
+"""The script that compares random search with TPE: equal compute, a share of the data, its page."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ import pytest
 pytest.importorskip("ray", reason="needs ferkit[tune]")
 pytest.importorskip("optuna", reason="needs ferkit[tune]")
 
-from ferkit.search.engine import Machine
-from ferkit.search.records import read_search
-
 from ferkit.data import load_data
+from ferkit.search.cluster import Machine
 from ferkit.search.space import load_space
+from ferkit.search.study import read_search
 from searchfiles import write_search
 
 STUDIES = Path(__file__).resolve().parents[1] / "studies"
@@ -45,7 +44,7 @@ def finished(count: int, epochs: int) -> list[tuple[str, list[float]]]:
 
 @pytest.fixture
 def study(tmp_path):
-    """Three searches as they would be left: 4 x 4 epochs at random, as many by TPE, two of the study's."""
+    """Three searches: random with 4 x 4 epochs, TPE with as many, and two trials of the 2021 study."""
     found = search_compact.Study(
         data="/somewhere/fer2013.csv.gz", work=tmp_path / "work", out=tmp_path / "out", trials=4, epochs=4,
         share=1.0, study_trials=2, study_epochs=2, winner_epochs=None, best_epochs=12, best_width=0.125,
@@ -59,12 +58,12 @@ def study(tmp_path):
         ("tpe-asha", compact, [*finished(3, 4), *stopped]),
         ("study-2021", quarter, finished(2, 2)),
     ):
-        folder = write_search(found.folder(name), space, trials)
-        facts = json.loads((folder / "search.json").read_text())
-        facts["data"]["source"] = "fer2013.csv.gz"
-        facts["machine"] = {"cores": 2}
-        facts["versions"] = dict.fromkeys(("ferkit", "ray", "optuna", "keras"), "1.2.3")
-        (folder / "search.json").write_text(json.dumps(facts))
+        folder = write_search(found.folder(name), space, trials, asha=name == "tpe-asha")
+        search = read_search(folder)
+        versions = dict.fromkeys(("ferkit", "ray", "optuna", "keras"), "1.2.3")
+        search.study.set_user_attr("data", {"source": "fer2013.csv.gz"})
+        search.study.set_user_attr("machine", {"cores": 2})
+        search.study.set_user_attr("versions", versions)
         for run in folder.glob("trials/*/run.json"):
             facts = json.loads(run.read_text())
             facts["data"]["training"] = 1000
@@ -112,12 +111,12 @@ def test_what_asha_stopped_is_counted_by_epoch(study) -> None:
 def test_only_tendencies_that_chance_does_not_explain_are_named_with_their_direction() -> None:
     rows = [("batch_size", -0.5, 0.006), ("weights", 0.4, 0.01), ("MMAC", 0.36, 0.0507)]
     slopes = [{"what": what, "spearman": rho, "p_value": p} for what, rho, p in rows]
-    assert search_compact.told(slopes) == (
+    assert search_compact.tendencies_text(slopes) == (
         "Accuracy rose with weights and fell with batch_size (p < 0.05). With the others (MMAC) it had no "
         "tendency that can be told from chance."
     )
-    assert search_compact.told(slopes[2:]).startswith(" With the others (MMAC)")
-    assert search_compact.told([]) == ""
+    assert search_compact.tendencies_text(slopes[2:]).startswith(" With the others (MMAC)")
+    assert search_compact.tendencies_text([]) == ""
 
 
 def test_the_report_is_whole_and_tells_no_path_of_the_machine(study) -> None:

@@ -67,14 +67,11 @@ def test_the_journal_is_a_study_that_optuna_opens_by_itself(tmp_path) -> None:
         "import optuna, sys; from optuna.storages import JournalStorage;"
         "from optuna.storages.journal import JournalFileBackend;"
         "s = optuna.load_study(study_name=None, storage=JournalStorage(JournalFileBackend(sys.argv[1])));"
-        "print(s.study_name, s.best_value, [t.state.name for t in s.trials], s.trials[0].user_attrs['folder'])"
+        "states = [t.state.name for t in s.trials];"
+        "print(s.study_name, s.best_value, states, s.trials[0].user_attrs['folder'])"
     )
-    out = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "s" / JOURNAL)],
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
+    command = [sys.executable, "-c", code, str(tmp_path / "s" / JOURNAL)]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert out == "tiny 0.5 ['COMPLETE', 'PRUNED', 'FAIL', 'RUNNING', 'WAITING'] trials/0000\n"
 
 
@@ -186,7 +183,7 @@ def test_settings_out_of_range_are_refused(change, message: str) -> None:
 
 def test_a_folder_holds_one_search(tmp_path) -> None:
     create_search(tmp_path, SPACE, Settings(trials=1), {})
-    with pytest.raises(SearchError, match="holds a search already.* --resume"):
+    with pytest.raises(SearchError, match=r"holds a search already.* --resume"):
         create_search(tmp_path, SPACE, Settings(trials=1), {})
 
 
@@ -222,7 +219,7 @@ def test_a_file_system_without_locks_is_an_error_in_one_line(tmp_path, monkeypat
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(UnixFileLock, "_acquire", refuse)
-    with pytest.raises(OutputError, match="No locks available.*file system"), locked(tmp_path):
+    with pytest.raises(OutputError, match=r"No locks available.*file system"), locked(tmp_path):
         pass
 
 

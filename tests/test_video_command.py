@@ -22,6 +22,7 @@ from clips import number_in, numbered, write_clip
 from ferkit import Recognizer
 from ferkit.cli import run
 from ferkit.core.images import load_image
+from ferkit.core.runtime import load_onnxruntime
 from ferkit.video.clip import Clip
 from samples import sample
 
@@ -152,8 +153,7 @@ def test_test_time_augmentation_is_passed_to_the_recognizer(
 
 def test_threads_are_passed_to_the_networks(model: str, clip: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Checked in the options of ONNX Runtime, since threads change no result."""
-    import onnxruntime
-
+    onnxruntime = load_onnxruntime()
     given: list[int] = []
 
     class Session(onnxruntime.InferenceSession):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import glob
 import os
-import sys
+import queue
 import threading
 from collections.abc import Iterable, Iterator
 from itertools import takewhile
@@ -16,7 +16,6 @@ from ferkit.batch.copies import read_signature
 from ferkit.core.errors import ImageError
 from ferkit.core.files import RealPaths
 from ferkit.core.images import SUFFIXES, is_url
-from ferkit.video.channel import read_ahead
 
 _UNSUPPORTED = (
     *(".heic", ".heif", ".hif", ".jxl", ".jp2", ".psd"),  # of phones, browsers, editors
@@ -138,23 +137,29 @@ class Lookup:
     def __init__(self, photos: Iterable[str | ImageError], stop: threading.Event) -> None:
         self._photos = photos
         self._stop = stop
+        self._queue: queue.SimpleQueue[str | ImageError | None] = queue.SimpleQueue()
         self.found = 0
         self.complete = False
 
     def __iter__(self) -> Iterator[str | ImageError]:
-        """Yield the photos; to be called once."""
-        return read_ahead(self._count(), limit=sys.maxsize, weigh=lambda _: 1)
+        """Start the search and yield the photos; to be called once."""
+        threading.Thread(target=self._search, name="ferkit-search", daemon=True).start()
+        while (photo := self._queue.get()) is not None:
+            yield photo
 
     @property
     def total(self) -> str:
         """The number of photos as text, "at least" so many if the search is not complete."""
         return str(self.found) if self.complete else f"at least {self.found}"
 
-    def _count(self) -> Iterator[str | ImageError]:
-        for photo in self._photos:
-            self.found += 1
-            yield photo
-        self.complete = not self._stop.is_set()
+    def _search(self) -> None:
+        try:
+            for photo in self._photos:
+                self.found += 1
+                self._queue.put(photo)
+            self.complete = not self._stop.is_set()
+        finally:
+            self._queue.put(None)
 
 
 def is_photo(name: str) -> bool:

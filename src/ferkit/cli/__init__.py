@@ -29,6 +29,8 @@ class Command(NamedTuple):
 COMMANDS = {
     "predict": Command("ferkit.cli.predict_command", "Read the expressions of the faces in photos."),
     "video": Command("ferkit.cli.video_command", "Follow the people in a clip and read their expressions."),
+    "serve": Command("ferkit.cli.serve_command", "Serve photos, clips and webcam over HTTP, with a page."),
+    "live": Command("ferkit.cli.live_command", "Open the page at the webcam."),
     "data": Command("ferkit.cli.data_command", "Look at, audit and convert labelled faces."),
     "train": Command("ferkit.cli.train_command", "Train a network by a recipe."),
     "distil": Command("ferkit.cli.distil_command", "Train a student on a teacher's answers and the labels."),
@@ -73,13 +75,13 @@ def _run(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
     except FerkitError as error:
         return _fail(str(error))
-    except ModuleNotFoundError as error:
-        from ferkit.core.extras import explain_missing
+    except ImportError as error:
+        from ferkit.core.extras import explain_import_error
 
-        missing = explain_missing(error)
-        if missing is None:
+        explained = explain_import_error(error)
+        if explained is None:
             raise
-        return _fail(str(missing))
+        return _fail(str(explained))
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:

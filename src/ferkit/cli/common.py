@@ -34,13 +34,27 @@ def option(name: str, text: str, default: str | bool = False, **more: Any) -> An
     return typer.Option(name, help=text, show_default=default, **more)
 
 
+def _check_source(source: Any) -> Any:
+    """Raise the error of a source that does not exist before a command imports its libraries."""
+    from ferkit.data import check_source
+
+    if source is not None:
+        check_source(source)
+    return source
+
+
 _DATA = option(
     "--data",
-    "Labelled faces: a csv (.gz, .xz, .zip, .tar.gz), a folder, a zip of a folder, or cartoon[:N[:SEED]].",
+    "Labelled faces: a csv (.gz, .xz, .zip, .tar.gz), a Parquet file, a folder, a zip of a folder, or "
+    "cartoon[:N[:SEED]].",
+    callback=_check_source,
 )
 DataOption = Annotated[str, _DATA]
 DataChoice = Annotated[str | None, _DATA]
-VotesOption = Annotated[Path | None, option("--votes", "FER+ votes (fer2013new.csv), joined by row.")]
+VotesOption = Annotated[
+    Path | None,
+    option("--votes", "FER+ votes (fer2013new.csv), joined by row.", callback=_check_source),
+]
 ModelOption = Annotated[
     str | None,
     typer.Option(
@@ -126,15 +140,15 @@ def data_options(data: str, votes: Path | None) -> list[str]:
 
 
 def load_faces(source: str, size: int | None, **options: Any) -> FaceDataset:
-    """Load labelled faces, and say so where they have a size of their own and another was asked for."""
+    """Load labelled faces, and print a remark where they have another size than ``size``."""
     from ferkit.data import load_data
     from ferkit.data.load import DEFAULT_SIZE
 
     dataset = load_data(source, size=DEFAULT_SIZE if size is None else size, **options)
     if size is not None and dataset.size != size:
         remark(
-            f"--size {size} is for faces that are drawn or come from pictures; those of {source} stay at "
-            f"{dataset.size} pixels"
+            f"--size {size} applies to faces that are drawn or come from pictures; those of {source} keep "
+            f"their {dataset.size} pixels"
         )
     return dataset
 

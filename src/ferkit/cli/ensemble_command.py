@@ -179,7 +179,8 @@ def _notes(info: ModelInfo, fits: Sequence[EnsembleFit], lacks: str) -> list[str
     """Return a line for each taxonomy that is not calibrated, with the reason."""
     from ferkit.evaluation.ensemble_weights import LEAST_FACES
 
-    first = f"; its weights are those of {fits[0].taxonomy}" if info.training.weights_fitted else ""
+    fitted = [fit.taxonomy for fit in fits if fit.fit == "weights and temperature"]
+    first = f"; its weights are those of {fitted[0]}" if fitted else ""
     labelled = {fit.taxonomy for fit in fits}
     lines = [
         f"{head.id}: {lacks}, so it is not calibrated (temperature 1){first}"
@@ -189,8 +190,8 @@ def _notes(info: ModelInfo, fits: Sequence[EnsembleFit], lacks: str) -> list[str
     for fit in fits:
         if fit.fit == "nothing":
             lines.append(
-                f"{fit.labels}: {fit.n} labelled faces are too few to fit anything ({LEAST_FACES} are "
-                f"needed), so the temperature is 1{first}"
+                f"{fit.labels}: {fit.in_sample.n} labelled faces are too few to fit anything ({LEAST_FACES} "
+                f"are needed), so the temperature is 1{first}"
             )
         elif fit.weighting.temperature == 1:
             lines.append(
@@ -201,29 +202,25 @@ def _notes(info: ModelInfo, fits: Sequence[EnsembleFit], lacks: str) -> list[str
 
 
 def _format_fit(models: Sequence[str], fit: EnsembleFit, split: str) -> str:
-    from ferkit.evaluation.ensemble_weights import Figures
     from ferkit.evaluation.report import split_label
     from ferkit.evaluation.text import percent, table
 
-    rows: list[Sequence[str]] = [("", "weight", "accuracy %", "95 % interval", "NLL", "ECE")]
-
-    def add(what: str, weight: str, figures: Figures | None) -> None:
-        if figures is not None:
-            interval = "-".join(percent(end) for end in figures.interval)
-            nll, ece = f"{figures.nll:.4f}", f"{figures.ece:.4f}"
-            rows.append((what, weight, percent(figures.accuracy), interval, nll, ece))
-
-    for k, weight, figures in zip(fit.members, fit.weighting.weights, fit.member_figures, strict=True):
-        add(models[k], f"{weight:.3f}", figures)
-    if fit.fit == "nothing":
-        add("ensemble, nothing fitted", "", fit.in_sample)
+    weights = [f"{weight:.3f}" for weight in fit.weighting.weights]
+    shown = list(zip([models[k] for k in fit.members], weights, fit.alone, strict=True))
+    if fit.out_of_fold is None:
+        shown.append(("ensemble, nothing fitted", "", fit.in_sample))
     else:
-        if fit.fit == "weights and temperature":
-            add("ensemble, equal weights, temperature out of fold", "", fit.equal)
-        add(f"ensemble, {fit.fit} out of fold", "", fit.out_of_fold)
-        add(f"ensemble, {fit.fit} in sample (not to be quoted)", "", fit.in_sample)
+        if fit.equal is not None and fit.fit != "temperature":
+            shown.append(("ensemble, equal weights, temperature out of fold", "", fit.equal))
+        shown.append((f"ensemble, {fit.fit} out of fold", "", fit.out_of_fold))
+        shown.append((f"ensemble, {fit.fit} in sample (not to be quoted)", "", fit.in_sample))
+    rows: list[Sequence[str]] = [("", "weight", "accuracy %", "95 % interval", "NLL", "ECE")]
+    for name, weight, scores in shown:
+        interval = "-".join(percent(end) for end in scores.interval)
+        figures = (percent(scores.accuracy), interval, f"{scores.nll:.4f}", f"{scores.ece:.4f}")
+        rows.append((name, weight, *figures))
     return (
-        f"{fit.labels}, {split_label(split)}, {fit.n:,} faces, tta none, "
+        f"{fit.labels}, {split_label(split)}, {fit.in_sample.n:,} faces, tta none, "
         f"temperature {fit.weighting.temperature:.3f}\n{table(rows)}"
     )
 
@@ -237,21 +234,9 @@ def _as_json(
     return {
         "split": split,
         "data": info.training.model_dump(include={"source", "fingerprint", "faces", "fitted", "fitted_on"}),
+        "models": [{"name": member.info.name, "sha256": member.sha256} for member in members],
         "fits": [
-            {
-                "taxonomy": fit.taxonomy,
-                "labels": fit.labels,
-                "n": fit.n,
-                "fit": fit.fit,
-                "temperature": fit.weighting.temperature,
-                "members": [
-                    {"name": members[k].info.name, "sha256": members[k].sha256, "weight": w, **asdict(f)}
-                    for k, w, f in zip(fit.members, fit.weighting.weights, fit.member_figures, strict=True)
-                ],
-                "equal_weights_out_of_fold": fit.equal and asdict(fit.equal),
-                "in_sample": asdict(fit.in_sample),
-                "out_of_fold": fit.out_of_fold and asdict(fit.out_of_fold),
-            }
+            {key: value for key, value in asdict(fit).items() if key not in ("predictions", "held_out")}
             for fit in fits
         ],
     }

@@ -218,7 +218,7 @@ def _print_report(found: Report, where: Sequence[str]) -> None:
         return
     low, high = (100 * (end or 0) for end in best["interval"])
     print(
-        f"best: trial {best['trial']}, {100 * best['accuracy']:.2f} % on {found.split} "
+        f"best: trial {best['trial']}, {100 * best['accuracy']:.2f} % on {facts['split']} "
         f"({low:.2f}-{high:.2f}; {best['protocol']}), {best['mmac']:.1f} MMAC, "
         f"{best['parameters']:,} parameters"
     )

@@ -76,6 +76,7 @@ _DECODER_ERRORS = (
     LookupError,
     OverflowError,
     MemoryError,
+    RuntimeError,
     UserWarning,
     struct.error,
     zlib.error,

@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from ferkit.core import files, onnxbytes
@@ -41,7 +41,8 @@ _FER2013_TRAINING, _FER2013_PUBLIC = range(28_000, 28_710), 3_589
 """Sizes of the splits; a recipe may leave leaks and constant images out of Training."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Share = Annotated[float, Field(ge=0, le=1), AfterValidator(lambda value: round(value, 6))]
+Nats = Annotated[float, AfterValidator(lambda value: round(value, 6))]
 Count = Annotated[int, Field(ge=0)]
 Fit = Literal["nothing", "temperature", "weights and temperature"]
 """What was fitted: a network's or an ensemble's temperature, and an ensemble's weights."""
@@ -167,8 +168,9 @@ class Provenance(_Record):
 
 @dataclass(frozen=True, kw_only=True)  # not a BaseModel, so that dataclasses.asdict reaches it in reports
 class Metric:
-    """The figures of a model on one split, under one test-time augmentation, against one set of labels.
+    """The figures of a model on one split, with one test-time augmentation and one set of labels.
 
+    They are rounded to six digits.
     Of an ensemble, ``nll`` and ``ece`` are those of the file; every other figure is of ensembles that were
     fitted without the measured face (out of fold), as far as anything was fitted.
 
@@ -195,13 +197,13 @@ class Metric:
     without_leaks: bool = False
     n: Annotated[int, Field(ge=1)]
     accuracy: Share
-    interval: tuple[float, float]
+    interval: tuple[Share, Share]
     macro_f1: Share
-    nll: float
+    nll: Nats
     ece: Share
-    nll_out_of_fold: float | None = None
-    ece_out_of_fold: float | None = None
-    recall: dict[str, float | None] = Field(default_factory=dict)
+    nll_out_of_fold: Nats | None = None
+    ece_out_of_fold: Share | None = None
+    recall: dict[str, Share | None] = Field(default_factory=dict)
     fit: Fit | None = None
 
 

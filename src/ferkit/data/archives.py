@@ -11,10 +11,10 @@ import os
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from ferkit.core.errors import DataError
 from ferkit.core.filetypes import HEAD_BYTES, file_type
@@ -119,77 +119,67 @@ def is_hidden(name: str) -> bool:
     return any(part.startswith(".") or part in _SYSTEM_FOLDERS for part in PurePosixPath(name).parts)
 
 
+def _files(path: Path) -> Iterator[tuple[str, int, Callable[[], IO[bytes]]]]:
+    """Yield name, size and an opener of each file in a folder, a zip or a tar, in the order of storage.
+
+    Names have ``/`` between folders. An empty folder in a folder is listed too; its name ends with ``/``.
+    Links in folders are followed down to :data:`MAX_DEPTH`. Sizes of files in folders are 0.
+    """
+    kind = source_kind(path)
+    if kind == "folder":
+
+        def refuse(error: OSError) -> None:
+            raise error
+
+        for parent, folders, files in os.walk(path, followlinks=True, onerror=refuse):
+            inside = Path(parent).relative_to(path).as_posix()
+            prefix = "" if inside == "." else f"{inside}/"
+            for file in files if files or folders else [""]:
+                yield prefix + file, 0, partial(cast(Any, Path(parent, file).open), "rb")
+            if prefix.count("/") >= MAX_DEPTH:
+                folders.clear()
+    elif kind == "zip":
+        with zipfile.ZipFile(path) as archive:
+            for info in archive.infolist():
+                name = info.filename.replace("\\", "/")  # some programs on Windows write backslashes
+                if not name.endswith("/"):
+                    yield name, info.file_size, partial(archive.open, info)
+    elif kind == "tar":
+        with tarfile.open(path, "r:*") as tar:
+            for member in tar:
+                if member.isfile():
+                    yield member.name, member.size, partial(cast(Any, tar.extractfile), member)
+    else:
+        raise DataError(f"{path}: a folder, a .zip or a tar was expected. Received: {kind}")
+
+
 def list_members(path: Path) -> list[str]:
     """List the files in a folder, a zip or a tar.
 
     Returns:
-        Sorted names relative to ``path`` with ``/`` between folders, without hidden files. An empty folder is
-        listed as well; its name ends with ``/``.
+        Sorted names relative to ``path`` with ``/`` between folders, without hidden files. An empty folder in
+        a folder is listed too; its name ends with ``/``.
 
     Raises:
         DataError: If the archive is damaged, or exceeds a limit.
     """
-    kind = source_kind(path)
-    with data_errors(path):
-        if kind == "folder":
-            names = _list_folder(path)
-        elif kind == "zip":
-            with zipfile.ZipFile(path) as archive:
-                members = _zip_members(archive)
-            _check_total(path, len(members), sum(info.file_size for info in members.values()))
-            names = list(members)
-        elif kind == "tar":
-            names = _list_tar(path)
-        else:
-            raise DataError(f"{path}: a folder, a .zip or a tar was expected")
-    return sorted(name for name in names if not is_hidden(name))
-
-
-def _list_folder(path: Path) -> list[str]:
-    """List the files below a folder and its empty folders; links are followed down to the limit of depth."""
     names: list[str] = []
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    for parent, folders, files in os.walk(path, followlinks=True, onerror=refuse):
-        inside = Path(parent).relative_to(path)
-        prefix = "" if inside == Path() else f"{inside.as_posix()}/"
-        names += [prefix + file for file in files] if files or folders else [prefix]
-        if len(inside.parts) >= MAX_DEPTH:
-            folders.clear()
-        _check_total(path, len(names), 0)
-    return [name for name in names if name]
-
-
-def _list_tar(path: Path) -> list[str]:
-    """List the files of a tar, and stop at the limits."""
-    names = []
     total = 0
-    with tarfile.open(path, "r:*") as archive:
-        for member in archive:
-            if member.isfile():
-                names.append(member.name)
-                total += member.size
-                _check_total(path, len(names), total)
-    return names
-
-
-def _zip_members(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """Return the files of a zip by name; some programs on Windows write backslashes."""
-    members = {info.filename.replace("\\", "/"): info for info in archive.infolist()}
-    return {name: info for name, info in members.items() if not name.endswith("/")}
-
-
-def _check_total(path: Path, count: int, size: int) -> None:
-    if count > MAX_MEMBERS:
-        raise DataError(f"{path}: holds more than {MAX_MEMBERS} files, the limit of a dataset")
-    if size > MAX_TOTAL_BYTES:
-        raise DataError(f"{path}: unpacks to more than {MAX_TOTAL_BYTES >> 30} GiB, the limit of an archive")
+    with data_errors(path):
+        for name, size, _ in _files(path):
+            names.append(name)
+            total += size
+            if len(names) > MAX_MEMBERS:
+                raise DataError(f"{path}: holds more than {MAX_MEMBERS} files, the limit of a dataset")
+            if total > MAX_TOTAL_BYTES:
+                raise DataError(
+                    f"{path}: unpacks to more than {MAX_TOTAL_BYTES >> 30} GiB, the limit of an archive"
+                )
+    return sorted(name for name in names if name and not is_hidden(name))
 
 
 def read_members(path: Path, names: Collection[str]) -> Iterator[tuple[str, bytes]]:
-    """Read files of a folder, a zip or a tar, one at a time, in the order that is cheapest.
+    """Read files of a folder, a zip or a tar, one at a time, in the order of storage.
 
     Yields:
         Name and content.
@@ -197,26 +187,14 @@ def read_members(path: Path, names: Collection[str]) -> Iterator[tuple[str, byte
     Raises:
         DataError: If a file cannot be read, or exceeds the limit of a picture.
     """
-    kind = source_kind(path)
-    with data_errors(path), contextlib.ExitStack() as stack:
-        if kind == "folder":
-            for name in names:
-                with data_errors(path / name), (path / name).open("rb") as stream:
-                    yield name, _read_limited(path, name, stream)
-        elif kind == "zip":
-            zipped = stack.enter_context(zipfile.ZipFile(path))
-            members = _zip_members(zipped)
-            for name in names:
-                with zipped.open(members[name]) as stream:
-                    yield name, _read_limited(path, name, stream)
-        else:
-            wanted = set(names)
-            archive = stack.enter_context(tarfile.open(path, "r:*"))
-            for member in archive:
-                content = archive.extractfile(member) if member.name in wanted else None
-                if content is not None:
-                    wanted.discard(member.name)
-                    yield member.name, _read_limited(path, member.name, content)
+    wanted = set(names)
+    with data_errors(path):
+        for name, _, opener in _files(path):
+            if name in wanted:
+                wanted.discard(name)  # a tar may hold a name twice
+                with data_errors(path / name), opener() as stream:
+                    content = _read_limited(path, name, stream)
+                yield name, content
 
 
 def _read_limited(path: Path, name: str, stream: IO[bytes]) -> bytes:
@@ -243,31 +221,26 @@ def open_table(path: Path) -> Iterator[tuple[str, IO[bytes]]]:
         DataError: If the file cannot be read, is damaged, or does not hold exactly one table.
     """
     kind = source_kind(path)
-    with data_errors(path), contextlib.ExitStack() as stack:
-        if kind == "zip":
-            archive = stack.enter_context(zipfile.ZipFile(path))
-            members = _zip_members(archive)
-            chosen = _choose_table(path, list(members))
-            if members[chosen].file_size > MAX_TABLE_BYTES:
-                raise DataError(f"{path}: {chosen!r} unpacks to more than {MAX_TABLE_BYTES >> 30} GiB")
-            yield f"{path}:{chosen}", stack.enter_context(archive.open(members[chosen]))
-        elif kind == "tar":
-            chosen = _choose_table(path, _list_tar(path))
-            stream = stack.enter_context(tarfile.open(path, "r:*")).extractfile(chosen)
-            assert stream is not None  # _list_tar lists plain files only
-            yield f"{path}:{chosen}", stack.enter_context(stream)
-        elif kind == "csv":
-            with path.open("rb") as stream:
-                packing = file_type(stream.read(HEAD_BYTES))
-            opener = _DECOMPRESSORS.get(packing, partial(io.FileIO, mode="rb"))
-            yield str(path), io.BufferedReader(stack.enter_context(opener(path)), 1 << 20)
-        else:
-            raise DataError(f"{path}: a csv, plain or packed, was expected. Received: {kind}")
+    with data_errors(path):
+        if kind == "csv":
+            with path.open("rb") as raw:
+                unpack = _DECOMPRESSORS.get(file_type(raw.read(HEAD_BYTES)), partial(io.FileIO, mode="rb"))
+            with unpack(path) as stream:
+                yield str(path), io.BufferedReader(stream, 1 << 20)
+            return
+        chosen = _choose_table(path, list_members(path))
+        for name, size, opener in _files(path):
+            if name == chosen:
+                if size > MAX_TABLE_BYTES:
+                    raise DataError(f"{path}: {name!r} unpacks to more than {MAX_TABLE_BYTES >> 30} GiB")
+                with opener() as stream:
+                    yield f"{path}:{name}", stream
+                return
 
 
 def _choose_table(path: Path, names: Sequence[str]) -> str:
     """Return the one csv among the names, or the one of them with a known name."""
-    tables = [n for n in names if n.lower().endswith(".csv") and not is_hidden(n)]
+    tables = [n for n in names if n.lower().endswith(".csv")]
     known = [n for n in tables if PurePosixPath(n).name.lower() in KNOWN_TABLES]
     if not tables:
         raise DataError(f"{path}: holds no .csv file; it holds {name_some(names, 4)}")

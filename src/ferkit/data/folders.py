@@ -105,7 +105,7 @@ def read_face_folder(
         else:
             faces[name] = face
     count = len(layout.places)
-    raise_unreadable(path, unreadable, count, skip=skip_unreadable)
+    raise_unreadable(path, dict(sorted(unreadable.items())), count, skip=skip_unreadable)
     kept = [place for place in layout.places if place.name in faces]
     if not kept:
         raise DataError(f"{path}: no face in any of {count} pictures")
@@ -255,7 +255,7 @@ def taxonomy_of_names(
     Args:
         source: The source, for messages and for the name of a dataset in it.
         names: The labels; of names that differ in case only, the first decides the spelling.
-        example: A file name, which may tell the dataset too.
+        example: A file name, which may name the dataset too.
 
     Raises:
         DataError: If there are fewer than two labels.

@@ -23,15 +23,8 @@ from ferkit.evaluation.calibration import (
     softmax,
     temper,
 )
-from ferkit.evaluation.evaluate import Target, evaluate_split, leaks_show
-from ferkit.evaluation.metrics import (
-    SMALLEST_PROBABILITY,
-    accuracy,
-    checked_probabilities,
-    expected_calibration_error,
-    negative_log_likelihood,
-    wilson_interval,
-)
+from ferkit.evaluation.evaluate import Scores, Target, evaluate_split, leaks_show, measure
+from ferkit.evaluation.metrics import SMALLEST_PROBABILITY, checked_probabilities, negative_log_likelihood
 from ferkit.evaluation.model import metric_rows
 
 LEAST_FACES = 13
@@ -60,27 +53,16 @@ class Weighting:
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
-    """Accuracy in 0..1 with its 95 % Wilson interval, NLL in nats, ECE in 0..1."""
-
-    accuracy: float
-    interval: tuple[float, float]
-    nll: float
-    ece: float
-
-
-@dataclass(frozen=True, slots=True)
 class EnsembleFit:
-    """What was fitted in one taxonomy, and the figures with it.
+    """What was fitted in one taxonomy, and the scores with it.
 
     Args:
         taxonomy: Its id.
         labels: The labels that it was fitted to, as in :attr:`ferkit.evaluation.evaluate.Target.name`.
-        n: Number of labelled faces.
         fit: What was fitted.
         members: Positions of the members that have the taxonomy.
         weighting: The weights of these members, and the temperature.
-        member_figures: The figures of each of them alone.
+        alone: The scores of each of them.
         equal: Equal weights, under a temperature that was fitted out of fold; None if nothing was fitted.
         in_sample: The ensemble on the faces that it was fitted to, which is too favourable.
         out_of_fold: Five fits, each measured on the fifth that it had not seen; None if nothing was fitted.
@@ -90,21 +72,15 @@ class EnsembleFit:
 
     taxonomy: str
     labels: str
-    n: int
     fit: Fit
     members: tuple[int, ...]
     weighting: Weighting
-    member_figures: tuple[Figures, ...]
-    equal: Figures | None
-    in_sample: Figures
-    out_of_fold: Figures | None
+    alone: tuple[Scores, ...]
+    equal: Scores | None
+    in_sample: Scores
+    out_of_fold: Scores | None
     predictions: NDArray[np.float64] = field(repr=False, compare=False)
     held_out: NDArray[np.float64] = field(repr=False, compare=False)
-
-    def weights(self, members: int) -> tuple[float, ...]:
-        """Return one weight per member of the ensemble, 0 for those without the taxonomy."""
-        known = dict(zip(self.members, self.weighting.weights, strict=True))
-        return tuple(known.get(k, 0.0) for k in range(members))
 
 
 def normalised(weights: Sequence[float], has: Sequence[bool]) -> tuple[float, ...]:
@@ -260,42 +236,32 @@ def fit_and_measure(
         DataError: If the arrays do not fit together.
         MissingDependencyError: If SciPy is not installed.
     """
-    everything = np.asarray(probabilities, dtype=np.float64)
-    array, truth, fixed = _checked(everything[:, target.keep], target.labels[target.keep], weights)
+    everything, keep = np.asarray(probabilities, dtype=np.float64), target.keep
+    array, truth, fixed = _checked(everything[:, keep], target.labels[keep], weights)
     equal = np.full(len(array), 1 / len(array))
     enough = len(truth) >= LEAST_FACES
-    if enough:
-        weighting = fit_weighting(array, truth, fixed)
-    else:
-        weighting = Weighting(tuple(float(w) for w in (equal if fixed is None else fixed)))
+    given = Weighting(tuple(float(w) for w in (equal if fixed is None else fixed)))
+    weighting = fit_weighting(array, truth, fixed) if enough else given
     predictions = weighting.combine(everything)
     held_out = predictions.copy()
     if enough:
-        held_out[target.keep] = predict_out_of_fold(array, truth, fixed)
-    fit: Fit = "nothing" if not enough else "temperature" if fixed is not None else "weights and temperature"
+        held_out[keep] = predict_out_of_fold(array, truth, fixed)
+
+    def scores(predicted: NDArray[np.float64]) -> Scores:
+        return measure(predicted, truth, target.taxonomy, target.name)
+
     return EnsembleFit(
         taxonomy=target.taxonomy.id,
         labels=target.name,
-        n=len(truth),
-        fit=fit,
+        fit="nothing" if not enough else "temperature" if fixed is not None else "weights and temperature",
         members=tuple(range(len(array)) if members is None else members),
         weighting=weighting,
-        member_figures=tuple(_figures(member, truth) for member in array),
-        equal=_figures(predict_out_of_fold(array, truth, equal), truth) if enough else None,
-        in_sample=_figures(predictions[target.keep], truth),
-        out_of_fold=_figures(held_out[target.keep], truth) if enough else None,
+        alone=tuple(map(scores, array)),
+        equal=scores(predict_out_of_fold(array, truth, equal)) if enough else None,
+        in_sample=scores(predictions[keep]),
+        out_of_fold=scores(held_out[keep]) if enough else None,
         predictions=predictions,
         held_out=held_out,
-    )
-
-
-def _figures(probabilities: NDArray[Any], labels: NDArray[np.int64]) -> Figures:
-    correct = accuracy(labels, probabilities.argmax(axis=1))
-    return Figures(
-        accuracy=correct,
-        interval=wilson_interval(round(correct * len(labels)), len(labels)),
-        nll=negative_log_likelihood(probabilities, labels),
-        ece=expected_calibration_error(probabilities, labels),
     )
 
 
@@ -320,27 +286,25 @@ def fit_ensemble(
         ModelFileError: If the weights are no weights.
         MissingDependencyError: If SciPy is not installed.
     """
-    fits: dict[str, EnsembleFit] = {}
+    fits: list[EnsembleFit] = []
     for target in targets:
         taxonomy = target.taxonomy.id
-        if taxonomy in fits:
+        if taxonomy in [fit.taxonomy for fit in fits]:
             continue
-        members = [k for k, predicted in enumerate(predictions) if taxonomy in predicted]
+        has = [taxonomy in predicted for predicted in predictions]
         free = fit_weights and int(target.keep.sum()) >= LEAST_FACES
-        fixed = weights_of(tuple(fits.values()), weights, [k in members for k in range(len(predictions))])
-        fits[taxonomy] = fit_and_measure(
-            np.stack([predictions[k][taxonomy] for k in members]),
-            target,
-            None if free else [fixed[k] for k in members],
-            members,
-        )
-    return tuple(fits.values())
+        fixed = weights_of(fits, weights, has)
+        members = [k for k, known in enumerate(has) if known]
+        probabilities = np.stack([predictions[k][taxonomy] for k in members])
+        given = None if free else [fixed[k] for k in members]
+        fits.append(fit_and_measure(probabilities, target, given, members))
+    return tuple(fits)
 
 
 def weights_of(
     fits: Sequence[EnsembleFit], weights: Sequence[float], has: Sequence[bool], taxonomy: str = ""
 ) -> tuple[float, ...]:
-    """Return the members' weights in a taxonomy: fitted there, else in the first one, else as given.
+    """Return the members' weights in a taxonomy: fitted there, else in the first fitted one, else as given.
 
     Args:
         fits: What was fitted.
@@ -352,9 +316,11 @@ def weights_of(
         ModelFileError: If the weights are no weights.
     """
     fitted = [fit for fit in fits if fit.fit == "weights and temperature"]
-    own = next((fit for fit in fitted if fit.taxonomy == taxonomy), None)
-    first = own or (fits[0] if fits and fits[0] in fitted else None)
-    return normalised(first.weights(len(has)) if first else weights, has)
+    source = next((fit for fit in fitted if fit.taxonomy == taxonomy), fitted[0] if fitted else None)
+    if source is None:
+        return normalised(weights, has)
+    known = dict(zip(source.members, source.weighting.weights, strict=True))
+    return normalised([known.get(k, 0.0) for k in range(len(has))], has)
 
 
 def ensemble_metrics(
@@ -388,17 +354,13 @@ def ensemble_metrics(
             )
         )
 
-    by_labels = {t.name: fit.fit for t in targets for fit in fits if fit.taxonomy == t.taxonomy.id}
+    fit_of = {t.name: fit.fit for t in targets for fit in fits if fit.taxonomy == t.taxonomy.id}
     in_sample = rows({fit.taxonomy: fit.predictions for fit in fits})
-    held_out = rows({fit.taxonomy: fit.held_out for fit in fits})
-    return tuple(
-        replace(
-            unseen,
-            nll=row.nll,
-            ece=row.ece,
-            nll_out_of_fold=None if by_labels[row.labels] == "nothing" else unseen.nll,
-            ece_out_of_fold=None if by_labels[row.labels] == "nothing" else unseen.ece,
-            fit=by_labels[row.labels],
+    found = []
+    for row, unseen in zip(in_sample, rows({fit.taxonomy: fit.held_out for fit in fits}), strict=True):
+        fit = fit_of[row.labels]
+        nll, ece = (None, None) if fit == "nothing" else (unseen.nll, unseen.ece)
+        found.append(
+            replace(unseen, nll=row.nll, ece=row.ece, nll_out_of_fold=nll, ece_out_of_fold=ece, fit=fit)
         )
-        for row, unseen in zip(in_sample, held_out, strict=True)
-    )
+    return tuple(found)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,7 +16,7 @@ from ferkit.core.classifier import FaceClassifier
 from ferkit.core.crops import TtaMode
 from ferkit.core.errors import DataError
 from ferkit.core.extras import require
-from ferkit.core.modelfile import EpochChange, Metric, ModelInfo, Provenance, Teachers, Weights, resolve_model
+from ferkit.core.modelfile import Metric, ModelInfo, Provenance, resolve_model
 from ferkit.core.taxonomy import Taxonomy
 from ferkit.data import SPLITS, FaceDataset, faces_digest
 from ferkit.evaluation.evaluate import EVERYTHING, TRAINING_SPLIT, Evaluation, Predict, Scores
@@ -159,7 +159,7 @@ def open_run(folder: Path) -> EvaluatedModel:
             sha256=hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest(),
             members=1,
             calibrated=temperatures is not None,
-            **_judge(training, [training]),
+            **_from_records(training, [training]),
         ),
         heads={taxonomy.id: taxonomy for taxonomy in run.taxonomies},
         input_size=size,
@@ -169,30 +169,23 @@ def open_run(folder: Path) -> EvaluatedModel:
 
 def provenance_of(run: Run) -> Provenance:
     """Return the record of a run, without what an export fits."""
-    data, teacher, init = (run.facts.get(key) or {} for key in ("data", "teacher", "init"))
-    machine = run.facts.get("machine", {})
-    return Provenance(
-        source=data.get("source", ""),
-        fingerprint=data.get("fingerprint", ""),
-        faces=data.get("faces", ""),
-        training=data.get("training", 0),
-        validation=data.get("validation", 0),
-        trained_on=data.get("train_split", ""),
-        selected_on=data.get("validation_split", ""),
-        seeds=(run.recipe.seed,),
-        epochs=len(run.history),
-        changed=tuple(EpochChange.model_validate(change) for change in run.facts.get("changed", [])),
-        hours=round(float(run.facts["seconds"]) / 3600, 3),
-        started=run.facts.get("started", ""),
-        processor=machine.get("processor", ""),
-        cores=machine.get("cores", 0),
-        versions=run.facts.get("versions", {}),
-        init=Weights(name=init["from"], sha256=init.get("sha256", ""), heads=tuple(init.get("heads", ())))
-        if init
-        else None,
-        teachers=Teachers.model_validate({"online": teacher.get("every_step", False), **teacher})
-        if teacher
-        else None,
+    facts = run.facts
+    data, machine, init, teacher = (facts.get(key) or {} for key in ("data", "machine", "init", "teacher"))
+    return Provenance.model_validate(
+        {
+            **data,
+            **machine,
+            "trained_on": data.get("train_split", ""),
+            "selected_on": data.get("validation_split", ""),
+            "seeds": [run.recipe.seed],
+            "epochs": len(run.history),
+            "changed": facts.get("changed", []),
+            "hours": round(facts["seconds"] / 3600, 3),
+            "started": facts["started"],
+            "versions": facts["versions"],
+            "init": {**init, "name": init["from"]} if init else None,
+            "teachers": teacher or None,
+        }
     )
 
 
@@ -215,12 +208,12 @@ def facts_of(info: ModelInfo, size_bytes: int | None = None, sha256: str | None 
         sha256=sha256,
         members=max(1, len(info.members)),
         held_out=tuple(row for row in info.metrics if row.fit == "weights and temperature"),
-        **_judge(info.training, info.provenance),
+        **_from_records(info.training, info.provenance),
     )
 
 
-def _judge(own: Provenance, records: Sequence[Provenance]) -> dict[str, Any]:
-    """Return what follows from the records of a model and of its members: the one place that judges them."""
+def _from_records(own: Provenance, records: Sequence[Provenance]) -> dict[str, Any]:
+    """Return the facts that follow from the records of a model and of its members."""
     networks = records[1:] or records
     hours = [record.hours for record in networks]
     epochs = [record.epochs for record in networks if record.epochs is not None]
@@ -278,31 +271,20 @@ def _is_among(digests: Sequence[str], dataset: FaceDataset) -> bool:
 
 
 def metric_rows(evaluation: Evaluation) -> tuple[Metric, ...]:
-    """Return the figures of an evaluation as rows for a model's metadata, rounded to six digits."""
+    """Return the figures of an evaluation as rows for a model's metadata."""
+    shared = {f.name for f in fields(Scores)} & {f.name for f in fields(Metric)}
     return tuple(
         Metric(
             split=evaluation.split,
             tta=cast(TtaMode, entry.tta),
-            labels=s.labels,
             without_leaks=without_leaks,
-            n=s.n,
-            accuracy=round(s.accuracy, 6),
-            interval=(round(s.interval[0], 6), round(s.interval[1], 6)),
-            macro_f1=round(s.macro_f1, 6),
-            nll=round(s.nll, 6),
-            ece=round(s.ece, 6),
-            nll_out_of_fold=_rounded(s.nll_out_of_fold),
-            ece_out_of_fold=_rounded(s.ece_out_of_fold),
-            recall={c.label: _rounded(c.recall) for c in s.classes},
+            recall={c.label: c.recall for c in scores.classes},
+            **{name: getattr(scores, name) for name in shared},
         )
         for entry in evaluation.tta_modes
-        for without_leaks, scores in ((False, entry.scores), (True, entry.without_leaks or ()))
-        for s in scores
+        for without_leaks, rows in ((False, entry.scores), (True, entry.without_leaks or ()))
+        for scores in rows
     )
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)
 
 
 def with_held_out(evaluation: Evaluation, facts: ModelFacts) -> Evaluation:

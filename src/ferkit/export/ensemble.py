@@ -411,11 +411,10 @@ def _join(
         constants.extend(part.graph.initializer)
     outputs = []
     for head in heads:
-        tempered = head.temperature != 1.0
-        mean = f"mean_{head.id}" if tempered else head.id
+        mean = head.id if head.temperature == 1 else f"mean_{head.id}"
         add_up(head.id, mean)
         outputs.append(helper.make_tensor_value_info(head.id, tensor.FLOAT, ["N", len(head.labels)]))
-        if tempered:
+        if head.temperature != 1:
             least = constant(f"least_{head.id}", SMALLEST_PROBABILITY)
             temperature = constant(f"temperature_{head.id}", head.temperature)
             steps: tuple[tuple[str, list[str], str, dict[str, int]], ...] = (
@@ -436,20 +435,11 @@ def _join(
         [helper.make_tensor_value_info(INPUT, tensor.UINT8, ["N", side, side])],
         outputs,
         constants,
-        sparse_initializer=[i for part in parts for i in part.graph.sparse_initializer],
     )
-    domains: dict[str, int] = {"": opset}
-    for entry in (entry for part in parts for entry in part.opset_import):
-        domain = "" if entry.domain == "ai.onnx" else entry.domain
-        if domains.setdefault(domain, entry.version) != entry.version:
-            raise ModelFileError(
-                f"members use versions {domains[domain]} and {entry.version} of the operators {domain!r}; "
-                "export them with one version"
-            )
+    domains = {entry.domain: entry.version for part in parts for entry in part.opset_import}
     model = helper.make_model(
         graph,
         opset_imports=[helper.make_opsetid(domain, version) for domain, version in domains.items()],
-        functions=[function for part in parts for function in part.functions],
         ir_version=max(part.ir_version for part in parts),
         producer_name="ferkit",
         producer_version=__version__,

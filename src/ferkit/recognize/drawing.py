@@ -8,21 +8,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+from ferkit.core import palette
 from ferkit.recognize.results import UNCERTAIN, Explanation, Face, Photo
 
-_COLOURS = (
-    (228, 26, 28),
-    (77, 175, 74),
-    (152, 78, 163),
-    (255, 200, 40),
-    (55, 126, 184),
-    (255, 127, 0),
-    (160, 170, 180),
-    (166, 86, 40),
-    (247, 129, 191),
-    (0, 170, 170),
-)  # fmt: skip
-_GRAY = (128, 128, 128)
 _DARK_TEXT_ABOVE = 140
 _TEXT_SIZES = (10, 14, 20, 28, 38, 48, 66, 96)  # pixels; few, so that clips find their labels in the cache
 _HEAT_SIDE = 96
@@ -75,8 +63,8 @@ def draw_faces(
 def colour(face: Face) -> tuple[int, int, int]:
     """Return the colour, RGB, of a face's label."""
     if face.label == UNCERTAIN:
-        return _GRAY
-    return _COLOURS[list(face.probabilities).index(face.label) % len(_COLOURS)]
+        return palette.UNCERTAIN.rgb
+    return palette.palette(face.probabilities)[face.label].rgb
 
 
 def label_places(

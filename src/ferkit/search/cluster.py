@@ -22,19 +22,12 @@ from ferkit.data import FaceDataset
 from ferkit.search.worker import inspect_node
 
 _ENVIRONMENT = {
-    "RAY_USAGE_STATS_ENABLED": "0",
     # Workers have the priority of the command; Ray's default is 15 below.
     "RAY_worker_niceness": "0",
     # Processes may take longer to start on a busy machine than Ray's defaults of 60 and 100 s.
     "RAY_worker_register_timeout_seconds": "600",
     "RAY_agent_register_timeout_ms": "600000",
     "RAY_gcs_server_port_wait_time_s": "180",
-}
-_WORKER_ENVIRONMENT = {
-    # Without this, a trial that requests no GPU sees all of them.
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
-    "TF_CPP_MIN_LOG_LEVEL": "2",
-    "TF_FORCE_GPU_ALLOW_GROWTH": "true",
 }
 _TEMPORARY, _TEMPORARY_LOCK = "ferkit-ray-", ".ray-lock"
 
@@ -88,15 +81,12 @@ def ray_running(machine: Machine, dataset: FaceDataset, log: Callable[[str], Non
     """
     if importlib.util.find_spec("keras") is None:
         require("keras", "train")  # Only the workers import it.
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
 
-    options: dict[str, Any] = {
-        "runtime_env": {"env_vars": _WORKER_ENVIRONMENT},
-        "log_to_driver": False,
-        "logging_level": "ERROR",
-    }
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     with contextlib.ExitStack() as stack:
         if ray.is_initialized():
             pass

@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 
 from ferkit.core.errors import ModelError, OutputError, SearchError
 from ferkit.core.files import output_errors
-from ferkit.core.runtime import usable_cores
+from ferkit.core.runtime import first_line, usable_cores
 from ferkit.data import FaceDataset
 from ferkit.search.cluster import Machine, check_nodes, count_gpus, count_slots, ray_running
 from ferkit.search.sampling import Cost, CostFilter, NetworkTooLargeError, Profiler, propose
@@ -114,7 +114,8 @@ def search(
             _check_networks(cost_filter)
             trials = _sample_random(cost_filter)
             create_search(folder, space, settings, facts)
-            _Driver(read_search(folder), cost_filter, dataset, machine, callbacks, command).run(trials)
+            new_worker = _worker_factory(dataset, machine, command)
+            _Driver(read_search(folder), cost_filter, machine, callbacks, new_worker).run(trials)
     finally:
         # A search that was refused leaves nothing.
         with contextlib.suppress(OSError):
@@ -173,7 +174,8 @@ def resume(
                 more = _sample_random(cost_filter, len(known))
                 # Not before: a number of trials that the space does not have must not stay.
                 found.save_settings()
-                _Driver(found, cost_filter, dataset, machine, callbacks, command).run(more)
+                new_worker = _worker_factory(dataset, machine, command)
+                _Driver(found, cost_filter, machine, callbacks, new_worker).run(more)
         else:
             found.save_settings()
     return read_search(folder)
@@ -314,6 +316,15 @@ def _profiler(dataset: FaceDataset) -> Profiler:
     return profile
 
 
+def _worker_factory(dataset: FaceDataset, machine: Machine, command: Sequence[str]) -> Callable[[], Any]:
+    """Return a function that starts a worker; the faces are stored in Ray once."""
+    import ray
+
+    faces = ray.put(replace(dataset, images=np.asarray(dataset.images)))
+    actor = ray.remote(TrialWorker).options(num_cpus=machine.cores, num_gpus=machine.gpus)
+    return lambda: actor.remote(faces, machine.cores, machine.gpus, list(command))
+
+
 class _Driver:
     """Places trials on Ray's workers, asks the pruner after every epoch, and records every result.
 
@@ -324,17 +335,12 @@ class _Driver:
         self,
         search: Search,
         cost_filter: CostFilter,
-        dataset: FaceDataset,
         machine: Machine,
         callbacks: Sequence[Callback],
-        command: Sequence[str],
+        new_worker: Callable[[], Any],
     ) -> None:
-        import ray
-
-        self.search, self.cost_filter, self.machine, self.callbacks = search, cost_filter, machine, callbacks
-        faces = ray.put(replace(dataset, images=np.asarray(dataset.images)))
-        actor = ray.remote(TrialWorker).options(num_cpus=machine.cores, num_gpus=machine.gpus)
-        self.new_worker: Callable[[], Any] = lambda: actor.remote(faces, machine.cores, list(command))
+        self.search, self.cost_filter, self.machine = search, cost_filter, machine
+        self.callbacks, self.new_worker = callbacks, new_worker
         # Interrupted and lost trials, which go first.
         self.queue = deque(t for t in search.trials.values() if t.handle is not None)
         self.losses: dict[int, int] = {}
@@ -346,6 +352,7 @@ class _Driver:
         """Add the trials to the study, and train until there is nothing left.
 
         Raises:
+            SearchError: If Ray is lost.
             OutputError: If the journal or a run cannot be written.
             KeyboardInterrupt: After Ctrl-C or SIGTERM.
         """
@@ -363,9 +370,12 @@ class _Driver:
                     if self.interrupted:
                         raise KeyboardInterrupt
                     self._place()
+        except ConnectionError as error:
+            raise SearchError(f"Ray was lost: {first_line(error)}. --resume continues the search") from error
         finally:
             for worker in [*self.idle, *(worker for worker, _ in self.running.values())]:
-                ray.kill(worker)
+                with contextlib.suppress(ConnectionError, ray.exceptions.RayError):
+                    ray.kill(worker)
             for _, trial in self.running.values():
                 # A full disk is reported by the error that ended the search.
                 with contextlib.suppress(OutputError):
@@ -412,11 +422,10 @@ class _Driver:
         return trial
 
     def _receive(self, ref: Any) -> None:
-        """Process a message of a worker."""
+        """Take the message of a worker, or its loss."""
         import ray
 
         worker, trial = self.running[ref]
-        stop = False
         try:
             message: Message = ray.get(ref)
         except ray.exceptions.RayError as error:
@@ -424,6 +433,16 @@ class _Driver:
             ray.kill(worker)
             self._lose(trial, _explain(error))
             return
+        stop = self._process(trial, message)
+        del self.running[ref]
+        if message.kind in ("begin", "epoch"):
+            self.running[worker.proceed.remote(stop)] = worker, trial
+        else:
+            self._mark(trial)
+            self.idle.append(worker)
+
+    def _process(self, trial: Trial, message: Message) -> bool:
+        """Record a message; return whether the pruner stops the trial."""
         if message.kind == "unwritable":
             raise OutputError(
                 f"trial {trial.number} cannot continue: {message.reason}. Once that is solved, --resume "
@@ -441,16 +460,11 @@ class _Driver:
             if message.kind == "finished":
                 self._end(trial, "finished")
             elif trial.handle.should_prune():
-                stop = True
                 self._end(trial, "stopped", f"ASHA, after epoch {len(trial.history)}")
+                return True
         elif message.kind == "failed":
             self._end(trial, "failed", message.reason)
-        del self.running[ref]
-        if message.kind in ("begin", "epoch"):
-            self.running[worker.proceed.remote(stop)] = worker, trial
-        else:
-            self._mark(trial)
-            self.idle.append(worker)
+        return False
 
     def _record(self, trial: Trial, row: Row) -> None:
         """Add an epoch to the trial's history, and to the study if it is new there."""
@@ -515,6 +529,6 @@ def _explain(error: Exception) -> str:
     text = str(error)
     if any(words in text for words in ("OutOfMemory", "memory pressure", "running low on memory")):
         return "out of memory: Ray ended the worker because the machine was almost full"
-    if isinstance(error, ray.exceptions.RayTaskError):
+    if isinstance(error, ray.exceptions.RayTaskError) or "creation task" in text:
         return text.strip().splitlines()[-1][:300]
     return "the worker died (killed, out of memory, or its machine was lost)"

@@ -23,7 +23,7 @@ def _offscreen() -> Iterator[None]:
     plt.switch_backend("agg")
     try:
         with warnings.catch_warnings(), plt.rc_context():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            warnings.simplefilter("ignore")  # Optuna's plots warn of parameters with one value, among others.
             yield
     finally:
         plt.close("all")

@@ -26,21 +26,9 @@ PICTURES = "pictures"
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What :func:`write_report` found.
-
-    Args:
-        search: The search.
-        best: The best finished trial, or None.
-        split: The split of the accuracies; it chose the winner, so its accuracy is optimistic.
-        faces: Faces of that split; 0 if no trial has begun.
-        files: The files that were written, beside the summary.
-        notes: What is missing, and why.
-    """
+    """What :func:`write_report` has written, and what is missing and why."""
 
     search: Search
-    best: Trial | None
-    split: str
-    faces: int
     files: tuple[Path, ...]
     notes: tuple[str, ...]
 
@@ -53,33 +41,29 @@ def write_report(folder: str | Path) -> Report:
         OutputError: If a file cannot be written.
     """
     search = read_search(folder)
-    done, notes = search.finished(), shortfall(search)
-    split, faces = validation_of(search)
-    files = [search.folder / LEADERBOARD]
-    write_table(files[0], leaderboard(search))
+    done, notes, drawn = search.finished(), shortfall(search), search.folder / PICTURES
+    tables = {search.folder / LEADERBOARD: leaderboard(search)}
+    files = []
     if done:
         files.append(search.folder / WINNER)
-        write_text(files[1], dump_recipe(winner_recipe(search)))
-        drawn, what = search.folder / PICTURES, f"accuracy on {split}"
+        write_text(files[0], dump_recipe(winner_recipe(search)))
+        what = f"accuracy on {validation_of(search)[0]}"
+        files += [*pictures.draw_study(search.study, drawn, what), drawn / "accuracy-mmac.png"]
         costs, shares = cost_and_accuracy(search), pictures.importance(search.study)
-        files += pictures.draw_study(search.study, drawn, what)
-        title = f"{search.space.name}, {method_of(search)}"
-        pictures.draw_cost(costs, title, what, drawn / "accuracy-mmac.png")
-        tables: dict[str, list[dict[str, Any]]] = {
-            "best-so-far": best_so_far(search),
-            "accuracy-mmac": costs,
-            "importance": [{"parameter": k, "importance": round(v, 6)} for k, v in shares.items()],
-        }
-        for name, rows in tables.items():
-            if rows:
-                write_table(drawn / f"{name}.csv", rows)
-                files.append(drawn / f"{name}.csv")
-        if not shares:
+        pictures.draw_cost(costs, f"{search.space.name}, {method_of(search)}", what, files[-1])
+        tables[drawn / "best-so-far.csv"] = best_so_far(search)
+        tables[drawn / "accuracy-mmac.csv"] = costs
+        if shares:
+            rows = [{"parameter": name, "importance": round(share, 6)} for name, share in shares.items()]
+            tables[drawn / "importance.csv"] = rows
+        else:
             notes.append("no importance: it needs four finished trials that differ in accuracy")
     else:
         notes.append("no trial finished, so there is no winner and no picture")
+    for path, rows in tables.items():
+        write_table(path, rows)
     write_json(search.folder / SUMMARY, summary(search))
-    return Report(search, done[0] if done else None, split, faces, tuple(files), tuple(notes))
+    return Report(search, (*tables, *files, search.folder / SUMMARY), tuple(notes))
 
 
 def method_of(search: Search) -> str:
@@ -180,13 +164,25 @@ def cost_and_accuracy(search: Search) -> list[dict[str, Any]]:
 
 def summary(search: Search) -> dict[str, Any]:
     """Return counts, times and the winner, for people and for comparisons between searches."""
-    trials = list(search.trials.values())
+    trials, done = list(search.trials.values()), search.finished()
     split, faces = validation_of(search)
-    found = summary_best(search, faces)
     # Beside its training steps, a trial needs start-up, compilation, validation and checkpoints. If it was
     # interrupted, the time it was placed does not include all of its epochs.
     timed = uninterrupted(search)
-    beside = sum(t.placed - t.seconds for t in timed) / len(timed) if timed else None
+    beside = round(sum(t.placed - t.seconds for t in timed) / len(timed), 2) if timed else None
+    best: dict[str, Any] | None = None
+    if done:
+        found = _with_interval(done[0].accuracy, faces)
+        best = {
+            "trial": done[0].number,
+            "accuracy": found["accuracy"],
+            "interval": [found["low"], found["high"]],
+            "protocol": "no test-time augmentation, last epoch, on the split that chose it",
+            "epochs": len(done[0].history),
+            "mmac": round(done[0].mmac, 3),
+            "parameters": done[0].parameters,
+            "values": done[0].values,
+        }
     return {
         "space": search.space.name,
         "method": search.settings.method,
@@ -203,29 +199,11 @@ def summary(search: Search) -> dict[str, Any]:
         },
         "epochs": search.epochs,
         "training_seconds": round(3600 * search.hours, 1),
-        "seconds_beside_training_per_trial": None if beside is None else round(beside, 2),
+        "seconds_beside_training_per_trial": beside,
         "trials_timed": len(timed),
         "split": split,
         "faces": faces,
-        "best": found,
-    }
-
-
-def summary_best(search: Search, faces: int) -> dict[str, Any] | None:
-    """Return the best finished trial for the summary."""
-    if not search.finished():
-        return None
-    best = search.finished()[0]
-    found = _with_interval(best.accuracy, faces)
-    return {
-        "trial": best.number,
-        "accuracy": found["accuracy"],
-        "interval": [found["low"], found["high"]],
-        "protocol": "no test-time augmentation, last epoch, on the split that chose it",
-        "epochs": len(best.history),
-        "mmac": round(best.mmac, 3),
-        "parameters": best.parameters,
-        "values": best.values,
+        "best": best,
     }
 
 

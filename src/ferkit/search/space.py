@@ -69,16 +69,14 @@ class Parameter(BaseModel):
             if given & {"low", "high", "step", "log"}:
                 raise ValueError("both a choice and a range; give one of them")
             if not self.choice or twice:
-                raise ValueError(
-                    f"the choice contains {twice[0]!r} twice" if twice else "the choice is empty"
-                )
+                raise ValueError(f"the choice contains {twice[0]!r} twice" if twice else "empty choice")
         elif not {"low", "high"} <= given:
             raise ValueError("needs choice = [...], or low and high")
         elif not all(map(math.isfinite, (low, high, step or 0))) or not low < high:
             raise ValueError(f"low must lie below high. Received: {low} and {high}")
         elif self.log and (low <= 0 or step is not None):
             raise ValueError("a logarithmic range starts above 0 and has no step")
-        elif step is not None and not 0 < step <= high - low:
+        elif step is not None and not 0 < step <= (high - low) * (1 + 1e-9):
             raise ValueError(f"the step must lie above 0 and fit into {low}..{high}. Received: {step}")
         return self
 
@@ -103,15 +101,8 @@ class Parameter(BaseModel):
             return tuple(self.choice)
         if self.step is None:
             return self.low, self.high
-        steps = math.floor((self.high - self.low) / self.step + 1e-9)
-        return self.low, self._rounded(self.low + steps * self.step)
-
-    def _rounded(self, value: float) -> float:
-        """Round a real number to a few digits, within the range."""
-        if self.integer:
-            return value
-        digits = _DIGITS if self.step is None else 10
-        return min(max(float(f"{value:.{digits}g}"), float(self.low)), float(self.high))
+        last = self.low + math.floor((self.high - self.low) / self.step + 1e-9) * self.step
+        return self.low, last if self.integer else float(f"{last:.10g}")
 
     def holds(self, value: Any) -> bool:
         """Whether ``value`` is one of the parameter's values."""
@@ -119,18 +110,21 @@ class Parameter(BaseModel):
             return any(same(value, choice) for choice in self.choice)
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
-        steps = (value - self.low) / (self.step or 1)
-        return self.low <= value <= self.high and (self.continuous or math.isclose(steps, round(steps)))
+        low, high = self.extremes()
+        steps = (value - low) / (self.step or 1)
+        return low <= value <= high and (self.continuous or math.isclose(steps, round(steps)))
 
     def suggest(self, trial: optuna.Trial) -> Any:
-        """Return the value that Optuna suggests for a trial."""
+        """Return the value that Optuna suggests for a trial; real numbers are rounded to a few digits."""
         if self.choice is not None:
             labels = [_label(value) for value in self.choice]
             return self.choice[labels.index(trial.suggest_categorical(self.name, labels))]
         low, high = self.extremes()
         if self.integer:
             return trial.suggest_int(self.name, low, high, step=int(self.step or 1), log=self.log)
-        return self._rounded(trial.suggest_float(self.name, low, high, step=self.step, log=self.log))
+        value = trial.suggest_float(self.name, low, high, step=self.step, log=self.log)
+        digits = _DIGITS if self.step is None else 10
+        return min(max(float(f"{value:.{digits}g}"), float(low)), float(high))
 
     def value_of(self, stored: Any) -> Any:
         """Return the value for what an Optuna study stores of it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -20,7 +19,7 @@ from ferkit.core.files import output_errors, replacing, write_json
 from ferkit.search.space import Space, Values, parse_space
 from ferkit.training.history import Row
 from ferkit.training.recipe import dump_recipe, parse_recipe
-from ferkit.training.runs import HISTORY, RUN
+from ferkit.training.runs import HISTORY, RUN, read_json
 
 JOURNAL = "journal.log"
 TRIALS = "trials"
@@ -279,7 +278,7 @@ def _read_trial(search: Search, frozen: optuna.trial.FrozenTrial) -> Trial:
     )
     # A run that has ended may be trained further by other commands, which is not part of the search.
     last = trial.reported if frozen.state.is_finished() else trial.epochs
-    trial.history = [r for r in read_history(search.trial_folder(trial.number)) if r["epoch"] <= last]
+    trial.history = [r for r in _read_history(search.trial_folder(trial.number)) if r["epoch"] <= last]
     if frozen.state.is_finished():
         trial.result = frozen.intermediate_values.get(trial.reported)
     elif frozen.state is TrialState.RUNNING:
@@ -291,19 +290,8 @@ def _read_trial(search: Search, frozen: optuna.trial.FrozenTrial) -> Trial:
     return trial
 
 
-def read_history(folder: Path) -> list[Row]:
-    """Return the epochs of a run so far; none if there is no history yet.
-
-    Raises:
-        SearchError: If the history cannot be read.
-    """
-    try:
-        rows: list[Row] = json.loads((folder / HISTORY).read_text("utf-8"))
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError) as error:
-        raise SearchError(f"{folder / HISTORY} cannot be read: {error}") from error
-    return rows
+def _read_history(folder: Path) -> list[Row]:
+    return read_json(folder / HISTORY) if (folder / HISTORY).exists() else []
 
 
 def mark_run(folder: Path, state: str, error: str = "") -> None:
@@ -313,12 +301,9 @@ def mark_run(folder: Path, state: str, error: str = "") -> None:
         OutputError: If it cannot be written.
     """
     path = folder / RUN
-    try:
-        facts = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return  # Killed before it had written anything.
+    facts = read_json(path) if path.exists() else {}
     if facts.get("state") == "running":
-        rows = read_history(folder)
+        rows = _read_history(folder)
         facts.update(state=state, epochs=len(rows), seconds=round(sum(r["seconds"] for r in rows), 1))
         if error:
             facts["error"] = error

@@ -55,11 +55,12 @@ class TrialWorker:
     Args:
         dataset: Faces with the recipe's splits.
         cores: Cores of the worker.
+        gpus: GPUs of the worker.
         command: The command line, for the record.
     """
 
-    def __init__(self, dataset: FaceDataset, cores: int, command: Sequence[str]) -> None:
-        _limit_threads(cores)
+    def __init__(self, dataset: FaceDataset, cores: int, gpus: float, command: Sequence[str]) -> None:
+        limit_resources(cores, gpus)
         self.dataset, self.command = dataset, command
         self.thread = ThreadPoolExecutor(1)
         self.messages: SimpleQueue[Message | Future[Message]] = SimpleQueue()
@@ -148,9 +149,16 @@ def train_trial(
     ).history
 
 
-def _limit_threads(cores: int) -> None:
-    """Let the framework compute with as many threads as the worker has cores."""
+_NO_GPUS = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
+"""Hides the GPUs from the framework; Ray does so only in processes that have a GPU."""
+
+
+def limit_resources(cores: int, gpus: float) -> None:
+    """Let the framework, which is not loaded yet, use the cores and GPUs of this process and no others."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    if not gpus:
+        os.environ.update(_NO_GPUS)
     import keras
 
     if keras.backend.backend() == "tensorflow":
@@ -170,6 +178,7 @@ def count_network(
         classes: Number of classes of each head, by the taxonomy's id.
         size: Side of the faces in pixels.
     """
+    os.environ.update(_NO_GPUS)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from ferkit.models import build_model, count_macs
     from ferkit.training.network import Resized

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import heapq
+import contextlib
+import math
 import os
 import re
 import struct
@@ -16,9 +17,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.core.errors import VideoError
+from ferkit.core.errors import FerkitError, VideoError
 from ferkit.core.extras import require
-from ferkit.core.images import DEFAULT_MAX_PIXELS, is_url
+from ferkit.core.images import DEFAULT_MAX_PIXELS, is_url, load_image
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -37,7 +38,20 @@ _UNSPECIFIED = 2  # FFmpeg's AVCOL_SPC_UNSPECIFIED
 _HDR = {16: "PQ", 18: "HLG"}
 _DEFAULT_RATE = Fraction(25)
 _NUMBER = r"\d+(?:\.\d*)?|\.\d+|\d+/[1-9]\d*|\d+(?:\.\d+)?e[+-]?\d+"  # as floats and fractions print
+_SEEK_BACK = 10  # seconds before the start of the range, if the last keyframe before it is too late
 _RESET = 1  # seconds: a clock that goes back further was set back, and later times are shifted
+_PYAV_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+_PICTURES = ("jpeg_pipe", "png_pipe", "webp_pipe")  # formats that are read with Pillow
 _OPTIONS = {
     "protocol_whitelist": "file",  # playlists may name URLs
     "correct_ts_overflow": "0",  # mistakes a clock that was set back for one that wrapped, 26 hours ahead
@@ -131,8 +145,8 @@ class Clip:
         max_pixels: int = DEFAULT_MAX_PIXELS,
         stop: threading.Event | None = None,
     ) -> None:
-        if every < 1:
-            raise VideoError(f"every is a number of frames from 1 on. Received: {every}")
+        if every < 1 or every % 1:
+            raise VideoError(f"every is a whole number of frames from 1 on. Received: {every}")
         if fps is not None and (every != 1 or not 0 < fps < 1e6):
             raise VideoError(f"fps is above 0, and excludes every. Received: fps {fps}, every {every}")
         self._name = _checked(path)
@@ -150,12 +164,18 @@ class Clip:
         self._broken = 0
         self._sound_end = Fraction(0)  # of the audio packets so far
         self._turn: tuple[int, bytes | None] | None = None
-        with open_input(self._name) as container:
+        with pyav_errors(f"cannot read {self._name}"), open_input(self._name) as container:
             stream = _video_stream(container, self._name)
             length, of_stream = _declared_length(container, stream)
             self._info = _describe(self._name, container, stream, length)
             self._zero = beginning(container)
             self._aspect = stream.sample_aspect_ratio
+            read, *others = [
+                f"#{one.index} ({_codec(one)}, {one.width} x {one.height})"
+                for one in _video_streams(container)
+            ]
+            if others:
+                self._notes.append(f"video stream {read} is read, not {', '.join(others)}")
             begin = _seconds(stream, stream.start_time) if of_stream else None
             delay = Fraction(0) if begin is None else begin - self._zero
             self._declared_end = None if length is None else delay + length
@@ -203,7 +223,12 @@ class Clip:
 
         Raises:
             VideoError: If no frame can be decoded or none lies in the range, unless the clip was stopped.
+            ImageError: If the file is a picture that cannot be decoded.
         """
+        with pyav_errors(f"cannot read {self._name}"):
+            yield from self._frames()
+
+    def _frames(self) -> Iterator[ClipFrame]:
         held: ClipFrame | None = None  # until its duration is known
         size: tuple[int, int] | None = None
         changed = False
@@ -291,7 +316,7 @@ class Clip:
             )
         if backward:
             self._notes.append(
-                f"{backward} frames have a timestamp not after the one before; their times were continued"
+                f"{backward} frames have a timestamp not after the one before; their times are estimated"
             )
         if not self.stopped:
             self._check_end(after)
@@ -310,48 +335,63 @@ class Clip:
 
     def _decoded(self) -> Iterator[VideoFrame]:
         """Yield decoded frames, from the start of the range or a little earlier."""
-        if self._start:
+        places = (self._start, self._start - _SEEK_BACK, None) if self._start else (None,)
+        for place in places:
             found = False
-            for frame in self._decoded_from(self._start):
-                if not found:
-                    stamp = frame.pts
-                    if stamp is None or stamp * (frame.time_base or 0) - self._zero > self._start:
-                        break  # seeking went too far: all is read from the beginning
-                    found = True
+            for frame in self._decoded_from(place):
+                found = True
                 yield frame
-            if found:
+            if found or self.stopped:
                 return
-        yield from self._decoded_from(None)
 
     def _decoded_from(self, place: Fraction | None) -> Iterator[VideoFrame]:
+        """Yield decoded frames from the last keyframe before ``place``, or from the beginning.
+
+        No frame is yielded if seeking fails or leads to a keyframe after the start of the range.
+        """
         import av
 
         with open_input(self._name) as container:
+            if container.format.name in _PICTURES:
+                yield from _pictures(self._name, self._max_pixels)
+                return
             stream = _video_stream(container, self._name)
             stream.thread_type = "AUTO"
             stream.codec_context.options = {"max_pixels": str(self._max_pixels)}
             if place is not None and stream.time_base:
+                if container.format.name == "mpeg":
+                    return  # after seeking in a program stream, times are wrong until the next timestamp
                 try:
                     container.seek(int((place + self._zero) / stream.time_base), stream=stream)
                 except av.FFmpegError:
                     return
-            # AVI has no times of its own: packets have one each, in the order in which they are decoded, and
-            # the frames have the same ones in the order in which they are shown.
-            avi = container.format.name == "avi"
-            stamps: list[int] = []
+            found = place is None
+            last = -1 if place is None else None
             for packet in self._packets(container, stream):
                 if self.stopped:
                     return
                 try:
                     frames = stream.decode(packet)
                 except av.FFmpegError:
-                    self._broken += 1
+                    self._broken += found
                     continue
-                if avi and packet is not None and packet.dts is not None:
-                    heapq.heappush(stamps, packet.dts)
                 for frame in frames:
-                    if stamps:
-                        frame.pts = heapq.heappop(stamps)
+                    if container.format.name == "avi":
+                        # AVI has decoding times only, one per frame: a decoder that reorders frames outputs
+                        # each one with the packet that is so many frames later, and the last ones with none.
+                        if frame.dts is not None:
+                            last = frame.dts - stream.codec_context.reorder_depth
+                        elif last is not None:
+                            last += 1
+                        frame.pts = last
+                    if not found:
+                        # Frames before the first keyframe refer to frames that were not decoded.
+                        time = _seconds(stream, frame.pts)
+                        if time is None or time - self._zero > self._start:
+                            return
+                        if not frame.key_frame:
+                            continue
+                        found = True
                     yield frame
 
     def _packets(
@@ -405,10 +445,33 @@ class Clip:
         if self._turn is None or self._turn[0] != frame.rotation:
             # Only on a change: reading its side data puts PyAV's frame into a reference cycle, so that it
             # stays in memory until the garbage collector runs.
-            matrix = frame.side_data.get("DISPLAYMATRIX")
-            self._turn = frame.rotation, None if matrix is None else bytes(cast(Any, matrix))
+            self._turn = frame.rotation, _display_matrix(frame)
         rgb = np.asarray(picture, np.uint8)
         return rgb if self._turn[1] is None else turned(rgb, self._turn[1])
+
+
+def _pictures(path: str, max_pixels: int) -> Iterator[VideoFrame]:
+    """Yield the frames of a picture, read with Pillow: unlike FFmpeg it decodes animated WebP."""
+    import av
+    from PIL import Image, ImageSequence
+
+    stamp = 0
+    with Image.open(path) as image:
+        for picture in ImageSequence.Iterator(image):
+            frame = av.VideoFrame.from_ndarray(load_image(picture, max_pixels=max_pixels), format="rgb24")
+            frame.time_base, frame.pts = Fraction(1, 1000), stamp
+            frame.duration = round(picture.info.get("duration", 0))
+            stamp += frame.duration
+            yield frame
+
+
+def _display_matrix(frame: VideoFrame) -> bytes | None:
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV does not know a kind of side data, such as EXIF; the angle is still there
+        cos, sin = (round(65536 * part(math.radians(frame.rotation))) for part in (math.cos, math.sin))
+        return struct.pack("=9i", cos, -sin, 0, sin, cos, 0, 0, 0, 1 << 30)
+    return None if matrix is None else bytes(cast(Any, matrix))
 
 
 def turned(rgb: NDArray[np.uint8], matrix: bytes) -> NDArray[np.uint8]:
@@ -429,6 +492,24 @@ def turned(rgb: NDArray[np.uint8], matrix: bytes) -> NDArray[np.uint8]:
     if down < 0:
         rgb = rgb[::-1]
     return np.ascontiguousarray(rgb)
+
+
+@contextlib.contextmanager
+def pyav_errors(action: str, kind: type[FerkitError] = VideoError) -> Iterator[None]:
+    """Turn each exception of PyAV within the block into a one-line error.
+
+    PyAV raises FFmpegError where FFmpeg fails, and errors of Python for values that it does not know.
+
+    Args:
+        action: What failed, such as ``cannot read FILE``.
+        kind: The class of the error.
+    """
+    av: Any = require("av", "video")
+    try:
+        yield
+    except (av.FFmpegError, *_PYAV_ERRORS) as error:
+        reason = getattr(error, "strerror", None) or f"{type(error).__name__} in PyAV: {error}"
+        raise kind(f"{action}: {reason}") from error
 
 
 def open_input(path: str) -> InputContainer:
@@ -471,13 +552,27 @@ def _checked(path: str | os.PathLike[str]) -> str:
     return str(Path(name).absolute())
 
 
-def _video_stream(container: InputContainer, name: str) -> VideoStream:
-    """Return the first video stream that is no cover picture."""
+def _video_streams(container: InputContainer) -> list[VideoStream]:
+    """Return the video streams without cover pictures: the default one first, then by size and bit rate."""
     from av.stream import Disposition
 
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic and stream.codec_context is not None:
-            return stream
+    def rank(stream: VideoStream) -> tuple[bool, int, int]:
+        is_default = bool(stream.disposition & Disposition.default)
+        return is_default, stream.width * stream.height, stream.bit_rate or 0
+
+    streams = [
+        stream
+        for stream in container.streams.video
+        if not stream.disposition & Disposition.attached_pic and stream.codec_context is not None
+    ]
+    return sorted(streams, key=rank, reverse=True)
+
+
+def _video_stream(container: InputContainer, name: str) -> VideoStream:
+    """Return the video stream to read."""
+    streams = _video_streams(container)
+    if streams:
+        return streams[0]
     others = ", ".join(f"{stream.type} ({_codec(stream)})" for stream in container.streams) or "nothing"
     raise VideoError(f"{name} has no video stream; it holds: {others}")
 

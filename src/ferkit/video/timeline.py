@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from ferkit.core.extras import require
 from ferkit.core.files import replacing
+from ferkit.core.palette import palette
 from ferkit.core.taxonomy import Taxonomy
-from ferkit.recognize.drawing import _COLOURS
 from ferkit.recognize.results import UNCERTAIN, ByLabel
 from ferkit.video.recognition import FrameResult
 
@@ -195,7 +195,7 @@ class Timeline:
         rows = tracks[:_MAX_ROWS]
         figure = Figure(figsize=(10, 1.6 + 1.1 * max(1, len(rows))), layout="constrained")
         axes = figure.subplots(max(1, len(rows)), 1, sharex=True, squeeze=False)[:, 0]
-        colours = [_hex(k) for k in range(len(self._taxonomy.labels))]
+        colours = [colour.hex for colour in palette(self._taxonomy.labels).values()]
         origin = self._origin or 0.0
         end = origin
         for axis, summary in zip(axes, rows, strict=False):
@@ -239,7 +239,3 @@ class Timeline:
     def _gap(self, sums: _Sums) -> int:
         """Return how many steps apart two successive frames may be: several at a low frame rate."""
         return 1 + int(np.ceil(2 * sums.seconds / sums.frames / self._step))
-
-
-def _hex(label: int) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*_COLOURS[label % len(_COLOURS)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from collections.abc import Iterator
@@ -14,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.core.errors import OutputError
+from ferkit.core.errors import OutputError, VideoError
 from ferkit.core.extras import require
 from ferkit.recognize.drawing import draw_faces
-from ferkit.video.clip import beginning, open_input
+from ferkit.video.clip import beginning, open_input, pyav_errors
 from ferkit.video.recognition import FrameResult
 
 if TYPE_CHECKING:
@@ -97,7 +98,6 @@ class ClipWriter:
     ) -> None:
         av: Any = require("av", "video")
         self._name = os.fspath(path if name is None else name)
-        self._error = av.FFmpegError
         if Path(path).suffix.lower() not in CONTAINERS:
             raise OutputError(
                 f"a clip is written as {', '.join(CONTAINERS)}. "
@@ -108,18 +108,14 @@ class ClipWriter:
         self._size: tuple[int, int] | None = None
         self._last = -1
         self._durations: dict[int, int] = {}
-        try:
-            # MP4 rounds the start of a stream to this unit, by default a millisecond.
-            unit = (
-                {} if Path(path).suffix.lower() == ".mkv" else {"movie_timescale": str(time_base.denominator)}
-            )
+        # MP4 rounds the start of a stream to this unit, by default a millisecond.
+        unit = {} if Path(path).suffix.lower() == ".mkv" else {"movie_timescale": str(time_base.denominator)}
+        with self._errors():
             self._container: OutputContainer = av.open(str(Path(path).absolute()), "w", options=unit)
-        except av.FFmpegError as error:
-            raise OutputError(f"cannot write {self._name}: {error.strerror}") from error
-        encoder = next(name for name in _ENCODERS if name in av.codecs_available)
-        stream: VideoStream = self._container.add_stream(encoder, rate=30, options=_ENCODERS[encoder])
-        self._stream = stream
-        self._sound = None if source is None else _Sound(source, self._container, start)
+            encoder = next(name for name in _ENCODERS if name in av.codecs_available)
+            stream: VideoStream = self._container.add_stream(encoder, rate=30, options=_ENCODERS[encoder])
+            self._stream = stream
+            self._sound = None if source is None else _Sound(source, self._container, start)
 
     def __enter__(self) -> Self:
         """Return the writer."""
@@ -130,14 +126,18 @@ class ClipWriter:
     ) -> None:
         """Complete the file."""
         try:
-            if self._size is not None:
-                self._mux(self._stream.encode(None))
-                if self._sound is not None:
-                    self._sound.close()
-            self._container.close()
-        except self._error as failure:
+            with self._errors():
+                if self._size is not None:
+                    self._mux(self._stream.encode(None))
+                    if self._sound is not None:
+                        self._sound.close()
+                self._container.close()
+        except OutputError:
             if error is None:
-                raise OutputError(f"cannot write {self._name}: {failure.strerror}") from failure
+                raise
+
+    def _errors(self) -> contextlib.AbstractContextManager[None]:
+        return pyav_errors(f"cannot write {self._name}", OutputError)
 
     def write(self, rgb: NDArray[np.uint8], time: Fraction, duration: Fraction) -> None:
         """Write a picture, and the audio until its end.
@@ -150,19 +150,17 @@ class ClipWriter:
         Raises:
             OutputError: If the file cannot be written, or the container does not accept the data.
         """
-        if self._size is None:
-            self._begin(rgb)
         stamp = max(self._last + 1, round((time - self._start) / self._time_base))
         self._last = stamp
         self._durations[stamp] = max(1, round(duration / self._time_base))
-        frame = self._frame(rgb)
-        frame.pts, frame.time_base = stamp, self._time_base
-        try:
+        with self._errors():
+            if self._size is None:
+                self._begin(rgb)
+            frame = self._frame(rgb)
+            frame.pts, frame.time_base = stamp, self._time_base
             self._mux(self._stream.encode(frame))
             if self._sound is not None:
                 self._sound.write_until(time + duration)
-        except self._error as error:
-            raise OutputError(f"cannot write {self._name}: {error.strerror}") from error
 
     def finish_sound(self) -> None:
         """Write the rest of the audio after the last picture.
@@ -170,11 +168,9 @@ class ClipWriter:
         Raises:
             OutputError: See :meth:`write`.
         """
-        try:
+        with self._errors():
             if self._sound is not None:
                 self._sound.write_until(None)
-        except self._error as error:
-            raise OutputError(f"cannot write {self._name}: {error.strerror}") from error
 
     def _begin(self, rgb: NDArray[np.uint8]) -> None:
         height, width = rgb.shape[:2]
@@ -304,8 +300,9 @@ class _Sound:
 
     def _next(self) -> Packet[Any] | None:
         try:
-            return next(self._packets, None)
-        except self._failures:
+            with pyav_errors("cannot read the audio"):
+                return next(self._packets, None)
+        except VideoError:
             return None  # the audio ends where the source is damaged; the clip's notes say so
 
     def _begins(self, packet: Packet[Any]) -> Fraction | None:
