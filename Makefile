@@ -1,5 +1,5 @@
-# Needs make and Python 3.11, 3.12 or 3.13, nothing else: everything is installed into .venv, at the versions of
-# constraints.txt. `make help` lists the targets; PYTHON=/path/to/python3.12 chooses the interpreter.
+# Needs only make and Python 3.11, 3.12 or 3.13: everything is installed into .venv, at the versions of constraints.txt.
+# `make help` lists the targets; PYTHON=/path/to/python3.12 selects the interpreter.
 
 SHELL := /bin/sh
 VENV := .venv
@@ -8,49 +8,61 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install --quiet --constraint
 BASE := $(VENV)/base.stamp
 DEV := $(VENV)/dev.stamp
 USABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
-LOOK_AT = skimage/data/astronaut.png
-
-.DEFAULT_GOAL := help
+DEMO_PHOTO := skimage/data/astronaut.png
+WORKERS := 2
 OUT := bench-out
 PEER := bench-out/peer-venv
 PHOTOS :=
 CLIPS :=
 MINUTES := 5
+PROGRAMS := chromium redis-server
 
-.PHONY: help demo test bench peer lint clean
+.DEFAULT_GOAL := help
+
+.PHONY: help demo test system bench peer lint clean
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
 
-demo: $(BASE) ## Read the expressions in a real photo with the embedded model (base install only).
-	@photo=$$($(PY) -c "import importlib.metadata as m; print(m.distribution('scikit-image').locate_file('$(LOOK_AT)'))") \
-	&& $(PY) -m ferkit predict "$$photo" --annotate demo-out \
-	&& echo "The photo, annotated, lies in demo-out/:" && ls demo-out
+demo: $(BASE) ## Predict the expression in a real photo with the default model (base install only).
+	@photo=$$($(PY) -c "import importlib.metadata as m; print(m.distribution('scikit-image').locate_file('$(DEMO_PHOTO)'))") \
+	&& $(PY) -m ferkit predict "$$photo" --annotate demo-out
 
-test: $(DEV) ## Run every test, with coverage and the rules of the house.
-	$(PY) -m pytest --cov --cov-report=term
+# Each worker gets half of the tests in order, so that fixtures of a module are mostly made once; a worker that is done
+# takes tests from the other. WORKERS=0 runs all in one process.
+test: $(DEV) system ## Run every test, with coverage; the last lines say what was skipped.
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal --cov --cov-report=term
+
+# The page is tested in Chromium, the queue of several machines with Redis.
+system:
+	@for program in $(PROGRAMS); do \
+		command -v $$program >/dev/null && continue; \
+		echo "Installing $$program for the tests ..."; \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$program; } \
+			>/dev/null 2>&1 || echo "NOT INSTALLED: $$program; the tests that need it are skipped" >&2; \
+	done
 
 # OUT=results/bench PHOTOS='--photo a.jpg' CLIPS='a.mp4 b.mov --data fer2013.csv.gz' MINUTES=60 measures more.
-bench: $(BASE) ## Measure start-up, memory, speed, video and fer beside it; writes bench-out/.
+bench: $(BASE) ## Measure start-up, memory, speed, video, and the package fer; writes bench-out/.
 	$(PY) benchmarks/bench.py --out $(OUT) $(PHOTOS)
 	$(PY) benchmarks/peer.py --out $(OUT) --peer-venv $(PEER) $(PHOTOS)
 	$(PY) benchmarks/video.py --out $(OUT) --minutes $(MINUTES) $(CLIPS)
 
-peer: $(BASE) ## Install the package fer for make bench, into an environment of its own (5 GiB).
+peer: $(BASE) ## Install the package fer for make bench into its own environment (5 GiB).
 	$(PY) benchmarks/peer.py --make-venv --peer-venv $(PEER)
 
-lint: $(DEV) ## Check style, types and the layers.
+lint: $(DEV) ## Check style, format, types and import contracts.
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports
 
-clean: ## Remove what builds, tests, demo and bench wrote; .venv and runs/ stay.
+clean: ## Remove the output of builds, tests, demo and bench; .venv and runs/ stay.
 	rm -rf build dist demo-out bench-out fuzz-out htmlcov .coverage .coverage.* \
 		.pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-# A dangling link (an interpreter that was removed) counts as absent, so the environment is made anew.
+# A dangling link (an interpreter that was removed) counts as absent, so the environment is created again.
 $(PY):
 	@python= ; \
 	for candidate in $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python); do \
@@ -64,7 +76,7 @@ $(PY):
 	echo "Making $(VENV) with $$($$python --version) ..."; \
 	$$python -m venv --clear $(VENV)
 
-# The build backend is installed first, at its pinned version, and used as it is: a build in isolation would not be pinned.
+# The build backend is installed first, at its pinned version: a build in isolation would not be pinned.
 $(BASE): pyproject.toml constraints.txt | $(PY)
 	@echo "Installing ferkit's base ..."
 	@$(PIP) hatchling editables
@@ -73,6 +85,6 @@ $(BASE): pyproject.toml constraints.txt | $(PY)
 	@touch $@
 
 $(DEV): $(BASE)
-	@echo "Installing every extra and the tools of development (TensorFlow among them: this takes minutes) ..."
+	@echo "Installing every extra and the development tools, TensorFlow among them (takes minutes) ..."
 	@$(PIP) --no-build-isolation --editable '.[dev]'
 	@touch $@

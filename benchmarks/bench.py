@@ -1,8 +1,8 @@
-"""Measures what a user waits for: start-up, the first photo, a large one, memory, faces per second, stages.
+"""Measures start-up, the first photo, a large photo, memory, faces per second, and the stages of a photo.
 
-What is compared is measured side by side, in turns, so that a busy machine slows all of it alike; the
-ratios are what to compare between machines. Needs the base install only; what it cannot measure, it says.
-``video.py`` and ``peer.py`` add their tables to the same report.
+Measurements that are compared alternate, so that other load affects all of them; compare the ratios between
+machines. Needs the base install only; the report names what could not be measured. ``video.py`` and
+``peer.py`` add their tables to the same report.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ BATCHES = (1, 8, 64)
 CORES = (1, 2)
 MATRIX = 1024  # rows and columns
 LARGE_SIDE = 4900  # pixels: 24 million together
-CLOCK_HELP = "of rates: `processor` says something on a busy machine, too, but of one core only"
-SECONDS = 0.4  # of one measurement of a rate, at least
-READING = ("decode", "detect", "crop", "classify")  # what a photo takes from its file to the result
+CLOCK_HELP = "clock for rates: `processor` is usable on a busy machine, but measures one core only"
+SECONDS = 0.4  # least duration of one measurement of a rate
+READING = ("decode", "detect", "crop", "classify")  # the stages from the file to the result
 
 
 def bench_start(rounds: int) -> Part:
-    """Seconds from the shell to the prompt, against Python alone."""
+    """Measure the seconds of short commands, relative to Python alone."""
     medians = in_turns({name: _timer(line) for name, line in STARTS.items()}, rounds)
     rows = {name: {"seconds": value, "x Python": value / medians[FLOOR]} for name, value in medians.items()}
     return {"rows": rows}
 
 
 def bench_predict(rounds: int) -> Part:
-    """Seconds and peak memory of ``ferkit predict`` on one photo, against importing its libraries alone."""
+    """Measure seconds and peak memory of ``ferkit predict``, relative to importing its libraries."""
     photo = str(astronaut())
     lines = {LIBRARIES_ALONE: ("-c", LIBRARIES_ALONE), "ferkit predict": ("-m", "ferkit", "predict", photo)}
     rows = _processes(lines, rounds)
@@ -55,7 +55,7 @@ def bench_predict(rounds: int) -> Part:
 
 
 def bench_large_photo(rounds: int) -> Part:
-    """Seconds and peak memory of ``ferkit predict`` on 24 megapixels, by the faces searched for."""
+    """Measure seconds and peak memory of ``ferkit predict`` on 24 megapixels, by ``--min-face``."""
     with tempfile.TemporaryDirectory() as folder:
         photo = write_large_photo(Path(folder) / "large.jpg")
         predict = ("-m", "ferkit", "predict", str(photo))
@@ -66,7 +66,7 @@ def bench_large_photo(rounds: int) -> Part:
 
 
 def write_large_photo(path: Path) -> Path:
-    """Write the astronaut, enlarged to :data:`LARGE_SIDE`."""
+    """Write the astronaut, enlarged to :data:`LARGE_SIDE`, and return the path."""
     from PIL import Image
 
     with Image.open(astronaut()) as photo:
@@ -75,18 +75,18 @@ def write_large_photo(path: Path) -> Path:
 
 
 def bench_classifier(rounds: int, clock: str) -> Part:
-    """Faces per second of the embedded model by batch size and cores, as a share of the matrix rate."""
+    """Measure faces per second of the default model, and its share of the matrix rate, by batch and cores."""
     with workers("worker.py", usable(CORES, clock), clock=clock) as by_cores:
-        model = by_cores[1].ask("hello")
+        model = by_cores[1].call("describe")
         jobs: dict[str, Callable[[], float]] = {}
         for cores, worker in by_cores.items():
             for library in model["matrices"]:
                 name = f"matrices, {library}, {cores} core(s)"
-                jobs[name] = _asking(worker, "gmac_per_s", "matmul", library=library, size=MATRIX)
+                jobs[name] = _measurement(worker, "gmac_per_s", "matmul", library=library, size=MATRIX)
             for batch in BATCHES:
                 name = f"batch {batch}, {cores} core(s)"
-                jobs[name] = _asking(worker, "faces_per_s", "classify", batch=batch)
-        rates = in_turns(jobs, rounds, warm=False)  # each job warms itself up
+                jobs[name] = _measurement(worker, "faces_per_s", "classify", batch=batch)
+        rates = in_turns(jobs, rounds, warm=False)  # each job has its own warm-up
     rows: dict[str, dict[str, Any]] = {}
     for cores in by_cores:
         matrices = {library: rates[f"matrices, {library}, {cores} core(s)"] for library in model["matrices"]}
@@ -103,53 +103,53 @@ def bench_classifier(rounds: int, clock: str) -> Part:
             }
     note = (
         f"{model['model']}: {model['architecture']}, {model['mmac']:.1f} MMAC a face. The matrix rate is "
-        f"that of float32 products of {MATRIX} x {MATRIX}, the faster of the libraries. Aim: half of it."
+        f"the rate of float32 products of {MATRIX} x {MATRIX} in the faster library. Aim: half of it."
     )
     return {"note": note, "rows": rows}
 
 
 def bench_photo(photos: Sequence[Path], rounds: int, clock: str) -> Part:
-    """Where the time of a photo goes, everything loaded before."""
+    """Measure the stages of a photo after everything is loaded."""
     rows: dict[str, dict[str, Any]] = {}
     with workers("worker.py", usable(CORES, clock), clock=clock) as by_cores:
         for path in photos:
             for cores, worker in by_cores.items():
-                answer = worker.ask("stages", path=str(path), seconds=rounds * SECONDS, least=rounds)
-                spent = answer["stages"]
+                result = worker.call("stages", path=str(path), seconds=rounds * SECONDS, least=rounds)
+                spent = result["stages"]
                 rows[f"{path.name}, {cores} core(s)"] = {
-                    "faces": answer["faces"],
-                    "file to result, ms": 1000 * answer["whole"],
+                    "faces": result["faces"],
+                    "file to result, ms": 1000 * result["whole"],
                     f"sum of {len(READING)} stages, ms": 1000 * sum(spent[name] for name in READING),
                     **{f"{name}, ms": 1000 * value for name, value in spent.items()},
                 }
     note = (
-        f"Medians of {rounds} turns or more, in which the whole and each stage follow each other, after one "
-        f"that does not count. The sum is that of {', '.join(READING[:-1])} and {READING[-1]}, and what the "
-        "whole ought to take; crop is with judging quality. Draw and encode only with --annotate."
+        f"Medians of at least {rounds} rounds after a warm-up; each round runs the whole and every stage. "
+        f"The sum of {', '.join(READING[:-1])} and {READING[-1]} should equal the whole. Crop includes the "
+        "quality measures. Draw and encode are needed for --annotate only."
     )
     return {"note": note, "rows": rows}
 
 
 def usable(cores: Sequence[int], clock: str = "wall") -> list[int]:
-    """Return those numbers of cores that this machine has; the processor's clock speaks of one only."""
+    """Return the numbers of cores that this machine has; only 1 for the processor clock."""
     limit = 1 if clock == "processor" else describe_machine()["usable_cores"]
     return [n for n in cores if n <= limit]
 
 
 def astronaut() -> Path:
-    """Return the photo that a dependency brings."""
+    """Return the path of scikit-image's astronaut."""
     from importlib.metadata import distribution
 
     return Path(str(distribution("scikit-image").locate_file("skimage/data/astronaut.png")))
 
 
 def main() -> None:
-    """Measure as the command line says, and write ``bench.json`` and the report."""
+    """Read the command line, measure, and write ``bench.json`` and the report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("bench-out"), help="folder for the results")
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each measurement (default: 9)")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds of each measurement (default: 9)")
     parser.add_argument(
-        "--photo", type=Path, action="append", default=[], help="beside scikit-image's astronaut"
+        "--photo", type=Path, action="append", default=[], help="photo beside the astronaut; repeatable"
     )
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help=CLOCK_HELP)
     arguments = parser.parse_args()
@@ -158,7 +158,7 @@ def main() -> None:
         "Start-up": bench_start,
         "One photo, cold": bench_predict,
         "A photo of 24 megapixels, cold": bench_large_photo,
-        "The embedded model": lambda rounds: bench_classifier(rounds, arguments.clock),
+        "The default model": lambda rounds: bench_classifier(rounds, arguments.clock),
         "Where the time of a photo goes": lambda rounds: bench_photo(photos, rounds, arguments.clock),
     }
     report: dict[str, Any] = {"machine": describe_machine(), "rounds": arguments.rounds, "parts": {}}
@@ -172,7 +172,7 @@ def main() -> None:
 
 
 def _processes(lines: Mapping[str, Sequence[str]], rounds: int) -> dict[str, dict[str, float]]:
-    """Return what Python takes for each line: seconds, in turns, and of one more run the rest."""
+    """Return, per command line, the median seconds and the processor time and memory of one more run."""
     medians = in_turns({name: _timer(line) for name, line in lines.items()}, rounds)
     rows: dict[str, dict[str, float]] = {}
     for name, seconds in medians.items():
@@ -185,8 +185,8 @@ def _timer(line: Sequence[str]) -> Callable[[], float]:
     return lambda: measure_process(line)[0]
 
 
-def _asking(worker: Worker, key: str, do: str, **job: Any) -> Callable[[], float]:
-    return lambda: float(worker.ask(do, seconds=SECONDS, **job)[key])
+def _measurement(worker: Worker, key: str, job: str, **arguments: Any) -> Callable[[], float]:
+    return lambda: float(worker.call(job, seconds=SECONDS, **arguments)[key])
 
 
 if __name__ == "__main__":

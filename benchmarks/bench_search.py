@@ -1,7 +1,7 @@
-"""Measures what a search costs beside training: start, time between trials, end, and memory.
+"""Measures the overhead of a search: start, time between trials, end, and memory.
 
-Tiny networks on cartoon faces, so that hardly anything but the engine is left to measure. Linux only: memory
-is the proportional set size of every process that the search started, read from /proc twice a second.
+The networks are tiny and the faces drawn, so that training costs little. Linux only: memory is the
+proportional set size of every process that the search started, read from /proc twice a second.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from ferkit.data import load_dataset
-from ferkit.search.engine import Machine, search
-from ferkit.search.records import JOURNAL, Settings, read_events
+from ferkit.data import load_data
+from ferkit.search.cluster import Machine
+from ferkit.search.driver import Callback, search
 from ferkit.search.report import summary
 from ferkit.search.space import parse_space
+from ferkit.search.study import Settings, Trial
 
 SPACE = """
 name = "tiny"
@@ -58,18 +59,18 @@ def children_of(root: int) -> dict[int, str]:
 
 
 def kind_of(command: str) -> str:
-    """Return what a process is in the search."""
+    """Return the role of a process."""
     if command == "driver":
         return command
-    if "ImplicitFunc" in command or "run_trial" in command:
-        return "a trial's worker"
-    if "Surveyor" in command:
-        return "counting networks"
-    return "Ray itself"
+    if "TrialWorker" in command:
+        return "workers"
+    if "count_network" in command:
+        return "profiler"
+    return "Ray"
 
 
 class Memory(threading.Thread):
-    """Watches the largest total of each kind of process, in MiB, and its number of processes then."""
+    """Records the peak of each role in MiB, with its number of processes at that time."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -77,7 +78,7 @@ class Memory(threading.Thread):
         self.done = threading.Event()
 
     def run(self) -> None:
-        """Watch until told to stop."""
+        """Measure until ``done`` is set."""
         while not self.done.wait(0.5):
             total: dict[str, float] = defaultdict(float)
             count: dict[str, int] = defaultdict(int)
@@ -94,10 +95,29 @@ class Memory(threading.Thread):
                     self.peak[kind] = (size, count[kind])
 
 
+class Times(Callback):
+    """Records when trials begin and end, by the process of their worker."""
+
+    def __init__(self) -> None:
+        self.events: dict[int, list[tuple[str, float]]] = defaultdict(list)
+
+    def on_trial_begin(self, trial: Trial) -> None:
+        """Record the time."""
+        self.events[trial.pid].append(("begin", time.time()))
+
+    def on_trial_end(self, trial: Trial) -> None:
+        """Record the time."""
+        self.events[trial.pid].append(("end", time.time()))
+
+    def of(self, event: str) -> list[float]:
+        """Return the times of an event."""
+        return [at for events in self.events.values() for name, at in events if name == event]
+
+
 def measure(trials: int, parallel: int) -> dict[str, Any]:
-    """Run a search and return what it cost."""
-    data = load_dataset("cartoon:700:1", cache=False)
-    memory = Memory()
+    """Run a search and return its overhead."""
+    data = load_data("cartoon:700:1", cache=False)
+    memory, times = Memory(), Times()
     memory.start()
     with tempfile.TemporaryDirectory() as folder:
         began = time.time()
@@ -107,32 +127,25 @@ def measure(trials: int, parallel: int) -> dict[str, Any]:
             Path(folder) / "s",
             Settings(trials=trials),
             machine=Machine(parallel=parallel),
+            callbacks=[times],
         )
         ended = time.time()
-        events = list(read_events(Path(folder) / "s" / JOURNAL))
         facts = summary(found)
     memory.done.set()
     memory.join()
-    first = min(e["time"] for e in events if e["event"] == "started")
-    last = max(e["time"] for e in events if e["event"] == "finished")
-    by_worker: dict[int, list[tuple[float, str]]] = defaultdict(list)
-    worker = {e["trial"]: e["pid"] for e in events if e["event"] == "started"}
-    for e in events:
-        if e["event"] in ("started", "finished"):
-            by_worker[worker[e["trial"]]].append((e["time"], e["event"]))
     gaps = [
         after - before
-        for steps in by_worker.values()
-        for (before, one), (after, other) in itertools.pairwise(steps)
-        if (one, other) == ("finished", "started")
+        for events in times.events.values()
+        for (one, before), (other, after) in itertools.pairwise(events)
+        if (one, other) == ("end", "begin")
     ]
     return {
         "trials": trials,
         "parallel": parallel,
-        "seconds_until_the_first_trial_trains": round(first - began, 1),
+        "seconds_until_the_first_trial_trains": round(min(times.of("begin")) - began, 1),
         "seconds_between_two_trials_of_a_worker": round(statistics.median(gaps), 2) if gaps else None,
         "seconds_beside_training_per_trial": facts["seconds_beside_training_per_trial"],
-        "seconds_from_the_last_trial_to_the_end": round(ended - last, 1),
+        "seconds_from_the_last_trial_to_the_end": round(ended - max(times.of("end")), 1),
         "memory_mib": {
             kind: {"at_most": round(size), "processes": count}
             for kind, (size, count) in sorted(memory.peak.items())

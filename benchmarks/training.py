@@ -36,13 +36,13 @@ def main() -> None:
     load_keras()
     from ferkit.augment import AugmentConfig
     from ferkit.core.runtime import usable_cores
-    from ferkit.data import load_dataset
+    from ferkit.data import load_data
     from ferkit.models import convolution
     from ferkit.training.recipe import load_recipe
     from ferkit.training.trainer import processor_name
 
     recipe = load_recipe(args.recipe)
-    dataset = load_dataset(args.data, votes=args.votes)
+    dataset = load_data(args.data, votes=args.votes)
     plain = recipe.model_copy(update={"augment": AugmentConfig()})
     whole, plain_session = _session(recipe, dataset), _session(plain, dataset)
     ready = whole.faces[0][0]

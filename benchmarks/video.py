@@ -203,9 +203,9 @@ def cost_in_accuracy(folder: Path, data: Path | None) -> Part:
     """What searching less often costs in accuracy: labelled faces of PublicTest that turn, drift and grow."""
     if data is None:
         return {"skipped": "name FER2013 with --data"}
-    from ferkit.data import load_dataset
+    from ferkit.data import load_data
 
-    dataset = load_dataset(data, drop_flat=True).of_split("PublicTest")
+    dataset = load_data(data, drop_flat=True).of_split("PublicTest")
     dataset = dataset.select(np.random.default_rng(0).permutation(len(dataset))[:PEOPLE])
     clip = folder / "labelled.mp4"
     with ClipWriter(clip, time_base=Fraction(1, RATE)) as writer:
@@ -478,7 +478,7 @@ def main() -> None:
             print(f"measuring: {title}", file=sys.stderr, flush=True)
             found[title] = measure()
             report["parts"] = {title: found[title] for title in titles if title in found}
-            write_report(arguments.out, "video", report, sys.argv[1:], said=False)
+            write_report(arguments.out, "video", report, sys.argv[1:], print_tables=False)
     write_report(arguments.out, "video", report, sys.argv[1:])
 
 

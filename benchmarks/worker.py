@@ -1,4 +1,4 @@
-"""Measures ferkit and the machine's float32 matrix rate, in a process of its own on as many cores as told."""
+"""Measures ferkit and the float32 matrix rate in a separate process on a given number of cores."""
 
 from __future__ import annotations
 
@@ -25,23 +25,24 @@ def _recognizer() -> Any:
     return Recognizer(threads=CORES)
 
 
-def hello() -> dict[str, Any]:
-    """Say which network it is, and which libraries can multiply matrices (one needs the package onnx)."""
+def describe() -> dict[str, Any]:
+    """Return the default model's name and cost, and the libraries whose matrix rate can be measured."""
     info = _classifier().info
     libraries = ["numpy", *(["onnxruntime"] if find_spec("onnx") else [])]
     return {"model": info.name, "architecture": info.architecture, "mmac": info.mmac, "matrices": libraries}
 
 
 def classify(batch: int, seconds: float) -> dict[str, Any]:
-    """Return faces a second of the network: crops in, probabilities of one label set out."""
+    """Return faces per second of the network, from crops to the probabilities of one taxonomy."""
     import numpy as np
 
     classifier = _classifier()
     size = classifier.info.input_size
     faces = np.random.default_rng(0).integers(0, 256, (batch, size, size), dtype=np.uint8)
-    wanted = [classifier.info.default_taxonomy]
-    classifier.predict(faces, taxonomies=wanted)
-    return {"faces_per_s": batch / per_call(lambda: classifier.predict(faces, taxonomies=wanted), seconds)}
+    taxonomies = [classifier.info.default_taxonomy]
+    classifier.predict(faces, taxonomies=taxonomies)
+    spent = per_call(lambda: classifier.predict(faces, taxonomies=taxonomies), seconds)
+    return {"faces_per_s": batch / spent}
 
 
 def photo(path: str, seconds: float) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def photo(path: str, seconds: float) -> dict[str, Any]:
 
 
 def stages(path: str, seconds: float, least: int) -> dict[str, Any]:
-    """Return the seconds of reading a photo, of each stage of that, and of drawing and writing its copy."""
+    """Return the seconds from a photo to its result, of each stage, and of drawing and writing a copy."""
     import tempfile
     from pathlib import Path
 
@@ -61,7 +62,7 @@ def stages(path: str, seconds: float, least: int) -> dict[str, Any]:
     from ferkit.recognize.drawing import draw
     from ferkit.recognize.quality import measure_quality
 
-    # The recognizer's own detector: another one would hold memory and threads of its own beside it.
+    # Measure the recognizer's own detector: a second one would compete for memory and threads.
     recognizer = _recognizer()
     rgb, result = load_image(path), recognizer.predict(path)
     crops = recognizer.crops(path)
@@ -94,7 +95,7 @@ def stages(path: str, seconds: float, least: int) -> dict[str, Any]:
 
 
 def matmul(library: str, size: int, seconds: float) -> dict[str, Any]:
-    """Return the rate of float32 matrix products of NumPy or ONNX Runtime, in 1e9 products a second."""
+    """Return the rate of float32 matrix products of NumPy or ONNX Runtime in GMAC per second."""
     import numpy as np
 
     a, b = np.random.default_rng(0).random((2, size, size), np.float32)
@@ -109,9 +110,11 @@ def matmul(library: str, size: int, seconds: float) -> dict[str, Any]:
 
 @cache
 def _matrix_session(size: int) -> Any:
-    import onnxruntime
     from onnx import TensorProto, helper
 
+    from ferkit.core.runtime import load_onnxruntime
+
+    onnxruntime = load_onnxruntime()
     a, b, c = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [size, size]) for name in "abc")
     graph = helper.make_graph([helper.make_node("MatMul", ["a", "b"], ["c"])], "product", [a, b], [c])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -123,4 +126,4 @@ def _matrix_session(size: int) -> Any:
 
 
 if __name__ == "__main__":
-    serve({"hello": hello, "classify": classify, "photo": photo, "stages": stages, "matmul": matmul})
+    serve({"describe": describe, "classify": classify, "photo": photo, "stages": stages, "matmul": matmul})

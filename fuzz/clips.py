@@ -1,15 +1,17 @@
-"""Fuzzing of what reads clips: mutated files must be read or refused, in bounded time and memory.
+"""Fuzzing of clips: mutated files are read or refused, in bounded time and memory.
 
     python fuzz/clips.py --cases 1000
 
-A third of the cases is read as a range; a third through the whole pipeline; a third with every output, the
-sound as well. What counts as a finding, where findings go, and what `--json` writes is as in ``photos.py``.
+A third of the cases reads a range, a third runs the whole pipeline, and a third writes all outputs with the
+audio. Any exception except a FerkitError is a finding, and so is an OutputError. Findings and `--json` are as
+in ``photos.py``.
 """
 
 from __future__ import annotations
 
 import argparse
 import faulthandler
+import io
 import random
 import sys
 import tempfile
@@ -22,6 +24,7 @@ from typing import Any
 import av
 import numpy as np
 from photos import Results, run_cases
+from PIL import Image
 
 from ferkit import Recognizer
 from ferkit.core.errors import FerkitError, ImageError, OutputError
@@ -31,57 +34,78 @@ from ferkit.video.process import VideoOutputs, process_video
 KINDS: tuple[tuple[str, str, str, dict[str, Any]], ...] = (
     ("mp4", "libx264", "aac", {}),
     ("mp4", "libx264", "", {"rotation": 90}),
+    ("mp4", "libx264", "", {"streams": 2}),
     ("mov", "mjpeg", "pcm_s16le", {"pixels": "yuvj420p"}),
     ("matroska", "libx264", "pcm_s16le", {}),
     ("webm", "libvpx", "libopus", {}),
-    ("avi", "mpeg4", "mp3", {}),
+    ("avi", "mpeg4", "mp3", {"bf": "2"}),
     ("mpegts", "libx264", "aac", {}),
-    ("mpeg", "mpeg2video", "mp2", {}),
+    ("mpeg", "mpeg2video", "mp2", {"bf": "2"}),
     ("flv", "flv", "", {}),
     ("gif", "gif", "", {"pixels": "rgb8"}),
 )
+"""Container, video codec, audio codec (empty: none), and options."""
+
+PICTURES = ("JPEG", "PNG", "WEBP")
+"""Photos with EXIF, and animations where the format has them."""
 
 
 def encodings(folder: Path) -> Iterator[bytes]:
-    """Yield half a second of noise with sound in every container and codec of :data:`KINDS`."""
+    """Yield half a second of noise with audio in each of :data:`KINDS`, and each of :data:`PICTURES`."""
     rng = np.random.default_rng(0)
     pictures = [rng.integers(0, 256, (48, 80, 3), np.uint8) for _ in range(12)]
     for container, codec, sound, options in KINDS:
         path = folder / "seed"
         with av.open(str(path), "w", format=container) as target:
-            stream: Any = target.add_stream(codec, rate=25)
-            stream.height, stream.width = pictures[0].shape[:2]
-            stream.pix_fmt = options.get("pixels", "yuv420p")
-            if "rotation" in options:
-                stream.set_display_rotation(options["rotation"])
+            coding = {"bf": options["bf"]} if "bf" in options else {}
+            streams: list[Any] = []
+            for _ in range(options.get("streams", 1)):
+                stream: Any = target.add_stream(codec, rate=25, options=coding)
+                stream.height, stream.width = pictures[0].shape[:2]
+                stream.pix_fmt = options.get("pixels", "yuv420p")
+                if "rotation" in options:
+                    stream.set_display_rotation(options["rotation"])
+                streams.append(stream)
             audio: Any = target.add_stream(sound, rate=48_000) if sound else None
             if audio is not None:
                 audio.codec_context.layout = "mono"
             for k, picture in enumerate(pictures):
-                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-                frame.pts, frame.time_base = k, Fraction(1, 25)
-                target.mux(stream.encode(frame))
+                for stream in streams:
+                    frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                    frame.pts, frame.time_base = k, Fraction(1, 25)
+                    target.mux(stream.encode(frame))
                 if audio is not None:
-                    heard = av.AudioFrame.from_ndarray(
-                        rng.integers(-9000, 9000, (1, 1920), np.int16), format="s16", layout="mono"
+                    noise = rng.integers(-9000, 9000, (1, 1920), np.int16)
+                    samples = av.AudioFrame.from_ndarray(noise, format="s16", layout="mono")
+                    samples.sample_rate, samples.pts, samples.time_base = (
+                        48_000,
+                        1920 * k,
+                        Fraction(1, 48_000),
                     )
-                    heard.sample_rate, heard.pts, heard.time_base = 48_000, 1920 * k, Fraction(1, 48_000)
-                    target.mux(audio.encode(heard))
-            for each in (stream, audio):
+                    target.mux(audio.encode(samples))
+            for each in (*streams, audio):
                 if each is not None:
                     target.mux(each.encode(None))
         yield path.read_bytes()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    first, *others = [Image.fromarray(picture) for picture in pictures[:4]]
+    for form in PICTURES:
+        content = io.BytesIO()
+        animated = {} if form == "JPEG" else {"save_all": True, "append_images": others, "duration": 80}
+        first.save(content, form, exif=exif, **animated)
+        yield content.getvalue()
 
 
 def main() -> None:
-    """Fuzz as the command line says."""
+    """Run the fuzzer."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--cases", type=int, default=1000, help="mutated clips")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=10.0, help="processor time that a case may take")
-    parser.add_argument("--memory", type=int, default=900, help="MiB that the process may reach")
-    parser.add_argument("--out", type=Path, default=Path("fuzz-out"), help="where findings go")
-    parser.add_argument("--json", type=Path, help="file for the figures; none by default")
+    parser.add_argument("--seconds", type=float, default=10.0, help="limit of processor time per case")
+    parser.add_argument("--memory", type=int, default=900, help="limit of the process in MiB")
+    parser.add_argument("--out", type=Path, default=Path("fuzz-out"), help="folder for findings")
+    parser.add_argument("--json", type=Path, help="file for the results; none by default")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter("ignore")
@@ -105,9 +129,9 @@ def main() -> None:
                 else:
                     process_video(recognizer, path, outputs)
             except OutputError:
-                raise  # it is ours to write what was read, so this is a finding
+                raise  # writing frames that were read must not fail: a finding
             except FerkitError as error:
-                raise ImageError(str(error)) from error  # what `run_cases` counts as refused
+                raise ImageError(str(error)) from error  # counted as refused by `run_cases`
 
         seeds = list(encodings(folder))
         rng = random.Random(arguments.seed)

@@ -1,4 +1,4 @@
-"""Fuzzing of what reads photos: mutated pictures must be read or refused, in bounded time and memory.
+"""Fuzzing of the picture decoders: mutated pictures must be read or refused, in bounded time and memory.
 
     python fuzz/photos.py --decode 100000 --pipeline 2000
     python fuzz/photos.py --atheris corpus/          # coverage-guided, where atheris is installed
@@ -86,6 +86,8 @@ def encodings(picture: Image.Image) -> Iterator[bytes]:
         (palette, "BMP", {}),
         (palette, "GIF", {}),
         (picture, "GIF", {"save_all": True, "append_images": [picture.rotate(90)]}),
+        (picture, "AVIF", {"quality": 60, "exif": exif}),
+        (alpha, "AVIF", {"quality": 60}),
     ]
     for image, kind, options in variants:
         buffer = io.BytesIO()

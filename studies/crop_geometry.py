@@ -1,9 +1,9 @@
-"""Where the detector's box and the eyes sit in FER2013's crops, and what cutting photos so is worth.
+"""Position of the detector's box and the eyes in FER2013's crops, and the accuracy of crops made by it.
 
-Images of FER2013 are enlarged to sides of 64 to 440 pixels and laid into pictures of 640 x 480, by a seed.
-Around each its border is replicated by half its side, since FER2013 has no more of the photos; the rest is
-gray. In such a picture the right crop is known. On Training the geometry is measured; on PublicTest (a
-selection split) faces are found, cut by several geometries, read, and compared with what is read from the
+Images of FER2013 are enlarged to sides of 64 to 440 pixels and placed in pictures of 640 x 480, by a seed.
+The border of each is replicated by half its side, since the rest of the photo is unknown; beyond that the
+picture is gray. In such a picture the right crop is known. The geometry is measured on Training. Faces of
+PublicTest (a selection split) are detected, cropped by several geometries, recognised, and compared with the
 original crop.
 
     python studies/crop_geometry.py --data fer2013.csv.gz --out results/crop-geometry
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from ferkit.core import files
 from ferkit.core.classifier import FaceClassifier
 from ferkit.core.crops import CropGeometry, crop_corners, crop_faces
-from ferkit.data import load_dataset
+from ferkit.data import load_data
 from ferkit.detect import Detection
 from ferkit.detect.centerface import CenterFace
 from ferkit.evaluation.metrics import expected_calibration_error, negative_log_likelihood, wilson_interval
@@ -36,13 +36,13 @@ from ferkit.recognize.quality import head_pose, sharpness
 
 WIDTH, HEIGHT = 640, 480
 SMALLEST, LARGEST = 64, 440
-"""Sides of an image in its picture, in pixels; the logarithm is drawn evenly."""
+"""Range of the side of an image in its picture, in pixels; its logarithm is uniform."""
 
-LOOK = 448
-"""Side in pixels of the second look, in which the face's box has half of that."""
+PATCH = 448
+"""Side in pixels of the patch of the second detection; the face's box has half of that."""
 
 FIRST_MEASUREMENT = CropGeometry(box=(0.11, 0.05, 0.90, 0.98))
-"""That of 400 images, all enlarged four times, which ferkit's first models carry."""
+"""Measured on 400 images, all enlarged four times; the geometry of ferkit's first models."""
 
 Marks = NDArray[np.float64]
 Cut = Callable[[NDArray[np.uint8], "Found"], NDArray[np.uint8]]
@@ -59,14 +59,14 @@ class Scene:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A face as found: box ``[4]`` and landmarks ``[5, 2]``, in pixels of the scene."""
+    """A detected face: box ``[4]`` and landmarks ``[5, 2]``, in pixels of the scene."""
 
     box: NDArray[np.float64]
     marks: Marks
 
 
 def make_scenes(images: NDArray[np.uint8], seed: int) -> list[Scene]:
-    """Lay each image uint8 ``[S, S]`` into a picture of its own; the seed tells place and size."""
+    """Place each image, uint8 ``[S, S]``, in a picture of its own; the seed decides place and size."""
     rng = np.random.default_rng(seed)
     scenes = []
     for image in images:
@@ -81,25 +81,25 @@ def make_scenes(images: NDArray[np.uint8], seed: int) -> list[Scene]:
     return scenes
 
 
-def first_look(detector: CenterFace, scene: Scene) -> Found | None:
-    """Find the face as the recognizer does; the surest one, where there are several."""
+def detect(detector: CenterFace, scene: Scene) -> Found | None:
+    """Detect the face as the recognizer does; of several the one with the highest score."""
     return _found(detector.detect(np.repeat(scene.gray[:, :, None], 3, axis=2)))
 
 
-def second_look(detector: CenterFace, scene: Scene, face: Found) -> Found:
-    """Look again, at a scale at which the box has half of :data:`LOOK`; keep the first if that fails."""
+def detect_again(detector: CenterFace, scene: Scene, face: Found) -> Found:
+    """Detect again, at a scale at which the box has half of :data:`PATCH`; keep the first if that fails."""
     x, y = (face.box[:2] + face.box[2:]) / 2
     span = 2 * math.sqrt(float(np.prod(face.box[2:] - face.box[:2])))
-    scale = LOOK / span
-    there = np.array([[scale, 0, LOOK / 2 - scale * x], [0, scale, LOOK / 2 - scale * y]])
+    scale = PATCH / span
+    there = np.array([[scale, 0, PATCH / 2 - scale * x], [0, scale, PATCH / 2 - scale * y]])
     patch = cv2.warpAffine(
-        scene.gray, there, (LOOK, LOOK), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        scene.gray, there, (PATCH, PATCH), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
     faces = detector.detect(np.repeat(np.asarray(patch, np.uint8)[:, :, None], 3, axis=2))
     near = [
         f
         for f in faces
-        if math.hypot((f.box[0] + f.box[2] - LOOK) / 2, (f.box[1] + f.box[3] - LOOK) / 2) < LOOK / 6
+        if math.hypot((f.box[0] + f.box[2] - PATCH) / 2, (f.box[1] + f.box[3] - PATCH) / 2) < PATCH / 6
     ]
     again = _found(tuple(near))
     if again is None:
@@ -125,7 +125,7 @@ def medians(boxes: NDArray[np.float64], marks: Marks) -> tuple[CropGeometry, Cro
     """Return the geometry of the medians, rounded to hundredths: by the box, and by the eyes."""
     box = [round(float(v), 2) for v in np.median(boxes, axis=0)]
     eyes = np.median(marks[:, :2], axis=0)
-    # Faces lean to neither side on the whole; what the medians of the two eyes differ by is the detector's.
+    # Faces are symmetric on average: a difference between the two eyes is the detector's bias.
     half = round(float(eyes[1, 0] - eyes[0, 0]) / 2, 2)
     height = round(float(eyes[:, 1].mean()), 2)
     places = {
@@ -138,7 +138,7 @@ def medians(boxes: NDArray[np.float64], marks: Marks) -> tuple[CropGeometry, Cro
 
 
 def cut_by(geometry: CropGeometry) -> Cut:
-    """Return what cuts by a geometry, as the recognizer does."""
+    """Return a function that crops by a geometry, as the recognizer does."""
 
     def cut(gray: NDArray[np.uint8], face: Found) -> NDArray[np.uint8]:
         crops = crop_faces(gray, [face.box], [face.marks], geometry=geometry)
@@ -148,7 +148,7 @@ def cut_by(geometry: CropGeometry) -> Cut:
 
 
 def squeezed(gray: NDArray[np.uint8], face: Found) -> NDArray[np.uint8]:
-    """Cut the box alone and squeeze it into a square: what a network gets that nobody thought about."""
+    """Crop the box alone and resize it to a square, without regard to its aspect ratio."""
     height, width = gray.shape
     left, top, right, bottom = np.rint(face.box).astype(int)
     part = gray[max(top, 0) : min(bottom, height), max(left, 0) : min(right, width)]
@@ -162,7 +162,7 @@ def scaled(geometry: CropGeometry, factor: float) -> CropGeometry:
 
 
 def spread(boxes: NDArray[np.float64], marks: Marks, geometry: CropGeometry) -> tuple[float, float, float]:
-    """Return how far crops lie off: median of the centre's distance; median and 90 % of abs(log side)."""
+    """Return the error of crops: median distance of the centre; median and 90 % of abs(log side)."""
     corners = crop_corners(boxes, marks, geometry=geometry)
     off = np.hypot(*(corners.mean(axis=1) - 0.5).T)
     size = np.abs(np.log(np.hypot(*(corners[:, 1] - corners[:, 0]).T)))
@@ -170,22 +170,22 @@ def spread(boxes: NDArray[np.float64], marks: Marks, geometry: CropGeometry) -> 
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """What a network said of the faces found, over all rounds: probabilities, truth, which image."""
+class Predictions:
+    """Predictions for the faces found, over all rounds: probabilities, true labels, index of the image."""
 
     probabilities: NDArray[np.float32]
     truth: NDArray[np.int64]
     image: NDArray[np.intp]
 
     def right(self) -> NDArray[np.bool_]:
-        """Which answers are right."""
+        """Which predictions are right."""
         return np.asarray(self.probabilities.argmax(axis=1) == self.truth)
 
 
-def difference(a: Reading, b: Reading) -> tuple[float, float]:
-    """Return by how much ``a`` is more often right than ``b``, and half of the 95 % interval.
+def difference(a: Predictions, b: Predictions) -> tuple[float, float]:
+    """Return the difference in accuracy, ``a`` minus ``b``, and half of its 95 % interval.
 
-    Rounds show the same images again, so the mean over the rounds of an image is one observation.
+    Rounds repeat the same images, so the mean over the rounds of an image is one observation.
     """
     delta = a.right().astype(float) - b.right()
     count = np.bincount(a.image)
@@ -194,10 +194,10 @@ def difference(a: Reading, b: Reading) -> tuple[float, float]:
 
 
 def row_of(
-    name: str, look: str, reading: Reading, original: Reading, box: Reading, shown: int
+    name: str, look: str, predicted: Predictions, original: Predictions, box: Predictions, shown: int
 ) -> dict[str, str]:
-    """Return a line of the table of accuracies."""
-    right = reading.right()
+    """Return a row of the table of accuracies."""
+    right = predicted.right()
     low, high = wilson_interval(int(right.sum()), len(right))
     cells = {
         "crop": name,
@@ -207,22 +207,22 @@ def row_of(
         "low": f"{100 * low:.2f}",
         "high": f"{100 * high:.2f}",
         "missed count as wrong %": f"{100 * right.sum() / shown:.2f}",
-        "NLL": f"{negative_log_likelihood(reading.probabilities, reading.truth):.4f}",
-        "ECE": f"{expected_calibration_error(reading.probabilities, reading.truth):.4f}",
+        "NLL": f"{negative_log_likelihood(predicted.probabilities, predicted.truth):.4f}",
+        "ECE": f"{expected_calibration_error(predicted.probabilities, predicted.truth):.4f}",
         "label of the original crop %": (
-            f"{100 * (reading.probabilities.argmax(1) == original.probabilities.argmax(1)).mean():.2f}"
+            f"{100 * (predicted.probabilities.argmax(1) == original.probabilities.argmax(1)).mean():.2f}"
         ),
     }
     for title, other in (("against original", original), ("against box", box)):
-        points, half = difference(reading, other)
+        points, half = difference(predicted, other)
         cells[title] = f"{100 * points:+.2f} +- {100 * half:.2f}"
     return cells
 
 
 def draw(means: dict[str, NDArray[np.float64]], boxes: NDArray[np.float64], marks: Marks, path: Path) -> None:
-    """Write the mean of all crops for every way of cutting; the first with boxes and landmarks drawn in.
+    """Draw the mean of all crops for every geometry; the first with boxes and landmarks.
 
-    Means only: the images themselves are FER2013's.
+    Means only, since the images themselves are FER2013's.
     """
     import matplotlib as mpl
 
@@ -254,21 +254,19 @@ def main() -> None:
     parser.add_argument("--model", default=None, help="a model file; by default the embedded model")
     parser.add_argument("--out", type=Path, default=Path("results/crop-geometry"))
     parser.add_argument("--faces", type=int, default=2000, help="Training images that are measured")
-    parser.add_argument(
-        "--rounds", type=int, default=1, help="times that PublicTest is shown, in new pictures"
-    )
+    parser.add_argument("--rounds", type=int, default=1, help="passes over PublicTest, in new pictures")
     parser.add_argument("--limit", type=int, default=None, help="PublicTest images, for a quick trial")
     arguments = parser.parse_args()
 
-    dataset = load_dataset(arguments.data, drop_flat=True)
+    dataset = load_data(arguments.data, drop_flat=True)
     training, public = dataset.of_split("Training"), dataset.of_split("PublicTest")
     chosen = np.random.default_rng(0).permutation(len(training.images))[: arguments.faces]
     detector, model = CenterFace(), FaceClassifier(arguments.model)
 
     sample = np.asarray(training.images[np.sort(chosen)])
     scenes = make_scenes(sample, seed=1)
-    first = [first_look(detector, scene) for scene in scenes]
-    again = [None if f is None else second_look(detector, s, f) for s, f in zip(scenes, first, strict=True)]
+    first = [detect(detector, scene) for scene in scenes]
+    again = [None if f is None else detect_again(detector, s, f) for s, f in zip(scenes, first, strict=True)]
     boxes, marks = measure(scenes, first)
     by_box, by_eyes = medians(boxes, marks)
     again_box, _ = medians(*measure(scenes, again))
@@ -311,10 +309,10 @@ def main() -> None:
     for k in range(arguments.rounds):
         scenes = make_scenes(images, seed=2 + k)
         begin = time.perf_counter()
-        first = [first_look(detector, scene) for scene in scenes]
+        first = [detect(detector, scene) for scene in scenes]
         middle = time.perf_counter()
         again = [
-            None if f is None else second_look(detector, s, f) for s, f in zip(scenes, first, strict=True)
+            None if f is None else detect_again(detector, s, f) for s, f in zip(scenes, first, strict=True)
         ]
         seconds["first"] += middle - begin
         seconds["second"] += time.perf_counter() - middle
@@ -336,9 +334,9 @@ def main() -> None:
     seen = [np.flatnonzero([f is not None for f in found["first"]]) for _, found in rounds]
     at = np.concatenate(seen)
     shown = len(images) * arguments.rounds
-    answers = model.predict(images)["fer2013"]
-    original = Reading(answers[at], labels[at], at)
-    readings: dict[str, Reading] = {}
+    probabilities = model.predict(images)["fer2013"]
+    original = Predictions(probabilities[at], labels[at], at)
+    by_name: dict[str, Predictions] = {}
     means = {"original crop": images[at].mean(axis=0)}
     for name, (look, cut) in ways.items():
         crops = [
@@ -347,13 +345,15 @@ def main() -> None:
             for scene, face in zip(scenes, found[look], strict=True)
             if face is not None
         ]
-        readings[name] = Reading(model.predict(np.stack(crops))["fer2013"], labels[at], at)
+        by_name[name] = Predictions(model.predict(np.stack(crops))["fer2013"], labels[at], at)
         means[name] = np.mean(crops, axis=0)
-    box = readings["box"]
-    every = Reading(answers, labels, np.arange(len(labels)))
+    box = by_name["box"]
+    every = Predictions(probabilities, labels, np.arange(len(labels)))
     rows = [row_of("original crop, all images", "-", every, every, every, len(images))]
     rows.append(row_of("original crop", "-", original, original, box, shown))
-    rows += [row_of(name, ways[name][0], reading, original, box, shown) for name, reading in readings.items()]
+    rows += [
+        row_of(name, ways[name][0], predicted, original, box, shown) for name, predicted in by_name.items()
+    ]
     buffer = io.StringIO()
     table = csv.DictWriter(buffer, rows[0], lineterminator="\n")
     table.writeheader()

@@ -1,12 +1,12 @@
-"""Where do the errors lie? A network's errors on FER2013's labels, by what FER+'s taggers saw in the face.
+"""Errors on FER2013's labels, by the majority vote of the FER+ taggers.
 
     python studies/errors.py --data fer2013.csv.gz --votes fer2013new.csv \
         --models ferkit-large ferkit-cutmix ferkit-distilled
 
-PublicTest falls into three kinds of faces: the majority of the taggers sees what the label says, or something
-else, or there is no majority. For each model: accuracy on each kind, and whose side it takes where label and
-taggers contradict each other. Then the faces that all of the models read in one way, and against the label.
-Writes errors.json and errors.md.
+The faces of PublicTest are of three kinds: the taggers' majority agrees with the label, disagrees with it, or
+there is no majority. For each model: accuracy on each kind, and whether it predicts the label or the majority
+where these disagree. Then the faces for which all models predict the same wrong label. Writes errors.json and
+errors.md.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from numpy.typing import NDArray
 
 from ferkit.core import files
 from ferkit.core.classifier import FaceClassifier
-from ferkit.data import load_dataset, majority_targets
+from ferkit.data import load_data, majority_targets
 from ferkit.data.ferplus import to_fer2013
 from ferkit.evaluation.metrics import wilson_interval
 
 KINDS = ("the label", "something else", "no majority")
-"""What the taggers' majority sees in a face; the order of the kinds' numbers."""
+"""The kinds of faces, in the order of their numbers: the taggers' majority is the label, another, or none."""
 
 
 def kinds_of_faces(
     labels: NDArray[np.int64], votes: NDArray[Any]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return each face's kind, an index into ``KINDS``, and what the majority sees, in FER2013's labels.
+    """Return each face's kind, an index into ``KINDS``, and its majority label, in FER2013's labels.
 
     Args:
         labels: FER2013's labels ``[N]``.
-        votes: ``[N, 10]`` counts of the taggers.
+        votes: Counts of the taggers, ``[N, 10]``.
 
     Returns:
-        Kinds ``[N]`` and labels ``[N]``: -1 without a majority, and for contempt, which FER2013 has not.
+        Kinds ``[N]`` and labels ``[N]``: -1 without a majority, and for contempt, which FER2013 lacks.
     """
     majority, kept = majority_targets(votes)
     seen = np.where(kept, to_fer2013(majority), -1)
@@ -46,13 +46,13 @@ def kinds_of_faces(
 
 
 def figures(
-    answer: NDArray[np.int64],
+    predicted: NDArray[np.int64],
     labels: NDArray[np.int64],
     kinds: NDArray[np.int64],
     seen: NDArray[np.int64],
 ) -> dict[str, Any]:
-    """Return a model's accuracy on each kind of face, its share of the errors, and whose side it takes."""
-    right = answer == labels
+    """Return accuracy and errors on each kind of face, and predictions where label and majority differ."""
+    right = predicted == labels
     contradicted = kinds == 1
     return {
         "accuracy": float(right.mean()),
@@ -68,20 +68,20 @@ def figures(
         },
         "sides": {
             "label": int(right[contradicted].sum()),
-            "taggers": int((answer == seen)[contradicted].sum()),
-            "neither": int(((answer != seen) & ~right)[contradicted].sum()),
+            "taggers": int((predicted == seen)[contradicted].sum()),
+            "neither": int(((predicted != seen) & ~right)[contradicted].sum()),
         },
     }
 
 
 def in_common(
-    answers: dict[str, NDArray[np.int64]],
+    predictions: dict[str, NDArray[np.int64]],
     labels: NDArray[np.int64],
     kinds: NDArray[np.int64],
     seen: NDArray[np.int64],
 ) -> dict[str, int]:
-    """Return how many faces all models read in one way against the label, and what taggers see in them."""
-    every = np.stack(list(answers.values()))
+    """Return for how many faces all models predict the same wrong label, and the majority on these."""
+    every = np.stack(list(predictions.values()))
     same = (every == every[0]).all(axis=0) & (every[0] != labels)
     return {
         "faces": int(same.sum()),
@@ -102,9 +102,9 @@ def as_markdown(report: dict[str, Any]) -> str:
     total = report["faces"]
     counts = report["counts"]
     lines = [
-        f"PublicTest (selection split), single view, FER2013's labels; {total:,} faces.",
+        f"PublicTest (selection split), tta none, FER2013's labels; {total:,} faces.",
         "",
-        "| the taggers' majority sees | faces | % of all | "
+        "| the taggers' majority | faces | % of all | "
         + " | ".join(f"`{name}` % (errors)" for name in report["models"])
         + " |",
         "|---|---:|---:|" + "---:|" * len(report["models"]),
@@ -121,9 +121,9 @@ def as_markdown(report: dict[str, Any]) -> str:
     lines.append(f"| all | {total:,} | 100.0 | " + " | ".join(cells) + " |")
     lines += [
         "",
-        f"Where the majority sees something else ({counts[KINDS[1]]:,} faces), the model says what",
+        f"Where the majority is another label ({counts[KINDS[1]]:,} faces), the model predicts",
         "",
-        "| model | the label says | the taggers see | neither |",
+        "| model | the label | the majority | neither |",
         "|---|---:|---:|---:|",
     ]
     for name, model in report["models"].items():
@@ -132,11 +132,11 @@ def as_markdown(report: dict[str, Any]) -> str:
         same = report["in_common"]
         lines += [
             "",
-            f"All {len(report['models'])} say one thing, and not the label, of {same['faces']:,} faces "
-            f"({percent(same['faces'] / total)} %): the majority sees what they see in "
-            f"{same['taggers_see_what_the_models_see']:,} of these, the label in "
-            f"{same['taggers_see_the_label']:,}, a third thing in {same['taggers_see_something_else']:,}, "
-            f"and there is none for {same['no_majority']:,}. At least one of them gives the label of "
+            f"All {len(report['models'])} models predict the same wrong label for {same['faces']:,} faces "
+            f"({percent(same['faces'] / total)} %). The majority agrees with the models on "
+            f"{same['taggers_see_what_the_models_see']:,} of these, with the label on "
+            f"{same['taggers_see_the_label']:,}, with neither on {same['taggers_see_something_else']:,}; "
+            f"{same['no_majority']:,} have no majority. At least one model is right on "
             f"{percent(same['some_model_is_right'] / total)} % of all faces.",
         ]
     return "\n".join(lines) + "\n"
@@ -150,23 +150,23 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", required=True, help="model files or embedded models")
     parser.add_argument("--out", type=Path, default=Path("results/errors"))
     args = parser.parse_args()
-    test = load_dataset(args.data, votes=args.votes).of_split("PublicTest")
+    test = load_data(args.data, votes=args.votes).of_split("PublicTest")
     if test.votes is None or not len(test):
         parser.error(f"{args.data} has no PublicTest faces with votes")
     labels = np.asarray(test.labels)
     kinds, seen = kinds_of_faces(labels, test.votes)
     faces = np.ascontiguousarray(test.images)
-    answers: dict[str, NDArray[np.int64]] = {}
+    predictions: dict[str, NDArray[np.int64]] = {}
     for model in args.models:
         classifier = FaceClassifier(model)
-        said = classifier.predict(faces, taxonomies=["fer2013"])["fer2013"]
+        probabilities = classifier.predict(faces, taxonomies=["fer2013"])["fer2013"]
         name = classifier.info.name
-        answers[model if name in answers else name] = said.argmax(axis=1)
+        predictions[model if name in predictions else name] = probabilities.argmax(axis=1)
     report = {
         "faces": len(labels),
         "counts": {name: int((kinds == k).sum()) for k, name in enumerate(KINDS)},
-        "models": {name: figures(answer, labels, kinds, seen) for name, answer in answers.items()},
-        "in_common": in_common(answers, labels, kinds, seen),
+        "models": {name: figures(p, labels, kinds, seen) for name, p in predictions.items()},
+        "in_common": in_common(predictions, labels, kinds, seen),
     }
     args.out.mkdir(parents=True, exist_ok=True)
     files.write_json(args.out / "errors.json", report)

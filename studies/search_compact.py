@@ -1,24 +1,25 @@
-"""Compares random search with TPE and ASHA at equal compute on `compact`, and looks into `study-2021`.
+"""Compares random search with TPE and ASHA at equal compute on `compact`, and samples `study-2021`.
 
     python studies/search_compact.py --data fer2013.csv.gz --work runs/search --out results/search
 
-does one stage after the other; each goes on where it stopped if this is killed and started again, and
-`--stage` does some of them only:
+runs one stage after the other. A stage that was killed continues when the command is run again; `--stage`
+selects stages:
 
 random      30 configurations of `compact` up to 20 MMAC, 4 epochs each.
 tpe         TPE with ASHA on the same space: as many trials as fit into the epochs that random search took.
 study-2021  5 members of `study-2021` at a quarter of their filters and units, 2 epochs each.
-winner      The best of the first two, trained to its end by `ferkit train`, measured by `ferkit evaluate`.
+winner      The best of the first two, fully trained by `ferkit train`, measured by `ferkit evaluate`.
 study-best  The network that won the 2021 study, at an eighth of its width, for 12 epochs.
-engine      What a search costs beside training (benchmarks/bench_search.py).
-report      Tables, pictures and README.md in --out, from whatever is there. Trains nothing.
+engine      The overhead of a search (benchmarks/bench_search.py).
+report      Tables, pictures and README.md in --out, from the stages that were run. Trains nothing.
 
-Runs stay in --work. Nothing is read from PrivateTest. `--data cartoon:700 --trials 4` tries the study itself.
+Runs stay in --work. PrivateTest is not read. `--data cartoon:700 --trials 4` tries the script.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
 import subprocess
@@ -33,41 +34,42 @@ from typing import Any
 
 import numpy as np
 
-from ferkit.core.files import write_json, write_text
-from ferkit.data import SPLITS, FaceDataset, load_dataset
-from ferkit.search import engine, plots, report
-from ferkit.search.records import SETTINGS, Search, Settings, Trial, read_search
-from ferkit.search.space import Space, load_space, spell
+from ferkit.core.files import replacing, write_json, write_text
+from ferkit.data import SPLITS, FaceDataset, load_data
+from ferkit.search import driver, report
+from ferkit.search.cluster import Machine
+from ferkit.search.space import Parameter, Space, format_values, load_space
+from ferkit.search.study import JOURNAL, Search, Settings, Trial, read_search
 from ferkit.training.recipe import load_recipe
 
 KEPT = (report.LEADERBOARD, report.WINNER, report.SUMMARY)
 MAX_MMAC = 20.0
 CLEAR = 0.05
-"""Tendencies of a smaller p are named; of a dozen rows, one gets there by chance in every other search."""
+"""Tendencies with a smaller p are named; of a dozen, one is that small by chance in every other search."""
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-class Printing(engine.Silent):
-    """A line per trial that ended, with the time left."""
+class Progress(driver.Callback):
+    """Prints a line per trial that ended, with the time left."""
 
     def __init__(self) -> None:
         self.search: Search | None = None
         self.slots = 1
 
-    def began(self, search: Search, slots: int) -> None:
-        """Keep the search, which is up to date from here on."""
+    def on_search_begin(self, search: Search, slots: int) -> None:
+        """Keep the search, which stays up to date."""
         self.search, self.slots = search, slots
 
-    def changed(self, trial: Trial, what: str) -> None:
-        """Print it."""
-        if what not in ("finished", "stopped", "failed", "retried") or self.search is None:
-            return
+    def on_trial_end(self, trial: Trial) -> None:
+        """Print the trial."""
+        assert self.search is not None
         accuracy = "" if trial.accuracy is None else f" {100 * trial.accuracy:.2f} %"
-        print(f"  trial {trial.number} {what}{accuracy} {trial.reason}; {self.left(self.search)}", flush=True)
+        left = self.left(self.search)
+        print(f"  trial {trial.number} {trial.state}{accuracy} {trial.reason}; {left}", flush=True)
 
     def left(self, search: Search) -> str:
-        """Return how far the search is."""
+        """Return the progress of the search."""
         trials = list(search.trials.values())
         rows = [row for t in trials for row in t.history]
         each = sum(row["seconds"] for row in rows) / max(len(rows), 1)
@@ -81,7 +83,7 @@ class Printing(engine.Silent):
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """What the command line asked for."""
+    """The options of the command line."""
 
     data: str
     work: Path
@@ -95,19 +97,19 @@ class Study:
     best_epochs: int
     best_width: float
     note: str
-    machine: engine.Machine
+    machine: Machine
 
     def folder(self, name: str) -> Path:
-        """Return a search's folder; a share of the data has folders of its own."""
+        """Return the folder of a search; a share of the data has its own folders."""
         return self.work / (name if self.share == 1 else f"{name}-{self.share:g}")
 
     def faces(self) -> FaceDataset:
-        """Return the data: PublicTest whole, and the share of Training."""
-        return thinned(load_dataset(self.data), self.share)
+        """Return the data: all of PublicTest, and the share of Training."""
+        return thinned(load_data(self.data), self.share)
 
 
 def thinned(data: FaceDataset, share: float, seed: int = 1) -> FaceDataset:
-    """Keep a share of Training, the same in each class; every other split stays whole."""
+    """Keep a stratified share of Training, and all of the other splits."""
     if share == 1:
         return data
     keep = np.asarray(data.split) != SPLITS.index("Training")
@@ -119,21 +121,21 @@ def thinned(data: FaceDataset, share: float, seed: int = 1) -> FaceDataset:
 
 
 def search_or_resume(study: Study, name: str, space: Space, settings: Settings) -> Search:
-    """Run a search to its end, from wherever it is."""
+    """Run a search, or continue it."""
     folder = study.folder(name)
     print(f"{name}: {space.name}, {settings}", flush=True)
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    how: dict[str, Any] = {"machine": study.machine, "watcher": Printing(), "command": command}
-    if (folder / SETTINGS).exists():
+    how: dict[str, Any] = {"machine": study.machine, "callbacks": [Progress()], "command": command}
+    if (folder / JOURNAL).exists():
         begun = read_search(folder)
         if begun.settings != settings or begun.space.overrides != space.overrides:
             raise SystemExit(
                 f"error: {folder} was begun with other settings ({begun.settings}, "
                 f"{', '.join(begun.space.overrides)}); give those, or another --work"
             )
-        engine.resume(folder, study.faces(), **how)
+        driver.resume(folder, study.faces(), **how)
     else:
-        engine.search(space, study.faces(), folder, settings, **how)
+        driver.search(space, study.faces(), folder, settings, **how)
     report.write_report(folder)
     return read_search(folder)
 
@@ -152,10 +154,10 @@ def search_random(study: Study) -> None:
 
 def search_guided(study: Study) -> None:
     """Search by TPE and ASHA with the epochs that random search was given."""
-    if not (study.folder("random") / SETTINGS).exists():
-        raise SystemExit("error: TPE gets the epochs that random search took; run the stage random first")
+    if not (study.folder("random") / JOURNAL).exists():
+        raise SystemExit("error: TPE gets the epochs of random search; run the stage random first")
     settings = Settings(
-        # With ASHA most end after one epoch, so the epochs run out long before the trials do.
+        # With ASHA most trials end after one epoch, so max_epochs ends the search.
         trials=study.epochs * study.trials,
         method="tpe",
         asha=True,
@@ -175,31 +177,31 @@ def search_study(study: Study) -> None:
 def best_search(study: Study) -> Search:
     """Return the search on `compact` that found the best network."""
     folders = [study.folder(name) for name in ("random", "tpe-asha")]
-    found = [read_search(folder) for folder in folders if (folder / SETTINGS).exists()]
+    found = [read_search(folder) for folder in folders if (folder / JOURNAL).exists()]
     if len(found) < 2 or not all(search.finished() for search in found):
         raise SystemExit("error: there is no winner yet; run the stages random and tpe first")
     return max(found, key=lambda search: search.finished()[0].accuracy or 0.0)
 
 
 def train_winner(study: Study) -> None:
-    """Train the winner to its end and measure it."""
+    """Train the winner fully and evaluate it."""
     best = best_search(study)
     recipe = study.work / report.WINNER
-    if not (study.work / "winner" / "run.json").exists():  # One that is under way stays the winner.
+    if not (study.work / "winner" / "run.json").exists():  # A winner that is being trained stays the winner.
         shutil.copyfile(best.folder / report.WINNER, recipe)
     more = [] if study.winner_epochs is None else ["--epochs", str(study.winner_epochs)]
     train_and_measure(study, "winner", ["--recipe", str(recipe), *more])
 
 
 def train_best_of_study(study: Study) -> None:
-    """Train the 2021 study's best network at a part of its width."""
+    """Train the 2021 study's best network at a share of its width."""
     width = f"model.params.width={study.best_width:g}"
     recipe = ["--recipe", "random-search-2021", "--set", width, "--epochs", str(study.best_epochs)]
     train_and_measure(study, "study-best", recipe)
 
 
 def train_and_measure(study: Study, name: str, recipe: Sequence[str]) -> None:
-    """Train with all cores by `ferkit train`, from where the run stands, and measure it on PublicTest."""
+    """Train with all cores by `ferkit train`, or continue the run, and evaluate it on PublicTest."""
     run = study.work / name
     facts = json.loads((run / "run.json").read_text("utf-8")) if (run / "run.json").exists() else {}
     if facts.get("state") != "finished":
@@ -217,7 +219,7 @@ def train_and_measure(study: Study, name: str, recipe: Sequence[str]) -> None:
 
 
 def ferkit(*arguments: str) -> None:
-    """Run a command of ferkit's in a process of its own: this one never loads Keras."""
+    """Run a command of ferkit in another process, so that this one does not load Keras."""
     print("ferkit", " ".join(arguments), flush=True)
     done = subprocess.run([sys.executable, "-m", "ferkit", *arguments], check=False)
     if done.returncode:
@@ -225,7 +227,7 @@ def ferkit(*arguments: str) -> None:
 
 
 def measure_engine(study: Study) -> None:
-    """Measure what a search costs beside training."""
+    """Measure the overhead of a search."""
     study.work.mkdir(parents=True, exist_ok=True)
     found = []
     for parallel in (1, 2):
@@ -237,7 +239,7 @@ def measure_engine(study: Study) -> None:
 
 
 def keep(search: Search, out: Path) -> None:
-    """Copy what is worth committing."""
+    """Copy the files that are committed."""
     out.mkdir(parents=True, exist_ok=True)
     for name in KEPT:
         if (search.folder / name).is_file():
@@ -247,7 +249,7 @@ def keep(search: Search, out: Path) -> None:
 
 
 def training_faces(search: Search) -> int:
-    """Return the faces that a trial trains on in an epoch."""
+    """Return the number of training faces of a trial."""
     for trial in search.trials.values():
         path = search.trial_folder(trial.number) / "run.json"
         if path.is_file():
@@ -256,7 +258,7 @@ def training_faces(search: Search) -> int:
 
 
 def comparison(searches: Mapping[str, Search]) -> list[dict[str, Any]]:
-    """Return what each search spent and found, a row each."""
+    """Return compute and result of each search, a row each."""
     rows = []
     for name, search in searches.items():
         facts = report.summary(search)
@@ -275,7 +277,7 @@ def comparison(searches: Mapping[str, Search]) -> list[dict[str, Any]]:
                 "forward_tmac": round(sum(len(t.history) * t.mmac for t in trials) * faces / 1e6, 1),
                 "training_hours": round(sum(t.seconds for t in trials) / 3600, 3),
                 "trials_timed": facts["trials_timed"],
-                "timed_place_hours": round(sum(t.busy for t in whole) / 3600, 3),
+                "timed_place_hours": round(sum(t.placed for t in whole) / 3600, 3),
                 "timed_training_hours": round(sum(t.seconds for t in whole) / 3600, 3),
                 "beside_training_s": facts["seconds_beside_training_per_trial"],
                 "median_finished": round(float(np.median(done)), 6) if done else "",
@@ -291,7 +293,7 @@ def comparison(searches: Mapping[str, Search]) -> list[dict[str, Any]]:
 
 
 def stops(search: Search) -> str:
-    """Return how many trials ASHA stopped after which epoch, in words."""
+    """Return how many trials ASHA stopped after which epoch, as text."""
     count = Counter(len(t.history) for t in search.trials.values() if t.state == "stopped")
     after = [f"{count[epoch]} after epoch {epoch}" for epoch in sorted(count)]
     return f"ASHA stopped {sum(count.values())} of {len(search.trials)} trials" + (
@@ -299,8 +301,8 @@ def stops(search: Search) -> str:
     )
 
 
-def told(slopes: Sequence[Mapping[str, Any]]) -> str:
-    """Return which tendencies can be told from chance, in words."""
+def tendencies_text(slopes: Sequence[Mapping[str, Any]]) -> str:
+    """Return the significant correlations as text."""
     clear = [row for row in slopes if row["p_value"] < CLEAR]
     words = [
         f"{word} {', '.join(some)}"
@@ -309,7 +311,7 @@ def told(slopes: Sequence[Mapping[str, Any]]) -> str:
     ]
     rest = ", ".join(row["what"] for row in slopes if row not in clear)
     return (f"Accuracy {' and '.join(words)} (p < {CLEAR})." if words else "") + (
-        f" With the others ({rest}) it had no tendency that can be told from chance." if rest else ""
+        f" Its correlation with the others ({rest}) is not significant." if rest else ""
     )
 
 
@@ -324,7 +326,7 @@ def both_leaderboards(searches: Mapping[str, Search]) -> list[dict[str, Any]]:
 
 
 def agreement(search: Search) -> list[dict[str, Any]]:
-    """Return how well the order after each epoch foretells the order after the last (Spearman, 1904)."""
+    """Return the rank correlation of the accuracy after each epoch with that after the last (Spearman)."""
     from scipy.stats import spearmanr
 
     done = search.finished()
@@ -346,8 +348,15 @@ def agreement(search: Search) -> list[dict[str, Any]]:
     return rows
 
 
+def is_ordered(parameter: Parameter) -> bool:
+    """Whether the values of a parameter are numbers in ascending order."""
+    values = parameter.extremes()
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    return numbers and all(a < b for a, b in itertools.pairwise(values))
+
+
 def tendencies(search: Search) -> list[dict[str, Any]]:
-    """Return how accuracy goes with what can be ordered, over the finished trials (Spearman)."""
+    """Return the rank correlation (Spearman) of accuracy with ordered parameters, in finished trials."""
     from scipy.stats import spearmanr
 
     done = search.finished()
@@ -359,7 +368,7 @@ def tendencies(search: Search) -> list[dict[str, Any]]:
         "weights": [float(t.parameters) for t in done],
     }
     for p in search.space.parameters:
-        if p.ordered and all(p.name in t.values for t in done):
+        if is_ordered(p) and all(p.name in t.values for t in done):
             columns[p.name] = [float(t.values[p.name]) for t in done]
     rows = []
     for name, values in columns.items():
@@ -375,10 +384,40 @@ def tendencies(search: Search) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -abs(row["spearman"]))
 
 
+def draw_best_so_far(searches: Mapping[str, Sequence[Mapping[str, Any]]], split: str, path: Path) -> None:
+    """Draw the best finished accuracy of several searches over trials and over hours of training."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels: Any = figure.subplots(1, 2, sharey=True)
+    for colour, (name, rows) in enumerate(searches.items()):
+        for panel, key in zip(panels, ("ended", "training_hours"), strict=True):
+            for state, marker in (("finished", "o"), ("stopped", "x")):
+                some = [row for row in rows if row["state"] == state and row["accuracy"] != ""]
+                accuracies = [100 * row["accuracy"] for row in some]
+                label = f"{name}: {state}" if some else None
+                panel.plot(
+                    [row[key] for row in some], accuracies, marker, color=f"C{colour}", alpha=0.4, label=label
+                )
+            known = [row for row in rows if row["best"] != ""]
+            best = [100 * row["best"] for row in known]
+            label = f"{name}: best so far"
+            panel.step([row[key] for row in known], best, where="post", color=f"C{colour}", label=label)
+            panel.grid(alpha=0.3)
+    panels[0].set(xlabel="trials that ended", ylabel=f"accuracy on {split} in %")
+    panels[1].set_xlabel("hours of training, all trials together")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, fontsize=8, loc="outside lower center", ncols=3)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+
+
 def write_results(study: Study) -> None:
     """Write tables, pictures and the page that explains them."""
     out = study.out
-    names = [n for n in ("random", "tpe-asha", "study-2021") if (study.folder(n) / SETTINGS).exists()]
+    names = [n for n in ("random", "tpe-asha", "study-2021") if (study.folder(n) / JOURNAL).exists()]
     for name in names:
         report.write_report(study.folder(name))
     found = {name: read_search(study.folder(name)) for name in names}
@@ -391,7 +430,7 @@ def write_results(study: Study) -> None:
     report.write_table(out / "comparison.csv", rows)
     report.write_table(out / report.LEADERBOARD, both_leaderboards(on_compact))
     split, faces = report.validation_of(next(iter(found.values())))
-    plots.draw_best_so_far(
+    draw_best_so_far(
         {name: report.best_so_far(search) for name, search in on_compact.items()},
         split,
         out / "random-and-tpe.png",
@@ -432,22 +471,22 @@ def page(
     best = max(on_compact.values(), key=lambda s: s.finished()[0].accuracy or 0.0 if s.finished() else 0.0)
     to_the_end = study.winner_epochs or report.winner_recipe(best).epochs
     parts = [
-        "# Searching `compact`: random against TPE + ASHA\n",
+        "# Random search and TPE + ASHA on `compact`\n",
         f"    {command_of(study)}\n",
         conditions(study, next(iter(on_compact.values())), judged, *validation),
         "## At equal compute\n",
         prose(f"""
-            Equal compute means about as many epochs, over the same faces: TPE begins trials until all of them
-            together have done the epochs that random search was given, and ends what it has begun. Epochs
-            done: {spent}. {" ".join(by_asha)} An epoch of a larger network costs more, so the
-            multiplications (faces x MMAC, forward; training takes about three times that) and the hours stand
-            beside. Under ASHA those that finished are survivors: the median of the finished cannot be
-            compared with that of random search.
+            Equal compute means about the same number of epochs on the same faces: TPE starts trials until
+            they have done as many epochs in total as random search, and finishes those it has started. Epochs
+            done: {spent}. {" ".join(by_asha)} An epoch of a larger network costs more, so the table also
+            lists multiply-accumulates (faces x MMAC, forward; training takes about three times as many) and
+            hours. ASHA stops poor trials, so its median of the finished trials cannot be compared with that
+            of random search.
         """),
         compute_table(compact_rows),
         "![best so far](random-and-tpe.png)\n",
         prose(f"""
-            Refused: configurations above the limit of {MAX_MMAC:g} MMAC, or drawn before; they are counted
+            Refused: configurations above the limit of {MAX_MMAC:g} MMAC, or sampled before; they are counted
             and not trained.
         """),
     ]
@@ -459,20 +498,20 @@ def page(
             pictures with their data in a folder of its own: {folders}.
         """),
         *[f"![accuracy against cost, {name}]({name}/accuracy-mmac.png)\n" for name in on_compact],
-        "## What so short a trial biases\n",
+        "## Bias of short trials\n",
         prose(f"""
-            A trial here has {study.epochs} epochs. It ranks networks by how fast they learn, not by how well
-            they end. That can be expected to favour high learning rates, many steps (small batches) and
-            little augmentation; the space therefore trains with mirror images only and leaves stronger
-            augmentation to the winner's full training. ASHA judges after its first epochs already, which
-            can be expected to sharpen this. Whether the order here is the order after {to_the_end} epochs was
-            not measured: no trial but the winner is trained so long.
+            A trial here has {study.epochs} epochs. It ranks networks by how fast they learn, not by their
+            final accuracy. This is expected to favour high learning rates, many steps (small batches) and
+            weak augmentation; the space therefore trains with mirror images only, and the winner's full
+            training adds stronger augmentation. ASHA compares trials after their first epochs, which is
+            expected to increase the bias. Whether the ranking is the same after {to_the_end} epochs was not
+            measured: only the winner was trained so long.
         """),
     ]
     if orders:
         parts += [
             prose(f"""
-                How the order after an early epoch agrees with the order after the last, over the
+                Rank correlation of the accuracy after an early epoch with that after the last, over the
                 {orders[0]["trials"]} finished trials of random search:
             """),
             table(
@@ -480,9 +519,9 @@ def page(
                 [(r["epoch"], f"{r['spearman']:.2f}", r["final_rank_of_the_leader"]) for r in orders],
             ),
             prose(f"""
-                How accuracy goes with what can be ordered, over the same trials (Spearman; tendencies of
-                short trials, one parameter at a time: of a dozen rows, one reaches p = {CLEAR} by chance in
-                every other search). {told(slopes)}
+                Rank correlation of the accuracy with each ordered parameter, over the same trials (Spearman,
+                one parameter at a time; of a dozen rows, one reaches p = {CLEAR} by chance in every other
+                search). {tendencies_text(slopes)}
             """),
             table(
                 ("what", "Spearman", "p"),
@@ -493,21 +532,20 @@ def page(
         parts += [
             "## Members of `study-2021`\n",
             prose(f"""
-                The 2021 study's space, at a quarter of its filters and units (model.params.width=0.25), for
-                {study.study_epochs} epoch{"" if study.study_epochs == 1 else "s"} a trial: what such
-                networks cost, not how good they get. They
-                cannot be compared with the others.
+                The 2021 study's space, at a quarter of its filters and units (model.params.width=0.25), with
+                {study.study_epochs} epoch{"" if study.study_epochs == 1 else "s"} per trial. This shows the
+                cost of such networks, not their final accuracy, which cannot be compared with the others.
             """),
             best_table({"study-2021": found["study-2021"]}),
         ]
     for name, title in (
-        ("winner", "The winner, trained to its end"),
+        ("winner", "The winner, fully trained"),
         ("study-best", "The 2021 study's best network"),
     ):
         text = outcome(study, name)
         if text:
             parts += [f"## {title}\n", text]
-    return "\n".join([*parts, "## What the engine costs\n", engine_table(rows, engine_facts)])
+    return "\n".join([*parts, "## Overhead of the search\n", engine_table(rows, engine_facts)])
 
 
 def command_of(study: Study) -> str:
@@ -528,7 +566,7 @@ def command_of(study: Study) -> str:
 
 
 def conditions(study: Study, search: Search, judged: int, split: str, faces: int) -> str:
-    """Return what was trained on what, and how far the numbers can be trusted."""
+    """Return data, machine and uncertainty of the numbers."""
     part = "all" if study.share == 1 else f"a fixed, stratified {study.share:.0%} share,"
     versions = search.facts["versions"]
     error = 100 * (0.25 / max(faces, 1)) ** 0.5
@@ -536,17 +574,18 @@ def conditions(study: Study, search: Search, judged: int, split: str, faces: int
     excess = NormalDist().inv_cdf((judged - 0.375) / (judged + 0.25))
     return prose(f"""
         Data: {search.facts["data"]["source"]}, {part} {training_faces(search):,} faces of Training; every
-        accuracy is of {split} ({faces:,} faces), single view, last epoch, one seed. That split chose the
-        winners, so it flatters them: its standard error is up to {error:.1f} points, and the best of {judged}
-        equal networks would look at most about {excess:.1f} standard errors better than they are (less, since
-        all are judged by the same faces). PrivateTest was not opened.
+        accuracy is of {split} ({faces:,} faces), last epoch, no test-time augmentation, one seed. This split
+            chose the winners, so their accuracy is optimistic: its standard error is up to {error:.1f}
+            points, and the best of {judged} equal networks would exceed their true accuracy by at most about
+            {excess:.1f} standard errors (by less, since all are evaluated on the same faces). PrivateTest was
+            not opened.
         Machine: {search.facts["machine"]["cores"]} cores, one for each trial; ferkit {versions["ferkit"]},
         Ray {versions["ray"]}, Optuna {versions["optuna"]}, Keras {versions["keras"]}. {study.note}
     """)
 
 
 def compute_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return what each search spent and found."""
+    """Return the table of compute and results."""
     head = (
         "search", "finished", "stopped early", "failed", "refused", "epochs", "million faces", "forward TMAC",
         "training h", "best %", "95 %", "its MMAC", "median of the finished %",
@@ -580,7 +619,7 @@ def best_table(searches: Mapping[str, Search]) -> str:
                 f"{percent(row['low'])}-{percent(row['high'])}",
                 f"{row['mmac']:.1f}",
                 f"{row['parameters']:,}",
-                spell(searches[row["search"]].trials[row["trial"]].values),
+                format_values(searches[row["search"]].trials[row["trial"]].values),
             )
             for row in both_leaderboards(searches)[:10]
             if row["rank"]
@@ -589,7 +628,7 @@ def best_table(searches: Mapping[str, Search]) -> str:
 
 
 def outcome(study: Study, name: str) -> str:
-    """Return what became of a run that was trained to its end, or an empty text."""
+    """Return the section about a fully trained run, or an empty text."""
     run, measured = study.work / name, study.out / name / "report.txt"
     if not measured.exists():
         return ""
@@ -599,9 +638,9 @@ def outcome(study: Study, name: str) -> str:
     about = f"{recipe.description} [Recipe]({name}/recipe.toml)."
     if name == "study-best":
         about = f"""
-            At full width it costs 3.86 GMAC an image, an estimated 45 minutes an epoch on two cores. It was
-            trained at {study.best_width:g} of its filters and units instead (model.params.width) and for few
-            epochs: another, smaller network, whose numbers are not the study's. [Recipe]({name}/recipe.toml).
+            At full width it costs 3.86 GMAC per image, an estimated 45 minutes per epoch on two cores. It was
+            trained at {study.best_width:g} of its filters and units (model.params.width) and for few epochs.
+            This is a smaller network; its accuracy is not that of the study. [Recipe]({name}/recipe.toml).
         """
     last = history[-1]
     numbers = f"""
@@ -614,13 +653,13 @@ def outcome(study: Study, name: str) -> str:
 
 
 def engine_table(rows: Sequence[Mapping[str, Any]], engine_facts: Sequence[Mapping[str, Any]]) -> str:
-    """Return what the engine costs, of the searches above and of the benchmark."""
+    """Return the overhead of the searches and of the benchmark."""
     hours = ("timed_place_hours", "timed_training_hours")
     lines = [
         prose("""
-            In the searches above, a trial held its place beside its training steps for so long (start-up of a
-            worker's first trial, compilation, validation, checkpoints, curves, and Ray). Trials that were
-            interrupted or lost are left out, since nobody knows what the lost part took:
+            Time that a trial occupied its worker beside its training steps: start-up of the worker,
+            compilation, validation, checkpoints, curves, and Ray. Trials that were interrupted or lost are
+            excluded:
         """),
         table(
             ("search", "trials in one go", "seconds each beside training", "place hours", "training hours"),
@@ -637,7 +676,7 @@ def engine_table(rows: Sequence[Mapping[str, Any]], engine_facts: Sequence[Mappi
     )
     kinds = sorted({kind for facts in engine_facts for kind in facts["memory_mib"]})
     lines += [
-        "With networks that cost next to nothing (`benchmarks/bench_search.py`):\n",
+        "With tiny networks (`benchmarks/bench_search.py`):\n",
         table(
             ("trials at a time", *(str(facts["parallel"]) for facts in engine_facts)),
             [
@@ -648,7 +687,7 @@ def engine_table(rows: Sequence[Mapping[str, Any]], engine_facts: Sequence[Mappi
                 ),
             ],
         ),
-        "Memory: proportional set size, summed over the processes of a kind.\n",
+        "Memory: proportional set size, summed over the processes of a role.\n",
     ]
     return "\n".join(lines)
 
@@ -671,7 +710,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def percent(value: Any) -> str:
-    """Return a share in per cent, or nothing for nothing."""
+    """Return a share in per cent, or an empty text."""
     return "" if value in ("", None) else f"{100 * float(value):.2f}"
 
 
@@ -692,24 +731,24 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", required=True, help="FER2013, or cartoon:N to try the study itself")
-    parser.add_argument("--work", type=Path, default=Path("runs/search"), help="where the searches lie")
-    parser.add_argument("--out", type=Path, default=Path("results/search"), help="where the results go")
-    parser.add_argument("--stage", choices=STAGES, action="append", help="this one only; may be repeated")
+    parser.add_argument("--work", type=Path, default=Path("runs/search"), help="folder of the searches")
+    parser.add_argument("--out", type=Path, default=Path("results/search"), help="folder of the results")
+    parser.add_argument(
+        "--stage", choices=STAGES, action="append", help="run this stage only; may be repeated"
+    )
     parser.add_argument("--trials", type=int, default=30, help="of random search")
     parser.add_argument("--epochs", type=int, default=4, help="of a trial on `compact`")
-    parser.add_argument(
-        "--share", type=float, default=1.0, help="of Training, stratified; the report says so"
-    )
+    parser.add_argument("--share", type=float, default=1.0, help="of Training, stratified")
     parser.add_argument("--study-trials", type=int, default=5)
     parser.add_argument("--study-epochs", type=int, default=2)
     parser.add_argument("--winner-epochs", type=int, default=None, help="in place of the space's 40")
     parser.add_argument("--best-epochs", type=int, default=12, help="of the 2021 study's best network")
     parser.add_argument("--best-width", type=float, default=0.125, help="of it, as a share of its filters")
-    parser.add_argument("--note", default="", help="what else the report is to say of how it came about")
-    parser.add_argument("--parallel", type=int, default=None, help="trials at a time; a core each")
+    parser.add_argument("--note", default="", help="a sentence for the report")
+    parser.add_argument("--parallel", type=int, default=None, help="trials at a time, with one core each")
     given = vars(parser.parse_args())
     stages = given.pop("stage") or list(STAGES)
-    machine = engine.Machine(parallel=given.pop("parallel"))
+    machine = Machine(parallel=given.pop("parallel"))
     study = Study(**given, machine=machine)
     if not 0 < study.share <= 1:
         parser.error(f"--share lies above 0 and is 1 at most. Received: {study.share}")

@@ -1,12 +1,11 @@
-"""Augmented faces are smoother than real ones: by how much, and what batch normalisation makes of it.
+"""How much detail augmentation removes from faces, and its effect on batch normalisation statistics.
 
     python studies/sharpness.py --data fer2013.csv.gz --runs runs/base runs/small
 
-How much of FER2013's detail is left after an augmentation, by bands of spatial frequency; and what a finished
-run reads under the moving averages of its training, and under statistics that are taken anew from 8,192
-training faces: augmented as in training, by cubic interpolation, in light alone, and as they are. No weight
-changes.
-Writes sharpness.json and sharpness.md.
+First, the power of FER2013's faces that is left after augmentation, by bands of spatial frequency. Second,
+the accuracy and loss of finished runs with the moving averages of training, and with statistics re-estimated
+on 8,192 training faces: augmented as in training, with cubic interpolation, in brightness and contrast only,
+and unchanged. No weight changes. Writes sharpness.json and sharpness.md.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from ferkit.augment import PRESETS, AugmentConfig, Augmenter
 from ferkit.core import files
 from ferkit.core.errors import TrainingError
-from ferkit.data import load_dataset
+from ferkit.data import load_data
 from ferkit.evaluation.metrics import negative_log_likelihood
 from ferkit.training import runs, state
 from ferkit.training.inference import predict_probabilities
@@ -31,7 +30,7 @@ from ferkit.training.statistics import reestimate_batch_norm
 
 FACES = 8192
 BANDS = (0.05, 0.15, 0.25, 0.35, 0.45)
-"""Ends of the bands in cycles per pixel; 0.5 is the finest that a picture can hold."""
+"""Edges of the bands in cycles per pixel; 0.5 is the Nyquist frequency."""
 
 STILL: Mapping[str, Any] = {"rotation": 0.0, "shift": 0.0, "zoom": (1.0, 1.0), "stretch": 0.0}
 DARK: Mapping[str, Any] = {"brightness": 0.0, "contrast": 0.0}
@@ -59,7 +58,7 @@ def augmented(faces: NDArray[np.uint8], config: AugmentConfig, seed: int = 1) ->
 
 
 def kept_detail(faces: NDArray[np.uint8]) -> dict[str, list[float]]:
-    """Return which share of each band's power is left under ``modern``, light aside, by interpolation."""
+    """Return the share of each band's power left by ``modern``, without brightness and contrast."""
     whole = spectrum(faces.astype(np.float64))
     return {
         kind: [
@@ -74,11 +73,11 @@ def kept_detail(faces: NDArray[np.uint8]) -> dict[str, list[float]]:
 
 
 def readings(folder: Path, training: NDArray[np.uint8], test: Any) -> dict[str, dict[str, float]]:
-    """Return accuracy and loss of a finished run under each kind of statistics."""
+    """Return accuracy and loss of a finished run with each kind of batch normalisation statistics."""
     run = runs.load_run(folder)
     network = run.network()
     if run.recipe.precise_batch_norm:
-        # The checkpoint has the same weights, but for the statistics: those are the moving averages still.
+        # The checkpoint differs from the final weights in the statistics only: its are the moving averages.
         if run.recipe.optimizer.ema:
             raise TrainingError(f"{folder}: the checkpoint lacks its averaged weights")
         arrays, _ = state.read_archive(folder / runs.CHECKPOINT)
@@ -88,14 +87,12 @@ def readings(folder: Path, training: NDArray[np.uint8], test: Any) -> dict[str, 
     config = run.recipe.augment.model_copy(update=dict(LEFT_OUT))
     kinds: dict[str, NDArray[Any] | None] = {
         "moving averages of training": None,
-        "anew, from faces augmented as in training": augmented(faces, config),
-        "anew, turned and zoomed by cubic interpolation": augmented(
+        "re-estimated, faces augmented as in training": augmented(faces, config),
+        "re-estimated, augmented with cubic interpolation": augmented(
             faces, config.model_copy(update={"interpolation": "cubic"})
         ),
-        "anew, light changed but nothing turned or zoomed": augmented(
-            faces, config.model_copy(update=dict(STILL))
-        ),
-        "anew, from faces as they are": faces,
+        "re-estimated, brightness and contrast only": augmented(faces, config.model_copy(update=dict(STILL))),
+        "re-estimated, faces unchanged": faces,
     }
     weights = network.get_weights()
     result = {}
@@ -115,7 +112,7 @@ def as_markdown(report: dict[str, Any]) -> str:
     """Return the report as tables."""
     bands = [f"{low:g}-{high:g}" for low, high in itertools.pairwise(BANDS)]
     lines = [
-        f"Power that `modern` leaves of {report['faces']:,} training faces, % by cycles per pixel:",
+        f"Power left by `modern` of {report['faces']:,} training faces, % by cycles per pixel:",
         "",
         f"| interpolation | {' | '.join(bands)} |",
         "|---|" + "---:|" * len(bands),
@@ -125,8 +122,7 @@ def as_markdown(report: dict[str, Any]) -> str:
     names = list(report["runs"])
     lines += [
         "",
-        "PublicTest (selection split), single view, accuracy % / loss, by where batch normalisation has its "
-        "means and variances from:",
+        "PublicTest (selection split), tta none, accuracy % / loss by batch normalisation statistics:",
         "",
         f"| statistics | {' | '.join(f'`{name}`' for name in names)} |",
         "|---|" + "---:|" * len(names),
@@ -146,7 +142,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, nargs="+", required=True, help="folders of finished runs")
     parser.add_argument("--out", type=Path, default=Path("results/sharpness"))
     args = parser.parse_args()
-    dataset = load_dataset(args.data)
+    dataset = load_data(args.data)
     training = np.asarray(dataset.of_split("Training").images)
     test = dataset.of_split("PublicTest")
     sample = training[np.random.default_rng(0).permutation(len(training))[:2048]]

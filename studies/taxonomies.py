@@ -1,10 +1,10 @@
-"""Which label set should a user meet, FER2013's or FER+'s? What each head says, held against people.
+"""Which label set should be the default, FER2013's or FER+'s? Each head's agreement with the FER+ taggers.
 
     python studies/taxonomies.py --data fer2013.csv.gz --votes fer2013new.csv --model ferkit-small
 
-For every PublicTest face with two votes for emotions or more: how likely is it that one FER+ tagger, drawn at
-random, says what the label says, what each head says, and what another tagger says. Then recall and precision
-by class, and the accuracy of the answers that are confident. Writes taxonomies.json and taxonomies.md.
+For every PublicTest face with two or more votes for emotions: the probability that a FER+ tagger, drawn at
+random, agrees with the label, with each head, and with another tagger. Then recall and precision by class,
+and the accuracy of confident predictions. Writes taxonomies.json and taxonomies.md.
 """
 
 from __future__ import annotations
@@ -19,54 +19,54 @@ from numpy.typing import NDArray
 from ferkit.core import files
 from ferkit.core.classifier import FaceClassifier
 from ferkit.core.taxonomy import FER2013, FERPLUS
-from ferkit.data import load_dataset, majority_targets
-from ferkit.evaluation.calibration import ece_out_of_fold
-from ferkit.evaluation.metrics import wilson_interval
+from ferkit.data import load_data, majority_targets
+from ferkit.evaluation.calibration import temper_out_of_fold
+from ferkit.evaluation.metrics import expected_calibration_error, wilson_interval
 
 SAME = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
-"""FER+'s word for each of FER2013's labels, in FER2013's order."""
+"""The FER+ label for each of FER2013's labels, in FER2013's order."""
 
 THRESHOLDS = (0.5, 0.7, 0.9)
 
 
 def agreements(
-    votes: NDArray[Any], labels: NDArray[np.int64], answers: dict[str, NDArray[Any]]
+    votes: NDArray[Any], labels: NDArray[np.int64], predictions: dict[str, NDArray[Any]]
 ) -> dict[str, float]:
-    """Return the chance that a tagger drawn at random says the same, by who is compared with them.
+    """Return the probability that a tagger drawn at random agrees with label, heads and taggers.
 
     Args:
-        votes: ``[N, 8]`` counts in FER+'s order, each row with two votes at least.
+        votes: Counts ``[N, 8]`` in FER+ order, with two or more votes in each row.
         labels: FER2013's labels ``[N]``.
-        answers: Probabilities ``[N, K]`` of the heads ``fer2013`` and ``ferplus``.
+        predictions: Probabilities ``[N, K]`` of the heads ``fer2013`` and ``ferplus``.
     """
     to_ferplus = np.array([FERPLUS.labels.index(word) for word in SAME])
     counts = votes.astype(np.float64)
     total = counts.sum(axis=1, keepdims=True)
     share = counts / total
     rows = np.arange(len(votes))
-    # Without putting a tagger back: nobody is compared with themselves.
+    # Drawn without replacement: no tagger is compared with himself.
     other = (counts * (counts - 1)).sum(axis=1) / (total * (total - 1))[:, 0]
     return {
         "FER2013's label": float(share[rows, to_ferplus[labels]].mean()),
-        "the fer2013 head": float(share[rows, to_ferplus[answers["fer2013"].argmax(axis=1)]].mean()),
-        "the ferplus head": float(share[rows, answers["ferplus"].argmax(axis=1)].mean()),
+        "the fer2013 head": float(share[rows, to_ferplus[predictions["fer2013"].argmax(axis=1)]].mean()),
+        "the ferplus head": float(share[rows, predictions["ferplus"].argmax(axis=1)].mean()),
         "another tagger": float(other.mean()),
         "the most frequent vote": float(share.max(axis=1).mean()),
     }
 
 
 def by_class(p: NDArray[Any], labels: NDArray[np.int64], names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Return faces, recall and precision of each class; None where nothing can be said."""
-    answer = p.argmax(axis=1)
+    """Return faces, recall and precision of each class; None where one is undefined."""
+    predicted = p.argmax(axis=1)
     rows = []
     for k, name in enumerate(names):
-        true, said = labels == k, answer == k
+        true, positive = labels == k, predicted == k
         rows.append(
             {
                 "label": name,
                 "faces": int(true.sum()),
-                "recall": float(said[true].mean()) if true.any() else None,
-                "precision": float(true[said].mean()) if said.any() else None,
+                "recall": float(positive[true].mean()) if true.any() else None,
+                "precision": float(true[positive].mean()) if positive.any() else None,
             }
         )
     return rows
@@ -80,15 +80,15 @@ def main() -> None:
     parser.add_argument("--model", help="a model file or an embedded model")
     parser.add_argument("--out", type=Path, default=Path("results/taxonomies"))
     args = parser.parse_args()
-    test = load_dataset(args.data, votes=args.votes).of_split("PublicTest")
+    test = load_data(args.data, votes=args.votes).of_split("PublicTest")
     assert test.votes is not None
     classifier = FaceClassifier(args.model)
-    answers = classifier.predict(np.ascontiguousarray(test.images), taxonomies=["fer2013", "ferplus"])
+    predictions = classifier.predict(np.ascontiguousarray(test.images), taxonomies=["fer2013", "ferplus"])
     voted = test.votes[:, : len(FERPLUS)].sum(axis=1) > 1
     people = agreements(
         test.votes[voted, : len(FERPLUS)],
         np.asarray(test.labels)[voted],
-        {head: p[voted] for head, p in answers.items()},
+        {head: p[voted] for head, p in predictions.items()},
     )
     majority, kept = majority_targets(test.votes)
     heads: dict[str, Any] = {}
@@ -96,14 +96,14 @@ def main() -> None:
         (FER2013, np.asarray(test.labels), np.ones(len(test), bool)),
         (FERPLUS, majority, kept),
     ):
-        p, wanted = answers[taxonomy.id][keep], labels[keep]
-        right, confidence = p.argmax(axis=1) == wanted, p.max(axis=1)
+        p, truth = predictions[taxonomy.id][keep], labels[keep]
+        right, confidence = p.argmax(axis=1) == truth, p.max(axis=1)
         heads[taxonomy.id] = {
-            "faces": len(wanted),
+            "faces": len(truth),
             "accuracy": float(right.mean()),
             "interval": wilson_interval(int(right.sum()), len(right)),
-            "ece": ece_out_of_fold(p, wanted),
-            "classes": by_class(p, wanted, taxonomy.labels),
+            "ece": expected_calibration_error(temper_out_of_fold(p, truth), truth),
+            "classes": by_class(p, truth, taxonomy.labels),
             "confident": [
                 {
                     "at_least": t,
@@ -132,11 +132,11 @@ def as_markdown(report: dict[str, Any]) -> str:
         return "-" if value is None else f"{100 * value:.1f}"
 
     lines = [
-        f"`{report['model']}` on PublicTest (selection split), single view.",
+        f"`{report['model']}` on PublicTest (selection split), tta none.",
         "",
-        f"A FER+ tagger drawn at random says the same, over {report['faces_with_votes']:,} faces:",
+        f"Agreement of a FER+ tagger drawn at random, over {report['faces_with_votes']:,} faces:",
         "",
-        "| as | % |",
+        "| with | % |",
         "|---|---:|",
         *(f"| {who} | {percent(share)} |" for who, share in report["people"].items()),
     ]
@@ -147,8 +147,8 @@ def as_markdown(report: dict[str, Any]) -> str:
             f"accuracy {percent(figures['accuracy'])} % ({percent(figures['interval'][0])}-"
             f"{percent(figures['interval'][1])}), calibration error out of fold {figures['ece']:.3f}; "
             + ", ".join(
-                f"{percent(c['share'])} % of the answers are {100 * c['at_least']:.0f} % sure or more and "
-                f"{percent(c['accuracy'])} % of these are right"
+                f"{percent(c['share'])} % of predictions have a confidence of {100 * c['at_least']:.0f} % "
+                f"or more, and {percent(c['accuracy'])} % of these are right"
                 for c in figures["confident"]
             ),
             "",

@@ -46,7 +46,7 @@ def train_variant(
     if is_finished(variant, recipe, folder):
         return
     load_keras()
-    from ferkit.data import load_dataset
+    from ferkit.data import load_data
     from ferkit.training.trainer import train
 
     chosen = recipe_of(variant, recipe)
@@ -54,7 +54,7 @@ def train_variant(
     print(f"{variant.name}: {variant.epochs} epochs in {folder}", flush=True)
     train(
         chosen,
-        load_dataset(data, votes=votes),
+        load_data(data, votes=votes),
         folder,
         resume=resume,
         teachers=() if resume else variant.teachers,

@@ -1,4 +1,4 @@
-"""What all tests share: the real data beside the repository, and a loud word about what was skipped."""
+"""Shared fixtures: the real data beside the repository, and a summary of skipped tests."""
 
 from __future__ import annotations
 
@@ -33,14 +33,15 @@ def shared_dir() -> Path:
 @pytest.fixture(scope="session")
 def fer2013(shared_dir: Path) -> FaceDataset:
     """The real FER2013 with its FER+ votes, read once, through the user's own cache."""
-    from ferkit.data import load_dataset
+    from ferkit.data import load_data
 
     data = shared_dir / "data"
-    return load_dataset(data / "fer2013.csv.gz", votes=data / "fer2013new.csv")
+    return load_data(data / "fer2013.csv.gz", votes=data / "fer2013new.csv")
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say at the end, in the last lines, how much was not tested, and why."""
+    """Print how many tests were skipped, and why, below the coverage table."""
     skipped = terminalreporter.stats.get("skipped", [])
     if not skipped:
         return

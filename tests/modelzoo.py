@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ferkit.core import taxonomy
 from ferkit.core.crops import CropGeometry
-from ferkit.core.modelfile import HeadInfo, ModelInfo, write_model
+from ferkit.core.modelfile import HeadInfo, Metric, ModelInfo, write_model
 
 BOTH = (taxonomy.FER2013, taxonomy.FERPLUS)
 
@@ -86,6 +87,12 @@ def model_info(
     )
 
 
+def metric(n: int, **changes: Any) -> Metric:
+    """One row of a model file's figures."""
+    figures = {"accuracy": 0.5, "interval": (0.4, 0.6), "macro_f1": 0.5, "nll": 1.0, "ece": 0.1}
+    return Metric(**{"split": "PublicTest", "tta": "none", "labels": "fer2013", "n": n, **figures, **changes})
+
+
 def write_tiny_model(
     path: Path,
     taxonomies: tuple[taxonomy.Taxonomy, ...] = BOTH,
@@ -96,7 +103,7 @@ def write_tiny_model(
     crop: CropGeometry | None = None,
     temperature: float = 1.0,
 ) -> Path:
-    """Write a complete small model file and return its path; the temperature is only told, not applied."""
+    """Write a small complete model file and return its path; the temperature is recorded, not applied."""
     write_model(
         graph_bytes(taxonomies, size=size, cam=cam, seed=seed),
         model_info(taxonomies, size=size, cam=cam, crop=crop, temperature=temperature),

@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say, and write what they measured."""
+"""The benchmarks: measuring processes, alternating rounds, the report."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import importlib
 import json
 import subprocess
 import sys
-import time
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
 def imported(name: str) -> Any:
-    """A module of the benchmarks, which lie outside the package."""
+    """A module of the benchmarks, which are outside the package."""
     sys.path.insert(0, str(FOLDER))
     try:
         return importlib.import_module(name)
@@ -42,9 +41,9 @@ def embedded() -> None:
         pytest.skip("NO EMBEDDED MODEL in this checkout")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="reads what Unix tells of a process")
-def test_memory_of_a_process_is_its_own_and_not_that_of_who_measures(measuring: Any) -> None:
-    """A fault of ours: Linux counts what the starting process held, so a large one made all look large."""
+@pytest.mark.skipif(sys.platform == "win32", reason="needs the resource usage of a Unix process")
+def test_memory_of_a_process_excludes_that_of_the_measuring_process(measuring: Any) -> None:
+    """On Linux the peak memory of a child includes that of the process that started it."""
     held = np.ones(50_000_000)  # 400 MiB
     _, _, small = measuring.measure_process(["-c", "pass"])
     seconds, processor, large = measuring.measure_process(["-c", "x = b'1' * 100_000_000"])
@@ -54,69 +53,70 @@ def test_memory_of_a_process_is_its_own_and_not_that_of_who_measures(measuring: 
     assert 0 < processor <= seconds * 2
 
 
-def test_a_process_that_fails_is_said_with_its_last_line(measuring: Any) -> None:
+def test_the_error_of_a_failed_process_is_its_last_line(measuring: Any) -> None:
     with pytest.raises(RuntimeError, match="no luck"):
         measuring.measure_process(["-c", "raise SystemExit('no luck')"])
 
 
-def test_a_worker_answers_in_its_own_process_on_its_own_cores(measuring: Any, embedded: None) -> None:
+def test_a_worker_returns_results_and_survives_a_failed_job(measuring: Any, embedded: None) -> None:
     with measuring.Worker("worker.py", 1) as worker:
-        assert worker.ask("hello")["mmac"] > 1
-        assert worker.ask("classify", batch=2, seconds=0.01)["faces_per_s"] > 0
-        assert worker.ask("matmul", library="numpy", size=64, seconds=0.01)["gmac_per_s"] > 0
-        read = worker.ask("photo", path=str(sample("astronaut.png")), seconds=0)
-        assert read["faces"] == 1
+        assert worker.call("describe")["mmac"] > 1
+        assert worker.call("classify", batch=2, seconds=0.01)["faces_per_s"] > 0
+        assert worker.call("matmul", library="numpy", size=64, seconds=0.01)["gmac_per_s"] > 0
+        photo = worker.call("photo", path=str(sample("astronaut.png")), seconds=0)
+        assert photo["faces"] == 1
         with pytest.raises(RuntimeError, match="no/such"):
-            worker.ask("photo", path="no/such.png", seconds=0)
-        assert worker.ask("hello")["model"] == weights.DEFAULT  # an error did not end it
+            worker.call("photo", path="no/such.png", seconds=0)
+        assert worker.call("describe")["model"] == weights.DEFAULT  # still running
 
 
 def test_the_stages_of_a_photo_add_up_to_the_whole(measuring: Any, embedded: None) -> None:
-    """A fault of ours: the search alone, by a detector that was new each time, took more than the whole."""
+    """A detector created anew for each measurement once made detection alone slower than the whole."""
     with measuring.Worker("worker.py", 1, clock="processor") as worker:
-        told = worker.ask("stages", path=str(sample("astronaut.png")), seconds=0, least=7)
-    assert told["faces"] == 1
-    assert list(told["stages"]) == ["decode", "detect", "crop", "classify", "draw", "encode"]
-    parts = sum(told["stages"][name] for name in ("decode", "detect", "crop", "classify"))
-    assert 0.7 < parts / told["whole"] < 1.4
+        result = worker.call("stages", path=str(sample("astronaut.png")), seconds=0, least=7)
+    assert result["faces"] == 1
+    assert list(result["stages"]) == ["decode", "detect", "crop", "classify", "draw", "encode"]
+    parts = sum(result["stages"][name] for name in ("decode", "detect", "crop", "classify"))
+    assert 0.7 < parts / result["whole"] < 1.4
 
 
-def test_calls_are_timed_in_turns_after_one_that_does_not_count() -> None:
+def test_calls_are_timed_alternately_after_a_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     jobs = imported("jobs")
+    now = 0.0
     order: list[str] = []
+    monkeypatch.setitem(jobs.CLOCKS, "wall", lambda: now)
 
-    def call(name: str) -> Any:
+    def call(name: str, seconds: float) -> Any:
         def run() -> None:
-            if name not in order:
-                time.sleep(0.05)
+            nonlocal now
+            now += seconds if name in order else 1000
             order.append(name)
 
         return run
 
-    spent = jobs.per_call_in_turns({"a": call("a"), "b": call("b")}, 0, 3)
+    spent = jobs.per_call_in_turns({"a": call("a", 2), "b": call("b", 3)}, 0, 3)
     assert order == ["a", "b"] * 4
-    assert set(spent) == {"a", "b"}
-    assert max(spent.values()) < 0.02
+    assert spent == {"a": 2, "b": 3}
 
 
-def test_a_worker_that_cannot_start_is_said(measuring: Any, tmp_path: Path) -> None:
+def test_a_worker_that_cannot_start_raises_its_error(measuring: Any, tmp_path: Path) -> None:
     with (
         measuring.Worker("worker.py", 1, clock="moon") as worker,
         pytest.raises(RuntimeError, match="invalid choice: 'moon'"),
     ):
-        worker.ask("hello")
+        worker.call("describe")
 
 
-def test_the_cores_of_the_machine_are_those_that_a_container_grants(
+def test_usable_cores_respect_the_limit_of_a_container(
     measuring: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A known fault: those that the process is bound to counted, whatever its control group grants."""
+    """The control group grants one core although the process is bound to eight."""
     monkeypatch.setattr("ferkit.core.runtime._granted", lambda *_: [1])
     monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8), raising=False)
     assert measuring.describe_machine()["usable_cores"] == 1
 
 
-def test_jobs_run_in_turns_and_the_medians_come(measuring: Any) -> None:
+def test_jobs_alternate_and_give_medians(measuring: Any) -> None:
     order: list[str] = []
     values = iter([100.0, 100.0, 1.0, 10.0, 3.0, 20.0, 2.0, 30.0])
 
@@ -131,7 +131,7 @@ def test_jobs_run_in_turns_and_the_medians_come(measuring: Any) -> None:
     assert order == ["a", "b"] * 4
 
 
-def test_the_report_holds_what_every_script_wrote_and_says_what_was_skipped(
+def test_the_report_joins_the_parts_of_all_scripts_and_names_skipped_ones(
     measuring: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine = measuring.describe_machine()
@@ -139,7 +139,7 @@ def test_the_report_holds_what_every_script_wrote_and_says_what_was_skipped(
     measuring.write_report(
         tmp_path,
         "bench",
-        {"machine": machine, "parts": {"First": {"note": "Of note.", "rows": rows}}},
+        {"machine": machine, "parts": {"First": {"note": "A note.", "rows": rows}}},
         ["-x"],
     )
     measuring.write_report(
@@ -151,13 +151,11 @@ def test_the_report_holds_what_every_script_wrote_and_says_what_was_skipped(
     assert "| two |  |  |  | 1,234 |" in text
     assert "SKIPPED: no extra" in text
     assert text.index("`python benchmarks/bench.py -x`") < text.index("`python benchmarks/video.py`")
-    assert "Of note." in capsys.readouterr().out
+    assert "A note." in capsys.readouterr().out
     assert json.loads((tmp_path / "bench.json").read_text())["parts"]["First"]["rows"] == rows
 
 
-def test_parts_that_are_not_measured_anew_stay_with_the_run_they_are_of(
-    measuring: Any, tmp_path: Path
-) -> None:
+def test_parts_that_are_not_measured_again_keep_their_run(measuring: Any, tmp_path: Path) -> None:
     titles = ["Frames per second, 1280 x 720", "Memory over a long clip, 320 x 240"]
     rows = {"one": {"frames_per_s": 12.5}}
     machine = {**measuring.describe_machine(), "date": "2001-02-03"}
@@ -165,16 +163,16 @@ def test_parts_that_are_not_measured_anew_stay_with_the_run_they_are_of(
     measuring.write_report(tmp_path, "video", held, ["--minutes", "9"])
     line = [sys.executable, str(FOLDER / "video.py"), "--parts", "accuracy", "--out", str(tmp_path)]
     subprocess.run(line, capture_output=True, check=True)
-    told = json.loads((tmp_path / "video.json").read_text())
-    assert list(told["parts"]) == [titles[0], "Searching less often, labelled faces", titles[1]]
+    report = json.loads((tmp_path / "video.json").read_text())
+    assert list(report["parts"]) == [titles[0], "Searching less often, labelled faces", titles[1]]
     earlier = {"command": "python benchmarks/video.py --minutes 9", "machine": machine, "rows": rows}
-    assert [told["parts"][title] for title in titles] == [earlier, earlier]
+    assert [report["parts"][title] for title in titles] == [earlier, earlier]
     text = (tmp_path / "README.md").read_text()
-    assert text.count("Of an earlier run, `python benchmarks/video.py --minutes 9`: ") == 2
+    assert text.count("From an earlier run, `python benchmarks/video.py --minutes 9`: ") == 2
     assert text.count("2001-02-03") == 2
 
 
-def test_the_clip_that_memory_is_measured_with_has_all_its_frames_and_sound(tmp_path: Path) -> None:
+def test_the_long_clip_has_all_frames_and_sound(tmp_path: Path) -> None:
     video = imported("video")
     frames = [np.full((36, 64, 3), 40 * k, np.uint8) for k in range(5)]
     for sound in (False, True):
@@ -188,7 +186,7 @@ def test_the_clip_that_memory_is_measured_with_has_all_its_frames_and_sound(tmp_
     assert np.abs(samples).mean() > 0.1
 
 
-def test_without_the_peer_its_comparison_is_skipped_and_says_how_to_get_it(tmp_path: Path) -> None:
+def test_without_the_peer_the_comparison_is_skipped_and_names_make_peer(tmp_path: Path) -> None:
     line = [sys.executable, str(FOLDER / "peer.py"), "--peer-venv", str(tmp_path / "none")]
     done = subprocess.run([*line, "--out", str(tmp_path)], capture_output=True, text=True, check=True)
     assert "SKIPPED" in done.stderr

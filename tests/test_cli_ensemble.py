@@ -1,10 +1,9 @@
-"""`ferkit ensemble` writes a file that votes, fits what it is told to fit, and tells what that is worth."""
+"""`ferkit ensemble` joins models, fits what was requested, and reports figures out of fold."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,16 +12,14 @@ import pytest
 
 from ferkit.cli import run
 from ferkit.core.classifier import FaceClassifier
-from ferkit.core.modelfile import read_model, write_model
+from ferkit.core.modelfile import Metric, read_model, write_model
 from ferkit.core.taxonomy import FER2013, FERPLUS
-from ferkit.data import SPLITS, faces_digest, load_dataset
+from ferkit.data import faces_digest, load_data
 from ferkit.data.ferplus import majority_targets
 from ferkit.evaluation.calibration import temper
-from ferkit.evaluation.evaluate import evaluate
+from ferkit.evaluation.evaluate import evaluate_split
+from ferkit.evaluation.model import metric_rows
 from ferkit.export.card import render_card
-from ferkit.export.ensemble import load_member
-from ferkit.export.ensemble_fit import vote_on_split, weights_of
-from ferkit.export.run import summary_rows
 from modelzoo import write_tiny_model
 
 DATA = "cartoon:300"
@@ -30,14 +27,14 @@ DATA = "cartoon:300"
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory):
-    """Three small models that know something of the drawn faces, so that a vote has a best temperature."""
+    """Three small models fitted to the drawn faces, so that an ensemble has a best temperature."""
     folder = tmp_path_factory.mktemp("taught")
     return [write_taught_model(folder / f"m{seed}.onnx", seed) for seed in range(3)]
 
 
 def write_taught_model(path, seed):
-    """Fit the heads of a small model to the faces that a vote is fitted to, by least squares."""
-    shown = load_dataset(DATA).of_split("PublicTest")
+    """Fit the heads of a small model to the faces that an ensemble is fitted to, by least squares."""
+    shown = load_data(DATA).of_split("PublicTest")
     plain = FaceClassifier(write_tiny_model(path, seed=seed))
     content, info = read_model(path)
     graph = onnx.load_from_string(content)
@@ -75,12 +72,12 @@ def ask(capsys):
 
 @pytest.fixture
 def faces():
-    return load_dataset(DATA).of_split("PublicTest")
+    return load_data(DATA).of_split("PublicTest")
 
 
 def plain_csv(folder):
     """Write faces without votes, so that only fer2013 can be fitted."""
-    source = load_dataset(DATA)
+    source = load_data(DATA)
     rows = ["emotion,pixels,Usage"]
     for image, label, split in zip(source.images, source.labels, source.split, strict=True):
         usage = ("Training", "PublicTest", "PrivateTest")[split]
@@ -89,11 +86,11 @@ def plain_csv(folder):
     return folder / "plain.csv"
 
 
-def test_without_data_the_file_is_the_plain_mean_and_its_size_is_told(ask, models, tmp_path, faces):
+def test_without_data_the_file_is_the_plain_mean(ask, models, tmp_path, faces):
     out = tmp_path / "e.onnx"
     done = ask(*models, "-o", out)
     assert done.status == 0
-    assert f"wrote {out}: 3 of 3 members" in done.out
+    assert f"wrote {out}: 3 networks from 3 models" in done.out
     assert f"{out.stat().st_size / 2**20:.2f} MiB" in done.out
     found = FaceClassifier(out).predict(faces.images)["ferplus"]
     members = [FaceClassifier(model).predict(faces.images)["ferplus"] for model in models]
@@ -105,10 +102,10 @@ def test_weights_are_those_that_were_typed(ask, models, tmp_path):
     assert ask(*models, "-o", tmp_path / "e.onnx", "--weights", "1,2,1", "--name", "trio").status == 0
     info = read_model(tmp_path / "e.onnx")[1]
     assert info.name == "trio"
-    assert [m["weight"] for m in info.members] == [0.25, 0.5, 0.25]
+    assert [m.weights["fer2013"] for m in info.members] == [0.25, 0.5, 0.25]
 
 
-def test_data_give_the_vote_a_temperature_of_its_own(ask, models, tmp_path, faces):
+def test_data_give_the_ensemble_a_temperature(ask, models, tmp_path, faces):
     done = ask(*models, "-o", tmp_path / "e.onnx", "--data", DATA)
     assert done.status == 0
     info = read_model(tmp_path / "e.onnx")[1]
@@ -121,37 +118,38 @@ def test_data_give_the_vote_a_temperature_of_its_own(ask, models, tmp_path, face
         rtol=0,
         atol=1e-6,
     )
-    assert info.data["fitted_on"] == "PublicTest"
-    assert info.data["faces"] == faces_digest(load_dataset(DATA)), "known again with and without votes"
+    assert info.training.fitted_on == "PublicTest"
+    assert info.training.faces == faces_digest(load_data(DATA)), "known with votes and without"
 
 
-def test_fitting_reports_figures_out_of_fold_beside_the_flattering_ones(ask, models, tmp_path):
+def test_fitting_reports_figures_out_of_fold_and_in_sample(ask, models, tmp_path):
     done = ask(*models, "-o", tmp_path / "e.onnx", "--fit", "--data", DATA, "--json", tmp_path / "e.json")
     assert done.status == 0
     for line in ("equal weights, temperature out of fold", "out of fold", "in sample (not to be quoted)"):
         assert line in done.out
-    first = json.loads((tmp_path / "e.json").read_text())["votes"][0]
+    content = json.loads((tmp_path / "e.json").read_text())
+    first = content["fits"][0]
     info = read_model(tmp_path / "e.onnx")[1]
     # The file's metadata quote the figure from outside the fit.
-    assert info.metrics[0]["accuracy"] == pytest.approx(first["out_of_fold"]["accuracy"], abs=1e-6)
-    assert info.metrics[0]["selection_split"] is True
-    assert info.metrics[0]["tta"] == "none"
-    weights = {m["sha256"]: m["weights"]["fer2013"] for m in info.members}
-    for member in first["members"]:
-        assert weights.get(member["sha256"], 0.0) == pytest.approx(member["weight"])
-    assert sum(member["weight"] for member in first["members"]) == pytest.approx(1)
+    assert info.metrics[0].accuracy == pytest.approx(first["out_of_fold"]["accuracy"], abs=1e-6)
+    assert (info.metrics[0].split, info.metrics[0].tta) == ("PublicTest", "none")
+    weights = {m.sha256: m.weights["fer2013"] for m in info.members}
+    assert first["members"] == [0, 1, 2]
+    for model, weight in zip(content["models"], first["weighting"]["weights"], strict=True):
+        assert weights.get(model["sha256"], 0.0) == pytest.approx(weight)
+    assert sum(first["weighting"]["weights"]) == pytest.approx(1)
 
 
 def test_the_ensemble_is_measured_by_evaluate_as_by_its_own_fit(ask, models, tmp_path, capsys):
     done = ask(*models, "-o", tmp_path / "e.onnx", "--fit", "--data", DATA, "--json", tmp_path / "e.json")
     assert done.status == 0
-    vote = json.loads((tmp_path / "e.json").read_text())["votes"][0]
+    fit = json.loads((tmp_path / "e.json").read_text())["fits"][0]
     arguments = ["evaluate", str(tmp_path / "e.onnx"), "--data", DATA, "--json", str(tmp_path / "a.json")]
     assert run(arguments) == 0
     capsys.readouterr()
     scores = json.loads((tmp_path / "a.json").read_text())["tta_modes"][0]["scores"][0]
-    assert scores["accuracy"] == pytest.approx(vote["in_sample"]["accuracy"])
-    assert scores["nll"] == pytest.approx(vote["in_sample"]["nll"], abs=1e-5)
+    assert scores["accuracy"] == pytest.approx(fit["in_sample"]["accuracy"])
+    assert scores["nll"] == pytest.approx(fit["in_sample"]["nll"], abs=1e-5)
 
 
 def test_a_head_without_labels_in_the_data_takes_the_fitted_weights(ask, models, tmp_path, monkeypatch):
@@ -160,24 +158,24 @@ def test_a_head_without_labels_in_the_data_takes_the_fitted_weights(ask, models,
     assert done.status == 0
     info = read_model(tmp_path / "e.onnx")[1]
     for member in info.members:
-        assert member["weights"]["ferplus"] == pytest.approx(member["weights"]["fer2013"])
+        assert member.weights["ferplus"] == pytest.approx(member.weights["fer2013"])
     assert info.head("ferplus").temperature == 1
     assert "ferplus: no labels for it" in done.err
     assert "its weights are those of fer2013" in done.err
 
 
-def test_a_member_without_the_labelled_head_is_not_asked(ask, models, tmp_path, monkeypatch):
+def test_a_member_without_the_labelled_head_does_not_predict(ask, models, tmp_path, monkeypatch):
     monkeypatch.setenv("FERKIT_CACHE", str(tmp_path / "cache"))
     odd = write_tiny_model(tmp_path / "odd.onnx", (FERPLUS,), seed=5)
     done = ask(models[0], odd, "-o", tmp_path / "e.onnx", "--fit", "--data", plain_csv(tmp_path))
     assert done.status == 0, done.err
-    assert read_model(tmp_path / "e.onnx")[1].members[0]["weights"]["fer2013"] == 1
+    assert read_model(tmp_path / "e.onnx")[1].members[0].weights["fer2013"] == 1
 
 
 def test_progress_goes_to_stderr(ask, models, tmp_path):
     done = ask(*models, "-o", tmp_path / "e.onnx", "--data", DATA)
     assert "member 3 of 3" in done.err
-    assert "asking" not in done.out
+    assert "predicting" not in done.out
 
 
 @pytest.mark.parametrize(
@@ -185,9 +183,9 @@ def test_progress_goes_to_stderr(ask, models, tmp_path):
     [
         (["--weights", "1,2"], "3 models, 2 weights"),
         (["--weights", "1,x,2"], "not a list of numbers"),
-        (["--fit"], "no use for --fit"),
-        (["--split", "PublicTest"], "no use for --split"),
-        (["--drop-flat", "--threads", "2"], "no use for --drop-flat, --threads"),
+        (["--fit"], "required with --fit"),
+        (["--split", "PublicTest"], "required with --split"),
+        (["--drop-flat", "--threads", "2"], "required with --drop-flat, --threads"),
         (["--fit", "--weights", "1,1,1", "--data", DATA], "leave out --weights"),
     ],
 )
@@ -213,7 +211,7 @@ def test_one_model_is_no_ensemble(ask, models, tmp_path):
         ("foreign", "without ferkit's metadata"),
     ],
 )
-def test_members_that_cannot_vote_are_one_line_and_nothing_is_written(ask, models, tmp_path, second, message):
+def test_members_that_do_not_fit_are_one_line_and_nothing_is_written(ask, models, tmp_path, second, message):
     from modelzoo import graph_bytes
 
     path = tmp_path / f"{second}.onnx"
@@ -232,17 +230,27 @@ def test_members_that_cannot_vote_are_one_line_and_nothing_is_written(ask, model
     assert not (tmp_path / "e.onnx").exists()
 
 
-def test_an_ensemble_that_was_written_among_its_members_is_not_taken_in_as_one(ask, models, tmp_path):
-    vote = tmp_path / "vote.onnx"
-    assert ask(*models, "-o", vote).status == 0
-    before = vote.read_bytes()
-    done = ask(*sorted(tmp_path.glob("*.onnx")), "-o", vote, "--fit", "--data", DATA)
+def test_an_ensemble_among_its_members_is_not_overwritten(ask, models, tmp_path):
+    path = tmp_path / "pair.onnx"
+    assert ask(*models, "-o", path).status == 0
+    before = path.read_bytes()
+    done = ask(*sorted(tmp_path.glob("*.onnx")), "-o", path, "--fit", "--data", DATA)
     assert done.status == 1
-    assert done.err == (
-        f"error: {vote} is the member {vote}, which would be overwritten; write to another file, or leave "
-        "this one out of the members\n"
-    )
-    assert vote.read_bytes() == before
+    assert f"{path} is the member {path}" in done.err
+    assert path.read_bytes() == before
+
+
+def test_an_ensemble_is_replaced_by_its_members_unless_it_was_fitted(ask, models, tmp_path):
+    assert ask(*models[:2], "-o", tmp_path / "plain.onnx").status == 0
+    done = ask(tmp_path / "plain.onnx", models[2], "-o", tmp_path / "e.onnx")
+    assert "3 networks from 2 models" in done.out
+    info = read_model(tmp_path / "e.onnx")[1]
+    assert [m.weights["fer2013"] for m in info.members] == [0.25, 0.25, 0.5]
+    assert ask(*models[:2], "-o", tmp_path / "fitted.onnx", "--data", DATA).status == 0
+    refused = ask(tmp_path / "fitted.onnx", models[2], "-o", tmp_path / "f.onnx")
+    assert (refused.status, refused.err.count("\n")) == (1, 1)
+    assert "name its members instead: tiny, tiny" in refused.err
+    assert not (tmp_path / "f.onnx").exists()
 
 
 @pytest.mark.parametrize("option", ["--out", "--card", "--json"])
@@ -266,82 +274,66 @@ def test_no_member_is_overwritten_by_whatever_name(ask, models, tmp_path, option
     assert path.samefile(member)
 
 
-def test_the_file_tells_its_figures_in_the_rows_of_an_exported_one(ask, models, tmp_path, faces):
+def test_the_file_has_its_figures_in_the_rows_of_an_exported_one(ask, models, tmp_path, faces):
     assert ask(*models, "-o", tmp_path / "e.onnx", "--fit", "--data", DATA).status == 0
     info = read_model(tmp_path / "e.onnx")[1]
-    whole = load_dataset(DATA)
-    exported = summary_rows(
-        evaluate(
+    exported = metric_rows(
+        evaluate_split(
             lambda crops, tta: FaceClassifier(tmp_path / "e.onnx").predict(crops, tta=tta),
-            whole,
+            load_data(DATA),
             heads={head.id: head.taxonomy for head in info.taxonomies},
             drop_leaks=True,
         )
     )
-    told = ("split", "tta", "labels", "without_leaks", "n")
-    assert [[row[key] for key in told] for row in info.metrics] == [
-        [row[key] for key in told] for row in exported
-    ]
+
+    def key(row: Metric) -> tuple[object, ...]:
+        return row.split, row.tta, row.labels, row.without_leaks, row.n, tuple(row.recall)
+
+    assert list(map(key, info.metrics)) == list(map(key, exported))
     for row, as_exported in zip(info.metrics, exported, strict=True):
-        assert set(as_exported) <= set(row)
-        assert list(row["recall"]) == list(as_exported["recall"])
-        assert row["nll"] == pytest.approx(as_exported["nll"], abs=2e-6), "as the file answers"
-        assert row["ece"] == pytest.approx(as_exported["ece"], abs=2e-6), "as the file answers"
+        assert row.nll == pytest.approx(as_exported.nll, abs=2e-6), "that of the file"
+        assert row.ece == pytest.approx(as_exported.ece, abs=2e-6), "that of the file"
 
 
-def test_the_rows_tell_beside_it_what_fits_read_that_had_not_seen_the_faces(ask, models, tmp_path):
+def test_the_rows_hold_the_figures_of_fits_that_had_not_seen_the_faces(ask, models, tmp_path):
     done = ask(*models, "-o", tmp_path / "e.onnx", "--fit", "--data", DATA, "--json", tmp_path / "e.json")
     assert done.status == 0
     info = read_model(tmp_path / "e.onnx")[1]
-    votes = json.loads((tmp_path / "e.json").read_text())["votes"]
-    for vote in votes:
-        (row,) = (r for r in info.metrics if r["labels"] == vote["labels"] and not r["without_leaks"])
-        unseen = vote["out_of_fold"]
-        assert row["accuracy"] == pytest.approx(unseen["accuracy"], abs=1e-6)
-        assert row["nll_out_of_fold"] == pytest.approx(unseen["nll"], abs=1e-6)
-        assert row["ece_out_of_fold"] == pytest.approx(unseen["ece"], abs=1e-6)
-        assert row["nll"] == pytest.approx(vote["in_sample"]["nll"], abs=1e-6)
-        assert row["fit"] == "weights and temperature, out of fold"
+    for fit in json.loads((tmp_path / "e.json").read_text())["fits"]:
+        (row,) = (r for r in info.metrics if r.labels == fit["labels"] and not r.without_leaks)
+        unseen = fit["out_of_fold"]
+        assert row.accuracy == pytest.approx(unseen["accuracy"], abs=1e-6)
+        assert row.nll_out_of_fold == pytest.approx(unseen["nll"], abs=1e-6)
+        assert row.ece_out_of_fold == pytest.approx(unseen["ece"], abs=1e-6)
+        assert row.nll == pytest.approx(fit["in_sample"]["nll"], abs=1e-6)
+        assert row.fit == "weights and temperature"
 
 
-def test_the_file_says_what_was_fitted_and_on_what(ask, models, tmp_path):
+def test_the_file_records_what_was_fitted_and_on_what(ask, models, tmp_path):
     assert ask(*models, "-o", tmp_path / "e.onnx", "--data", DATA).status == 0
     assert ask(*models, "-o", tmp_path / "f.onnx", "--data", DATA, "--fit", "--split", "Training").status == 0
-    tempered, fitted = (read_model(tmp_path / name)[1].data for name in ("e.onnx", "f.onnx"))
-    assert tempered["fitted"] == {"fer2013": "temperature", "ferplus": "temperature"}
-    assert tempered["fitted_on"] == "PublicTest"
-    assert fitted["fitted"] == dict.fromkeys(("fer2013", "ferplus"), "weights and temperature")
-    assert fitted["fitted_on"] == "Training"
+    tempered, fitted = (read_model(tmp_path / name)[1].training for name in ("e.onnx", "f.onnx"))
+    assert tempered.fitted == {"fer2013": "temperature", "ferplus": "temperature"}
+    assert tempered.fitted_on == "PublicTest"
+    assert fitted.fitted == dict.fromkeys(("fer2013", "ferplus"), "weights and temperature")
+    assert fitted.fitted_on == "Training"
 
 
-def test_to_few_labelled_faces_nothing_is_fitted_and_the_file_is_written(ask, models, tmp_path):
+def test_nothing_is_fitted_to_few_labelled_faces_and_the_file_is_written(ask, models, tmp_path):
     few = "cartoon:60"
-    assert len(load_dataset(few).of_split("PublicTest")) < 13
+    assert len(load_data(few).of_split("PublicTest")) < 13
     done = ask(*models, "-o", tmp_path / "e.onnx", "--fit", "--data", few, "--json", tmp_path / "e.json")
     assert done.status == 0, done.err
-    assert "nothing is fitted, which takes 13, so the temperature is 1" in done.err
-    assert "vote, nothing fitted" in done.out
+    assert "too few to fit anything (13 are needed), so the temperature is 1" in done.err
+    assert "ensemble, nothing fitted" in done.out
     info = read_model(tmp_path / "e.onnx")[1]
     assert [head.temperature for head in info.taxonomies] == [1, 1]
-    assert [m["weight"] for m in info.members] == pytest.approx([1 / 3] * 3)
-    assert "fitted_on" not in info.data
+    assert [m.weights["fer2013"] for m in info.members] == pytest.approx([1 / 3] * 3)
+    assert info.training.fitted_on == ""
     assert info.metrics
     for row in info.metrics:
-        assert (row["ece_out_of_fold"], row["nll_out_of_fold"], row["fit"]) == (None, None, "nothing")
-    assert json.loads((tmp_path / "e.json").read_text())["votes"][0]["out_of_fold"] is None
-
-
-def test_a_head_with_few_labelled_faces_takes_the_weights_of_the_first(models):
-    faces = load_dataset(DATA)
-    votes = np.ones_like(faces.votes)  # nobody agrees: no majority
-    shown = np.flatnonzero(faces.split == SPLITS.index("PublicTest"))
-    votes[shown[:5]] = faces.votes[shown[:5]]
-    members = [load_member(model) for model in models]
-    first, second = vote_on_split(members, replace(faces, votes=votes), fit_weights=True)
-    assert (first.fit, second.fit) == ("weights and temperature", "nothing")
-    assert second.fitted.n <= 5
-    assert second.fitted.vote.weights == pytest.approx(first.fitted.vote.weights)
-    assert weights_of(members, [first, second])["ferplus"] == pytest.approx(first.fitted.vote.weights)
+        assert (row.ece_out_of_fold, row.nll_out_of_fold, row.fit) == (None, None, "nothing")
+    assert json.loads((tmp_path / "e.json").read_text())["fits"][0]["out_of_fold"] is None
 
 
 def test_the_default_output_is_the_first_models_or_the_one_that_is_named(ask, models, tmp_path):
@@ -354,13 +346,13 @@ def test_the_default_output_is_the_first_models_or_the_one_that_is_named(ask, mo
     assert read_model(tmp_path / "b.onnx")[1].default_taxonomy == "fer2013"
 
 
-def test_an_output_that_no_member_has_is_refused_before_anybody_is_asked(ask, models, tmp_path):
+def test_an_output_that_no_member_has_is_refused_before_members_predict(ask, models, tmp_path):
     done = ask(*models, "-o", tmp_path / "e.onnx", "--taxonomy", "moods", "--data", DATA)
     assert (done.status, done.out) == (1, "")
-    assert done.err == "error: no member answers in taxonomy 'moods'; they have fer2013, ferplus\n"
+    assert done.err == "error: no member has taxonomy 'moods'; they have fer2013, ferplus\n"
 
 
-def test_the_card_tells_who_votes_what_was_fitted_and_the_figures(ask, models, tmp_path):
+def test_the_card_has_the_members_what_was_fitted_and_the_figures(ask, models, tmp_path):
     card, out = tmp_path / "e.md", tmp_path / "e.onnx"
     done = ask(*models, "-o", out, "--fit", "--data", DATA, "--card", card)
     assert done.status == 0
@@ -368,18 +360,20 @@ def test_the_card_tells_who_votes_what_was_fitted_and_the_figures(ask, models, t
     text, info = card.read_text("utf-8"), read_model(out)[1]
     assert text == render_card(info, out.stat().st_size)
     for number, member in enumerate(info.members, 1):
-        weights = " | ".join(f"{member['weights'][t]:.3f}" for t in ("fer2013", "ferplus"))
-        assert f"| {number} | tiny 1 | test | 0 | {weights} | `{member['sha256'][:16]}` |" in text
+        weights = " | ".join(f"{member.weights[t]:.3f}" for t in ("fer2013", "ferplus"))
+        assert f"| {number} | tiny 1 | test | 0 | {weights} | `{member.sha256[:16]}` |" in text
     assert "- fer2013: weights and temperature fitted on PublicTest of cartoon:300, fingerprint" in text
     row = info.metrics[0]
-    assert f"| {100 * row['accuracy']:.2f} |" in text
-    assert f"| {row['ece']:.4f} | {row['ece_out_of_fold']:.4f} |" in text
-    assert "Accuracy, macro F1 and recall are those of votes whose weights were fitted to the other" in text
+    assert f"| {100 * row.accuracy:.2f} |" in text
+    assert f"| {row.ece:.4f} | {row.ece_out_of_fold:.4f} |" in text
+    assert (
+        "Accuracy, macro F1 and recall are those of ensembles whose weights were fitted to the other" in text
+    )
 
 
 def test_a_card_without_data_says_that_nothing_was_fitted_or_measured(ask, models, tmp_path):
     assert ask(*models, "-o", tmp_path / "e.onnx", "--card", tmp_path / "e.md").status == 0
     text = (tmp_path / "e.md").read_text("utf-8")
-    assert "- fer2013, ferplus: nothing was fitted to labels of it" in text
+    assert "- fer2013, ferplus: nothing was fitted to its labels" in text
     assert "Nothing was measured." in text
     assert "Recall by class" not in text

@@ -85,8 +85,8 @@ def test_the_card_tells_the_files_own_figures(line):
     info = read_model(line / "m.onnx")[1]
     assert card.startswith("# mine 1\n")
     for row in info.metrics:
-        assert f"| {100 * row['accuracy']:.2f} |" in card
-    assert "What it tells, and what it must not decide" in card
+        assert f"| {100 * row.accuracy:.2f} |" in card
+    assert "Do not use it to decide about people" in card
     assert "FER2013's label is a search query" not in card, "of drawn faces that says nothing"
     assert f"{info.licence}." in card
 
@@ -233,3 +233,4 @@ def test_models_lists_what_there_is(capsys):
     text = capsys.readouterr().out
     assert "se-resnet" in text
     assert "mini-xception" not in text
+    assert run(["models", "nope"]) == 2

@@ -73,7 +73,7 @@ def test_the_images_of_a_finding_can_be_picked(faulty: FaceDataset, pick: str, r
 
 
 def test_an_unknown_finding_is_refused(faulty: FaceDataset) -> None:
-    with pytest.raises(DataError, match="picked by all, flat"):
+    with pytest.raises(DataError, match="must be all, flat"):
         picked_rows(faulty, "odd")
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from ferkit.core.errors import DataError
 from ferkit.core.taxonomy import FER2013
-from ferkit.data import SPLITS, load_dataset
+from ferkit.data import SPLITS, load_data
 from ferkit.data.cartoon import DEFAULT_COUNT, draw_faces, parse_cartoon
 from ferkit.data.ferplus import label_agreement
 
@@ -35,7 +35,7 @@ def test_a_source_names_number_and_seed(source: str, parsed: tuple[int, int] | N
 )
 def test_a_malformed_source_is_refused(source: str) -> None:
     with pytest.raises(DataError, match="cartoon, cartoon:N or cartoon:N:SEED"):
-        load_dataset(source, cache=False)
+        load_data(source, cache=False)
 
 
 def test_the_same_seed_draws_the_same_faces_and_another_seed_others() -> None:
@@ -67,11 +67,11 @@ def test_faces_differ_and_use_the_range_of_grays() -> None:
 
 @pytest.mark.parametrize("size", [16, 48, 64])
 def test_faces_come_in_any_size(size: int) -> None:
-    assert load_dataset("cartoon:7", cache=False, size=size).images.shape == (7, size, size)
+    assert load_data("cartoon:7", cache=False, size=size).images.shape == (7, size, size)
 
 
 def test_faces_that_are_too_small_are_refused() -> None:
-    with pytest.raises(DataError, match="16 pixels or larger"):
+    with pytest.raises(DataError, match=r"16 pixels or more\. Received: 8"):
         draw_faces(7, 0, 8)
 
 
@@ -98,6 +98,6 @@ def test_expressions_can_be_learnt_from_pixels() -> None:
 
 
 def test_the_data_set_says_what_it_is() -> None:
-    dataset = load_dataset("cartoon:21:3", cache=False)
+    dataset = load_data("cartoon:21:3", cache=False)
     assert (dataset.source, dataset.taxonomy, dataset.size) == ("cartoon:21:3", FER2013, 48)
     assert dataset.votes is not None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -13,7 +15,7 @@ from facefiles import csv_text, drawn_csv, face_row, pack, write_faces, zip_fold
 from ferkit.cli import run
 from ferkit.core.images import load_image, write_image
 from ferkit.core.taxonomy import FER2013
-from ferkit.data import load_dataset
+from ferkit.data import load_data
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +42,7 @@ def test_info_says_what_a_source_holds(capsys: pytest.CaptureFixture[str]) -> No
 def test_info_as_json_names_the_fingerprint(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["data", "info", "cartoon:70:1", "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
-    assert content["fingerprint"] == load_dataset("cartoon:70:1").fingerprint
+    assert content["fingerprint"] == load_data("cartoon:70:1").fingerprint
     assert content["balance"]["Training"]["happy"] == 8
     assert content["taxonomy"]["labels"][0] == "angry"
 
@@ -54,10 +56,29 @@ def test_audit_reports_what_is_odd(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "constant images: 1 (1 PublicTest)" in out
     assert "PublicTest: rows 44" in out
     assert "groups of identical images: 1 (2 images)" in out
-    assert "PublicTest images that also stand in Training: 1" in out
+    assert "PublicTest images with a duplicate in Training: 1" in out
     assert "no FER+ votes" in out
     assert run(["data", "audit", str(path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["identical"]["all"][0]["rows"] == [1, 43]
+
+
+def test_audit_names_unreadable_pictures_and_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_faces(tmp_path / "d", [f"val/{label}/{k}.png" for label in "ab" for k in range(3)])
+    for name in ("val/a/1.png", "val/b/2.png"):
+        (source / name).write_bytes(b"no picture")
+    assert run(["data", "audit", str(source)]) == 0
+    out = capsys.readouterr().out
+    assert "4 faces of" in out
+    assert "2 pictures cannot be read and are left out: val/a/1.png, val/b/2.png" in out
+    assert run(["data", "audit", str(source), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["unreadable"] == ["val/a/1.png", "val/b/2.png"]
+    for command in (["info"], ["convert", str(tmp_path / "o.npz")]):
+        assert run(["data", command[0], str(source), *command[1:]]) == 1
+        assert "2 of 6 pictures cannot be read; repair or remove val/a/1.png, val/b/2.png" in (
+            capsys.readouterr().err
+        )
 
 
 def test_audit_compares_with_votes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,6 +96,17 @@ def test_show_writes_a_sheet_with_a_row_per_label(tmp_path: Path, capsys: pytest
     assert sheet.shape[0] == 34 + 7 * 52 + 4
     assert sheet.shape[1] > 3 * 52
     assert capsys.readouterr().err == f"wrote {out}\n"
+
+
+def test_control_characters_in_labels_reach_neither_a_sheet_nor_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    source = write_faces(tmp_path / "d", ["two\nlines/1.png", "\x1b[2Jred/2.png"])
+    assert run(["data", "show", str(source), "-o", str(tmp_path / "sheet.png")]) == 0
+    (source / "x\x1b[0m").mkdir()
+    assert run(["data", "info", str(source)]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].isprintable()
+    assert all(message.isprintable() for message in caplog.messages)
 
 
 def test_show_shows_a_split_and_a_finding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,7 +155,7 @@ def test_show_puts_augmented_faces_below_their_originals(tmp_path: Path) -> None
 def test_convert_writes_folders_npz_and_csv(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("d", "f.npz", "f.csv.gz"):
         assert run(["data", "convert", "cartoon:70", str(tmp_path / name)]) == 0
-        assert len(load_dataset(tmp_path / name)) == 70
+        assert len(load_data(tmp_path / name)) == 70
     assert capsys.readouterr().err.count("wrote 70 faces to") == 3
 
 
@@ -140,7 +172,7 @@ def test_convert_takes_labels_from_votes_and_writes_the_votes(tmp_path: Path) ->
         str(votes),
     ]
     assert run(args) == 0
-    again = load_dataset(out, votes=votes)
+    again = load_data(out, votes=votes)
     assert 100 < len(again) < 210
 
 
@@ -149,7 +181,7 @@ def test_convert_leaves_out_leaks_and_flat_images(tmp_path: Path) -> None:
     rows += [rows[0].replace("Training", "PublicTest"), face_row(6)]
     path = pack(csv_text(rows).encode(), tmp_path / "f.csv")
     assert run(["data", "convert", str(path), str(tmp_path / "o.csv"), "--drop-leaks", "--drop-flat"]) == 0
-    assert len(load_dataset(tmp_path / "o.csv")) == len(rows) - 2
+    assert len(load_data(tmp_path / "o.csv")) == len(rows) - 2
 
 
 BAD_SOURCES = {
@@ -200,7 +232,7 @@ def test_misaligned_votes_are_one_line_and_exit_status_1(
     votes.write_text(f"Usage,Image name,{counts}\nTraining,,0,0,0,0,0,0,0,0,0,10\n")
     assert run(["data", "convert", str(source), str(tmp_path / "o.csv"), "--votes", str(votes)]) == 1
     err = capsys.readouterr().err
-    assert "does not line up" in err
+    assert "v.csv does not match" in err
     assert not (tmp_path / "o.csv").exists()
 
 
@@ -228,7 +260,7 @@ def test_votes_do_not_replace_the_faces(
 ) -> None:
     args = ["data", "convert", "cartoon:21", str(tmp_path / "o.csv"), "--votes-out", str(tmp_path / votes)]
     assert run([*args, "--overwrite"]) == 2
-    assert "what the faces go to" in capsys.readouterr().err
+    assert "o.csv or inside it" in capsys.readouterr().err
     assert names_in(tmp_path) == []
 
 
@@ -275,7 +307,7 @@ def test_votes_are_not_written_into_a_folders_place(
 def test_a_detector_without_photos_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = ["data", "convert", "cartoon:21", str(tmp_path / "o.csv"), "--detector", "none"]
     assert run(args) == 2
-    assert "goes with --crop-faces" in capsys.readouterr().err
+    assert "needs --crop-faces" in capsys.readouterr().err
     assert names_in(tmp_path) == []
 
 
@@ -292,7 +324,7 @@ def test_votes_that_the_layout_does_not_hold_are_said(
     assert "does not hold the votes" in capsys.readouterr().err
     assert run(["data", "convert", str(faces), str(tmp_path / out), "--votes", str(votes)]) == 0
     assert ("does not hold the votes; --votes-out" in capsys.readouterr().err) is not kept
-    assert (load_dataset(tmp_path / out).votes is not None) is kept
+    assert (load_data(tmp_path / out).votes is not None) is kept
 
 
 @pytest.mark.parametrize(("size", "said"), [("32", True), ("16", False)])
@@ -302,12 +334,12 @@ def test_a_size_that_the_source_does_not_take_is_said(
     source = pack(drawn_csv().encode(), tmp_path / "f.csv")
     assert run(["data", "info", str(source), "--size", size]) == 0
     err = capsys.readouterr().err
-    assert ("those of" in err and "stay at 16 pixels" in err) is said
+    assert ("keep their 16 pixels" in err) is said
 
 
 def write_photos(root: Path) -> Path:
     """Photos: each a small drawn face on a large ground, so that cropping is seen."""
-    faces = load_dataset("cartoon:8:2", cache=False).images
+    faces = load_data("cartoon:8:2", cache=False).images
     for k, face in enumerate(faces):
         photo = np.full((300, 400, 3), 90, np.uint8)
         photo[60:252, 100:292] = cv2.resize(face, (192, 192))[:, :, None]
@@ -330,10 +362,10 @@ def test_an_npz_keeps_the_label_set_that_was_asked_for(
     out = tmp_path / "f.npz"
     args = ["data", "convert", str(tmp_path / "in"), str(out), *crop]
     assert run([*args, *([] if asked is None else ["--taxonomy", asked])]) == 0
-    assert ("has no disgust" in capsys.readouterr().err + caplog.text) is (asked is None)
-    dataset = load_dataset(out)
+    assert ("has no label disgust" in capsys.readouterr().err + caplog.text) is (asked is None)
+    dataset = load_data(out)
     assert dataset.taxonomy.id == (asked or "fer2013")
-    assert load_dataset(out, taxonomy="fer2013").taxonomy == FER2013
+    assert load_data(out, taxonomy="fer2013").taxonomy == FER2013
 
 
 @pytest.mark.parametrize(("out", "said"), [("o.npz", False), ("faces", True), ("named", False)])
@@ -344,7 +376,7 @@ def test_layouts_that_name_what_was_held_out_say_so(
     names = [f"{split if k > 7 else 'train'}/{label}/{k}.png" for label in "ab" for k in range(9)]
     write_faces(tmp_path / "in", names)
     assert run(["data", "convert", str(tmp_path / "in"), str(tmp_path / out)]) == 0
-    told = f"{tmp_path / out} names the faces that were held out as its PublicTest"
+    told = f"{tmp_path / out} names the held-out faces PublicTest"
     assert (told in capsys.readouterr().err) is said
 
 
@@ -355,28 +387,27 @@ def test_photos_are_cropped_by_the_instruments_own_geometry(tmp_path: Path, pack
         source = zip_folder(source, tmp_path / packed)
     args = ["data", "convert", str(source), str(tmp_path / "f.npz"), "--crop-faces", "--detector", "none"]
     assert run(args) == 0
-    dataset = load_dataset(tmp_path / "f.npz")
+    dataset = load_data(tmp_path / "f.npz")
     assert dataset.taxonomy.labels == ("frown", "smile")
     assert dataset.images.shape == (8, 48, 48)
 
 
-def test_photos_that_are_no_pictures_and_the_tenth_held_out_are_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_photos_that_are_no_pictures_and_the_tenth_held_out_are_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = write_photos(tmp_path / "photos")
     (source / "smile" / "9.heic").write_bytes(b"?")
     args = ["data", "convert", str(source), str(tmp_path / "f.npz"), "--crop-faces", "--detector", "none"]
     assert run(args) == 0
-    err = capsys.readouterr().err
-    assert "files that are no pictures are passed over: 1 .heic" in err
-    assert "no PublicTest is named: 2 of 8 training faces are held out as it" in err
+    assert "files that are no pictures are ignored: 1 .heic" in caplog.text
+    assert "no PublicTest is named; 2 of 8 Training faces are held out as it" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("extra", "status", "words"),
     [
-        (["--votes", "v.csv"], 2, "votes belong to the rows of FER2013"),
-        (["--labels", "ferplus-majority"], 2, "photos have no votes"),
+        (["--votes", __file__], 2, "photos have no FER+ votes"),
+        (["--labels", "ferplus-majority"], 2, "photos have no FER+ votes"),
         (["--detector", "nobody"], 1, "unknown detector 'nobody'"),
     ],
 )
@@ -390,25 +421,28 @@ def test_what_makes_no_sense_with_photos_is_refused(
     assert not (tmp_path / "f.npz").exists()
 
 
-@pytest.mark.parametrize("source", ["cartoon", "nothing"])
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [("cartoon:21", "photos come from a folder, a .zip or a tar"), ("nothing", "no such file or folder")],
+)
 def test_photos_come_from_a_folder_or_archive(
-    tmp_path: Path, source: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, source: str, words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["data", "convert", source, str(tmp_path / "f.npz"), "--crop-faces"]) == 1
-    assert "there is no such folder or archive of photos" in capsys.readouterr().err
+    assert words in capsys.readouterr().err
 
 
 def test_a_photo_that_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = write_photos(tmp_path / "photos")
     (source / "smile" / "1.png").write_bytes(b"no picture")
     assert run(["data", "convert", str(source), str(tmp_path / "d"), "--crop-faces"]) == 1
-    assert "photos: smile/1.png: " in capsys.readouterr().err
+    assert "repair or remove smile/1.png" in capsys.readouterr().err
     assert names_in(tmp_path) == ["photos"]
 
 
 @pytest.mark.realdata
 def test_real_photos_are_cropped_and_those_without_a_face_named(
-    tmp_path: Path, shared_dir: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, shared_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     media = {p.stem: p for p in (shared_dir / "media").rglob("*") if p.suffix in (".jpg", ".png")}
     for label, stem in (("happy", "0-f15-hao-ph"), ("surprise", "0-f1-su-ph"), ("angry", "15-f13-anc-ph")):
@@ -416,7 +450,33 @@ def test_real_photos_are_cropped_and_those_without_a_face_named(
         write_image(tmp_path / "photos" / label / f"{stem}.png", load_image(media[stem]))
     write_image(tmp_path / "photos" / "happy" / "wall.png", np.full((200, 300, 3), 128, np.uint8))
     assert run(["data", "convert", str(tmp_path / "photos"), str(tmp_path / "f.npz"), "--crop-faces"]) == 0
-    assert "no face in 1 of 4 photos, left out: happy/wall.png" in capsys.readouterr().err
-    dataset = load_dataset(tmp_path / "f.npz")
+    assert "no face in 1 of 4 photos, left out: happy/wall.png" in caplog.text
+    dataset = load_data(tmp_path / "f.npz")
     assert [dataset.taxonomy.labels[k] for k in dataset.labels] == ["angry", "happy", "surprise"]
     assert (dataset.images.std(axis=(1, 2)) > 20).all()
+
+
+@pytest.mark.parametrize("option", ["--data", "--votes"])
+@pytest.mark.parametrize("command", ["train", "search", "evaluate", "compare"])
+def test_a_mistyped_source_is_refused_before_a_training_framework_is_imported(
+    tmp_path: Path, command: str, option: str
+) -> None:
+    code = (
+        "import sys, ferkit.cli; status = ferkit.cli.run(sys.argv[1:]);"
+        "sys.exit(9 if {'keras', 'tensorflow', 'onnxruntime'} & set(sys.modules) else status)"
+    )
+    data = (
+        ["--data", "cartoon:21", "--votes", "no such.csv"]
+        if option == "--votes"
+        else ["--data", "no such.csv"]
+    )
+    names = {"compare": ["fast", "best"], "evaluate": ["fast"], "search": []}.get(command, [])
+    done = subprocess.run(
+        [sys.executable, "-c", code, command, *names, *data],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "no such.csv: there is no such file or folder" in done.stderr

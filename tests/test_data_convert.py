@@ -11,13 +11,13 @@ import pytest
 from facefiles import drawn_csv, pack, write_faces, zip_folder
 from ferkit.core.errors import DataError, OutputError
 from ferkit.core.taxonomy import Taxonomy
-from ferkit.data import FaceDataset, load_dataset, make_dataset
-from ferkit.data.convert import format_of, write_dataset, write_votes
+from ferkit.data import FaceDataset, load_data, make_dataset
+from ferkit.data.convert import format_of, write_dataset
 
 
 @pytest.fixture(scope="module")
 def faces() -> FaceDataset:
-    return load_dataset("cartoon:63:4", cache=False)
+    return load_data("cartoon:63:4", cache=False)
 
 
 def without_votes(dataset: FaceDataset) -> FaceDataset:
@@ -26,9 +26,8 @@ def without_votes(dataset: FaceDataset) -> FaceDataset:
 
 @pytest.mark.parametrize("name", ["f.csv", "f.csv.gz"])
 def test_a_csv_and_its_votes_read_back_the_same(faces: FaceDataset, tmp_path: Path, name: str) -> None:
-    write_dataset(faces, tmp_path / name)
-    write_votes(faces, tmp_path / "votes.csv")
-    again = load_dataset(tmp_path / name, votes=tmp_path / "votes.csv", cache=False)
+    write_dataset(faces, tmp_path / name, votes=tmp_path / "votes.csv")
+    again = load_data(tmp_path / name, votes=tmp_path / "votes.csv", cache=False)
     assert again.fingerprint == faces.fingerprint
 
 
@@ -55,7 +54,7 @@ def test_a_packed_csv_is_the_same_file_each_time(faces: FaceDataset, tmp_path: P
 
 def test_an_npz_keeps_everything(faces: FaceDataset, tmp_path: Path) -> None:
     write_dataset(faces, tmp_path / "f.npz")
-    again = load_dataset(tmp_path / "f.npz", cache=False)
+    again = load_data(tmp_path / "f.npz", cache=False)
     assert again.fingerprint == faces.fingerprint
     np.testing.assert_array_equal(again.votes, faces.votes)
 
@@ -66,7 +65,7 @@ def test_folders_keep_pixels_labels_and_splits(
 ) -> None:
     write_dataset(faces, tmp_path / "d")
     source = tmp_path / "d" if packed is None else zip_folder(tmp_path / "d", tmp_path / packed)
-    again = load_dataset(source, cache=False)
+    again = load_data(source, cache=False)
     assert again.taxonomy == faces.taxonomy
     assert contents(again) == contents(faces)
 
@@ -79,10 +78,10 @@ def contents(dataset: FaceDataset) -> set[tuple[bytes, int, int]]:
 
 def test_labels_of_ones_own_survive_folders_and_npz(tmp_path: Path) -> None:
     write_faces(tmp_path / "in", [f"{label}/{k}.png" for label in ("smile", "frown") for k in range(5)])
-    first = load_dataset(tmp_path / "in", cache=False)
+    first = load_data(tmp_path / "in", cache=False)
     for out in ("d", "f.npz"):
         write_dataset(first, tmp_path / out)
-        again = load_dataset(tmp_path / out, cache=False)
+        again = load_data(tmp_path / out, cache=False)
         assert again.taxonomy == first.taxonomy
         assert contents(again) == contents(first)
 
@@ -123,7 +122,7 @@ def test_what_is_there_is_not_written_over(faces: FaceDataset, tmp_path: Path, n
 def test_a_file_is_replaced_on_request_and_a_folder_never(faces: FaceDataset, tmp_path: Path) -> None:
     (tmp_path / "f.csv").write_text("old")
     write_dataset(faces, tmp_path / "f.csv", overwrite=True)
-    assert len(load_dataset(tmp_path / "f.csv", cache=False)) == 63
+    assert len(load_data(tmp_path / "f.csv", cache=False)) == 63
     (tmp_path / "f.npz").mkdir()
     with pytest.raises(OutputError, match="it is a folder"):
         write_dataset(faces, tmp_path / "f.npz", overwrite=True)
@@ -156,7 +155,8 @@ def test_a_label_that_cannot_name_a_folder_is_refused(tmp_path: Path) -> None:
 
 def test_votes_that_are_not_there_cannot_be_written(faces: FaceDataset, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no votes"):
-        write_votes(without_votes(faces), tmp_path / "v.csv")
+        write_dataset(without_votes(faces), tmp_path / "f.csv", votes=tmp_path / "v.csv")
+    assert list(tmp_path.iterdir()) == []
 
 
 def spoiled_npz(path: Path, faces: FaceDataset, **changes: object) -> Path:
@@ -178,7 +178,7 @@ def spoiled_npz(path: Path, faces: FaceDataset, **changes: object) -> Path:
         ({"labels": None}, "no array 'labels'"),
         ({"images": np.zeros((63, 8, 8))}, "images must be uint8. Received: float64"),
         ({"images": np.zeros((63, 8, 9), np.uint8)}, "images must be"),
-        ({"labels": np.full(63, 7)}, "labels of fer2013 lie in 0..6"),
+        ({"labels": np.full(63, 7)}, "labels of fer2013 must be in 0..6"),
         ({"labels": np.zeros(5, np.int64)}, "63 images need 63 labels"),
         ({"split": np.full(63, 3, np.uint8)}, "split codes"),
         ({"taxonomy": np.array(["own", "one"])}, "at least two labels"),
@@ -191,23 +191,23 @@ def test_an_npz_with_wrong_arrays_is_refused(
     faces: FaceDataset, tmp_path: Path, changes: dict[str, object], words: str
 ) -> None:
     with pytest.raises(DataError, match=words):
-        load_dataset(spoiled_npz(tmp_path / "f.npz", faces, **changes), cache=tmp_path / "cache")
+        load_data(spoiled_npz(tmp_path / "f.npz", faces, **changes), cache=tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.parametrize("named", [True, False])
 def test_an_npz_keeps_whether_anybody_named_the_splits(tmp_path: Path, named: bool) -> None:
     names = [f"{'val/' if named and k > 7 else 'train/'}{label}/{k}.png" for label in "ab" for k in range(9)]
-    first = load_dataset(write_faces(tmp_path / "in", names), cache=False)
+    first = load_data(write_faces(tmp_path / "in", names), cache=False)
     write_dataset(first, tmp_path / "f.npz")
     for _ in range(2):  # read, then from the cache
-        again = load_dataset(tmp_path / "f.npz", cache=tmp_path / "cache")
+        again = load_data(tmp_path / "f.npz", cache=tmp_path / "cache")
         assert again.split_named is first.split_named is named
         assert contents(again) == contents(first)
 
 
 def test_an_npz_that_does_not_tell_has_its_splits_from_somebody(faces: FaceDataset, tmp_path: Path) -> None:
-    assert load_dataset(spoiled_npz(tmp_path / "f.npz", faces), cache=False).split_named
+    assert load_data(spoiled_npz(tmp_path / "f.npz", faces), cache=False).split_named
 
 
 def test_an_npz_that_is_cut_off_or_no_zip_is_refused(faces: FaceDataset, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_an_npz_that_is_cut_off_or_no_zip_is_refused(faces: FaceDataset, tmp_pat
     for content in (whole[: len(whole) // 2], b"nothing"):
         (tmp_path / "f.npz").write_bytes(content)
         with pytest.raises(DataError, match=r"f\.npz: .*damaged"):
-            load_dataset(tmp_path / "f.npz", cache=False)
+            load_data(tmp_path / "f.npz", cache=False)
 
 
 def test_an_npz_that_unpacks_beyond_the_limit_is_refused(
@@ -224,8 +224,8 @@ def test_an_npz_that_unpacks_beyond_the_limit_is_refused(
 ) -> None:
     write_dataset(faces, tmp_path / "f.npz")
     monkeypatch.setattr("ferkit.data.npz.MAX_TABLE_BYTES", 1000)
-    with pytest.raises(DataError, match="says it unpacks to more than"):
-        load_dataset(tmp_path / "f.npz", cache=False)
+    with pytest.raises(DataError, match="unpacks to more than"):
+        load_data(tmp_path / "f.npz", cache=False)
 
 
 def test_an_npz_holds_no_pickles(faces: FaceDataset, tmp_path: Path) -> None:
@@ -239,8 +239,8 @@ def test_an_npz_holds_no_pickles(faces: FaceDataset, tmp_path: Path) -> None:
 
 
 def test_a_csv_converts_to_folders_and_back(tmp_path: Path) -> None:
-    first = load_dataset(pack(drawn_csv().encode(), tmp_path / "a.csv"), cache=False)
+    first = load_data(pack(drawn_csv().encode(), tmp_path / "a.csv"), cache=False)
     write_dataset(first, tmp_path / "d")
-    folder = load_dataset(tmp_path / "d", cache=False, size=first.size)
+    folder = load_data(tmp_path / "d", cache=False, size=first.size)
     write_dataset(folder, tmp_path / "b.csv")
-    assert contents(load_dataset(tmp_path / "b.csv", cache=False)) == contents(first)
+    assert contents(load_data(tmp_path / "b.csv", cache=False)) == contents(first)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import ferkit
 from ferkit.core.errors import DataError
 from ferkit.core.taxonomy import FER2013
-from ferkit.data import FaceDataset, load_dataset
+from ferkit.data import FaceDataset, load_data
 
 
 def make(**changes: object) -> FaceDataset:
@@ -32,9 +33,9 @@ def make(**changes: object) -> FaceDataset:
         ({"images": np.zeros((3, 8, 8), np.float32)}, "images must be uint8"),
         ({"labels": np.array([0, 1])}, "3 images need 3 labels and splits"),
         ({"split": np.zeros(4, np.uint8)}, "3 images need 3 labels and splits"),
-        ({"labels": np.array([0, 1, 7])}, r"lie in 0\.\.6"),
-        ({"labels": np.array([-1, 1, 6])}, r"lie in 0\.\.6"),
-        ({"split": np.array([0, 0, 3], np.uint8)}, r"split codes lie in 0\.\.2"),
+        ({"labels": np.array([0, 1, 7])}, r"must be in 0\.\.6"),
+        ({"labels": np.array([-1, 1, 6])}, r"must be in 0\.\.6"),
+        ({"split": np.array([0, 0, 3], np.uint8)}, r"split codes must be in 0\.\.2"),
         ({"votes": np.zeros((3, 8), np.uint8)}, r"votes must be \[3, 10\]"),
     ],
 )
@@ -44,7 +45,7 @@ def test_arrays_that_do_not_fit_together_are_refused(changes: dict[str, object],
 
 
 def test_a_split_holds_its_own_faces_with_their_votes() -> None:
-    whole = load_dataset("cartoon:70", cache=False)
+    whole = load_data("cartoon:70", cache=False)
     part = whole.of_split("PublicTest")
     rows = whole.split == 1
     np.testing.assert_array_equal(part.images, whole.images[rows])
@@ -75,5 +76,9 @@ def test_faces_are_selected_by_mask_or_position_in_that_order() -> None:
 def test_a_data_set_may_be_empty() -> None:
     empty = make().select(np.zeros(3, dtype=bool))
     assert len(empty) == 0
-    with pytest.raises(DataError, match="it has none at all"):
+    with pytest.raises(DataError, match="it has none"):
         empty.of_split("Training")
+
+
+def test_load_data_is_a_public_function() -> None:
+    assert ferkit.load_data is load_data

@@ -14,7 +14,7 @@ from ferkit.data import (
     VOTE_COLUMNS,
     FaceDataset,
     argmax_targets,
-    load_dataset,
+    load_data,
     majority_targets,
     relabel,
     soft_targets,
@@ -40,7 +40,7 @@ def votes_csv(count: int = 42, seed: int = 0, header: str = HEADER) -> str:
 
 
 def join(tmp_path: Path, faces: str, votes: str) -> FaceDataset:
-    return load_dataset(
+    return load_data(
         pack(faces.encode(), tmp_path / "f.csv"), votes=pack(votes.encode(), tmp_path / "v.csv"), cache=False
     )
 
@@ -78,6 +78,16 @@ def test_faces_without_usage_take_their_splits_from_the_votes(tmp_path: Path) ->
     np.testing.assert_array_equal(dataset.split, draw_faces(42, 0, SIDE).split)
 
 
+def test_training_rows_alone_keep_their_votes_and_get_a_hold_out(tmp_path: Path) -> None:
+    # the whole FER+ file with Kaggle's train.csv, with and without Usage
+    for header in ("emotion,pixels,Usage", "emotion,pixels"):
+        rows = drawn_csv(header=header).splitlines()[1:29]  # drawn faces are sorted by split
+        dataset = join(tmp_path, csv_text(rows, header), votes_csv())
+        np.testing.assert_array_equal(dataset.votes, draw_faces(42, 0, SIDE).votes[:28])
+        assert dataset.split_named is False
+        assert np.bincount(dataset.split).tolist() == [21, 7]
+
+
 def cut(text: str, *, last: int = 0) -> str:
     """A csv without its last rows."""
     return "\n".join(text.splitlines()[: -last or None]) + "\n"
@@ -97,7 +107,7 @@ MISALIGNED = {
     "faces have a split that votes lack": (
         drawn_csv(),
         without(votes_csv(), "PrivateTest"),
-        "does not line up",
+        "28 Training + 7 PublicTest rows against",
     ),
     "splits in another order": (
         drawn_csv(),
@@ -107,12 +117,12 @@ MISALIGNED = {
     "no usage and another count": (
         drawn_csv(header="emotion,pixels"),
         cut(votes_csv(), last=1),
-        "against 42 rows",
+        "against 42 Training",
     ),
     "rows shuffled within a split": (
         drawn_csv(1400),
         votes_csv(1400, seed=1),
-        "rows seem to be in another order",
+        "rows are in another order",
     ),
 }
 
@@ -215,8 +225,8 @@ def test_ferplus_maps_to_fer2013_without_contempt() -> None:
     ],
 )
 def test_labels_can_be_taken_from_the_votes(labels: str, taxonomy: object) -> None:
-    given = load_dataset("cartoon:700:1", cache=False)
-    dataset = load_dataset("cartoon:700:1", cache=False, labels=labels)  # type: ignore[arg-type]
+    given = load_data("cartoon:700:1", cache=False)
+    dataset = load_data("cartoon:700:1", cache=False, labels=labels)  # type: ignore[arg-type]
     assert dataset.taxonomy == taxonomy
     assert 0 < len(dataset) < len(given)
     assert dataset.fingerprint != given.fingerprint
@@ -230,10 +240,11 @@ def test_labels_can_be_taken_from_the_votes(labels: str, taxonomy: object) -> No
 
 
 @pytest.mark.parametrize(
-    ("labels", "words"), [("ferplus-majority", "there are none"), ("majority", "labels come from")]
+    ("labels", "words"),
+    [("ferplus-majority", "has no FER"), ("majority", "labels must be given, ferplus-majority")],
 )
 def test_labels_that_cannot_be_taken_are_refused(tmp_path: Path, labels: str, words: str) -> None:
-    dataset = load_dataset(pack(drawn_csv().encode(), tmp_path / "f.csv"), cache=False)
+    dataset = load_data(pack(drawn_csv().encode(), tmp_path / "f.csv"), cache=False)
     with pytest.raises(DataError, match=words):
         relabel(dataset, labels)  # type: ignore[arg-type]
 
@@ -252,5 +263,5 @@ def test_real_votes_shifted_by_one_row_are_refused(fer2013: FaceDataset, shared_
     table = read_votes(shared_dir / "data" / "fer2013new.csv")
     # the same splits in the same order, but each row belongs to its neighbour
     labels = np.roll(fer2013.labels, 1)
-    with pytest.raises(DataError, match="rows seem to be in another order"):
+    with pytest.raises(DataError, match="rows are in another order"):
         align_votes(table, labels, fer2013.split, "fer2013.csv")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from facefiles import HEADER, SIDE, csv_text, drawn_csv, drawn_images, face_row, pack
 from ferkit.core.errors import DataError
 from ferkit.core.taxonomy import FER2013
-from ferkit.data import load_dataset
+from ferkit.data import load_data
 from ferkit.data.tables import parse_pixels, read_face_table
 
 
@@ -23,7 +23,7 @@ from ferkit.data.tables import parse_pixels, read_face_table
 )
 def test_a_table_reads_the_same_however_it_is_packed(tmp_path: Path, name: str) -> None:
     path = pack(drawn_csv().encode(), tmp_path / name, "fer2013/fer2013.csv")
-    dataset = load_dataset(path, cache=False)
+    dataset = load_data(path, cache=False)
     np.testing.assert_array_equal(dataset.images, drawn_images())
     assert dataset.taxonomy == FER2013
     assert np.bincount(dataset.split).tolist() == [28, 7, 7]
@@ -69,9 +69,23 @@ def test_labels_may_be_names(tmp_path: Path) -> None:
 
 def test_without_usage_a_tenth_of_each_label_is_held_out(tmp_path: Path) -> None:
     path = pack(drawn_csv(140, header="emotion,pixels").encode(), tmp_path / "train.csv")
-    dataset = load_dataset(path, cache=False)
+    dataset = load_data(path, cache=False)
     held = dataset.of_split("PublicTest")
     assert np.bincount(held.labels, minlength=7).tolist() == [2] * 7
+
+
+def test_a_table_with_training_rows_alone_gets_a_hold_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [row for row in drawn_csv(140).splitlines()[1:] if row.endswith("Training")]
+    path = pack(csv_text(rows).encode(), tmp_path / "train.csv")
+    dataset = load_data(path, cache=False)
+    assert dataset.split_named is False
+    held = dataset.of_split("PublicTest")
+    assert np.bincount(held.labels, minlength=7).tolist() == [2] * 7
+    assert caplog.messages == [
+        f"{path}: no PublicTest is named; 14 of {len(rows)} Training faces are held out as it"
+    ]
 
 
 def first(rows: list[str], header: str = HEADER) -> str:
@@ -82,13 +96,13 @@ def first(rows: list[str], header: str = HEADER) -> str:
 BAD_TABLES = {
     "missing column": (csv_text(["3,Training"], "emotion,Usage"), "line 1: no column 'pixels'"),
     "no header": (csv_text([face_row()], face_row()), "line 1: no column 'emotion'"),
-    "column twice": (csv_text(["3,3,1 2"], "emotion,emotion,pixels"), "'emotion' stands 2 times"),
+    "column twice": (csv_text(["3,3,1 2"], "emotion,emotion,pixels"), "'emotion' appears 2 times"),
     "empty file": ("", "is empty"),
     "header alone": (HEADER + "\n", "has a header and no row"),
     "pixels not square": (csv_text([face_row(count=250)]), "row 1 (line 2): 250 pixels; a square face"),
     "pixels far too few": (csv_text([face_row(count=4)]), "row 1 (line 2): 4 pixels"),
-    "one pixel short": (first([face_row(count=255)]), "row 2 (line 3): 255 pixels where 256 (16x16) were"),
-    "one pixel more": (first([face_row(count=257)]), "row 2 (line 3): 257 pixels where 256"),
+    "one pixel short": (first([face_row(count=255)]), "row 2 (line 3): 255 pixels; 256 (16x16) were"),
+    "one pixel more": (first([face_row(count=257)]), "row 2 (line 3): 257 pixels; 256"),
     "value over 255": (first([face_row(fill=256)]), "row 2 (line 3): pixel 1 is '256'"),
     "value of many digits": (first([face_row(fill="9" * 30)]), "row 2 (line 3): pixel 1 is '999"),
     "negative value": (first([face_row(fill=-1)]), "row 2 (line 3): pixel 1 is '-1'"),
@@ -104,11 +118,20 @@ BAD_TABLES = {
 }  # fmt: skip
 
 
+def test_control_characters_in_a_table_and_in_its_name_are_escaped_in_messages(tmp_path: Path) -> None:
+    path = pack(csv_text(["3,7"], "emo\x1b[2Jtion,pixels").encode(), tmp_path / "a\x1b]0;title\x07.csv")
+    with pytest.raises(DataError, match=r"no column 'emotion'") as caught:
+        load_data(path, cache=False)
+    assert r"a\x1b]0;title\x07.csv" in str(caught.value)
+    assert r"emo\x1b[2jtion" in str(caught.value)
+    assert str(caught.value).isprintable()
+
+
 @pytest.mark.parametrize(("text", "words"), BAD_TABLES.values(), ids=BAD_TABLES.keys())
 def test_a_bad_table_is_refused_with_file_and_row(tmp_path: Path, text: str, words: str) -> None:
     path = pack(text.encode(), tmp_path / "faces.csv.gz")
     with pytest.raises(DataError) as caught:
-        load_dataset(path, cache=tmp_path / "cache")
+        load_data(path, cache=tmp_path / "cache")
     assert str(path) in str(caught.value)
     assert words in str(caught.value)
     assert not (tmp_path / "cache").exists(), "nothing is kept of what cannot be read"
@@ -125,7 +148,7 @@ def test_a_bad_row_deep_in_the_table_is_named_by_its_own_number(tmp_path: Path) 
 def test_a_line_without_an_end_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
     path = tmp_path / "bomb.csv.gz"
     path.write_bytes(gzip.compress(b"emotion,pixels,Usage\n" + b"7" * (6 << 20)))
-    with pytest.raises(DataError, match="line 2: longer than 4 MiB"):
+    with pytest.raises(DataError, match="line 2: is longer than 4 MiB"):
         read_face_table(path)
 
 
@@ -139,26 +162,26 @@ def test_a_table_that_unpacks_beyond_the_limit_is_refused(
 
 def test_a_source_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no such file or folder"):
-        load_dataset(tmp_path / "nothing.csv")
+        load_data(tmp_path / "nothing.csv")
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(st.integers(0, 255), min_size=9, max_size=9), min_size=1, max_size=5))
-def test_the_fast_parser_reads_what_was_written(rows: list[list[int]]) -> None:
-    fields = [" ".join(map(str, row)).encode() for row in rows]
-    parsed = parse_pixels(fields, 9)
-    assert parsed is not None
-    assert parsed.tolist() == rows
+def test_pixels_are_parsed_as_written(rows: list[list[int]]) -> None:
+    for row in rows:
+        parsed = parse_pixels(" ".join(map(str, row)).encode(), 9)
+        assert parsed is not None
+        assert parsed.tolist() == row
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.text("0129 -x.\t", min_size=0, max_size=24))
-def test_the_fast_parser_takes_nothing_but_numbers_up_to_255(text: str) -> None:
-    words = text.split(" ")
-    good = len(words) == 4 and all(re.fullmatch(r"\d{1,3}", w) and int(w) <= 255 for w in words)
-    parsed = parse_pixels([text.encode()], 4)
+def test_only_numbers_up_to_255_are_pixels(text: str) -> None:
+    words = text.split()
+    good = len(words) == 4 and all(re.fullmatch(r"\d+|-0+", w) and int(w) <= 255 for w in words)
+    parsed = parse_pixels(text.encode(), 4)
     assert (parsed is not None) == good
 
 
 def test_size_is_that_of_the_table(tmp_path: Path) -> None:
-    assert load_dataset(pack(drawn_csv().encode(), tmp_path / "f.csv"), cache=False).size == SIDE
+    assert load_data(pack(drawn_csv().encode(), tmp_path / "f.csv"), cache=False).size == SIDE

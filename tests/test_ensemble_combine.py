@@ -1,4 +1,4 @@
-"""The joined file keeps the contract and answers with the weighted, tempered mean of its members."""
+"""The joined file keeps the contract and predicts the weighted, tempered mean of its members."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ from ferkit.core import onnxbytes
 from ferkit.core.classifier import FaceClassifier
 from ferkit.core.crops import CropGeometry
 from ferkit.core.errors import ModelFileError
-from ferkit.core.modelfile import read_model, write_model
+from ferkit.core.modelfile import Provenance, read_model, write_model
 from ferkit.core.taxonomy import FER2013, FERPLUS, Taxonomy
-from ferkit.data import faces_digest, load_dataset
 from ferkit.evaluation.calibration import temper
-from ferkit.evaluation.subject import facts_of, weights_fitted_here
-from ferkit.export.ensemble import Member, combine, load_member, normalised_weights, write_ensemble
-from modelzoo import BOTH, graph_bytes, model_info, write_tiny_model
+from ferkit.export.ensemble import Member, combine, load_member
+from modelzoo import BOTH, graph_bytes, metric, model_info, write_tiny_model
 
 
 @pytest.fixture
@@ -33,34 +31,33 @@ def members(tmp_path):
 
 
 def _write(members, path, **options):
-    content, info = combine(members, name="voters", **options)
-    write_ensemble(content, info, members, path)
+    combine(members, name="pair", **options).write(path)
     return FaceClassifier(path)
 
 
-def _answers(members, crops):
+def _predictions(members, crops):
     return [FaceClassifier(member.content).predict(crops) for member in members]
 
 
-def test_equal_weights_answer_with_the_mean_of_the_members(members, crops, tmp_path):
+def test_equal_weights_predict_the_mean_of_the_members(members, crops, tmp_path):
     found = _write(members, tmp_path / "e.onnx").predict(crops)
-    answers = _answers(members, crops)
+    predictions = _predictions(members, crops)
     for taxonomy in BOTH:
-        expected = np.mean([answer[taxonomy.id] for answer in answers], axis=0)
+        expected = np.mean([p[taxonomy.id] for p in predictions], axis=0)
         np.testing.assert_allclose(found[taxonomy.id], expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("tta", ["flip", "ten-crop"])
-def test_the_mean_holds_under_every_protocol(members, crops, tmp_path, tta):
+def test_the_mean_holds_under_every_tta(members, crops, tmp_path, tta):
     found = _write(members, tmp_path / "e.onnx").predict(crops, tta=tta)
-    answers = [FaceClassifier(m.content).predict(crops, tta=tta) for m in members]
-    expected = np.mean([answer["fer2013"] for answer in answers], axis=0)
+    predictions = [FaceClassifier(m.content).predict(crops, tta=tta) for m in members]
+    expected = np.mean([p["fer2013"] for p in predictions], axis=0)
     np.testing.assert_allclose(found["fer2013"], expected, rtol=0, atol=1e-6)
 
 
 def test_weights_need_not_sum_to_one(members, crops, tmp_path):
     found = _write(members, tmp_path / "e.onnx", weights=[1, 2, 1]).predict(crops)["ferplus"]
-    a, b, c = (answer["ferplus"] for answer in _answers(members, crops))
+    a, b, c = (p["ferplus"] for p in _predictions(members, crops))
     np.testing.assert_allclose(found, 0.25 * a + 0.5 * b + 0.25 * c, rtol=0, atol=1e-6)
 
 
@@ -71,7 +68,7 @@ def test_each_taxonomy_can_have_weights_and_a_temperature_of_its_own(members, cr
         weights={"fer2013": [1, 1, 0], "ferplus": [0, 0, 1]},
         temperatures={"fer2013": 0.6},
     )
-    a, b, c = _answers(members, crops)
+    a, b, c = _predictions(members, crops)
     found = classifier.predict(crops)
     np.testing.assert_allclose(
         found["fer2013"], temper((a["fer2013"] + b["fer2013"]) / 2, 0.6), rtol=0, atol=1e-6
@@ -83,7 +80,7 @@ def test_each_taxonomy_can_have_weights_and_a_temperature_of_its_own(members, cr
 @pytest.mark.parametrize("temperature", [0.3, 1.7, 5.0])
 def test_the_temperature_is_softmax_of_log_p_over_t(members, crops, tmp_path, temperature):
     classifier = _write(members, tmp_path / "e.onnx", temperatures={"fer2013": temperature})
-    mean = np.mean([answer["fer2013"] for answer in _answers(members, crops)], axis=0)
+    mean = np.mean([p["fer2013"] for p in _predictions(members, crops)], axis=0)
     np.testing.assert_allclose(
         classifier.predict(crops)["fer2013"], temper(mean, temperature), rtol=0, atol=1e-6
     )
@@ -109,54 +106,59 @@ def test_ferplus_comes_from_the_members_that_have_it(members, crops, tmp_path):
     both = members[:2]
     classifier = _write([plain, *both], tmp_path / "e.onnx")
     assert [head.id for head in classifier.info.taxonomies] == ["fer2013", "ferplus"]
-    expected = np.mean([answer["ferplus"] for answer in _answers(both, crops)], axis=0)
+    expected = np.mean([p["ferplus"] for p in _predictions(both, crops)], axis=0)
     np.testing.assert_allclose(classifier.predict(crops)["ferplus"], expected, rtol=0, atol=1e-6)
-    assert [m["weights"].get("ferplus") for m in classifier.info.members] == [None, 0.5, 0.5]
+    assert [m.weights.get("ferplus") for m in classifier.info.members] == [None, 0.5, 0.5]
 
 
-def test_an_ensemble_can_be_a_member(members, crops, tmp_path):
-    _write(members[:2], tmp_path / "inner.onnx", temperatures={"fer2013": 1.3})
-    inner = load_member(tmp_path / "inner.onnx")
-    found = _write([inner, members[2]], tmp_path / "e.onnx").predict(crops)["fer2013"]
-    expected = np.mean([a["fer2013"] for a in _answers([inner, members[2]], crops)], axis=0)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+def test_an_ensemble_is_replaced_by_its_members_with_multiplied_weights(members, crops, tmp_path):
+    known = [
+        replace(m, info=m.info.model_copy(update={"name": f"n{k}", "metrics": (metric(10 + k),)}))
+        for k, m in enumerate(members)
+    ]
+    _write(known[:2], tmp_path / "inner.onnx", weights={"fer2013": [3, 1], "ferplus": [0, 1]})
+    pair = [load_member(tmp_path / "inner.onnx"), known[2]]
+    outer = _write(pair, tmp_path / "e.onnx", weights=[2, 1])
+    a, b, c = _predictions(members, crops)
+    found = outer.predict(crops)
+    expected = a["fer2013"] / 2 + b["fer2013"] / 6 + c["fer2013"] / 3
+    np.testing.assert_allclose(found["fer2013"], expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(found["ferplus"], (2 * b["ferplus"] + c["ferplus"]) / 3, rtol=0, atol=1e-6)
+    assert [m.name for m in outer.info.members] == ["n0", "n1", "n2"]
+    assert [m.sha256 for m in outer.info.members] == [m.sha256 for m in members]
+    assert [m.metrics[0].n for m in outer.info.members] == [10, 11, 12]
+    for taxonomy, weights in {"fer2013": (1 / 2, 1 / 6, 1 / 3), "ferplus": (0, 2 / 3, 1 / 3)}.items():
+        assert [m.weights[taxonomy] for m in outer.info.members] == pytest.approx(weights)
 
 
-def test_a_vote_inside_votes_keeps_what_it_was_fitted_and_its_members_were_trained_on(members):
-    faces = load_dataset("cartoon:21", cache=False)
-    own = {"faces": faces_digest(faces), "train_split": "PrivateTest"}
-    fit = {
-        "faces": faces_digest(faces),
-        "fitted_on": "PublicTest",
-        "fitted": {"fer2013": "weights and temperature", "ferplus": "nothing"},
-    }
-    trained = replace(members[0], info=members[0].info.model_copy(update={"data": own}))
-
-    def nested(member, data=None):
-        content, info = combine([member, members[1]], name="voters", data=data)
-        return Member(content, info, "0" * 64)
-
-    for data, in_sample in ((fit, True), ({**fit, "fitted": {"fer2013": "temperature"}}, False)):
-        outer = nested(nested(nested(trained, data)))
-        facts = facts_of(outer.info, 1, None)
-        assert facts.trained_on == ("PrivateTest",)
-        assert facts.data == (faces_digest(faces),)
-        assert weights_fitted_here(facts, faces, "PublicTest") is in_sample
-        assert not weights_fitted_here(facts, faces, "PrivateTest")
+@pytest.mark.parametrize(
+    "fitted",
+    [
+        {"temperatures": {"fer2013": 1.3}},
+        {"training": Provenance(fitted_on="PublicTest", fitted={"fer2013": "weights and temperature"})},
+    ],
+)
+def test_an_ensemble_that_was_fitted_is_refused_as_a_member(members, tmp_path, fitted):
+    """It is no plain mean of its members, or its weights depend on the faces of a split."""
+    _write(members[:2], tmp_path / "inner.onnx", **fitted)
+    with pytest.raises(
+        ModelFileError, match=r"inner\.onnx is an ensemble.*name its members instead: tiny, tiny"
+    ):
+        load_member(tmp_path / "inner.onnx")
 
 
-def test_a_member_may_vote_twice(members, crops, tmp_path):
+def test_a_member_may_be_named_twice(members, crops, tmp_path):
     found = _write([members[0], members[0], members[1]], tmp_path / "e.onnx").predict(crops)["fer2013"]
-    a, b = (answer["fer2013"] for answer in _answers(members[:2], crops))
+    a, b = (p["fer2013"] for p in _predictions(members[:2], crops))
     np.testing.assert_allclose(found, (2 * a + b) / 3, rtol=0, atol=1e-6)
 
 
-def test_members_of_different_opsets_vote_together(members, crops, tmp_path):
+def test_members_of_different_opsets_are_joined(members, crops, tmp_path):
     newer = onnx.version_converter.convert_version(onnx.load_from_string(graph_bytes(seed=4)), 21)
     write_model(newer.SerializeToString(), model_info(), tmp_path / "newer.onnx")
     pair = [members[0], load_member(tmp_path / "newer.onnx")]
     found = _write(pair, tmp_path / "e.onnx").predict(crops)["fer2013"]
-    expected = np.mean([answer["fer2013"] for answer in _answers(pair, crops)], axis=0)
+    expected = np.mean([p["fer2013"] for p in _predictions(pair, crops)], axis=0)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
 
@@ -181,52 +183,34 @@ def test_a_branch_inside_a_members_graph_keeps_what_it_reads(crops, tmp_path):
     write_model(model.SerializeToString(), model_info((FER2013,), cam=False), tmp_path / "if.onnx")
     member = load_member(tmp_path / "if.onnx")
     found = _write([member, member], tmp_path / "e.onnx").predict(crops)["fer2013"]
-    np.testing.assert_allclose(found, _answers([member], crops)[0]["fer2013"], rtol=0, atol=1e-6)
-
-
-def test_members_with_other_versions_of_foreign_operators_are_refused(members):
-    def with_operators(member, version):
-        model = onnx.load_from_string(member.content)
-        model.opset_import.append(onnx.helper.make_opsetid("com.example", version))
-        return replace(member, content=model.SerializeToString())
-
-    assert combine([with_operators(members[0], 1), with_operators(members[1], 1)], name="voters")
-    with pytest.raises(ModelFileError, match=r"versions 1 and 2 of the operators 'com\.example'"):
-        combine([with_operators(members[0], 1), with_operators(members[1], 2)], name="voters")
+    np.testing.assert_allclose(found, _predictions([member], crops)[0]["fer2013"], rtol=0, atol=1e-6)
 
 
 def test_the_metadata_name_every_member_its_digest_and_its_weight(members, tmp_path):
     _write(members, tmp_path / "e.onnx", weights=[1, 2, 1])
     _, info = read_model(tmp_path / "e.onnx")
     assert info.architecture == "ensemble"
-    assert [(m["name"], m["sha256"], m["weight"]) for m in info.members] == [
-        ("tiny", member.sha256, weight) for member, weight in zip(members, (0.25, 0.5, 0.25), strict=True)
+    assert [(m.name, m.sha256, m.weights) for m in info.members] == [
+        ("tiny", member.sha256, {"fer2013": weight, "ferplus": weight})
+        for member, weight in zip(members, (0.25, 0.5, 0.25), strict=True)
     ]
 
 
-def test_parameters_arithmetic_seeds_epochs_and_hours_are_those_of_all_members(members, tmp_path):
-    known = {"recipe": {"seed": 7, "epochs": 20}, "data": {"training_hours": 1.5}}
-    members = [
-        replace(m, info=m.info.model_copy(update={"parameters": 10, "mmac": 2.5, **known})) for m in members
-    ]
-    _, info = combine(members, name="voters")
-    assert (info.parameters, info.mmac) == (30, 7.5)
-    assert [(m["seeds"], m["epochs"], m["hours"]) for m in info.members] == [([7], 20, 1.5)] * 3
+def test_the_metadata_hold_the_record_of_every_member_and_the_sum_of_their_sizes(members):
+    training = Provenance(seeds=(7,), epochs=20, hours=1.5, faces="ab")
+    known = {"parameters": 10, "mmac": 2.5, "recipe": {"seed": 7}, "training": training}
+    members = [replace(m, info=m.info.model_copy(update=known)) for m in members]
+    info = combine(members, name="trio").info
+    assert (info.parameters, info.mmac, info.recipe) == (30, 7.5, {})
+    for member in info.members:
+        assert (member.parameters, member.recipe, member.training) == (10, {"seed": 7}, training)
 
 
 def test_a_member_without_weight_is_left_out_of_the_file(members, tmp_path):
     classifier = _write(members, tmp_path / "two.onnx", weights=[1, 0, 1])
-    assert [m["sha256"] for m in classifier.info.members] == [members[0].sha256, members[2].sha256]
+    assert [m.sha256 for m in classifier.info.members] == [members[0].sha256, members[2].sha256]
     _write(members, tmp_path / "three.onnx")
     assert (tmp_path / "two.onnx").stat().st_size < 0.75 * (tmp_path / "three.onnx").stat().st_size
-
-
-def test_what_does_not_vote_is_left_out_of_the_graph(members):
-    content, info = combine(members, name="voters", weights={"fer2013": [1, 1, 1], "ferplus": [1, 0, 0]})
-    names = {entry.name for entry in onnx.load_from_string(content).graph.initializer}
-    assert {"m0_w_ferplus", "m0_w_fer2013", "m1_w_fer2013"} <= names
-    assert "m1_w_ferplus" not in names
-    assert all(head.cam for head in info.taxonomies)
 
 
 def test_the_joined_file_carries_no_metadata_of_its_members(members, tmp_path):
@@ -240,8 +224,8 @@ def test_ten_crop_shifts_as_the_member_that_sees_most_allows(members):
         replace(m, info=m.info.model_copy(update={"view_size": v}))
         for m, v in zip(members, (40, 44), strict=False)
     )
-    assert combine([narrow, wide], name="voters")[1].ten_crop_shift == 2
-    assert combine([narrow, narrow], name="voters")[1].ten_crop_shift == 4
+    assert combine([narrow, wide], name="pair").info.ten_crop_shift == 2
+    assert combine([narrow, narrow], name="pair").info.ten_crop_shift == 4
 
 
 def _changed(member: Member, **update) -> Member:
@@ -251,59 +235,37 @@ def _changed(member: Member, **update) -> Member:
 def test_members_of_different_size_are_refused(members, tmp_path):
     large = load_member(write_tiny_model(tmp_path / "large.onnx", size=64))
     with pytest.raises(ModelFileError, match=r"one size.*48 pixels.*64"):
-        combine([members[0], large], name="voters")
+        combine([members[0], large], name="pair")
 
 
 def test_members_with_different_crops_are_refused(members):
     other = _changed(members[1], crop=CropGeometry(align="eyes"))
     with pytest.raises(ModelFileError, match="crop geometry"):
-        combine([members[0], other], name="voters")
+        combine([members[0], other], name="pair")
 
 
-def test_members_that_mean_different_labels_by_one_id_are_refused(members, tmp_path):
+def test_members_with_different_labels_for_one_taxonomy_are_refused(members, tmp_path):
     turned = Taxonomy("fer2013", FER2013.labels[::-1])
     other = load_member(write_tiny_model(tmp_path / "turned.onnx", (turned,)))
-    with pytest.raises(ModelFileError, match=r"different labels by 'fer2013'.*neutral, surprise"):
-        combine([members[0], other], name="voters")
+    with pytest.raises(ModelFileError, match=r"different labels for 'fer2013'.*neutral, surprise"):
+        combine([members[0], other], name="pair")
 
 
-@pytest.mark.parametrize(
-    ("weights", "message"),
-    [
-        ([1, 2], "3 members need as many weights. Received: 2"),
-        ([1, -1, 1], "not negative"),
-        ([1, float("nan"), 1], "finite"),
-        ([0, 0, 0], "above 0"),
-    ],
-)
-def test_weights_that_are_no_vote_are_refused(members, weights, message):
-    with pytest.raises(ModelFileError, match=message):
-        combine(members, name="voters", weights=weights)
+def test_weights_that_are_none_are_refused(members):
+    with pytest.raises(ModelFileError, match="3 members need as many weights"):
+        combine(members, name="pair", weights=[1, 2])
 
 
 def test_no_member_is_refused():
     with pytest.raises(ModelFileError, match="at least one member"):
-        combine([], name="voters")
+        combine([], name="pair")
 
 
-def test_where_all_weight_lies_on_members_without_a_taxonomy_the_others_share_it(members, tmp_path):
-    plain = load_member(write_tiny_model(tmp_path / "plain.onnx", (FER2013,)))
-    weights = normalised_weights([plain, *members[:2]], [1, 0, 0])
-    assert weights == {"fer2013": (1.0, 0.0, 0.0), "ferplus": (0.0, 0.5, 0.5)}
-
-
-def test_a_file_that_does_not_answer_as_its_members_is_not_written(members, tmp_path):
-    content, info = combine(members[:2], name="voters")
-    lying = info.model_copy(
-        update={
-            "members": [
-                {**m, "weights": {**m["weights"], "fer2013": w}}
-                for m, w in zip(info.members, (0.9, 0.1), strict=True)
-            ]
-        }
-    )
-    with pytest.raises(ModelFileError, match="difference"):
-        write_ensemble(content, lying, members, tmp_path / "e.onnx")
+def test_a_file_that_does_not_predict_as_its_members_is_not_written(members, tmp_path):
+    joined = combine(members[:2], name="pair")
+    wrong = replace(joined, weights={**joined.weights, "fer2013": (0.9, 0.1)})
+    with pytest.raises(ModelFileError, match="'fer2013' of the joined file differs"):
+        wrong.write(tmp_path / "e.onnx")
     assert not list(tmp_path.glob("*e.onnx"))
 
 
@@ -311,15 +273,15 @@ def test_members_whose_graphs_cannot_run_are_refused(members, tmp_path):
     model = onnx.load_from_string(graph_bytes((FERPLUS,)))
     write_model(model.SerializeToString(), model_info((FER2013,)), tmp_path / "liar.onnx")
     with pytest.raises(ModelFileError):
-        combine([members[0], load_member(tmp_path / "liar.onnx")], name="voters")
+        combine([members[0], load_member(tmp_path / "liar.onnx")], name="pair")
 
 
 def test_maps_are_the_weighted_sum_of_the_members_maps_over_their_temperatures(members, crops, tmp_path):
     sure = load_member(write_tiny_model(tmp_path / "sure.onnx", seed=8, temperature=0.5))
-    voters = [members[0], sure]
-    classifier = _write(voters, tmp_path / "e.onnx", weights=[3, 1], temperatures={"fer2013": 0.6})
+    pair = [members[0], sure]
+    classifier = _write(pair, tmp_path / "e.onnx", weights=[3, 1], temperatures={"fer2013": 0.6})
     for head in ("fer2013", "ferplus"):
-        a, b = (FaceClassifier(member.content).cams(crops, head) for member in voters)
+        a, b = (FaceClassifier(member.content).cams(crops, head) for member in pair)
         expected = 0.75 * a + 0.25 * b / 0.5
         np.testing.assert_allclose(classifier.cams(crops, head), expected, rtol=1e-5, atol=1e-5)
 
@@ -344,11 +306,11 @@ def test_no_maps_are_made_with_a_member(members, tmp_path, crops, other):
         write_model(graph_bytes((FER2013,)), narrow, path)
     classifier = _write([members[0], load_member(path)], tmp_path / "e.onnx")
     assert not classifier.info.head("fer2013").cam
-    assert classifier.info.head("ferplus").cam, "in which the other has no vote"
+    assert classifier.info.head("ferplus").cam, "which the other does not have"
     with pytest.raises(ModelFileError, match="no class activation maps for 'fer2013'"):
         classifier.cams(crops, "fer2013")
     alone = _write([members[0], load_member(path)], tmp_path / "one.onnx", weights=[1, 0])
-    assert alone.info.head("fer2013").cam, "what does not vote does not matter"
+    assert alone.info.head("fer2013").cam, "a member without weight does not matter"
 
 
 def _with_pooled_maps() -> bytes:
@@ -370,10 +332,10 @@ def _with_pooled_maps() -> bytes:
 
 
 def test_a_file_whose_maps_are_not_its_members_is_not_written(members, tmp_path):
-    content, info = combine(members[:2], name="voters")
-    model = onnx.load_from_string(content)
+    joined = combine(members[:2], name="pair")
+    model = onnx.load_from_string(joined.content)
     share = next(entry for entry in model.graph.initializer if entry.name == "weight_cam_fer2013_1")
     share.CopyFrom(onnx.numpy_helper.from_array(np.float32(0.6), share.name))
-    with pytest.raises(ModelFileError, match="'cam_fer2013' with a difference"):
-        write_ensemble(model.SerializeToString(), info, members, tmp_path / "e.onnx")
+    with pytest.raises(ModelFileError, match="'cam_fer2013' of the joined file differs"):
+        replace(joined, content=model.SerializeToString()).write(tmp_path / "e.onnx")
     assert not list(tmp_path.glob("*e.onnx"))

@@ -1,4 +1,4 @@
-"""Temperatures are found again, change no answer, and are judged on faces that they were not fitted to."""
+"""Temperatures are recovered, keep every prediction, and are judged on faces they were not fitted to."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from ferkit.core.errors import DataError
 from ferkit.evaluation.calibration import (
     TEMPERATURE_RANGE,
     assign_folds,
-    ece_out_of_fold,
     fit_temperature,
     log_probabilities,
     softmax,
@@ -66,7 +65,7 @@ def test_labels_that_say_nothing_about_a_temperature_end_at_the_edge_of_the_rang
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 5.0])
-def test_tempering_keeps_every_answer_and_sums_to_one(temperature):
+def test_tempering_keeps_every_prediction_and_sums_to_one(temperature):
     probabilities = softmax(_draw(4, 200)[0])
     changed = temper(probabilities, temperature)
     np.testing.assert_array_equal(changed.argmax(axis=1), probabilities.argmax(axis=1))
@@ -112,7 +111,8 @@ def test_ece_out_of_fold_repairs_a_wrong_temperature_down_to_the_floor_of_perfec
     logits, labels = _draw(6, 3589)
     overconfident = softmax(logits * 2.5)
     assert expected_calibration_error(overconfident, labels) > 0.1
-    assert ece_out_of_fold(overconfident, labels) == pytest.approx(0.018, abs=0.01)
+    held_out = temper_out_of_fold(overconfident, labels)
+    assert expected_calibration_error(held_out, labels) == pytest.approx(0.018, abs=0.01)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Two models on the same faces: their differences, the intervals, and whether they are told apart."""
+"""Two models on the same faces: their differences, the intervals, and whether they are significant."""
 
 from __future__ import annotations
 
@@ -19,9 +19,11 @@ from ferkit.evaluation.compare import (
     share_interval,
     shared_heads,
 )
+from ferkit.evaluation.model import EvaluatedModel, ModelFacts
 
 HEADS = {"fer2013": FER2013}
 PUBLIC = 1
+FACTS = ModelFacts("m", "1", "onnx", "seed-cnn", 1, 1.0, 1, "ab", 1, (), None, None)
 
 
 def _faces(labels):
@@ -38,46 +40,47 @@ def _faces(labels):
     )
 
 
-def _right_on(right, sure=0.9):
-    """A model that knows label 0 of the faces in ``right``, and says 1 of the others."""
+def _right_on(right, sure=0.9, heads=HEADS):
+    """A model that predicts label 0 for the faces in ``right``, and 1 for the others; uniform FER+ labels."""
 
     def predict(crops, tta):
         known = np.isin(crops[:, 0, 0], list(right))
         top = np.where(known, 0, 1)
-        return {"fer2013": np.where(np.eye(7, dtype=bool)[top], sure, (1 - sure) / 6)}
+        fer2013 = np.where(np.eye(7, dtype=bool)[top], sure, (1 - sure) / 6)
+        return {"fer2013": fer2013, "ferplus": np.full((len(crops), 8), 1 / 8)}
 
-    return predict
+    return EvaluatedModel(FACTS, heads, 4, predict)
 
 
-def test_two_models_with_known_answers_differ_by_what_is_counted_by_hand():
+def test_the_differences_of_two_known_models_are_those_counted_by_hand():
     # 20 faces: 10 are right with both, 5 with the first alone, 1 with the second alone, 4 with neither.
     first, second = _right_on(range(15)), _right_on([*range(10), 15])
-    (found,) = compare((first, second), _faces([0] * 20), heads=HEADS)
+    (found,) = compare(first, second, _faces([0] * 20)).differences
     assert (found.labels, found.n) == ("fer2013", 20)
     assert found.accuracy == (15 / 20, 11 / 20)
     assert (found.only_first, found.only_second) == (5, 1)
     assert found.accuracy_difference == pytest.approx(-4 / 20)
     assert found.p_value == pytest.approx(2 * (1 + 6) / 2**6)  # 0 or 1 of 6 coins, on either side
-    assert not found.by_accuracy
+    assert not found.accuracy_differs
     right, wrong = -np.log(0.9), -np.log(0.1 / 6)
     assert found.nll == pytest.approx(((15 * right + 5 * wrong) / 20, (11 * right + 9 * wrong) / 20))
     assert found.nll_difference == pytest.approx(4 / 20 * (wrong - right))
 
 
-def test_models_of_one_accuracy_are_told_apart_by_likelihood():
+def test_models_of_equal_accuracy_may_differ_significantly_in_likelihood():
     first, second = _right_on(range(19), sure=0.5), _right_on(range(19), sure=0.9)
-    (found,) = compare((first, second), _faces([0] * 20), heads=HEADS)
-    assert (found.accuracy_difference, found.p_value, found.by_accuracy) == (0, 1, False)
-    assert found.by_likelihood
+    (found,) = compare(first, second, _faces([0] * 20)).differences
+    assert (found.accuracy_difference, found.p_value, found.accuracy_differs) == (0, 1, False)
+    assert found.nll_differs
     # 19 faces gain by 0.9 in place of 0.5, one loses: its label had a sixth of 0.5, and has one of 0.1.
     assert found.nll_difference == pytest.approx((19 * np.log(0.5 / 0.9) + np.log(0.5 / 0.1)) / 20)
 
 
-def test_models_are_told_apart_when_one_is_right_where_the_other_is_not():
-    (found,) = compare((_right_on([0]), _right_on(range(20))), _faces([0] * 20), heads=HEADS)
+def test_models_differ_significantly_where_one_alone_is_right():
+    (found,) = compare(_right_on([0]), _right_on(range(20)), _faces([0] * 20)).differences
     assert (found.only_first, found.only_second) == (0, 19)
-    assert found.by_accuracy
-    assert found.by_likelihood
+    assert found.accuracy_differs
+    assert found.nll_differs
     low, high = found.accuracy_interval
     assert 0 < low < 19 / 20 < high <= 1
 
@@ -110,48 +113,35 @@ def test_the_interval_of_a_mean_is_the_normal_one():
     assert mean_interval(values) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        lambda: mcnemar(-1, 3),
-        lambda: share_interval(3, 3, 5),
-        lambda: share_interval(-1, 0, 5),
-        lambda: mean_interval([1.0]),
-        lambda: difference(np.eye(7)[:2], np.eye(7)[:3], np.array([0, 1]), "fer2013", "fer2013"),
-    ],
-)
-def test_counts_and_answers_that_do_not_fit_are_refused(wrong):
-    with pytest.raises(DataError, match=r"Received|cannot be right"):
-        wrong()
+def test_probabilities_that_do_not_fit_the_labels_are_refused():
+    with pytest.raises(DataError, match="Received: 3"):
+        difference(np.eye(7)[:2], np.eye(7)[:3], np.array([0, 1]), "fer2013", "fer2013")
 
 
-def test_a_label_set_that_keeps_a_single_face_is_left_out_and_said(caplog):
+def test_a_label_set_with_a_single_face_is_left_out_with_a_warning(caplog):
     votes = np.zeros((20, 10), np.uint8)
-    votes[:, 8] = 10  # "unknown", which both tta_modes leave out
+    votes[:, 8] = 10  # "unknown", which both protocols leave out
     votes[3] = [10, *[0] * 9]
     faces = replace(_faces([0] * 20), votes=votes)
 
-    def both(crops, tta):
-        answer = _right_on(range(15))(crops, tta)
-        return {**answer, "ferplus": np.full((len(crops), 8), 1 / 8)}
-
-    found = compare((both, both), faces, heads={**HEADS, "ferplus": FERPLUS})
+    model = _right_on(range(15), heads={**HEADS, "ferplus": FERPLUS})
+    found = compare(model, model, faces).differences
     assert [(d.labels, d.n) for d in found] == [("fer2013", 20)]
     assert caplog.messages == [
         "faces.csv: left out, with too few faces of PublicTest: ferplus majority (1), ferplus argmax (1)"
     ]
 
 
-def test_a_single_face_tells_no_models_apart():
+def test_a_single_face_is_too_few():
     with pytest.raises(DataError, match=r"two faces or more.*Received, of PublicTest: fer2013 \(1\)"):
-        compare((_right_on([0]), _right_on([])), _faces([0]), heads=HEADS)
+        compare(_right_on([0]), _right_on([]), _faces([0]))
 
 
-def test_models_are_compared_in_what_both_answer():
+def test_models_are_compared_in_the_taxonomies_of_both():
     both = {"fer2013": FER2013, "ferplus": FERPLUS}
     assert list(shared_heads(both, HEADS)) == ["fer2013"]
     assert list(shared_heads(both, both, "ferplus")) == ["ferplus"]
-    with pytest.raises(TaxonomyError, match="do not both answer in 'ferplus'; they do in fer2013"):
+    with pytest.raises(TaxonomyError, match="'ferplus'; both have fer2013"):
         shared_heads(both, HEADS, "ferplus")
     swapped = {"fer2013": Taxonomy("fer2013", FER2013.labels[::-1])}
     with pytest.raises(TaxonomyError, match="cannot be compared"):

@@ -1,4 +1,4 @@
-"""The examples in docstrings: each runs, and gives what it says."""
+"""Doctests: every example in a docstring runs and gives its output."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ MODULES = sorted(
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_the_examples_of_a_module_give_what_they_say(name: str) -> None:
+def test_the_examples_of_a_module_are_right(name: str) -> None:
     results = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
     assert results.attempted > 0
     assert results.failed == 0
 
 
-def test_the_instruments_entrance_has_an_example() -> None:
+def test_the_entry_points_have_examples() -> None:
     assert {"ferkit", "ferkit.recognize.recognizer", "ferkit.core.images", "ferkit.recognize.quality"} <= {
         *MODULES
     }

@@ -12,8 +12,8 @@ import pytest
 
 from ferkit import weights
 from ferkit.cli import checks, run
-from ferkit.cli.checks import SYSTEM_LIBRARIES, Check, missing_system_libraries
-from ferkit.core.extras import LIBRARIES, Library
+from ferkit.cli.checks import Check, missing_system_libraries
+from ferkit.core.extras import LIBRARIES, SYSTEM_LIBRARIES, Library
 from modelzoo import write_tiny_model
 
 LIBGL = "ImportError: libGL.so.1: cannot open shared object file: No such file or directory"
@@ -75,6 +75,11 @@ def test_full_starts_the_training_framework() -> None:
         (LIBGL, {"libGL.so.1"}, ["libGL.so.1"]),
         (LIBGL, {"libGL.so.1", "libglib-2.0.so.0"}, ["libGL.so.1", "libglib-2.0.so.0"]),
         ("ImportError: libodd.so.7: cannot open shared object file: x", set(), ["libodd.so.7"]),
+        (
+            "/usr/lib/libstdc++.so.6: version `GLIBCXX_3.4.99' not found (required by x)",
+            set(),
+            ["libstdc++.so.6"],
+        ),
         ("ModuleNotFoundError: No module named 'cv2'", {"libGL.so.1"}, []),
         ("", set(), []),
     ],
@@ -160,6 +165,18 @@ def test_a_library_of_video_that_does_not_load_shows_its_last_word(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     check = checks.check_video()
     assert (check.state, check.detail) == ("broken", "ImportError: it is something else")
+
+
+@pytest.mark.parametrize(("module", "check"), [("av", "check_video"), ("tensorflow", "check_training")])
+def test_a_system_library_that_an_extra_needs_is_named_with_its_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: str, check: str
+) -> None:
+    (tmp_path / f"{module}.py").write_text(f"raise ImportError({LIBGL.removeprefix('ImportError: ')!r})\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = checks.check_video() if check == "check_video" else checks.check_training(full=True)
+    assert (found.state, found.fatal) == ("broken", False)
+    assert "libGL.so.1" in found.detail
+    assert found.remedy == f"Debian, Ubuntu: apt-get install {SYSTEM_LIBRARIES['libGL.so.1']}"
 
 
 def test_a_library_of_the_base_that_is_absent_is_fatal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import shutil
+import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
@@ -14,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from ferkit.core.errors import MissingDependencyError
-from ferkit.core.extras import EXTRAS, LIBRARIES, explain_missing, install_command, require
+from ferkit.core.extras import EXTRAS, LIBRARIES, explain_import_error, install_command, require
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 
@@ -100,7 +104,7 @@ def test_a_library_that_no_extra_brings_has_a_command_of_its_own(
         MissingDependencyError, match=r"no extra of ferkit brings; run: pip install jax$"
     ) as caught:
         require("stands_on_jax", "train")
-    explained = explain_missing(ModuleNotFoundError("gone", name="jax.numpy"))
+    explained = explain_import_error(ModuleNotFoundError("gone", name="jax.numpy"))
     assert str(explained) == str(caught.value)
 
 
@@ -108,14 +112,14 @@ def test_a_library_that_no_extra_brings_has_a_command_of_its_own(
     ("module", "extra"), [("sklearn.metrics", "train"), ("ray", "tune"), ("av", "video"), ("cv2", "")]
 )
 def test_a_failed_import_is_explained_by_the_extra_that_brings_it(module: str, extra: str) -> None:
-    explained = explain_missing(ModuleNotFoundError("gone", name=module))
+    explained = explain_import_error(ModuleNotFoundError("gone", name=module))
     assert explained is not None
     assert str(explained).endswith(install_command(extra))
 
 
 @pytest.mark.parametrize("name", ["no_such_module", None])
 def test_a_failed_import_of_something_else_is_not_explained(name: str | None) -> None:
-    assert explain_missing(ModuleNotFoundError("gone", name=name)) is None
+    assert explain_import_error(ModuleNotFoundError("gone", name=name)) is None
 
 
 def imported_modules(file: Path) -> set[str]:
@@ -141,3 +145,100 @@ def test_the_source_imports_only_what_is_a_direct_requirement() -> None:
         for name in imported_modules(file) - {library.module for library in LIBRARIES} - WELCOME
     }
     assert undeclared == set()
+
+
+GLIBCXX = "/usr/lib/libstdc++.so.6: version `GLIBCXX_3.4.99' not found (required by /site/x.so)"
+LIBGL = "libGL.so.1: cannot open shared object file: No such file or directory"
+NUMPY = "\n\nIMPORTANT: READ THIS\n\nOriginal error was: libgfortran.so.5: cannot open shared object file\n"
+
+
+@pytest.fixture
+def break_module(tmp_path: Path) -> Callable[[str, str], dict[str, str]]:
+    """Put a module that fails to load in front of the real one, in the environment of a new process."""
+
+    def broken(module: str, message: str) -> dict[str, str]:
+        (tmp_path / f"{module}.py").write_text(f"raise ImportError({message!r})\n")
+        return {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
+        }
+
+    return broken
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "message", "remedy"),
+    [
+        (["predict", "photo.jpg"], "cv2", LIBGL, "apt-get install libgl1"),
+        (["predict", "photo.jpg"], "onnxruntime", GLIBCXX, "apt-get install libstdc++6"),
+        (["data", "info", "cartoon:7"], "numpy", NUMPY, "apt-get install (the package of libgfortran.so.5)"),
+        (["doctor"], "pydantic", LIBGL, "apt-get install libgl1"),
+        (["models"], "rich", "it is something else", "pip install --force-reinstall rich"),
+        (["evaluate", "--data", "cartoon:7"], "typer", "no", "pip install --force-reinstall typer"),
+        (["train", "--data", "cartoon:7"], "tensorflow", GLIBCXX, "apt-get install libstdc++6"),
+    ],
+)
+def test_a_command_names_in_one_line_what_installs_a_library_that_does_not_load(
+    break_module: Callable[[str, str], dict[str, str]],
+    tmp_path: Path,
+    command: list[str],
+    module: str,
+    message: str,
+    remedy: str,
+) -> None:
+    env = break_module(module, message)
+    shutil.copy(
+        metadata.distribution("scikit-image").locate_file("skimage/data/astronaut.png"),
+        tmp_path / "photo.jpg",
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "ferkit", *command],
+        env=env, cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    line = done.stderr.splitlines()[-1]
+    assert line.startswith(f"error: the library {module!r} is installed and does not load (")
+    assert remedy in line
+
+
+@pytest.mark.parametrize("module", ["cv2", "onnxruntime", "pydantic"])
+def test_a_recognizer_names_what_installs_a_library_that_does_not_load(
+    break_module: Callable[[str, str], dict[str, str]], module: str
+) -> None:
+    code = (
+        "import ferkit\n"
+        "try: ferkit.Recognizer()\n"
+        "except ferkit.FerkitError as error: print(type(error).__name__, error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=break_module(module, LIBGL),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.startswith(
+        f"MissingDependencyError the library {module!r} is installed and does not load"
+    )
+    assert done.stdout.endswith("apt-get install libgl1\n")
+
+
+@pytest.mark.parametrize("module", ["numpy", "PIL", "onnxruntime", "cv2"])
+def test_doctor_reports_a_library_that_does_not_load(
+    break_module: Callable[[str, str], dict[str, str]], module: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "ferkit", "doctor"],
+        env=break_module(module, LIBGL), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "broken" in done.stdout
+    assert "libGL.so.1" in done.stdout
+    assert "-> Debian, Ubuntu: apt-get install libgl1" in done.stdout
+
+
+def test_an_import_error_of_ferkit_itself_is_not_explained() -> None:
+    with pytest.raises(ImportError) as caught:
+        from ferkit.core.extras import no_such_name  # type: ignore[attr-defined]  # noqa: F401
+    assert explain_import_error(caught.value) is None

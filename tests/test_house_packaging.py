@@ -1,4 +1,4 @@
-"""What is shipped: the pinned versions cover everything, and the wheel holds every file."""
+"""Packaging: pinned versions are complete, and the wheel holds every file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def pins() -> dict[str, str]:
 
 
 def direct_requirements() -> list[Requirement]:
-    """What pyproject.toml asks for: base, every extra, and the build backend."""
+    """The requirements in pyproject.toml: base, every extra, and the build backend."""
     lines = [*PYPROJECT["project"]["dependencies"], *PYPROJECT["build-system"]["requires"]]
     for extra in PYPROJECT["project"]["optional-dependencies"].values():
         lines += extra
@@ -36,7 +36,7 @@ def direct_requirements() -> list[Requirement]:
 
 
 def applies(requirement: Requirement, extras: set[str]) -> bool:
-    """Whether a requirement holds here, for a library taken with ``extras``."""
+    """Whether a requirement applies on this system to a library with ``extras``."""
     marker = requirement.marker
     return marker is None or any(marker.evaluate({"extra": extra}) for extra in extras | {""})
 
@@ -57,7 +57,7 @@ def test_every_requirement_has_a_version_that_satisfies_it(requirement: Requirem
     assert requirement.specifier.contains(version)
 
 
-def test_everything_that_the_requirements_stand_on_has_a_version_too() -> None:
+def test_every_indirect_requirement_has_a_version() -> None:
     waiting = [one for one in direct_requirements() if applies(one, set())]
     seen: set[tuple[str, frozenset[str]]] = set()
     missing: set[str] = set()

@@ -1,4 +1,4 @@
-"""The README: every command, option and target that it shows exists."""
+"""README and pages: commands, options, targets, names, links and sizes are right."""
 
 from __future__ import annotations
 
@@ -12,37 +12,55 @@ import ferkit
 from ferkit.cli import COMMANDS, run
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text()
-PAGES = {page.relative_to(ROOT): page.read_text() for page in (ROOT / "README.md", *ROOT.glob("docs/*.md"))}
+KIB = 1 << 10
+FOLDERS = ("docs", "studies", "benchmarks", "fuzz", "results", "src/ferkit/weights", "zoo")
+PAGES = {
+    page.relative_to(ROOT): page.read_text()
+    for page in (*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in ROOT.glob(f"{folder}/**/*.md")))
+}
+README = PAGES[Path("README.md")]
+GUIDES = {page: text for page, text in PAGES.items() if page.name == "README.md" or page.parts[0] == "docs"}
 
 
-def shown_commands() -> list[str]:
-    """The lines of the README's code blocks that call ferkit, without their remarks."""
-    blocks = re.findall(r"^```\w*\n(.*?)^```", README, re.M | re.S)
-    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+def code_blocks(text: str, language: str = r"\w*") -> list[str]:
+    """The fenced code blocks of a page in a language, a regular expression."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
+
+
+def commands_of(text: str) -> list[str]:
+    """The ferkit commands in a page's code blocks, without prompts, comments and line continuations."""
+    lines = [line for block in code_blocks(text) for line in block.replace("\\\n", " ").splitlines()]
+    lines = [line.split("  #")[0].removeprefix("$ ").strip() for line in lines]
     return [line for line in lines if line.startswith("ferkit ")]
 
 
-@pytest.mark.parametrize("line", shown_commands())
-def test_a_shown_command_exists_with_the_options_it_is_shown_with(
-    line: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+SHOWN = list(dict.fromkeys(line for text in GUIDES.values() for line in commands_of(text)))
+
+
+@pytest.mark.parametrize("line", SHOWN)
+def test_a_shown_command_and_its_options_exist(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     _, command, *rest = shlex.split(line)
+    if command.startswith("-"):
+        assert run([command]) == 0
+        return
     called = [command, rest[0]] if command == "data" else [command]
     assert run([*called, "--help"]) == 0
     known = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", capsys.readouterr().out))
-    assert {word for word in rest if re.match(r"--?[a-z]", word)} <= known
+    options = {word.partition("=")[0] for word in rest if re.match(r"--?[a-z]", word)}
+    assert options <= known
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_shown(command: str) -> None:
-    assert any(line.split()[1] == command for line in shown_commands())
+    assert any(line.split()[1] == command for line in SHOWN)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=str)
-def test_every_make_target_that_is_named_exists(page: Path) -> None:
+@pytest.mark.parametrize("page", GUIDES, ids=str)
+def test_every_shown_make_target_and_script_exists(page: Path) -> None:
     targets = set(re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(), re.M))
-    assert set(re.findall(r"(?:`|^)make ([a-z]+)", PAGES[page], re.M)) <= targets
+    assert set(re.findall(r"(?:`|^)make ([a-z]+)", GUIDES[page], re.M)) <= targets
+    scripts = set(re.findall(r"\b(?:studies|benchmarks|fuzz)/\w+\.py\b", GUIDES[page]))
+    assert {script for script in scripts if not (ROOT / script).is_file()} == set()
 
 
 @pytest.mark.parametrize("command", ["make demo", "make test", "make bench", "make lint"])
@@ -50,12 +68,36 @@ def test_the_readme_names_the_target(command: str) -> None:
     assert command in README
 
 
+def anchors(text: str) -> set[str]:
+    """The anchors of a page's headings, as Git hosts build them."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=str)
-def test_every_link_to_a_file_leads_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", PAGES[page])
-    assert [link for link in links if not (ROOT / page.parent / link).exists()] == []
+def test_every_link_to_a_file_resolves(page: Path) -> None:
+    text = PAGES[page]
+    links = re.findall(r"\]\((?!https?:)([^)]+)\)", text) + re.findall(r'<img src="([^"]+)"', text)
+    broken = []
+    for link in links:
+        path, _, anchor = link.partition("#")
+        target = (ROOT / page.parent / path).resolve() if path else ROOT / page
+        if not target.exists() or (anchor and anchor not in anchors(target.read_text())):
+            broken.append(link)
+    assert broken == []
 
 
-@pytest.mark.parametrize("name", re.findall(r"\bferkit\.([A-Za-z_]+)\b", README))
-def test_every_public_name_that_is_shown_exists(name: str) -> None:
+@pytest.mark.parametrize("page", GUIDES, ids=str)
+def test_the_python_code_of_a_page_compiles(page: Path) -> None:
+    for block in code_blocks(GUIDES[page], "python"):
+        compile(block, str(page), "exec")
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"\bferkit\.([A-Za-z_]+)\b", README))))
+def test_every_public_name_in_the_readme_exists(name: str) -> None:
     assert hasattr(ferkit, name)
+
+
+def test_the_readme_has_at_most_7_kb_and_its_picture_at_most_120() -> None:
+    assert len(README.encode()) <= 7 * KIB
+    assert (ROOT / "docs" / "demo.jpg").stat().st_size <= 120 * KIB

@@ -14,7 +14,15 @@ import modelzoo
 from ferkit import weights
 from ferkit.core import modelfile, taxonomy
 from ferkit.core.errors import ModelFileError, OutputError, TaxonomyError
-from ferkit.core.modelfile import HeadInfo, ModelInfo, read_model, resolve_model, write_model
+from ferkit.core.modelfile import (
+    HeadInfo,
+    MemberInfo,
+    ModelInfo,
+    Provenance,
+    read_model,
+    resolve_model,
+    write_model,
+)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +32,15 @@ def model_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 def test_metadata_comes_back_as_it_was_written(tmp_path: Path) -> None:
     info = modelzoo.model_info().model_copy(
-        update={"recipe": {"epochs": 3, "lr": 0.1}, "metrics": [{"accuracy": 0.5}], "notes": "häßlich ☺"}
+        update={
+            "recipe": {"epochs": 3, "lr": 0.1},
+            "training": Provenance(source="faces.csv", seeds=(1,), hours=1.5),
+            "metrics": (modelzoo.metric(100),),
+            "members": (
+                MemberInfo(name="a", architecture="vgg", sha256="ab" * 32, weights={"fer2013": 1.0}),
+            ),
+            "notes": "häßlich ☺",
+        }
     )
     write_model(modelzoo.graph_bytes(), info, tmp_path / "m.onnx")
     content, read = read_model(tmp_path / "m.onnx")
@@ -100,17 +116,27 @@ def test_what_is_no_onnx_file_is_refused(content: bytes, message: str) -> None:
         read_model(content)
 
 
-def test_an_unknown_format_version_says_to_update(tmp_path: Path) -> None:
-    future = modelzoo.model_info().model_copy(update={"format_version": 2})
-    write_model(modelzoo.graph_bytes(), future, tmp_path / "m.onnx")
-    with pytest.raises(ModelFileError, match=r"format version 2.*Update ferkit"):
+@pytest.mark.parametrize("version", [1, 3])
+def test_an_unknown_format_version_is_refused(tmp_path: Path, version: int) -> None:
+    other = modelzoo.model_info().model_copy(update={"format_version": version, "default_taxonomy": "mood"})
+    write_model(modelzoo.graph_bytes(), other, tmp_path / "m.onnx")
+    with pytest.raises(ModelFileError, match=rf"format version {version}.*reads version 2.*Update ferkit"):
         read_model(tmp_path / "m.onnx")
+
+
+def test_an_error_in_metadata_is_one_line_that_names_the_field(tmp_path: Path) -> None:
+    broken = modelzoo.model_info().model_copy(update={"training": Provenance.model_construct(epochs="many")})
+    with pytest.warns(UserWarning, match="Pydantic"):
+        write_model(modelzoo.graph_bytes(), broken, tmp_path / "m.onnx")
+    with pytest.raises(ModelFileError, match=r"invalid metadata: training\.epochs: ") as caught:
+        read_model(tmp_path / "m.onnx")
+    assert "\n" not in str(caught.value)
 
 
 def test_metadata_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
     wrong = modelzoo.model_info().model_copy(update={"default_taxonomy": "mood"})
     write_model(modelzoo.graph_bytes(), wrong, tmp_path / "m.onnx")
-    with pytest.raises(ModelFileError, match="metadata that does not fit"):
+    with pytest.raises(ModelFileError, match="invalid metadata"):
         read_model(tmp_path / "m.onnx")
 
 
@@ -159,6 +185,14 @@ def test_impossible_metadata_cannot_be_made(change: dict[str, object]) -> None:
         ModelInfo.model_validate(fields)
 
 
+@pytest.mark.parametrize(
+    "change", [{"accuracy": 1.5}, {"n": 0}, {"tta": "single"}, {"interval": (0.1,)}, {"fit": "everything"}]
+)
+def test_impossible_figures_cannot_be_made(change: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        modelzoo.metric(**{"n": 100, **change})
+
+
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("inf"), float("nan")])
 def test_a_temperature_is_positive_and_finite(temperature: float) -> None:
     with pytest.raises(ValidationError):
@@ -182,7 +216,7 @@ def test_models_are_resolved_by_name_or_file(tmp_path: Path) -> None:
     path = modelzoo.write_tiny_model(tmp_path / "mine.onnx")
     assert resolve_model(path) == path
     assert resolve_model(str(path)) == path
-    with pytest.raises(ModelFileError, match="no embedded model"):
+    with pytest.raises(ModelFileError, match="no model 'no-such-model'"):
         resolve_model("no-such-model")
     for name in weights.embedded_models():
         assert resolve_model(name) == weights.embedded_path(name)

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("keras", reason="needs ferkit[train]")
 
 from ferkit.core.errors import TrainingError
-from ferkit.data import load_dataset
+from ferkit.data import load_data
 from ferkit.training.recipe import dump_recipe, load_recipe
 from ferkit.training.trainer import train
 from modelzoo import write_tiny_model
@@ -57,7 +57,7 @@ def two_seeds(tmp_path, monkeypatch):
     """Two finished runs of the study, with a recipe of a second an epoch in place of ``best-single``."""
     recipe = tmp_path / "short.toml"
     recipe.write_text(dump_recipe(tiny(epochs=2, deterministic=False)))
-    faces = load_dataset("cartoon:240:3", cache=False)
+    faces = load_data("cartoon:240:3", cache=False)
     found = [variants.Variant(f"seed-{k}", "the recipe", 2, (f"seed={k}",)) for k in (1, 2)]
     for variant in found:
         train(variants.recipe_of(variant, str(recipe)), faces, tmp_path / "runs" / variant.name)
@@ -235,7 +235,7 @@ def test_the_finest_detail_is_lost_first_and_more_of_it_bilinearly():
 
 def test_statistics_anew_change_a_runs_readings_and_the_checkpoint_keeps_the_old_ones(two_seeds):
     _, found, runs = two_seeds
-    faces = load_dataset("cartoon:240:3", cache=False)
+    faces = load_data("cartoon:240:3", cache=False)
     training, test = np.asarray(faces.of_split("Training").images), faces.of_split("PublicTest")
     read = sharpness.readings(runs / found[0].name, training, test)
     history, _ = variants.read_run(runs / found[0].name)
@@ -272,9 +272,7 @@ def test_errors_are_told_by_what_the_taggers_saw():
 def test_the_errors_of_models_add_up(tmp_path, monkeypatch, capsys):
     models = [str(write_tiny_model(tmp_path / f"{name}.onnx", seed=k)) for k, name in enumerate("ab")]
     monkeypatch.setattr(sys, "argv", ["errors.py", "--data", "x", "--votes", "y", "--models", *models])
-    monkeypatch.setattr(
-        errors, "load_dataset", lambda data, votes: load_dataset("cartoon:300:1", cache=False)
-    )
+    monkeypatch.setattr(errors, "load_data", lambda data, votes: load_data("cartoon:300:1", cache=False))
     monkeypatch.chdir(tmp_path)
     errors.main()
     report = json.loads((tmp_path / "results/errors/errors.json").read_text())
@@ -287,10 +285,10 @@ def test_the_errors_of_models_add_up(tmp_path, monkeypatch, capsys):
 
 
 def test_faces_without_votes_are_refused(tmp_path, monkeypatch, capsys):
-    bare = load_dataset("cartoon:70:1", cache=False)
+    bare = load_data("cartoon:70:1", cache=False)
     bare = dataclasses.replace(bare, votes=None)
     monkeypatch.setattr(sys, "argv", ["errors.py", "--data", "x", "--votes", "y", "--models", "ferkit-small"])
-    monkeypatch.setattr(errors, "load_dataset", lambda data, votes: bare)
+    monkeypatch.setattr(errors, "load_data", lambda data, votes: bare)
     with pytest.raises(SystemExit):
         errors.main()
     assert "x has no PublicTest faces with votes" in capsys.readouterr().err

@@ -17,7 +17,7 @@ pytest.importorskip("keras", reason="needs ferkit[train]")
 
 from keras import ops
 
-from ferkit.data import load_dataset
+from ferkit.data import load_data
 from ferkit.models import build_model
 from ferkit.training import distil, runs
 from ferkit.training.distil import StepTeachers, ask_teachers, read_answers, write_answers
@@ -38,7 +38,7 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def faces():
-    return load_dataset("cartoon:240:3", cache=False)
+    return load_data("cartoon:240:3", cache=False)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Export: the file answers as the network does, says all about itself, and is refused where it does not."""
+"""Export: the file predicts as the network does, describes itself, and is not written where it does not."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ pytest.importorskip("keras", reason="needs ferkit[train]")
 import keras
 
 from ferkit.core.taxonomy import FER2013, FERPLUS, Taxonomy
-from ferkit.data import load_dataset
+from ferkit.data import load_data
 from ferkit.data.cartoon import draw_faces
+from ferkit.evaluation.model import provenance_of
 from ferkit.export import run as release
 from ferkit.export.graph import quantized, to_onnx
 from ferkit.models import build_model
@@ -36,7 +37,7 @@ FER2013_SIZES = {
 
 @pytest.fixture(scope="module")
 def faces():
-    return load_dataset("cartoon:400:3", cache=False)
+    return load_data("cartoon:400:3", cache=False)
 
 
 @pytest.fixture(scope="module")
@@ -95,19 +96,20 @@ def run(faces, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def exported(run, faces, tmp_path_factory):
-    return release.export_run(run, tmp_path_factory.mktemp("out") / "m.onnx", faces, name="m", version="3")
+    path = tmp_path_factory.mktemp("out") / "m.onnx"
+    return path, release.export_run(run, faces, path, name="m", version="3")
 
 
-def test_the_file_answers_as_the_keras_network(run, exported, faces):
+def test_the_file_predicts_as_the_keras_network(run, exported, faces):
     images = np.asarray(faces.images[:50])
-    temperatures = {head.id: head.temperature for head in exported.info.taxonomies}
-    classifier = FaceClassifier(exported.path)
+    temperatures = {head.id: head.temperature for head in exported[1].taxonomies}
+    classifier = FaceClassifier(exported[0])
     for tta in ("none", "flip", "ten-crop"):
         # A network that sees 44 of 48 pixels is shifted by the two that it cuts off on each side.
         expected = predict_probabilities(run.network(), images, tta=tta, temperatures=temperatures, shift=2)
-        answered = classifier.predict(images, tta=tta)
+        found = classifier.predict(images, tta=tta)
         for head, array in expected.items():
-            np.testing.assert_allclose(answered[head], array, atol=1e-4, err_msg=f"{head} {tta}")
+            np.testing.assert_allclose(found[head], array, atol=1e-4, err_msg=f"{head} {tta}")
 
 
 @pytest.mark.parametrize(
@@ -116,26 +118,32 @@ def test_the_file_answers_as_the_keras_network(run, exported, faces):
         ({"data": FER2013_SIZES}, True),
         ({"data": {"training": 100, "validation": 10}}, False),  # faces of one's own, though labelled alike
         ({"data": {}, "init": {"from": "ferkit-base"}}, True),
-        ({"data": {}, "teacher": {"models": [{"name": "ferkit-large"}]}}, True),
+        ({"data": {}, "teacher": {"models": [{"name": "ferkit-large"}], "heads": []}}, True),
     ],
 )
 def test_weights_are_for_research_where_fer2013s_faces_made_them_whatever_the_labels(run, facts, restricted):
     assert {t.id for t in run.taxonomies} == {"fer2013", "ferplus"}
-    assert (release._licence(replace(run, facts=facts)) == release.LICENCE) is restricted
+    provenance = provenance_of(replace(run, facts={**run.facts, **facts}))
+    assert (release._licence(provenance) == release.LICENCE) is restricted
 
 
-def test_the_file_says_what_made_it(run, exported, faces):
-    info = read_model(exported.path)[1]
-    assert info == exported.info
+def test_the_file_records_what_made_it(run, exported, faces):
+    path, returned = exported
+    info = read_model(path)[1]
+    assert info == returned
     assert (info.name, info.version, info.architecture) == ("m", "3", "se-resnet")
     assert info.default_taxonomy == "fer2013"
     assert (info.input_size, info.view_size) == (48, 44)
     assert info.recipe == run.recipe.model_dump(mode="json")
-    assert info.data["fingerprint"] == faces.fingerprint
+    assert info.training.fingerprint == faces.fingerprint
+    assert (info.training.selected_on, info.training.fitted_on) == ("PublicTest", "PublicTest")
+    assert info.training.fitted == {"fer2013": "temperature", "ferplus": "temperature"}
+    assert (info.training.seeds, info.training.hours) == ((4,), 0.017)
+    assert info.parity.largest_difference <= release.TOLERANCE
     assert info.licence
-    measured = {(m["tta"], m["labels"], m["without_leaks"]) for m in info.metrics}
+    measured = {(m.tta, m.labels, m.without_leaks) for m in info.metrics}
     assert ("ten-crop", "ferplus majority", False) in measured
-    assert all(m["selection_split"] for m in info.metrics)
+    assert {m.split for m in info.metrics} == {"PublicTest"}
 
 
 def test_temperatures_minimise_the_loss_on_the_selection_split(run, exported, faces):
@@ -147,14 +155,14 @@ def test_temperatures_minimise_the_loss_on_the_selection_split(run, exported, fa
         log_p = scaled - np.log(np.exp(scaled).sum(axis=1, keepdims=True))
         return -log_p[np.arange(len(test)), test.labels].mean()
 
-    best = exported.info.head("fer2013").temperature
+    best = exported[1].head("fer2013").temperature
     assert 0.1 < best < 10
     assert loss(best) <= min(loss(best * 0.98), loss(best * 1.02))
 
 
 def test_activation_maps_average_to_the_logits(run, exported, faces):
     images = np.asarray(faces.images[:5])
-    maps = FaceClassifier(exported.path).cams(images, "fer2013")
+    maps = FaceClassifier(exported[0]).cams(images, "fer2013")
     assert maps.shape == (5, 7, 11, 11)
     bias = np.asarray(run.network().get_layer("logits_fer2013").bias)
     np.testing.assert_allclose(
@@ -169,19 +177,19 @@ def test_a_network_without_pooling_has_no_maps():
     assert [out.name for out in onnx.load_from_string(graph).graph.output] == ["fer2013"]
 
 
-def test_float16_weights_make_a_smaller_file_of_nearly_the_same_answers(run, faces, exported, tmp_path):
+def test_float16_weights_make_a_smaller_file_of_nearly_the_same_predictions(run, faces, exported, tmp_path):
     graph = to_onnx(run.network(), {}, cams=False, precision="float16")
-    info = exported.info.model_copy(
+    info = exported[1].model_copy(
         update={
             "precision": "float16",
             "taxonomies": tuple(
-                h.model_copy(update={"cam": False, "temperature": 1.0}) for h in exported.info.taxonomies
+                h.model_copy(update={"cam": False, "temperature": 1.0}) for h in exported[1].taxonomies
             ),
         }
     )
     path = tmp_path / "small.onnx"
     release.write_model(graph, info, path)
-    assert path.stat().st_size < exported.bytes
+    assert path.stat().st_size < exported[0].stat().st_size
     images = np.asarray(faces.images[:100])
     expected = predict_probabilities(run.network(), images)
     for head, array in FaceClassifier(path).predict(images).items():
@@ -213,9 +221,9 @@ def test_int8_weights_come_back_to_half_a_step_of_their_row():
     )
 
 
-def test_int8_weights_halve_the_file_again_and_keep_the_answers(tmp_path):
+def test_int8_weights_halve_the_file_again_and_keep_the_predictions(tmp_path):
     network = build_model("se-resnet", {"fer2013": 7}, stem=16, filters=(64, 128), blocks=(1, 1))
-    sizes, answers = {}, {}
+    sizes, predictions = {}, {}
     images = draw_faces(40, seed=3).images
     for precision in ("float32", "float16", "int8"):
         info = model_info((FER2013,), cam=True)
@@ -223,14 +231,14 @@ def test_int8_weights_halve_the_file_again_and_keep_the_answers(tmp_path):
         release.write_model(to_onnx(network, {}, precision=precision), info, path)
         sizes[precision] = path.stat().st_size
         classifier = FaceClassifier(path)
-        answers[precision] = classifier.predict(images)["fer2013"]
+        predictions[precision] = classifier.predict(images)["fer2013"]
         assert classifier.cams(images[:2]).shape == (2, 7, 12, 12)
     assert sizes["int8"] < 0.6 * sizes["float16"] < 0.36 * sizes["float32"]
-    np.testing.assert_allclose(answers["int8"], answers["float32"], atol=0.02)
-    assert np.abs(answers["int8"] - answers["float16"]).max() > 1e-6, "they are not stored as float16"
+    np.testing.assert_allclose(predictions["int8"], predictions["float32"], atol=0.02)
+    assert np.abs(predictions["int8"] - predictions["float16"]).max() > 1e-6, "they are not stored as float16"
 
 
-def test_a_file_that_answers_differently_is_not_written(run, faces, tmp_path, monkeypatch):
+def test_a_file_that_predicts_differently_is_not_written(run, faces, tmp_path, monkeypatch):
     import onnx
     from onnx import numpy_helper
 
@@ -242,21 +250,25 @@ def test_a_file_that_answers_differently_is_not_written(run, faces, tmp_path, mo
 
     monkeypatch.setattr(release, "to_onnx", bent)
     with pytest.raises(ModelFileError, match="nothing was written"):
-        release.export_run(run, tmp_path / "bent.onnx", faces)
+        release.export_run(run, faces, tmp_path / "bent.onnx")
     assert not list(tmp_path.iterdir())
 
 
 def test_reduced_precision_must_keep_labels_and_accuracy():
-    with pytest.raises(ModelFileError, match=r"only 99.00 % of the faces get the same label"):
-        release._check("float16", 1e-3, 0.99)
     right = np.eye(7, dtype=np.float32)[np.arange(500) % 7]
-    wrong = right.copy()
-    wrong[0] = wrong[0, ::-1]
-    target = release.Target(
-        "fer2013", Taxonomy("fer2013", tuple("abcdefg")), np.arange(500) % 7, np.ones(500, bool)
-    )
-    with pytest.raises(ModelFileError, match=r"from 100.00 to 99.80 %"):
-        release._check_accuracy({"fer2013": right}, {"fer2013": wrong}, (target,))
+    labels = np.arange(500) % 7
+    target = release.Target("fer2013", Taxonomy("fer2013", tuple("abcdefg")), labels, np.ones(500, bool))
+
+    def check(wrong):
+        changed = right.copy()
+        changed[:wrong] = changed[:wrong, ::-1]
+        return release._check_parity("float16", {"fer2013": right}, {"fer2013": changed}, (target,))
+
+    assert check(0).same_label == 1
+    with pytest.raises(ModelFileError, match=r"accuracy on fer2013 from 100.00 to 99.80 %"):
+        check(1)
+    with pytest.raises(ModelFileError, match=r"only 98.80 % of the faces get the same label"):
+        check(7)  # the fourth of seven labels stays itself
 
 
 @pytest.mark.parametrize("precision", ["int4", "double"])
@@ -269,18 +281,28 @@ def test_a_head_without_labels_cannot_be_calibrated(run, faces, tmp_path):
     from dataclasses import replace
 
     with pytest.raises(TrainingError, match=r"ferplus cannot be fitted.*--votes"):
-        release.export_run(run, tmp_path / "x.onnx", replace(faces, votes=None))
+        release.export_run(run, replace(faces, votes=None), tmp_path / "x.onnx")
 
 
 def test_a_default_that_is_no_head_of_the_network_is_refused(run, faces, tmp_path):
     with pytest.raises(TaxonomyError, match="no head 'emotions'; it has fer2013, ferplus"):
-        release.export_run(run, tmp_path / "m.onnx", faces, default_taxonomy="emotions")
+        release.export_run(run, faces, tmp_path / "m.onnx", default_taxonomy="emotions")
     assert not list(tmp_path.iterdir())
 
 
 def test_data_of_another_run_is_refused(run, tmp_path):
     with pytest.raises(DataError, match="is not the data of this run"):
-        release.export_run(run, tmp_path / "o.onnx", load_dataset("cartoon:400:4", cache=False))
+        release.export_run(run, load_data("cartoon:400:4", cache=False), tmp_path / "o.onnx")
+
+
+def test_the_python_api_takes_a_run_and_data_by_name_and_checks_the_path(run, tmp_path):
+    import ferkit
+
+    info = ferkit.export(run.folder, "cartoon:400:3", tmp_path / "m.onnx", name="api")
+    assert read_model(tmp_path / "m.onnx")[1] == info
+    assert info.name == "api"
+    with pytest.raises(ModelFileError, match=r"ends with \.onnx"):
+        ferkit.export(run.folder, "cartoon:400:3", tmp_path / "m.bin")
 
 
 def test_too_few_or_too_easy_faces_leave_the_temperature_at_one():

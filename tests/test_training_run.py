@@ -22,7 +22,7 @@ pytest.importorskip("keras", reason="needs ferkit[train]")
 
 from keras import ops
 
-from ferkit.data import load_dataset
+from ferkit.data import load_data
 from ferkit.models import build_model
 from ferkit.training import runs
 from ferkit.training.inference import predict_logits
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def faces():
-    return load_dataset("cartoon:240:3", cache=False)
+    return load_data("cartoon:240:3", cache=False)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_kill_9_loses_at_most_the_running_epoch(tmp_path):
     recipe = runs.load_recipe(tmp_path / "k" / "recipe.toml")
     more = len(kept) + 1
     with pytest.raises(KeyboardInterrupt):
-        train(recipe, load_dataset("cartoon:400:1"), tmp_path / "k", resume=True, watcher=StopAt(more + 1))
+        train(recipe, load_data("cartoon:400:1"), tmp_path / "k", resume=True, watcher=StopAt(more + 1))
     assert numbers(json.loads(history.read_text()))[: len(kept)] == numbers(kept)
 
 
@@ -373,7 +373,7 @@ def test_fine_tuning_to_other_labels_starts_their_head_afresh(finished, tmp_path
 
     from ferkit.core.taxonomy import Taxonomy
 
-    other = load_dataset("cartoon:140:9", cache=False)
+    other = load_data("cartoon:140:9", cache=False)
     other = replace(other, labels=other.labels % 3, taxonomy=Taxonomy("mine", ("a", "b", "c")), votes=None)
     recipe = tiny(heads={"label": 1.0}, epochs=1)
     train(recipe, other, tmp_path / "m", init=finished / "weights.npz", tensorboard=False)
@@ -389,20 +389,18 @@ def test_fine_tuning_to_other_labels_starts_their_head_afresh(finished, tmp_path
         (lambda f, faces, new: train(tiny(), faces, new, resume=True), "no checkpoint"),
         (lambda f, faces, new: train(tiny(seed=6), faces, f, resume=True), "another recipe"),
         (
-            lambda f, faces, new: train(tiny(), load_dataset("cartoon:240:4", cache=False), f, resume=True),
+            lambda f, faces, new: train(tiny(), load_data("cartoon:240:4", cache=False), f, resume=True),
             "other data",
         ),
         (lambda f, faces, new: train(tiny(), faces, new, init=f / "run.json"), "no archive of ferkit"),
         (
-            lambda f, faces, new: train(
-                tiny(), load_dataset("cartoon:70", cache=False, size=32), new, init=f
-            ),
+            lambda f, faces, new: train(tiny(), load_data("cartoon:70", cache=False, size=32), new, init=f),
             r"takes faces of 48 pixels, and those of cartoon:70 have 32; .*--size 48",
         ),
         (lambda f, faces, new: load_run(new), "is no run folder"),
         (
             lambda f, faces, new: train(
-                tiny(), load_dataset("cartoon:70", cache=False).select(np.arange(0)), new
+                tiny(), load_data("cartoon:70", cache=False).select(np.arange(0)), new
             ),
             "no face",
         ),
@@ -494,7 +492,7 @@ def test_float16_keeps_the_scale_of_its_loss_over_a_resume(faces, tmp_path):
 
 
 def test_ferplus_labels_and_a_ferplus_head_are_one_too_many(tmp_path):
-    data = load_dataset("cartoon:140:3", labels="ferplus-majority", cache=False)
+    data = load_data("cartoon:140:3", labels="ferplus-majority", cache=False)
     with pytest.raises(TrainingError, match=r"FER\+ labels already"):
         train(tiny(), data, tmp_path / "p")
 

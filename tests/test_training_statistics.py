@@ -11,7 +11,7 @@ pytest.importorskip("keras", reason="needs ferkit[train]")
 
 import keras
 
-from ferkit.data import load_dataset
+from ferkit.data import load_data
 from ferkit.models import build_model
 from ferkit.training.runs import load_run
 from ferkit.training.statistics import reestimate_batch_norm
@@ -72,7 +72,7 @@ def test_nothing_is_dropped_and_everything_is_put_back():
 
 @pytest.mark.slow
 def test_a_finished_run_gets_what_it_would_have_got_from_the_start(tmp_path):
-    faces = load_dataset("cartoon:240:3", cache=False)
+    faces = load_data("cartoon:240:3", cache=False)
     plain = train(tiny(**RECIPE), faces, tmp_path / "plain", tensorboard=False)
     shutil.copytree(tmp_path / "plain", tmp_path / "later")
     whole = tiny(**RECIPE, precise_batch_norm=100)
@@ -94,7 +94,7 @@ def test_a_finished_run_gets_what_it_would_have_got_from_the_start(tmp_path):
 
 @pytest.mark.slow
 def test_a_precise_run_can_still_be_made_longer(tmp_path):
-    faces = load_dataset("cartoon:240:3", cache=False)
+    faces = load_data("cartoon:240:3", cache=False)
     train(tiny(**RECIPE, precise_batch_norm=64), faces, tmp_path / "a", tensorboard=False)
     longer = {**RECIPE, "epochs": 3, "precise_batch_norm": 64}
     schedule = {"schedule": {"name": "constant"}}

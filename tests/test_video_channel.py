@@ -1,4 +1,4 @@
-"""The bounded queue between threads: order, limits, errors in both directions, and an end."""
+"""The threads beside the frame loop: order, bounded queues, errors in both directions, and an end."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ferkit.video.channel import Channel, Sink, in_background
+from ferkit.video.channel import BackgroundWriter, read_ahead
 
 
 def one(item: object) -> int:
@@ -21,13 +21,13 @@ def wait_until(condition: object, seconds: float = 5.0) -> None:
         time.sleep(0.001)
 
 
-def test_everything_comes_in_order() -> None:
-    assert list(in_background(range(1000), limit=3, weigh=one)) == list(range(1000))
+def test_items_come_in_order() -> None:
+    assert list(read_ahead(range(1000), limit=3, weigh=one)) == list(range(1000))
 
 
-@pytest.mark.parametrize(("limit", "weights", "ahead"), [(5, 1, 5), (5, 2, 2), (5, 9, 1)])
-def test_the_producer_waits_when_it_is_too_far_ahead(limit: int, weights: int, ahead: int) -> None:
-    """A known fault: memory that grows. Beyond the limit there is only the item that waits to be put."""
+@pytest.mark.parametrize(("limit", "weight", "queued"), [(5, 1, 5), (5, 2, 3), (5, 9, 1)])
+def test_the_reader_waits_when_the_queue_has_reached_its_limit(limit: int, weight: int, queued: int) -> None:
+    """A known fault: memory that grows. Besides the queue there is one item that waits to be put."""
     made: list[int] = []
 
     def source() -> Iterator[int]:
@@ -35,27 +35,28 @@ def test_the_producer_waits_when_it_is_too_far_ahead(limit: int, weights: int, a
             made.append(k)
             yield k
 
-    items = in_background(source(), limit=limit, weigh=lambda item: weights)
+    items = read_ahead(source(), limit=limit, weigh=lambda item: weight)
     assert next(items) == 0
-    wait_until(lambda: len(made) >= ahead + 2)
+    wait_until(lambda: len(made) >= queued + 2)
     time.sleep(0.02)
-    assert len(made) == ahead + 2
+    assert len(made) == queued + 2
     items.close()
 
 
-def test_an_error_of_the_source_is_raised_after_what_came_before_it() -> None:
+def test_an_error_of_the_source_is_raised_after_the_items_before_it() -> None:
     def source() -> Iterator[int]:
         yield 1
         yield 2
         raise ValueError("broken")
 
-    items = in_background(source(), limit=10, weigh=one)
+    items = read_ahead(source(), limit=10, weigh=one)
     assert (next(items), next(items)) == (1, 2)
     with pytest.raises(ValueError, match="broken"):
         next(items)
 
 
-def test_closing_early_ends_the_thread_and_the_source() -> None:
+@pytest.mark.parametrize("limit", [1, 2, 50])
+def test_closing_early_ends_the_thread_and_the_source(limit: int) -> None:
     ended = threading.Event()
 
     def source() -> Iterator[int]:
@@ -65,82 +66,74 @@ def test_closing_early_ends_the_thread_and_the_source() -> None:
         finally:
             ended.set()
 
-    items = in_background(source(), limit=2, weigh=one)
+    items = read_ahead(source(), limit=limit, weigh=one)
     next(items)
     items.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "ferkit-reader"]
     assert ended.wait(5)
 
 
-def test_closing_tells_a_source_that_is_long_at_an_item_to_leave_off() -> None:
-    told = threading.Event()
-    heard: list[bool] = []
+def test_closing_cancels_a_source_that_is_slow_at_an_item() -> None:
+    cancelled = threading.Event()
+    seen: list[bool] = []
 
     def source() -> Iterator[int]:
         yield 0
-        heard.append(told.wait(5))
+        seen.append(cancelled.wait(5))
 
-    items = in_background(source(), limit=2, weigh=one, cancel=told.set)
+    items = read_ahead(source(), limit=2, weigh=one, cancel=cancelled.set)
     next(items)
     items.close()
-    assert heard == [True]
+    assert seen == [True]
 
 
-def test_a_sink_consumes_everything_before_it_is_left() -> None:
+def test_a_writer_consumes_all_items_before_its_block_ends() -> None:
     taken: list[int] = []
 
     def slow(item: int) -> None:
         time.sleep(0.001)
         taken.append(item)
 
-    with Sink(slow, limit=4) as sink:
+    with BackgroundWriter(slow, limit=4) as writer:
         for k in range(50):
-            sink.put(k)
+            writer.put(k)
     assert taken == list(range(50))
 
 
-def test_an_error_of_a_sink_is_raised_where_items_are_put() -> None:
+def test_an_error_of_a_writer_is_raised_where_items_are_put() -> None:
     def broken(item: int) -> None:
         raise ValueError("disk full")
 
     def fill() -> None:
-        with Sink(broken, limit=2) as sink:
+        with BackgroundWriter(broken, limit=2) as writer:
             for k in range(1000):
-                sink.put(k)
+                writer.put(k)
 
     with pytest.raises(ValueError, match="disk full"):
         fill()
 
 
-def test_an_error_at_the_last_item_of_a_sink_is_raised_at_the_end() -> None:
+def test_an_error_at_the_last_item_of_a_writer_is_raised_at_the_end() -> None:
     def broken(item: int) -> None:
         time.sleep(0.02)
         raise ValueError("disk full")
 
     def fill() -> None:
-        with Sink(broken, limit=2) as sink:
-            sink.put(1)
+        with BackgroundWriter(broken, limit=2) as writer:
+            writer.put(1)
 
     with pytest.raises(ValueError, match="disk full"):
         fill()
 
 
-def test_an_error_of_the_caller_is_not_hidden_by_one_of_the_sink() -> None:
+def test_an_error_of_the_caller_is_not_hidden_by_one_of_the_writer() -> None:
     def broken(item: int) -> None:
         raise ValueError("disk full")
 
     def fill() -> None:
-        with Sink(broken, limit=2) as sink:
-            sink.put(1)
+        with BackgroundWriter(broken, limit=2) as writer:
+            writer.put(1)
             raise KeyError("caller")
 
     with pytest.raises(KeyError, match="caller"):
         fill()
-
-
-def test_a_closed_channel_takes_nothing_and_gives_nothing() -> None:
-    channel: Channel[int] = Channel(3)
-    assert channel.put(1)
-    channel.close()
-    assert not channel.put(2)
-    assert list(channel) == []

@@ -1,4 +1,4 @@
-"""``ferkit video``: what it writes and prints, and how it ends, also when it is interrupted."""
+"""``ferkit video``: outputs, exit status, and interruption."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from clips import number_in, numbered, write_clip
 from ferkit import Recognizer
 from ferkit.cli import run
 from ferkit.core.images import load_image
+from ferkit.core.runtime import load_onnxruntime
 from ferkit.video.clip import Clip
 from samples import sample
 
@@ -55,19 +56,17 @@ def video(*arguments: str | Path) -> int:
     return run(["video", *map(str, arguments)])
 
 
-def test_a_table_says_who_showed_what_for_how_long(
-    model: str, portrait: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_table_has_a_row_per_track(model: str, portrait: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert video(portrait, "-m", model) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
-    header, _, person = [line for line in captured.out.splitlines() if line.strip()]
-    assert header.split()[:4] == ["person", "seen", "seconds", "mostly"]
-    assert person.split()[:3] == ["1", "0:00.0-0:00.3", "0.3"]
-    assert "100%" in person
+    header, _, track = [line for line in captured.out.splitlines() if line.strip()]
+    assert header.split()[:4] == ["track", "time", "seconds", "mostly"]
+    assert track.split()[:3] == ["1", "0:00.0-0:00.3", "0.3"]
+    assert "100%" in track
 
 
-def test_every_output_is_written_in_one_run(
+def test_all_outputs_are_written_in_one_run(
     model: str, clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = {kind: tmp_path / f"out.{kind}" for kind in ("mp4", "csv", "jsonl", "png")}
@@ -89,7 +88,7 @@ def test_every_output_is_written_in_one_run(
     assert sorted(tmp_path.iterdir()) == sorted(out.values())
 
 
-def test_the_annotated_clip_shows_the_pictures_at_their_times_with_something_drawn(
+def test_the_annotated_clip_has_the_frames_at_their_times_with_drawings(
     model: str, portrait: str, tmp_path: Path
 ) -> None:
     assert video(portrait, "-m", model, "-o", tmp_path / "out.mp4", "--every", "3") == 0
@@ -112,13 +111,14 @@ def test_a_table_can_go_to_the_standard_output(
 
 def test_json_is_the_summary(model: str, clip: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert video(clip, "-m", model, "--detector", "none", "--json", "--taxonomy", "ferplus") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["source"], told["frames"], told["taxonomy"], told["notes"]) == (clip, FRAMES, "ferplus", [])
-    (person,) = told["people"]
-    assert sum(person["seconds_by_label"].values()) == pytest.approx(person["seconds"]) == pytest.approx(0.4)
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["source"], summary["frames"]) == (clip, FRAMES)
+    assert (summary["taxonomy"], summary["notes"]) == ("ferplus", [])
+    (track,) = summary["tracks"]
+    assert sum(track["seconds_by_label"].values()) == pytest.approx(track["seconds"]) == pytest.approx(0.4)
 
 
-def test_a_range_and_a_rate_are_obeyed(model: str, clip: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_range_and_a_rate_are_respected(model: str, clip: str, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--from", "0.1", "--to", "0:00.3", "--fps", "15", "--csv", "-"]
     assert video(clip, "-m", model, "--detector", "none", *options) == 0
     rows = rows_of(capsys.readouterr().out)
@@ -129,7 +129,7 @@ def test_a_range_and_a_rate_are_obeyed(model: str, clip: str, capsys: pytest.Cap
     "smoothing",
     [["--no-smoothing"], ["--smoothing", "mean", "--smooth-seconds", "2", "--smooth-space", "log"]],
 )
-def test_smoothing_is_chosen(
+def test_smoothing_can_be_configured(
     model: str, clip: str, smoothing: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert video(clip, "-m", model, "--detector", "none", "--csv", "-", *smoothing) == 0
@@ -138,44 +138,43 @@ def test_smoothing_is_chosen(
     assert all(same) == (smoothing == ["--no-smoothing"])
 
 
-def test_more_looks_at_each_face_are_those_of_the_recognizer(
+def test_test_time_augmentation_is_passed_to_the_recognizer(
     model: str, clip: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert video(clip, "-m", model, "--detector", "none", "--tta", "flip", "--csv", "-") == 0
-    told = [float(row["raw_confidence"]) for row in rows_of(capsys.readouterr().out)]
-    by_protocol = {}
+    found = [float(row["raw_confidence"]) for row in rows_of(capsys.readouterr().out)]
+    by_tta = {}
     for tta in ("none", "flip"):
         recognizer = Recognizer(model, detector="none", tta=tta)
-        by_protocol[tta] = [frame.faces[0].raw.confidence for frame in recognizer.video(clip)]
-    assert told == pytest.approx(by_protocol["flip"], abs=1e-6)
-    assert told != pytest.approx(by_protocol["none"], abs=1e-6)
+        by_tta[tta] = [frame.faces[0].raw.confidence for frame in recognizer.video(clip)]
+    assert found == pytest.approx(by_tta["flip"], abs=1e-6)
+    assert found != pytest.approx(by_tta["none"], abs=1e-6)
 
 
-def test_threads_are_those_of_the_networks(model: str, clip: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By the options that ONNX Runtime gets: they change no result."""
-    import onnxruntime
-
-    asked: list[int] = []
+def test_threads_are_passed_to_the_networks(model: str, clip: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checked in the options of ONNX Runtime, since threads change no result."""
+    onnxruntime = load_onnxruntime()
+    given: list[int] = []
 
     class Session(onnxruntime.InferenceSession):
         def __init__(self, model: Any, options: Any, **others: Any) -> None:
-            asked.append(options.intra_op_num_threads)
+            given.append(options.intra_op_num_threads)
             super().__init__(model, options, **others)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
     assert video(clip, "-m", model, "--threads", "1") == 0
-    assert set(asked) == {1}
+    assert set(given) == {1}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a terminal of Unix")
 @pytest.mark.parametrize(
-    ("name", "options", "told"),
+    ("name", "options", "known"),
     [("[red] clip.mp4", ["--from", "0.1", "--to", "0.2"], True), ("clip.h264", [], False)],
 )
-def test_a_terminal_shows_the_share_that_is_read_if_the_clip_says_how_long_it_is(
-    model: str, tmp_path: Path, name: str, options: list[str], told: bool
+def test_a_terminal_shows_the_share_that_is_read_if_the_length_is_known(
+    model: str, tmp_path: Path, name: str, options: list[str], known: bool
 ) -> None:
-    """Brackets in a name are no markup: they are shown."""
+    """Brackets in a file name are shown, not taken as markup."""
     import pty
 
     container = "h264" if name.endswith(".h264") else None
@@ -189,30 +188,30 @@ def test_a_terminal_shows_the_share_that_is_read_if_the_clip_says_how_long_it_is
     ) as process:
         os.close(theirs)
         with contextlib.suppress(OSError), os.fdopen(ours, "rb", buffering=0) as screen:
-            while part := screen.read(4096):  # Linux ends it by an error
+            while part := screen.read(4096):  # ends with an error on Linux
                 shown += part
     assert process.returncode == 0
     assert name.encode() in shown
-    assert (b"100%" in shown) == told
-    assert (b"left" in shown) == told
+    assert (b"100%" in shown) == known
+    assert (b"left" in shown) == known
 
 
-def test_a_clip_without_a_face_is_no_error_and_says_so(
+def test_a_clip_without_a_face_is_not_an_error(
     model: str, clip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert video(clip, "-m", model, "-o", tmp_path / "out.mp4", "--plot", tmp_path / "out.png") == 0
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.splitlines()[-1] == f"no face was found in the {FRAMES} frames that were read"
+    assert captured.err.splitlines()[-1] == f"no face was found in {FRAMES} frames"
     assert [number_in(frame.rgb) for frame in Clip(tmp_path / "out.mp4").frames()] == list(range(FRAMES))
 
 
-def test_the_sound_can_be_left_out(model: str, clip: str, tmp_path: Path) -> None:
+def test_silent_leaves_the_audio_out(model: str, clip: str, tmp_path: Path) -> None:
     assert video(clip, "-m", model, "--detector", "none", "-o", tmp_path / "out.mp4", "--silent") == 0
     assert Clip(tmp_path / "out.mp4").info.audio == ()
 
 
-def test_a_clip_that_is_cut_off_is_read_as_far_as_it_goes_with_status_1(
+def test_a_truncated_clip_is_read_as_far_as_possible_with_status_1(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rng = np.random.default_rng(0)
@@ -245,7 +244,7 @@ def test_a_clip_that_is_cut_off_is_read_as_far_as_it_goes_with_status_1(
         (["{clip}", "--provider", "NoSuchExecutionProvider"], "offers no NoSuchExecutionProvider"),
     ],
 )
-def test_what_does_not_work_is_one_line_and_leaves_nothing(
+def test_an_error_is_one_line_and_leaves_no_file(
     model: str,
     clip: str,
     tmp_path: Path,
@@ -279,15 +278,15 @@ def test_what_does_not_work_is_one_line_and_leaves_nothing(
         ["{clip}", "--silent"],
     ],
 )
-def test_what_cannot_be_understood_is_status_2(model: str, clip: str, arguments: list[str]) -> None:
+def test_invalid_usage_has_status_2(model: str, clip: str, arguments: list[str]) -> None:
     assert video(*(argument.format(clip=clip) for argument in arguments)) == 2
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of a process are those of Unix")
-def test_a_full_disk_is_told_with_the_name_that_was_given(
+def test_an_error_of_a_full_disk_names_the_output(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A known fault: it was the name of a hidden temporary file, which nobody knows."""
+    """A known fault: the error named a hidden temporary file."""
     import resource
 
     rng = np.random.default_rng(0)
@@ -304,7 +303,7 @@ def test_a_full_disk_is_told_with_the_name_that_was_given(
     assert list(tmp_path.iterdir()) == [clip]
 
 
-def test_without_the_extra_it_says_what_to_install(
+def test_without_the_extra_the_error_says_what_to_install(
     model: str, clip: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
@@ -317,7 +316,7 @@ def test_without_the_extra_it_says_what_to_install(
 def test_ctrl_c_leaves_files_that_can_be_used(
     model: str, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:
-    """The rows and the pictures of the same frames, all whole."""
+    """The table and the annotated clip have the same frames."""
     rng = np.random.default_rng(0)
     still = rng.integers(0, 256, (240, 320, 3), np.uint8)
     frames = (np.roll(still, k % 16, axis=1) for k in range(1500))
@@ -341,7 +340,7 @@ def test_ctrl_c_leaves_files_that_can_be_used(
         process.send_signal(number)
         _, errors = process.communicate(timeout=60)
     assert process.returncode == status
-    assert errors.splitlines()[-1] == "interrupted; what was read until then is written"
+    assert errors.splitlines()[-1] == "interrupted; the frames until then are written"
     assert "Traceback" not in errors
     rows = rows_of((folder / "out.csv").read_text())
     assert 10 < len(rows) < 1500
@@ -356,11 +355,11 @@ def test_ctrl_c_leaves_files_that_can_be_used(
 @pytest.mark.parametrize(
     "given", [("--smoothing", "mean"), ("--smooth-seconds", "1"), ("--smooth-space", "log")]
 )
-def test_smoothing_that_is_switched_off_and_described_is_refused(
+def test_no_smoothing_excludes_the_options_of_smoothing(
     model: str, clip: str, given: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert video(clip, "--model", model, "--no-smoothing", *given) == 2
-    assert f"--no-smoothing and {given[0]} exclude each other" in capsys.readouterr().err
+    assert "--no-smoothing" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")

@@ -1,4 +1,4 @@
-"""Real clips, from the file to the result. What they show was looked at, frame by frame."""
+"""Real clips, from the file to the result. Expected values come from viewing them frame by frame."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ferkit.video.process import VideoOutputs, process_video
 
 pytestmark = pytest.mark.realdata
 
-# Frames; time of the last one; up to which frame the one person is in sight (None: never).
+# Frames; time of the last one; last frame with the one face (None: no face).
 CLIPS = {
     "WolfgangLanger_Pexels.mp4": (472, Fraction(471 * 1001, 24_000), 471),
     "face_noface.mov": (169, Fraction(97_695, 15_360), 71),  # hevc, variable rate; he covers the lens
@@ -34,7 +34,7 @@ def recognizer(tmp_path_factory: pytest.TempPathFactory) -> Recognizer:
 
 
 @pytest.mark.parametrize("name", CLIPS)
-def test_every_frame_of_a_real_clip_comes_at_its_time(shared_dir: Path, name: str) -> None:
+def test_each_frame_of_a_real_clip_has_its_time(shared_dir: Path, name: str) -> None:
     count, last, _ = CLIPS[name]
     path = shared_dir / "media" / name
     clip = Clip(path)
@@ -48,7 +48,7 @@ def test_every_frame_of_a_real_clip_comes_at_its_time(shared_dir: Path, name: st
 
 
 @pytest.mark.parametrize("name", CLIPS)
-def test_the_one_person_is_followed_as_long_as_in_sight_and_nobody_is_invented(
+def test_the_one_face_is_tracked_while_visible_and_no_other_is_found(
     recognizer: Recognizer, shared_dir: Path, name: str
 ) -> None:
     _, _, until = CLIPS[name]
@@ -64,10 +64,10 @@ def test_the_one_person_is_followed_as_long_as_in_sight_and_nobody_is_invented(
     assert len(seen) >= 0.97 * len(wanted)
 
 
-def test_moving_faces_cost_little_against_searching_in_every_frame(
+def test_moved_boxes_are_close_to_those_of_detection_in_each_frame(
     recognizer: Recognizer, shared_dir: Path
 ) -> None:
-    """The head turns, nods and comes nearer: the boxes of each fifth search stay on it in between."""
+    """The head turns, nods and approaches; detection runs in each fifth frame."""
     path = shared_dir / "media" / "WolfgangLanger_Pexels.mp4"
     options = {"start": 6, "end": 9, "smoothing": None}
     every = list(recognizer.video(path, detect_every=1, **options))  # type: ignore[arg-type]
@@ -88,7 +88,7 @@ def test_moving_faces_cost_little_against_searching_in_every_frame(
 
 
 @pytest.mark.parametrize("name", ["face_noface.mov", "single_face.mp4"])
-def test_the_annotated_clip_has_all_frames_and_the_sound(
+def test_the_annotated_clip_has_all_frames_and_the_audio(
     recognizer: Recognizer, shared_dir: Path, tmp_path: Path, name: str
 ) -> None:
     source, target = shared_dir / "media" / name, tmp_path / "out.mp4"
@@ -105,8 +105,10 @@ def test_the_annotated_clip_has_all_frames_and_the_sound(
     assert begins[1] == pytest.approx(begins[0], abs=0.05)
 
 
-def test_the_embedded_model_sees_her_cry_and_then_laugh(recognizer: Recognizer, shared_dir: Path) -> None:
-    """She weeps, hand before her face, until second 6; looks up; and laughs from second 11 on."""
+def test_the_embedded_model_recognizes_sadness_and_then_happiness(
+    recognizer: Recognizer, shared_dir: Path
+) -> None:
+    """She cries with a hand on her face until second 6, looks up, and laughs from second 11 on."""
     if weights.DEFAULT not in weights.embedded_models():
         pytest.skip("NO EMBEDDED MODEL in this checkout")
     path = shared_dir / "media" / "WolfgangLanger_Pexels.mp4"

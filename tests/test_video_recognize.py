@@ -1,4 +1,4 @@
-"""From clips to results: nothing lost, nothing that depends on batches, memory that does not grow."""
+"""Recognition in clips: no frame lost, results independent of batches, constant memory."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ LEFT = 70
 
 
 def place(index: int) -> tuple[int, int]:
-    """Upper left corner of the face of 40 x 50 pixels in a frame."""
+    """The upper left corner of the face of 40 x 50 pixels in a frame."""
     return 20 + 3 * index, 30 + index
 
 
 def picture(index: int) -> Any:
-    """A frame uint8 ``[H, W, 3]`` with its number, and a face that moves and changes."""
+    """A frame uint8 ``[H, W, 3]`` with its number and a face that moves and changes."""
     import cv2
 
     rng = np.random.default_rng(0)
@@ -60,7 +60,7 @@ def picture(index: int) -> Any:
 
 
 class ByNumber:
-    """A detector that knows where the face is in each numbered frame; some frames show none."""
+    """A detector that knows the face of each numbered frame; some frames have none."""
 
     name = "by-number"
 
@@ -102,7 +102,7 @@ def numbers(results: Sequence[FrameResult]) -> NDArray[np.float64]:
     return np.array([list(face.face.probabilities.values()) for frame in results for face in frame.faces])
 
 
-def test_the_boxes_of_ones_own_detector_count_whatever_its_name(
+def test_the_boxes_of_a_custom_detector_are_used_whatever_its_name(
     model: Path, recognizer: Recognizer, clip: Path
 ) -> None:
     detector = ByNumber()
@@ -110,7 +110,7 @@ def test_the_boxes_of_ones_own_detector_count_whatever_its_name(
     assert list(Recognizer(model, detector=detector).video(clip)) == list(recognizer.video(clip))
 
 
-def test_every_frame_has_a_result_with_its_time_and_its_person(recognizer: Recognizer, clip: Path) -> None:
+def test_each_frame_has_a_result_with_its_time_and_track(recognizer: Recognizer, clip: Path) -> None:
     reading = recognizer.video(clip)
     results = list(reading)
     assert [frame.index for frame in results] == list(range(FRAMES))
@@ -137,7 +137,7 @@ def test_the_share_that_is_read_grows_to_one_over_the_range(
     assert all(a is not None and b is not None and a < b for a, b in itertools.pairwise(shares))
 
 
-def test_a_frame_reads_as_the_photo_of_it_does(recognizer: Recognizer, clip: Path) -> None:
+def test_a_frame_has_the_result_of_a_photo_of_it(recognizer: Recognizer, clip: Path) -> None:
     for frame, shown in zip(
         recognizer.video(clip, detect_every=1, smoothing=None), Clip(clip).frames(), strict=True
     ):
@@ -153,9 +153,7 @@ def test_a_frame_reads_as_the_photo_of_it_does(recognizer: Recognizer, clip: Pat
         assert tracked.raw == tracked.face.expression
 
 
-def test_every_face_of_every_frame_is_judged_also_where_it_was_moved(
-    recognizer: Recognizer, clip: Path
-) -> None:
+def test_each_face_has_a_quality_including_moved_ones(recognizer: Recognizer, clip: Path) -> None:
     for frame in recognizer.video(clip):
         (tracked,) = frame.faces
         box, quality = tracked.face.box, tracked.face.quality
@@ -181,7 +179,7 @@ def test_a_table_for_pandas_has_the_columns_and_rows_of_the_csv(model: Path, cli
     assert frames[5].to_pandas()["frame"].tolist() == [5]
 
 
-def test_a_table_for_pandas_has_all_columns_also_where_no_frame_shows_a_face(model: Path, clip: Path) -> None:
+def test_a_table_for_pandas_has_all_columns_even_without_a_face(model: Path, clip: Path) -> None:
     pytest.importorskip("pandas")
     stream = io.StringIO()
     CSVSink(stream, frame_columns(FER2013.labels))
@@ -201,7 +199,7 @@ def test_results_do_not_depend_on_batches(model: Path, clip: Path, batch_size: i
     assert numbers(results) == pytest.approx(numbers(expected), abs=1e-6)
 
 
-def test_a_stride_reads_the_same_as_those_frames_alone(recognizer: Recognizer, clip: Path) -> None:
+def test_a_stride_gives_the_results_of_these_frames(recognizer: Recognizer, clip: Path) -> None:
     options: dict[str, Any] = {"detect_every": 1, "smoothing": None}
     whole = {frame.index: frame for frame in recognizer.video(clip, **options)}
     for stride in (recognizer.video(clip, every=5, **options), recognizer.video(clip, fps=6, **options)):
@@ -213,10 +211,10 @@ def test_a_stride_reads_the_same_as_those_frames_alone(recognizer: Recognizer, c
 
 
 @pytest.mark.parametrize(
-    ("options", "searched"),
+    ("options", "interval"),
     [
         ({}, 5),
-        ({"every": 2}, 2),  # 2.5 frames: to the even number
+        ({"every": 2}, 2),  # 2.5 frames are rounded to the even number
         ({"every": 3}, 2),
         ({"every": 5}, 1),
         ({"fps": 12}, 2),
@@ -226,15 +224,15 @@ def test_a_stride_reads_the_same_as_those_frames_alone(recognizer: Recognizer, c
         ({"every": 2, "detect_every": 5}, 5),
     ],
 )
-def test_how_often_faces_are_searched_follows_the_clips_time_unless_it_is_said(
-    recognizer: Recognizer, clip: Path, options: dict[str, Any], searched: int
+def test_the_default_interval_of_detection_depends_on_the_time_of_the_clip(
+    recognizer: Recognizer, clip: Path, options: dict[str, Any], interval: int
 ) -> None:
     detected = [frame.faces[0].detected for frame in recognizer.video(clip, **options)]
-    assert detected == [k % searched == 0 for k in range(len(detected))]
+    assert detected == [k % interval == 0 for k in range(len(detected))]
 
 
-def test_a_face_that_is_seen_for_seconds_is_found_at_one_frame_a_second(model: Path, tmp_path: Path) -> None:
-    """A known fault: it was searched every five seconds, and who came and went in between was in no table."""
+def test_a_face_visible_for_seconds_is_found_at_one_frame_per_second(model: Path, tmp_path: Path) -> None:
+    """A known fault: detection ran every five seconds and missed faces in between."""
 
     class Passing(ByNumber):
         def detect(self, image: NDArray[np.uint8]) -> tuple[Detection, ...]:
@@ -250,13 +248,13 @@ def test_a_face_that_is_seen_for_seconds_is_found_at_one_frame_a_second(model: P
     assert found == [0, 1, 1, 1, 1, 0]
 
 
-def test_moving_boxes_stay_on_the_face_between_detections(recognizer: Recognizer, clip: Path) -> None:
+def test_moved_boxes_stay_on_the_face_between_detections(recognizer: Recognizer, clip: Path) -> None:
     for frame in recognizer.video(clip, detect_every=8):
         x, y = place(frame.index)
         assert frame.faces[0].face.box == pytest.approx((x, y, x + 40, y + 50), abs=3)
 
 
-def test_smoothing_calms_and_can_be_switched_off(recognizer: Recognizer, clip: Path) -> None:
+def test_smoothing_reduces_changes_and_can_be_disabled(recognizer: Recognizer, clip: Path) -> None:
     smooth = list(recognizer.video(clip))
     plain = list(recognizer.video(clip, smoothing=None))
     raw = np.array([list(frame.faces[0].raw.probabilities.values()) for frame in smooth])
@@ -267,13 +265,13 @@ def test_smoothing_calms_and_can_be_switched_off(recognizer: Recognizer, clip: P
     assert numbers(slow)[-1] == pytest.approx(raw.mean(axis=0), abs=1e-5)
 
 
-def test_frames_without_a_face_are_results_too(model: Path, clip: Path) -> None:
+def test_frames_without_a_face_have_results(model: Path, clip: Path) -> None:
     """Known faults: an exception on no face; the whole frame scored as one."""
     results = list(Recognizer(model, detector=ByNumber(range(FRAMES))).video(clip))
     assert [frame.faces for frame in results] == [()] * FRAMES
 
 
-def test_the_least_confidence_holds_for_what_is_shown(model: Path, clip: Path) -> None:
+def test_min_confidence_applies_to_smoothed_expressions(model: Path, clip: Path) -> None:
     results = list(Recognizer(model, detector=ByNumber(), min_confidence=1.0).video(clip))
     assert {face.label for frame in results for face in frame.faces} == {"uncertain"}
 
@@ -284,28 +282,28 @@ def test_a_clip_of_face_crops_needs_no_detector(model: Path, clip: Path) -> None
     assert all(face.detected for frame in results for face in frame.faces)
 
 
-def test_a_range_is_read(recognizer: Recognizer, clip: Path) -> None:
+def test_a_range_can_be_read(recognizer: Recognizer, clip: Path) -> None:
     reading = recognizer.video(clip, start="0.2", end=Fraction(1, 2))
     assert [round(frame.time * 30) for frame in reading] == list(range(6, 15))
 
 
-def test_pictures_come_along_when_they_are_asked_for(recognizer: Recognizer, clip: Path) -> None:
+def test_pictures_are_returned_with_keep_pictures(recognizer: Recognizer, clip: Path) -> None:
     reading = recognizer.video(clip, keep_pictures=True)
     assert [number_in(frame.rgb) for _, frame in reading.with_pictures()] == list(range(FRAMES))
 
 
-def test_pictures_that_were_not_kept_are_an_error_and_not_empty(recognizer: Recognizer, clip: Path) -> None:
+def test_pictures_that_were_not_kept_are_an_error(recognizer: Recognizer, clip: Path) -> None:
     with recognizer.video(clip) as reading:
         with pytest.raises(VideoError, match="open it with keep_pictures=True"):
             reading.with_pictures()
         assert next(reading).index == 0
 
 
-def test_results_are_plain_in_json(recognizer: Recognizer, clip: Path) -> None:
+def test_results_are_plain_types_for_json(recognizer: Recognizer, clip: Path) -> None:
     first = next(recognizer.video(clip))
-    told = json.loads(json.dumps(first.to_dict()))
-    assert told["time"] == first.time
-    (face,) = told["faces"]
+    content = json.loads(json.dumps(first.to_dict()))
+    assert content["time"] == first.time
+    (face,) = content["faces"]
     assert face["track"] == 1
     assert face["probabilities"] == dict(first.faces[0].face.probabilities)
     assert face["raw"]["label"] == first.faces[0].raw.label
@@ -315,7 +313,7 @@ def readers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "ferkit-reader"]
 
 
-def test_who_stops_early_leaves_no_thread_behind(recognizer: Recognizer, clip: Path) -> None:
+def test_stopping_early_leaves_no_thread(recognizer: Recognizer, clip: Path) -> None:
     with recognizer.video(clip) as reading:
         next(reading)
     assert readers() == []
@@ -326,7 +324,7 @@ def test_who_stops_early_leaves_no_thread_behind(recognizer: Recognizer, clip: P
     assert readers() == []
 
 
-def test_who_stops_early_stops_the_reading_too(recognizer: Recognizer, clip: Path) -> None:
+def test_stopping_early_stops_the_clip(recognizer: Recognizer, clip: Path) -> None:
     with recognizer.video(clip) as reading:
         next(reading)
     assert reading._clip.stopped
@@ -344,7 +342,7 @@ def test_a_clip_that_is_stopped_before_its_first_frame_writes_nothing(
     assert list(recognizer.video(clip, start="0.5", stop=stop)) == []
 
 
-def test_a_picture_that_cannot_be_written_is_said_before_the_clip_is_read(
+def test_a_plot_that_cannot_be_written_is_an_error_before_the_clip_is_read(
     recognizer: Recognizer, clip: Path, tmp_path: Path
 ) -> None:
     """The clip may last for hours."""
@@ -357,7 +355,7 @@ def test_a_picture_that_cannot_be_written_is_said_before_the_clip_is_read(
 
 
 class Refusing(io.StringIO):
-    """A standard output that breaks off with an error."""
+    """A standard output that raises an error."""
 
     def __init__(self, error: OSError) -> None:
         super().__init__()
@@ -367,7 +365,7 @@ class Refusing(io.StringIO):
         raise self._error
 
 
-def test_an_error_of_the_standard_output_is_not_told_of_a_file(
+def test_an_error_of_the_standard_output_does_not_name_a_file(
     recognizer: Recognizer, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outputs = VideoOutputs(csv=tmp_path / "out.csv", jsonl=STDOUT)
@@ -380,7 +378,7 @@ def test_an_error_of_the_standard_output_is_not_told_of_a_file(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_recognizer_reads_several_clips_at_once(recognizer: Recognizer, clip: Path) -> None:
+def test_one_recognizer_processes_several_clips_at_once(recognizer: Recognizer, clip: Path) -> None:
     expected = list(recognizer.video(clip))
     found: list[list[FrameResult]] = [[] for _ in range(3)]
 
@@ -405,7 +403,7 @@ def test_one_recognizer_reads_several_clips_at_once(recognizer: Recognizer, clip
         ((0.0, 0.0, 1e6, 1e6), "a face has a finite position and an extent of 1 to 30000 pixels"),
     ],
 )
-def test_a_face_that_cannot_be_cut_out_costs_that_face_and_not_the_clip(
+def test_a_face_that_cannot_be_cropped_is_dropped_and_noted(
     recognizer: Recognizer, model: Path, clip: Path, box: tuple[float, float, float, float], reason: str
 ) -> None:
     class SometimesEmpty(ByNumber):
@@ -416,7 +414,8 @@ def test_a_face_that_cannot_be_cut_out_costs_that_face_and_not_the_clip(
     reading = Recognizer(model, detector=SometimesEmpty()).video(clip, detect_every=1)
     assert list(reading) == list(recognizer.video(clip, detect_every=1))
     (note,) = reading.notes
-    assert re.match(rf"2 faces were left out, as the detector found no place to cut: {reason}", note)
+    assert "2" in note
+    assert re.search(reason, note)
     assert not reading.damaged
 
 
@@ -433,28 +432,27 @@ class FailingAt(ByNumber):
         return super().detect(image)
 
 
-@pytest.mark.parametrize(("failing", "times"), [((5,), "once"), ((5, 9), "2 times")])
-def test_a_search_that_fails_costs_its_faces_and_not_the_clip(
-    model: Path, clip: Path, failing: tuple[int, ...], times: str
+@pytest.mark.parametrize("failing", [(5,), (5, 9)])
+def test_a_failed_detection_finds_no_face_and_is_noted(
+    model: Path, clip: Path, failing: tuple[int, ...]
 ) -> None:
-    """A known fault: of photos one was lost, of a clip all that came after."""
+    """A known fault: the rest of the clip was lost."""
     reading = Recognizer(model, detector=FailingAt(failing)).video(clip, detect_every=1)
     assert [frame.index for frame in reading if not frame.faces] == list(failing)
-    assert reading.notes == (
-        f"the detector failed {times}, and no face was found there: no memory for frame 5",
-    )
+    (note,) = reading.notes
+    assert f"{len(failing)} (first: no memory for frame 5)" in note
     assert not reading.damaged
 
 
-def test_a_detector_that_fails_from_the_first_search_on_is_an_error(model: Path, clip: Path) -> None:
+def test_a_failure_of_the_first_detection_is_an_error(model: Path, clip: Path) -> None:
     with pytest.raises(DetectorError, match="no memory for frame 0"):
         list(Recognizer(model, detector=FailingAt(range(FRAMES))).video(clip))
 
 
-def test_a_detector_without_landmarks_does_not_go_with_a_model_that_aligns_by_the_eyes(
+def test_a_detector_without_landmarks_does_not_fit_a_model_that_aligns_by_the_eyes(
     clip: Path, tmp_path: Path
 ) -> None:
-    """Of every face: to leave them all out would show a clip without faces."""
+    """Dropping each face would look like a clip without faces."""
 
     class Markless(ByNumber):
         def detect(self, image: NDArray[np.uint8]) -> tuple[Detection, ...]:
@@ -466,7 +464,9 @@ def test_a_detector_without_landmarks_does_not_go_with_a_model_that_aligns_by_th
         list(Recognizer(model, detector=Markless()).video(clip))
 
 
-def test_an_error_in_the_middle_of_the_work_ends_the_reader(model: Path, clip: Path) -> None:
+def test_an_error_in_the_middle_comes_after_the_results_before_it_and_ends_the_reader(
+    model: Path, clip: Path
+) -> None:
     class Broken(ByNumber):
         def detect(self, image: NDArray[np.uint8]) -> tuple[Detection, ...]:
             if number_in(image) == 10:
@@ -474,16 +474,14 @@ def test_an_error_in_the_middle_of_the_work_ends_the_reader(model: Path, clip: P
             return super().detect(image)
 
     reading = Recognizer(model, detector=Broken()).video(clip, detect_every=1)
-    assert [next(reading).index for _ in range(10)] == list(range(10))  # no error takes them along
+    assert [next(reading).index for _ in range(10)] == list(range(10))  # the error does not take them away
     with pytest.raises(VideoError, match="fell over") as caught:
         next(reading)
     assert caught.value.__notes__ == ["ferkit had taken 10 frames before this"]
     assert readers() == []
 
 
-def test_a_clip_that_is_none_is_refused_before_anything_is_read(
-    recognizer: Recognizer, tmp_path: Path
-) -> None:
+def test_a_missing_clip_is_refused_at_once(recognizer: Recognizer, tmp_path: Path) -> None:
     with pytest.raises(VideoError, match="no file"):
         recognizer.video(tmp_path / "absent.mp4")
 
@@ -497,7 +495,7 @@ def test_without_the_extra_the_error_names_it(
         recognizer.video(clip)
 
 
-def test_importing_the_recognizer_loads_none_of_the_extra() -> None:
+def test_importing_the_recognizer_does_not_import_the_extra() -> None:
     code = "import sys, ferkit.recognize, ferkit.video.recognition, ferkit.cli.video_command\n"
     code += "print(sorted({'av', 'supervision', 'trackers', 'matplotlib', 'scipy'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Smoothing over time: by the clock, causal, always probabilities."""
+"""Temporal smoothing: depends on time, is causal, and returns probabilities."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ A, B = np.array([0.8, 0.1, 0.1]), np.array([0.1, 0.6, 0.3])
 ALL = [Smoothing(kind, 0.5, space) for kind in ("ema", "mean") for space in ("probability", "log")]
 
 
-def test_the_ema_is_a_mean_whose_weights_fall_by_e_in_its_time_constant() -> None:
+def test_the_weights_of_the_ema_fall_by_e_in_its_time_constant() -> None:
     smoother = Smoother(Smoothing("ema", 0.5))
     assert smoother.update(1, 10.0, A) == pytest.approx(A)
     older = math.exp(-0.25 / 0.5)
@@ -26,7 +26,7 @@ def test_the_ema_is_a_mean_whose_weights_fall_by_e_in_its_time_constant() -> Non
     assert smoother.update(1, 11.25, A) == pytest.approx(expected)
 
 
-def test_the_mean_forgets_what_is_older_than_its_window() -> None:
+def test_the_mean_forgets_frames_older_than_its_window() -> None:
     smoother = Smoother(Smoothing("mean", 1.0))
     smoother.update(1, 0.0, A)
     assert smoother.update(1, 0.5, B) == pytest.approx((A + B) / 2)
@@ -34,14 +34,14 @@ def test_the_mean_forgets_what_is_older_than_its_window() -> None:
     assert smoother.update(1, 1.1, A) == pytest.approx((2 * B + A) / 3)
 
 
-def test_in_the_log_space_the_mean_is_geometric() -> None:
+def test_the_mean_in_log_space_is_geometric() -> None:
     smoother = Smoother(Smoothing("mean", 1.0, "log"))
     smoother.update(1, 0.0, A)
     expected = np.sqrt(A * B)
     assert smoother.update(1, 0.5, B) == pytest.approx(expected / expected.sum())
 
 
-def test_a_zero_does_not_forbid_a_label_for_good() -> None:
+def test_a_probability_of_zero_does_not_rule_out_a_label_for_good() -> None:
     smoother = Smoother(Smoothing("ema", 0.5, "log"))
     smoother.update(1, 0.0, [1.0, 0.0])
     for k in range(1, 100):
@@ -51,7 +51,7 @@ def test_a_zero_does_not_forbid_a_label_for_good() -> None:
 
 
 @pytest.mark.parametrize("smoothing", ALL)
-def test_tracks_do_not_influence_each_other_and_are_forgotten(smoothing: Smoothing) -> None:
+def test_tracks_are_independent_and_can_be_forgotten(smoothing: Smoothing) -> None:
     smoother = Smoother(smoothing)
     smoother.update(1, 0.0, A)
     assert smoother.update(2, 0.1, B) == pytest.approx(B)
@@ -60,8 +60,8 @@ def test_tracks_do_not_influence_each_other_and_are_forgotten(smoothing: Smoothi
     assert smoother.update(2, 0.2, A) != pytest.approx(A)
 
 
-def test_half_the_frames_give_about_the_same() -> None:
-    """It goes by time, so a stride changes nothing in what is steady."""
+def test_a_stride_gives_about_the_same() -> None:
+    """Smoothing depends on time, not on the number of frames."""
     readings = [A if k < 60 else B for k in range(120)]
     ends = []
     for stride in (1, 2, 4):
@@ -78,7 +78,7 @@ def test_half_the_frames_give_about_the_same() -> None:
     rows=st.lists(st.lists(st.floats(0, 1), min_size=4, max_size=4), min_size=1, max_size=20),
     steps=st.lists(st.floats(0, 10), min_size=20, max_size=20),
 )
-def test_what_comes_out_are_probabilities_between_the_readings(
+def test_the_result_is_a_distribution_between_the_inputs(
     smoothing: Smoothing, rows: list[list[float]], steps: list[float]
 ) -> None:
     smoother = Smoother(smoothing)
@@ -96,7 +96,7 @@ def test_what_comes_out_are_probabilities_between_the_readings(
 
 
 @pytest.mark.parametrize("smoothing", ALL)
-def test_a_steady_face_stays_as_it_is(smoothing: Smoothing) -> None:
+def test_a_constant_input_is_unchanged(smoothing: Smoothing) -> None:
     smoother = Smoother(smoothing)
     for k in range(50):
         assert smoother.update(1, k / 30, A) == pytest.approx(A)
@@ -106,6 +106,6 @@ def test_a_steady_face_stays_as_it_is(smoothing: Smoothing) -> None:
     "arguments",
     [("median",), ("ema", 0), ("ema", -1), ("ema", math.inf), ("ema", math.nan), ("ema", 1, "cube")],
 )
-def test_what_is_no_smoothing_is_refused(arguments: tuple[object, ...]) -> None:
-    with pytest.raises(FerkitError, match="smoothing"):
+def test_invalid_smoothing_is_refused(arguments: tuple[object, ...]) -> None:
+    with pytest.raises(FerkitError, match="smoothing has"):
         Smoothing(*arguments)  # type: ignore[arg-type]

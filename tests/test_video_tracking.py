@@ -1,4 +1,4 @@
-"""Following faces: motion between detections, and numbers that last."""
+"""Face tracking: motion between detections, and track numbers that last."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Box = tuple[float, float, float, float]
 
 
 def texture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
-    """A picture with something to see in every place, and nothing that repeats."""
+    """A picture with texture everywhere that does not repeat."""
     import cv2
 
     rng = np.random.default_rng(seed)
@@ -51,25 +51,25 @@ def rgb_of(gray: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.repeat(gray[:, :, None], 3, axis=2)
 
 
-class Told:
-    """A detector that finds what the test says is in each frame it looks at; it counts its looks."""
+class ScriptedDetector:
+    """A detector that returns the boxes of the test, and counts its calls."""
 
-    name = "told"
+    name = "scripted"
 
-    def __init__(self, tell: Callable[[], Sequence[Box]], score: float = 0.9) -> None:
-        self._tell = tell
+    def __init__(self, boxes: Callable[[], Sequence[Box]], score: float = 0.9) -> None:
+        self._boxes = boxes
         self._score = score
-        self.looks = 0
+        self.calls = 0
 
     def detect(self, image: NDArray[np.uint8]) -> tuple[Detection, ...]:
-        self.looks += 1
+        self.calls += 1
         height, width = image.shape[:2]
         x, y = width / WIDTH, height / HEIGHT
         return tuple(
             Detection(
                 (b[0] * x, b[1] * y, b[2] * x, b[3] * y), self._score, ((b[0] * x + 10, b[1] * y + 10),) * 5
             )
-            for b in self._tell()
+            for b in self._boxes()
         )
 
 
@@ -82,20 +82,20 @@ def follow(
     score: float = 0.9,
     scenes: Sequence[int] | None = None,
 ) -> tuple[list[dict[int | None, Box]], int]:
-    """Follow faces at given places; return the box of each track in each frame, and the number of looks."""
+    """Track faces at given places; return the boxes by track of each frame, and the number of detections."""
     at = 0
-    detector = Told(lambda: [box_at(*place) for place in frames[at]], score)
+    detector = ScriptedDetector(lambda: [box_at(*place) for place in frames[at]], score)
     tracker = FaceTracker(detector, every=every, max_gap=max_gap, rate=rate)
     found = []
     for at, places in enumerate(frames):
         gray = scene(*places, seed=0 if scenes is None else scenes[at])
         faces = tracker.update(rgb_of(gray), gray, at / rate)
         found.append({face.track: face.detection.box for face in faces})
-    return found, detector.looks
+    return found, detector.calls
 
 
 @pytest.mark.parametrize(("dx", "dy"), [(0, 0), (3, 0), (0, -4), (7.5, 5.25), (-12, 9)])
-def test_a_face_that_shifts_is_moved_by_as_much(dx: float, dy: float) -> None:
+def test_a_shifted_face_is_moved_by_the_same_amount(dx: float, dy: float) -> None:
     marks = tuple((110.0 + 5 * k, 100.0) for k in range(5))
     (moved,) = move(scene((100, 80)), scene((100 + dx, 80 + dy)), [Detection(box_at(100, 80), 0.7, marks)])
     assert moved is not None
@@ -106,13 +106,13 @@ def test_a_face_that_shifts_is_moved_by_as_much(dx: float, dy: float) -> None:
 
 
 @pytest.mark.parametrize("scale", [0.9, 1.0, 1.1])
-def test_a_face_that_comes_nearer_grows(scale: float) -> None:
+def test_an_approaching_face_grows(scale: float) -> None:
     (moved,) = move(scene((100, 80)), scene((100, 80), scale=scale), [Detection(box_at(100, 80), 0.9)])
     assert moved is not None
     assert moved.box == pytest.approx(box_at(100, 80, scale), abs=1.0)
 
 
-def test_faces_move_each_on_its_own() -> None:
+def test_faces_move_independently() -> None:
     before, now = scene((40, 60), (200, 100)), scene((46, 60), (196, 103))
     first, second = move(before, now, [Detection(box_at(40, 60), 0.9), Detection(box_at(200, 100), 0.9)])
     assert first is not None
@@ -124,50 +124,50 @@ def test_faces_move_each_on_its_own() -> None:
 @pytest.mark.parametrize(
     "now", [texture(HEIGHT, WIDTH, 5), np.zeros((HEIGHT, WIDTH), np.uint8)], ids=["elsewhere", "dark"]
 )
-def test_a_face_that_is_gone_is_not_moved(now: NDArray[np.uint8]) -> None:
+def test_a_face_that_disappeared_is_not_moved(now: NDArray[np.uint8]) -> None:
     assert move(scene((100, 80)), now, [Detection(box_at(100, 80), 0.9)]) == [None]
 
 
-def test_a_face_at_the_border_is_moved_by_the_part_that_is_seen() -> None:
+def test_a_face_at_the_border_is_moved_by_its_visible_part() -> None:
     (moved,) = move(scene((-15, 80)), scene((-12, 80)), [Detection(box_at(-15, 80), 0.9)])
     assert moved is not None
     assert moved.box == pytest.approx(box_at(-12, 80), abs=1.0)
 
 
-def test_no_faces_are_no_work() -> None:
+def test_without_faces_nothing_is_moved() -> None:
     assert move(SCENE, SCENE, []) == []
 
 
-def test_a_face_has_its_number_from_its_first_frame_on() -> None:
+def test_a_track_has_its_number_from_the_first_frame_on() -> None:
     found, _ = follow([[(100 + k, 80)] for k in range(10)])
     assert [list(frame) for frame in found] == [[1]] * 10
 
 
-@pytest.mark.parametrize(("every", "looks"), [(1, 20), (2, 10), (5, 4), (20, 1), (100, 1)])
-def test_it_is_searched_in_each_n_th_frame_and_faces_move_between(every: int, looks: int) -> None:
+@pytest.mark.parametrize(("every", "calls"), [(1, 20), (2, 10), (5, 4), (20, 1), (100, 1)])
+def test_faces_are_detected_in_each_n_th_frame_and_moved_in_between(every: int, calls: int) -> None:
     path = [(60 + 4 * k, 80 + 2 * k) for k in range(20)]
-    found, looked = follow([[place] for place in path], every=every)
-    assert looked == looks
+    found, called = follow([[place] for place in path], every=every)
+    assert called == calls
     for frame, place in zip(found, path, strict=True):
         assert frame[1] == pytest.approx(box_at(*place), abs=2.5)
 
 
-def test_it_says_which_faces_were_detected_and_which_moved() -> None:
-    tracker = FaceTracker(Told(lambda: [box_at(100, 80)]), every=3)
+def test_detected_and_moved_faces_are_marked() -> None:
+    tracker = FaceTracker(ScriptedDetector(lambda: [box_at(100, 80)]), every=3)
     gray = scene((100, 80))
     assert [tracker.update(rgb_of(gray), gray, k / 30)[0].detected for k in range(7)] == [
         True, False, False, True, False, False, True,
     ]  # fmt: skip
 
 
-def test_where_motion_cannot_be_told_it_is_searched_at_once() -> None:
-    """The face jumps: flow loses it, and the next look does not wait for its turn."""
-    found, looks = follow([[(40, 80)], [(41, 80)], [(220, 120)], [(221, 120)]], every=10)
-    assert looks == 2
+def test_faces_are_detected_again_when_optical_flow_loses_one() -> None:
+    """The face jumps."""
+    found, calls = follow([[(40, 80)], [(41, 80)], [(220, 120)], [(221, 120)]], every=10)
+    assert calls == 2
     assert next(iter(found[2].values())) == pytest.approx(box_at(220, 120), abs=1e-3)
 
 
-def test_two_people_who_pass_each_other_at_a_distance_keep_their_numbers() -> None:
+def test_faces_that_pass_each_other_at_a_distance_keep_their_tracks() -> None:
     frames = [[(20 + 8 * k, 20), (250 - 8 * k, 150)] for k in range(25)]
     found, _ = follow(frames, every=4)
     for frame, (first, second) in zip(found, frames, strict=True):
@@ -177,21 +177,21 @@ def test_two_people_who_pass_each_other_at_a_distance_keep_their_numbers() -> No
 
 @pytest.mark.parametrize(("missing", "same"), [(1, True), (10, True), (25, True), (40, False)])
 @pytest.mark.parametrize("every", [1, 5])
-def test_a_number_survives_a_short_gap_and_not_a_long_one(missing: int, same: bool, every: int) -> None:
+def test_a_track_survives_a_short_gap_and_not_a_long_one(missing: int, same: bool, every: int) -> None:
     frames = [[(100, 80)]] * 15 + [[]] * missing + [[(102, 81)]] * 15
     found, _ = follow(frames, every=every)
     assert [list(frame) for frame in found[:15]] == [[1]] * 15
     assert list(found[-1]) == [1 if same else 2]
 
 
-def test_the_length_of_a_gap_is_the_callers() -> None:
+def test_max_gap_sets_the_length_of_a_gap() -> None:
     frames = [[(100, 80)]] * 5 + [[]] * 40 + [[(100, 80)]] * 5
     assert list(follow(frames, max_gap=3.0)[0][-1]) == [1]
     assert list(follow(frames, max_gap=0.5)[0][-1]) == [2]
 
 
-def test_one_frame_in_two_seconds_still_follows_a_face() -> None:
-    """A stride longer than the gap must not give a new number in every frame."""
+def test_a_face_is_tracked_at_one_frame_in_two_seconds() -> None:
+    """Frames further apart than the gap do not begin a new track each."""
     found, _ = follow([[(100 + k, 80)] for k in range(6)], rate=0.5)
     assert [list(frame) for frame in found] == [[1]] * 6
 
@@ -209,8 +209,8 @@ class Still:
     ("max_gap", "rate"),
     [(0, 30.0), (0.01, 25.0), (0.04, 25.0), (0.7, 1.0), (0.75, 1.0), (1.0, 1.0), (1.0, 0.2)],
 )
-def test_who_is_seen_in_every_frame_keeps_the_number_whatever_the_gap(max_gap: float, rate: float) -> None:
-    """A step of the clock as long as the gap was decided by rounding: at frame 64, with the default."""
+def test_a_face_in_each_frame_keeps_its_track_whatever_the_gap(max_gap: float, rate: float) -> None:
+    """A known fault: rounding decided about frames exactly one gap apart (frame 64 by default)."""
     tracker = FaceTracker(Still(), max_gap=max_gap, rate=rate)
     gray = np.zeros((60, 60), np.uint8)
     rgb = rgb_of(gray)
@@ -218,34 +218,34 @@ def test_who_is_seen_in_every_frame_keeps_the_number_whatever_the_gap(max_gap: f
 
 
 @pytest.mark.parametrize(("max_gap", "missing", "same"), [(0, 1, False), (0.04, 1, False), (0.07, 1, True)])
-def test_a_gap_of_less_than_two_frames_is_obeyed_too(max_gap: float, missing: int, same: bool) -> None:
+def test_a_gap_below_two_frames_is_respected(max_gap: float, missing: int, same: bool) -> None:
     frames = [[(100, 80)]] * 5 + [[]] * missing + [[(100, 80)]] * 5
     assert list(follow(frames, max_gap=max_gap)[0][-1]) == [1 if same else 2]
 
 
-def test_another_scene_has_other_people() -> None:
-    found, looks = follow([[(100, 80)]] * 10, every=100, scenes=[0] * 5 + [3] * 5)
+def test_a_cut_ends_tracks() -> None:
+    found, calls = follow([[(100, 80)]] * 10, every=100, scenes=[0] * 5 + [3] * 5)
     assert [list(frame) for frame in found] == [[1]] * 5 + [[2]] * 5
-    assert looks == 2
+    assert calls == 2
 
 
-def test_a_flash_or_a_dark_moment_is_no_other_scene() -> None:
-    tracker = FaceTracker(Told(lambda: [box_at(100, 80)]), every=1)
+def test_a_flash_or_a_dark_moment_is_not_a_cut() -> None:
+    tracker = FaceTracker(ScriptedDetector(lambda: [box_at(100, 80)]), every=1)
     gray = scene((100, 80))
     bright = np.clip(gray.astype(int) + 80, 0, 255).astype(np.uint8)
     frames = [gray, bright, gray, np.zeros_like(gray), np.zeros_like(gray), gray]
     assert [tracker.update(rgb_of(f), f, k / 30)[0].track for k, f in enumerate(frames)] == [1] * 6
 
 
-def test_a_face_the_detector_is_unsure_of_has_no_number() -> None:
+def test_a_face_with_a_low_score_has_no_track() -> None:
     found, _ = follow([[(100, 80)]] * 5, score=0.45)
     assert [list(frame) for frame in found] == [[None]] * 5
 
 
-def test_a_clip_that_changes_size_keeps_its_numbers() -> None:
+def test_tracks_survive_a_change_of_size() -> None:
     import cv2
 
-    tracker = FaceTracker(Told(lambda: [box_at(100, 80)]), every=3)
+    tracker = FaceTracker(ScriptedDetector(lambda: [box_at(100, 80)]), every=3)
     for k in range(9):
         gray = scene((100, 80))
         if k >= 4:
@@ -256,19 +256,19 @@ def test_a_clip_that_changes_size_keeps_its_numbers() -> None:
         assert face.detection.box == pytest.approx([v * factor for v in box_at(100, 80)], abs=2)
 
 
-def test_times_that_do_not_rise_do_no_harm() -> None:
-    tracker = FaceTracker(Told(lambda: [box_at(100, 80)]))
+def test_times_that_do_not_increase_are_tolerated() -> None:
+    tracker = FaceTracker(ScriptedDetector(lambda: [box_at(100, 80)]))
     gray = scene((100, 80))
     assert [tracker.update(rgb_of(gray), gray, t)[0].track for t in (5.0, 5.0, 4.0, 4.5, 100.0)] == [1] * 5
 
 
-def test_tracks_that_ended_are_let_go() -> None:
-    """Memory does not grow with the people who were seen."""
+def test_tracks_that_ended_are_forgotten() -> None:
+    """Memory does not grow with the number of tracks."""
     frames: list[list[tuple[float, float]]] = []
     for k in range(12):
         frames += [[(20 + 20 * k, 80)]] * 2 + [[]] * 4
     at = 0
-    tracker = FaceTracker(Told(lambda: [box_at(*place) for place in frames[at]]), max_gap=0.1)
+    tracker = FaceTracker(ScriptedDetector(lambda: [box_at(*place) for place in frames[at]]), max_gap=0.1)
     alive = []
     for at, places in enumerate(frames):
         gray = scene(*places)
@@ -278,6 +278,6 @@ def test_tracks_that_ended_are_let_go() -> None:
 
 
 @pytest.mark.parametrize("options", [{"every": 0}, {"max_gap": -1}, {"max_gap": float("nan")}])
-def test_arguments_out_of_range_are_refused(options: dict[str, float]) -> None:
+def test_invalid_arguments_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(VideoError):
-        FaceTracker(Told(lambda: []), **options)  # type: ignore[arg-type]
+        FaceTracker(ScriptedDetector(lambda: []), **options)  # type: ignore[arg-type]

@@ -280,7 +280,7 @@ def test_seconds_of_each_label_add_up_for_each_person() -> None:
             frame(k, tracked(1, "happy" if k < 7 else UNCERTAIN), *([tracked(2, "sad")] if k > 7 else []))
         )
     timeline.add(frame(10))
-    first, second = timeline.people()
+    first, second = timeline.tracks()
     assert (first.track, first.frames, first.label) == (1, 10, "happy")
     assert first.by_label["happy"] == pytest.approx(0.7)
     assert first.by_label[UNCERTAIN] == pytest.approx(0.3)
@@ -290,7 +290,7 @@ def test_seconds_of_each_label_add_up_for_each_person() -> None:
     assert (second.track, second.seconds) == (2, pytest.approx(0.2))
     assert (second.first, second.last) == (0.8, pytest.approx(1.0))
     assert (timeline.frames, timeline.seconds) == (11, pytest.approx(1.1))
-    assert json.loads(json.dumps(timeline.to_dict()))["people"][0]["seconds_by_label"][
+    assert json.loads(json.dumps(timeline.to_dict()))["tracks"][0]["seconds_by_label"][
         "happy"
     ] == pytest.approx(0.7)
 
@@ -299,7 +299,7 @@ def test_a_frame_counts_for_as_long_as_it_is_shown() -> None:
     timeline = Timeline(FER2013)
     for time, lasts, label in ((0.0, 0.1, "happy"), (0.1, 5.0, "sad"), (5.1, 0.1, "happy")):
         timeline.add(FrameResult(0, time, lasts, 9, 9, "fer2013", (tracked(1, label),)))
-    (person,) = timeline.people()
+    (person,) = timeline.tracks()
     assert person.label == "sad"
     assert person.by_label["sad"] == 5.0
 
@@ -307,7 +307,7 @@ def test_a_frame_counts_for_as_long_as_it_is_shown() -> None:
 def test_people_travel_between_processes_and_can_be_put_into_a_set() -> None:
     timeline = Timeline(FER2013)
     timeline.add(frame(0, tracked(1, "happy"), tracked(2, "sad")))
-    people = timeline.people()
+    people = timeline.tracks()
     again = pickle.loads(pickle.dumps(people))
     assert again == people
     assert set(again) == set(people)
@@ -317,7 +317,7 @@ def test_people_travel_between_processes_and_can_be_put_into_a_set() -> None:
 def test_faces_that_are_not_followed_belong_to_nobody() -> None:
     timeline = Timeline(FER2013)
     timeline.add(frame(0, tracked(None)))
-    assert timeline.people() == ()
+    assert timeline.tracks() == ()
     assert timeline.faces == 1
 
 
@@ -325,7 +325,7 @@ def test_what_a_timeline_holds_does_not_grow_with_the_clip() -> None:
     timeline = Timeline(FER2013)
     for k in range(4000):
         timeline.add(frame(k, tracked(1), rate=0.5))  # two hours and more
-    (runs,) = [timeline._runs(sums) for sums in timeline._people.values()]
+    (runs,) = [timeline._runs(sums) for sums in timeline._sums.values()]
     ((times, shares),) = runs
     assert len(times) <= 1025
     assert times[-1] == pytest.approx(8000, rel=0.02)

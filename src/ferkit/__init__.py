@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from ferkit.core.classifier import FaceClassifier
     from ferkit.core.errors import FerkitError
     from ferkit.core.images import load_image
+    from ferkit.data.load import load_data
+    from ferkit.evaluation.report import evaluate
+    from ferkit.export.run import export_run as export
     from ferkit.recognize import (
         Explanation,
         Expression,
@@ -46,6 +49,9 @@ __all__ = [
     "TrackedFace",
     "Unreadable",
     "__version__",
+    "evaluate",
+    "export",
+    "load_data",
     "load_image",
     "to_pandas",
 ]
@@ -63,6 +69,9 @@ _HOMES = {
     "Smoothing": "ferkit.video.smoothing",
     "TrackedFace": "ferkit.video.recognition",
     "Unreadable": "ferkit.recognize",
+    "evaluate": "ferkit.evaluation.report",
+    "export": "ferkit.export",
+    "load_data": "ferkit.data.load",
     "load_image": "ferkit.core.images",
     "to_pandas": "ferkit.recognize",
 }
@@ -73,7 +82,14 @@ def __getattr__(name: str) -> Any:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'ferkit' has no attribute {name!r}")
-    value = getattr(importlib.import_module(home), name)
+    try:
+        value = getattr(importlib.import_module(home), name)
+    except ImportError as error:
+        from ferkit.core.extras import explain_import_error
+
+        if explained := explain_import_error(error):
+            raise explained from error
+        raise
     globals()[name] = value
     return value
 

@@ -15,13 +15,10 @@ from ferkit.batch import STDIN
 from ferkit.batch.copies import read_signature
 from ferkit.core.errors import ImageError
 from ferkit.core.files import RealPaths
-from ferkit.core.images import is_url
-
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
-"""Suffixes of photos in folders and patterns; a file that is named itself may have any suffix."""
+from ferkit.core.images import SUFFIXES, is_url
 
 _UNSUPPORTED = (
-    *(".heic", ".heif", ".hif", ".avif", ".jxl", ".jp2", ".psd"),  # of phones, browsers, editors
+    *(".heic", ".heif", ".hif", ".jxl", ".jp2", ".psd"),  # of phones, browsers, editors
     *(".3fr", ".arw", ".cr2", ".cr3", ".dng", ".erf", ".iiq", ".mrw", ".nef", ".nrw", ".orf", ".pef"),  # raw
     *(".raf", ".raw", ".rw2", ".rwl", ".srw", ".x3f"),
 )

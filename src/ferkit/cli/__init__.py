@@ -1,18 +1,20 @@
-"""The command line: a table of commands, each imported only when it is asked for."""
+"""The command line: a table of commands, each imported when it is called."""
 
 from __future__ import annotations
 
-import codecs
 import contextlib
-import io
-import json
+import importlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, TextIO, cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ferkit import __version__
+from ferkit.cli.streams import guarded_streams
 from ferkit.core.errors import FerkitError, OutputError
+
+if TYPE_CHECKING:
+    import typer
 
 
 class Command(NamedTuple):
@@ -27,15 +29,18 @@ class Command(NamedTuple):
 COMMANDS = {
     "predict": Command("ferkit.cli.predict_command", "Read the expressions of the faces in photos."),
     "video": Command("ferkit.cli.video_command", "Follow the people in a clip and read their expressions."),
+    "serve": Command("ferkit.cli.serve_command", "Serve photos, clips and webcam over HTTP, with a page."),
+    "live": Command("ferkit.cli.live_command", "Open the page at the webcam."),
     "data": Command("ferkit.cli.data_command", "Look at, audit and convert labelled faces."),
     "train": Command("ferkit.cli.train_command", "Train a network by a recipe."),
     "distil": Command("ferkit.cli.distil_command", "Train a student on a teacher's answers and the labels."),
     "search": Command("ferkit.cli.search_command", "Search networks and recipes at random or guided."),
-    "evaluate": Command("ferkit.cli.evaluate_command", "Measure a model on a split."),
-    "compare": Command("ferkit.cli.compare_command", "Say whether labelled faces tell two models apart."),
+    "evaluate": Command("ferkit.cli.evaluate_command", "Measure a model on labelled faces or photos."),
+    "compare": Command("ferkit.cli.compare_command", "Test whether two models differ significantly."),
     "export": Command("ferkit.cli.export_command", "Turn a training run into one model file."),
     "ensemble": Command("ferkit.cli.ensemble_command", "Join models into one that votes."),
     "models": Command("ferkit.cli.models_command", "List networks, recipes and embedded models."),
+    "completion": Command("ferkit.cli.completion_command", "Print a script for completion in a shell."),
     "doctor": Command("ferkit.cli.doctor_command", "Say what is installed, what works and what is missing."),
 }
 """Every command by name, in the order in which the help lists them."""
@@ -44,6 +49,9 @@ OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 WIDTH = 100
 """Columns of help, where the terminal has them."""
+
+COMPLETE_VARIABLE = "_FERKIT_COMPLETE"
+"""The environment variable by which a shell requests a completion."""
 
 
 def main() -> None:
@@ -54,22 +62,11 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit status.
 
-    0: done. 1: a :class:`~ferkit.core.errors.FerkitError`, printed as one line on stderr. 2: a command line
-    that cannot be understood. 130: interrupted.
+    0: success. 1: a :class:`~ferkit.core.errors.FerkitError`. 2: a wrong command line. Both are printed as
+    one line on stderr, ``error: ...``. 130: interrupted.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A file name may hold what no encoding has, and a result what that of a redirected stdout has not.
-        codecs.register_error("ferkit.escape", _escape)
-        sys.stdout.reconfigure(errors="ferkit.escape")
-    with contextlib.redirect_stdout(cast(TextIO, _StandardOutput(sys.stdout))):
+    with guarded_streams():
         return _run(arguments)
-
-
-def _escape(error: UnicodeError) -> tuple[str, int]:
-    """Return the escapes of JSON for letters that an encoding does not have: JSON stays JSON."""
-    if not isinstance(error, UnicodeEncodeError):
-        raise error
-    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -78,51 +75,18 @@ def _run(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
     except FerkitError as error:
         return _fail(str(error))
-    except ModuleNotFoundError as error:
-        from ferkit.core.extras import explain_missing
+    except ImportError as error:
+        from ferkit.core.extras import explain_import_error
 
-        missing = explain_missing(error)
-        if missing is None:
+        explained = explain_import_error(error)
+        if explained is None:
             raise
-        return _fail(str(missing))
+        return _fail(str(explained))
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        return FAILED  # The reader went away (`ferkit ... | head`), which needs no word.
+        return FAILED  # The reader has ended, as in `ferkit ... | head`.
     return status
-
-
-class _StandardOutput:
-    """The standard output, whose refusal of what is written is an error for people, told once."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        """Write."""
-        with self._explained():
-            return self._stream.write(text)
-
-    def flush(self) -> None:
-        """Flush."""
-        with self._explained():
-            self._stream.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        """Be the stream in all else."""
-        return getattr(self._stream, name)
-
-    @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            # What is left in the buffer goes nowhere, quietly: Python would try it again at the end.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-            if isinstance(error, BrokenPipeError):
-                raise
-            why = error.strerror or error
-            raise OutputError(f"cannot write the standard output: {why}") from error
 
 
 def help_text() -> str:
@@ -135,12 +99,16 @@ def help_text() -> str:
         "and read expressions from photos and video.\n\n"
         f"Commands:\n{commands}\n\n"
         "Options:\n"
-        "  --version   Show the version and exit.\n"
-        "  -h, --help  Show this message and exit; after a command, show that command's help.\n"
+        "  -V, --version  Show the version and exit.\n"
+        "  -h, --help     Show this message and exit; after a command, show that command's help.\n"
     )
 
 
 def _dispatch(arguments: list[str]) -> int:
+    if COMPLETE_VARIABLE in os.environ:
+        from ferkit.cli.completion_command import complete
+
+        return _exit_status(complete)
     if not arguments:
         print(help_text(), end="", file=sys.stderr)
         return USAGE
@@ -148,45 +116,73 @@ def _dispatch(arguments: list[str]) -> int:
     if first in ("-h", "--help"):
         print(help_text(), end="")
         return OK
-    if first == "--version":
+    if first in ("-V", "--version"):
         print(f"ferkit {__version__}")
         return OK
     if first not in COMMANDS:
-        return _unknown(first)
+        what = "option" if first.startswith("-") else "command"
+        hint = near_matches(first, COMMANDS) or "'ferkit --help' lists the commands"
+        return _fail(f"unknown {what} {first!r}; {hint}", USAGE)
     return _call(first, rest)
 
 
-def _call(name: str, arguments: list[str]) -> int:
-    import importlib
+def near_matches(name: str, names: Iterable[str]) -> str:
+    """Return a question with the names that are most similar to an unknown one; empty if none is.
 
-    from typer.main import get_command
-
-    # TensorFlow tells about its kernels on stderr, where our own lines go; only its errors are wanted there.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    app = importlib.import_module(COMMANDS[name].module).app
-    command = get_command(app)
-    command.context_settings.update(help_option_names=["-h", "--help"], max_content_width=WIDTH)
-    try:
-        command.main(args=arguments, prog_name=f"ferkit {name}")
-    except SystemExit as end:
-        if end.code is None:
-            return OK
-        return end.code if isinstance(end.code, int) else _fail(str(end.code))
-    return OK
-
-
-def _unknown(name: str) -> int:
+    Example:
+        >>> near_matches("predct", ["predict", "train"])
+        "did you mean 'predict'?"
+    """
     import difflib
 
-    near = difflib.get_close_matches(name, COMMANDS, n=1)
-    what = "option" if name.startswith("-") else "command"
-    hint = f"did you mean '{near[0]}'?" if near else "'ferkit --help' lists the commands."
-    print(f"error: unknown {what} {name!r}; {hint}", file=sys.stderr)
-    return USAGE
+    near = difflib.get_close_matches(name, list(names), n=3)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
-def _fail(message: str) -> int:
-    with contextlib.suppress(OutputError, BrokenPipeError):  # The first error is the one to tell.
+def load_app(name: str) -> typer.Typer:
+    """Import a command and return its Typer application."""
+    app: typer.Typer = importlib.import_module(COMMANDS[name].module).app
+    return app
+
+
+def _call(name: str, arguments: list[str]) -> int:
+    import typer
+    from typer.main import get_command
+
+    # TensorFlow writes about its kernels to stderr; only its errors are of interest there.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    command = get_command(load_app(name))
+    command.context_settings.update(help_option_names=["-h", "--help"], max_content_width=WIDTH)
+    # The base of all usage errors; it is Click's own, or that of the Click inside Typer.
+    usage_error: Any = typer.BadParameter.__base__
+    try:
+        return _exit_status(
+            lambda: command.main(args=arguments, prog_name=f"ferkit {name}", standalone_mode=False)
+        )
+    except usage_error as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error.format_message(), file=sys.stderr)
+            return USAGE
+        message = error.format_message().rstrip(".")
+        path = error.ctx.command_path if error.ctx else f"ferkit {name}"
+        return _fail(f"{message[:1].lower()}{message[1:]}; see '{path} --help'", USAGE)
+    except typer.Abort:
+        return INTERRUPTED
+
+
+def _exit_status(function: Callable[[], object]) -> int:
+    """Call a function and return the exit status that it returns or exits with."""
+    try:
+        status = function()
+    except SystemExit as end:
+        status = end.code
+    if isinstance(status, str):
+        return _fail(status)
+    return status if isinstance(status, int) else OK
+
+
+def _fail(message: str, status: int = FAILED) -> int:
+    with contextlib.suppress(OutputError, BrokenPipeError):  # The first error is the one to report.
         sys.stdout.flush()
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return FAILED
+    return status

@@ -1,4 +1,4 @@
-"""What ``ferkit doctor`` looks at: each check tries the real thing and says what would help if it fails."""
+"""The checks of ``ferkit doctor``: each tries the real thing and names a remedy if it fails."""
 
 from __future__ import annotations
 
@@ -13,21 +13,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from ferkit.core.errors import FerkitError
-from ferkit.core.extras import LIBRARIES, install_command
+from ferkit.core.errors import FerkitError, MissingDependencyError
+from ferkit.core.extras import LIBRARIES, SYSTEM_LIBRARIES, install_command
 
 State = Literal["ok", "missing", "broken", "skipped"]
 
-SYSTEM_LIBRARIES = {
-    "libGL.so.1": "libgl1",
-    "libglib-2.0.so.0": "libglib2.0-0",
-    "libgthread-2.0.so.0": "libglib2.0-0",
-    "libxcb.so.1": "libxcb1",
-    "libstdc++.so.6": "libstdc++6",
-    "libz.so.1": "zlib1g",
-}
-"""Debian's and Ubuntu's package for each library that OpenCV's wheels take from the system."""
-
+_TRY_BASE = (
+    "from ferkit.core.extras import require\n"
+    "for name in ('numpy', 'PIL.Image', 'pydantic', 'platformdirs', 'rich', 'typer'): require(name, '')"
+)
 _TRY_OPENCV = "import cv2; print(cv2.__version__)"
 _TRY_VIDEO = (
     "import trackers, supervision, av\n"
@@ -45,13 +39,13 @@ _TRY_TENSORFLOW = (
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What came of looking at one thing.
+    """The result of one check.
 
     Args:
-        name: The thing.
-        state: ``ok``; ``missing`` (not installed); ``broken`` (there, and does not work); ``skipped``.
+        name: The library or part that was checked.
+        state: ``ok``; ``missing`` (not installed); ``broken`` (installed and does not work); ``skipped``.
         detail: What was found.
-        remedy: What would help; empty where nothing is wrong.
+        remedy: What to do; empty if nothing is wrong.
         essential: Whether ``ferkit predict`` needs it.
     """
 
@@ -63,21 +57,21 @@ class Check:
 
     @property
     def fatal(self) -> bool:
-        """Whether the instrument cannot work because of this."""
+        """Whether ``ferkit predict`` cannot work because of this."""
         return self.essential and self.state in ("missing", "broken")
 
 
 def run_checks(*, full: bool) -> list[Check]:
-    """Look at everything; ``full`` starts TensorFlow too, which takes seconds."""
+    """Run all checks; ``full`` starts TensorFlow too, which takes seconds."""
     checks = [check_python(), check_base(), check_opencv()]
-    # Where the libraries themselves do not load, trying what stands on them would only repeat that.
+    # If the libraries do not load, the model and the detector would only fail for the same reason.
     if not any(check.fatal for check in checks):
         checks += [check_onnxruntime(), check_model(), check_detector()]
     return [*checks, check_cache(), check_video(), check_training(full=full)]
 
 
 def check_python() -> Check:
-    """Look at the interpreter."""
+    """Check the version of Python."""
     version = platform.python_version()
     if (3, 11) <= sys.version_info[:2] <= (3, 13):
         return Check("Python", "ok", version, essential=True)
@@ -85,41 +79,58 @@ def check_python() -> Check:
 
 
 def check_base() -> Check:
-    """Look whether every library of the base install is there."""
+    """Check that every library of the base install is installed and loads."""
     absent = _absent("")
     if absent:
         return Check("base install", "missing", ", ".join(absent), install_command(""), essential=True)
+    done = _python(_TRY_BASE)
+    if done.returncode:
+        last = _last_line(done.stderr)
+        return _broken("base install", last.partition("MissingDependencyError: ")[2] or last)
     return Check("base install", "ok", "complete", essential=True)
 
 
+def _broken(name: str, message: str) -> Check:
+    """Return the check of an essential library that does not load, from the message of the error."""
+    detail, found, remedy = message.rpartition("; ")
+    return Check(
+        name,
+        "broken",
+        detail if found else message,
+        remedy if found else install_command(""),
+        essential=True,
+    )
+
+
 def check_opencv() -> Check:
-    """Import OpenCV, in a process of its own, and name the system libraries it lacks."""
-    done = _python(_TRY_OPENCV)
+    """Import OpenCV."""
+    return _try_import("OpenCV", _TRY_OPENCV, "", essential=True)
+
+
+def _try_import(name: str, code: str, extra: str, *, essential: bool = False) -> Check:
+    """Run ``code`` in a process of its own; if that fails, name the system libraries that are missing."""
+    done = _python(code)
     if done.returncode == 0:
-        return Check("OpenCV", "ok", done.stdout.strip(), essential=True)
-    lacking = missing_system_libraries(done.stderr)
-    if lacking:
-        packages = sorted({SYSTEM_LIBRARIES.get(name, f"(whatever holds {name})") for name in lacking})
-        return Check(
-            "OpenCV",
-            "broken",
-            f"system libraries are missing: {', '.join(lacking)}",
-            f"Debian, Ubuntu: apt-get install {' '.join(packages)}",
-            essential=True,
-        )
-    return Check("OpenCV", "broken", _last_line(done.stderr), install_command(""), essential=True)
+        return Check(name, "ok", _last_line(done.stdout), essential=essential)
+    detail, remedy = _last_line(done.stderr), install_command(extra)
+    if missing := missing_system_libraries(done.stderr):
+        packages = sorted({SYSTEM_LIBRARIES.get(file, f"(the package of {file})") for file in missing})
+        detail = f"system libraries are missing or too old: {', '.join(missing)}"
+        remedy = f"Debian, Ubuntu: apt-get install {' '.join(packages)}"
+    return Check(name, "broken", detail, remedy, essential=essential)
 
 
 def missing_system_libraries(message: str, loads: Callable[[str], bool] | None = None) -> list[str]:
-    """Return the shared libraries that are missing when importing OpenCV failed with ``message``.
+    """Return the shared libraries that are missing or too old when an import failed with ``message``.
 
-    The loader names only the first; the others that OpenCV needs are tried, so that one install mends all.
+    The loader names only the first one. The others in :data:`SYSTEM_LIBRARIES` are tried too, so that one
+    installation repairs all.
 
     Args:
-        message: What the failed import said.
-        loads: Tells whether a shared library loads; by default it is tried.
+        message: The error of the failed import.
+        loads: Returns whether a shared library loads; by default it is tried.
     """
-    named = re.search(r"([\w.+-]+\.so[.\d]*): cannot open shared object", message)
+    named = re.search(r"([\w.+-]+\.so[.\d]*): (cannot open shared object|version .* not found)", message)
     if not named:
         return []
     loads = loads or _loads
@@ -127,11 +138,13 @@ def missing_system_libraries(message: str, loads: Callable[[str], bool] | None =
 
 
 def check_onnxruntime() -> Check:
-    """Load ONNX Runtime and list what it can run on."""
+    """Load ONNX Runtime and list its execution providers."""
+    from ferkit.core.runtime import load_onnxruntime
+
     try:
-        import onnxruntime
-    except ImportError as error:
-        return Check("ONNX Runtime", "broken", str(error), install_command(""), essential=True)
+        onnxruntime = load_onnxruntime()
+    except MissingDependencyError as error:
+        return _broken("ONNX Runtime", str(error))
     providers = ", ".join(
         name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()
     )
@@ -139,7 +152,7 @@ def check_onnxruntime() -> Check:
 
 
 def check_model() -> Check:
-    """Load the embedded model, whose digest is checked on the way, and let it read one blank face."""
+    """Load the embedded model, which checks its digest, and run it on a blank face."""
     import numpy as np
 
     from ferkit.core.classifier import FaceClassifier
@@ -151,12 +164,12 @@ def check_model() -> Check:
     except FerkitError as error:
         return Check("embedded model", "broken", str(error), "install ferkit again", essential=True)
     info = classifier.info
-    answers = ", ".join(head.id for head in info.taxonomies)
-    return Check("embedded model", "ok", f"{info.name} {info.version}, {answers}", essential=True)
+    taxonomies = ", ".join(head.id for head in info.taxonomies)
+    return Check("embedded model", "ok", f"{info.name} {info.version}, {taxonomies}", essential=True)
 
 
 def check_detector() -> Check:
-    """Load the face detector and let it look at a blank picture."""
+    """Load the face detector and run it on a blank picture."""
     import numpy as np
 
     from ferkit.detect import make_detector
@@ -170,7 +183,7 @@ def check_detector() -> Check:
 
 
 def check_cache() -> Check:
-    """Write to the cache folder and take it away again."""
+    """Write a temporary file to the cache folder."""
     from ferkit.core.files import cache_folder
 
     folder = cache_folder()
@@ -183,33 +196,27 @@ def check_cache() -> Check:
             "cache folder",
             "broken",
             f"{folder}: {error.strerror or error}",
-            "set FERKIT_CACHE to a folder that can be written; without it everything works, slower",
+            "set FERKIT_CACHE to a writable folder; without a cache data loads more slowly",
         )
     return Check("cache folder", "ok", str(folder))
 
 
 def check_video() -> Check:
-    """Load what reads clips and follows faces, in a process of its own; PyAV brings FFmpeg's libraries."""
+    """Import the libraries of the extra ``video``; PyAV includes FFmpeg's."""
     absent = _absent("video")
     if absent:
         return Check("video", "missing", ", ".join(absent), install_command("video"))
-    done = _python(_TRY_VIDEO)
-    if done.returncode:
-        return Check("video", "broken", _last_line(done.stderr), install_command("video"))
-    return Check("video", "ok", _last_line(done.stdout))
+    return _try_import("video", _TRY_VIDEO, "video")
 
 
 def check_training(*, full: bool) -> Check:
-    """Start Keras and TensorFlow, in a process of their own, and list the devices they see."""
+    """Start Keras and TensorFlow, and list their devices."""
     absent = _absent("train")
     if absent:
         return Check("training", "missing", ", ".join(absent), install_command("train"))
     if not full:
         return Check("training", "skipped", "installed; `ferkit doctor --full` starts it")
-    done = _python(_TRY_TENSORFLOW)
-    if done.returncode:
-        return Check("training", "broken", _last_line(done.stderr), install_command("train"))
-    return Check("training", "ok", _last_line(done.stdout))
+    return _try_import("training", _TRY_TENSORFLOW, "train")
 
 
 def _absent(extra: str) -> list[str]:
@@ -218,7 +225,7 @@ def _absent(extra: str) -> list[str]:
 
 
 def _python(code: str) -> subprocess.CompletedProcess[str]:
-    # A process of its own: a library that fails to load may take its process with it.
+    # In a process of its own, since a library that fails to load may crash the process.
     return subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, env=dict(os.environ)
     )
@@ -233,4 +240,4 @@ def _loads(name: str) -> bool:
 
 
 def _last_line(text: str) -> str:
-    return (text.strip().splitlines() or ["it ended without a word"])[-1]
+    return (text.strip().splitlines() or ["no output"])[-1]

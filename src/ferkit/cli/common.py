@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import ProgressColumn
 
     from ferkit.core.crops import TtaMode
     from ferkit.data import FaceDataset
@@ -23,17 +25,35 @@ BACKENDS = ("tensorflow", "jax")
 WIDE = 120
 """Columns of a table that goes into a file or a pipe, where nobody's window sets them."""
 
-_DATA = typer.Option(
+MODEL_HELP = "A model file, a run's folder, or the name of an embedded model."
+TTA_HELP = "Test-time augmentation: none, flip (the mean with the mirror image) or ten-crop (ten crops)"
+
+
+def option(name: str, text: str, default: str | bool = False, **more: Any) -> Any:
+    """Return a Typer option with its help; ``default`` is shown as the default if it is given."""
+    return typer.Option(name, help=text, show_default=default, **more)
+
+
+def _check_source(source: Any) -> Any:
+    """Raise the error of a source that does not exist before a command imports its libraries."""
+    from ferkit.data import check_source
+
+    if source is not None:
+        check_source(source)
+    return source
+
+
+_DATA = option(
     "--data",
-    help="Labelled faces: a csv (.gz, .xz, .zip, .tar.gz), a folder, a zip of a folder, or "
+    "Labelled faces: a csv (.gz, .xz, .zip, .tar.gz), a Parquet file, a folder, a zip of a folder, or "
     "cartoon[:N[:SEED]].",
-    show_default=False,
+    callback=_check_source,
 )
 DataOption = Annotated[str, _DATA]
 DataChoice = Annotated[str | None, _DATA]
 VotesOption = Annotated[
     Path | None,
-    typer.Option("--votes", help="FER+ votes (fer2013new.csv), joined by row.", show_default=False),
+    option("--votes", "FER+ votes (fer2013new.csv), joined by row.", callback=_check_source),
 ]
 ModelOption = Annotated[
     str | None,
@@ -41,49 +61,42 @@ ModelOption = Annotated[
         "--model", "-m", help="A model file, or the name of an embedded model.", show_default="embedded"
     ),
 ]
+ModelOrRun = Annotated[
+    str | None, typer.Argument(metavar="[MODEL]", help=MODEL_HELP, show_default="the embedded model")
+]
 ProviderOption = Annotated[
     list[str] | None,
-    typer.Option(
+    option(
         "--provider",
-        help="ONNX Runtime execution provider, such as CUDAExecutionProvider; may be repeated, in order "
-        "of preference. One that is not there is an error.",
-        show_default="the CPU",
+        "ONNX Runtime execution provider, such as CUDAExecutionProvider; may be repeated, in order "
+        "of preference. A missing one is an error.",
+        "the CPU",
     ),
 ]
-TtaOption = Annotated[
-    str,
-    typer.Option(
-        "--tta",
-        help="Test-time augmentation: none, flip (the mean with the mirror image) or ten-crop (ten crops).",
-    ),
-]
+TtaOption = Annotated[str, option("--tta", f"{TTA_HELP}.", default=True)]
 NetworkThreadsOption = Annotated[
     int | None,
-    typer.Option(
-        "--threads",
-        min=1,
-        help="Threads of the networks, but for yunet, which has OpenCV's.",
-        show_default="as many as there are cores",
-    ),
+    option("--threads", "Threads of the networks, but for yunet, which has OpenCV's.", "all cores", min=1),
+]
+RuntimeThreadsOption = Annotated[
+    int | None, option("--threads", "Threads of ONNX Runtime; not for a run.", "all cores", min=1)
 ]
 SizeOption = Annotated[
     int | None,
-    typer.Option(
+    option(
         "--size",
+        "Side of faces that are drawn or come from pictures; others keep theirs.",
+        "48",
         min=16,
         max=512,
-        help="Side of faces that are drawn or come from pictures; others keep theirs.",
-        show_default="48",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
-JsonFileOption = Annotated[
-    Path | None, typer.Option("--json", help="Write all figures to this file as well.", show_default=False)
-]
+JsonFileOption = Annotated[Path | None, option("--json", "Write all figures to this file as well.")]
 DropLeaksOption = Annotated[
-    bool, typer.Option("--drop-leaks", help="Leave out Training images that also stand in another split.")
+    bool, typer.Option("--drop-leaks", help="Leave out Training images with a duplicate in another split.")
 ]
-DropFlatOption = Annotated[bool, typer.Option("--drop-flat", help="Leave out images of one single colour.")]
+DropFlatOption = Annotated[bool, typer.Option("--drop-flat", help="Leave out images of one constant colour.")]
 
 
 def new_app(summary: str | None = None) -> typer.Typer:
@@ -102,11 +115,10 @@ def console(*, stderr: bool = False) -> Console:
 
     Where that is no terminal, lines are :data:`WIDE` columns and nothing is coloured.
     """
-    from rich.console import Console
+    from ferkit.cli.streams import make_console
 
     stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() or "COLUMNS" in os.environ else WIDE
-    return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+    return make_console(stream, None if stream.isatty() or "COLUMNS" in os.environ else WIDE)
 
 
 def remark(text: str) -> None:
@@ -128,15 +140,15 @@ def data_options(data: str, votes: Path | None) -> list[str]:
 
 
 def load_faces(source: str, size: int | None, **options: Any) -> FaceDataset:
-    """Load labelled faces, and say so where they have a size of their own and another was asked for."""
-    from ferkit.data import load_dataset
+    """Load labelled faces, and print a remark where they have another size than ``size``."""
+    from ferkit.data import load_data
     from ferkit.data.load import DEFAULT_SIZE
 
-    dataset = load_dataset(source, size=DEFAULT_SIZE if size is None else size, **options)
+    dataset = load_data(source, size=DEFAULT_SIZE if size is None else size, **options)
     if size is not None and dataset.size != size:
         remark(
-            f"--size {size} is for faces that are drawn or come from pictures; those of {source} stay at "
-            f"{dataset.size} pixels"
+            f"--size {size} applies to faces that are drawn or come from pictures; those of {source} keep "
+            f"their {dataset.size} pixels"
         )
     return dataset
 
@@ -197,8 +209,8 @@ def _check_backend() -> None:
         )
 
 
-def as_tta_mode(name: str) -> TtaMode:
-    """Return the test-time augmentation of that name.
+def as_tta_mode(name: str, *also: str) -> TtaMode:
+    """Return the test-time augmentation of that name; the message also names the values in ``also``.
 
     Raises:
         typer.BadParameter: If there is none.
@@ -206,5 +218,68 @@ def as_tta_mode(name: str) -> TtaMode:
     from ferkit.core.crops import TTA_MODES
 
     if name not in TTA_MODES:
-        raise typer.BadParameter(f"{name!r} is none of {', '.join(TTA_MODES)}", param_hint="--tta")
+        raise typer.BadParameter(f"{name!r} is none of {', '.join((*TTA_MODES, *also))}", param_hint="--tta")
     return name
+
+
+def refuse_options(given: Mapping[str, object], why: str) -> None:
+    """Refuse options that do not go with the others.
+
+    Args:
+        given: The values by option; None, False and empty lists are options that were not given.
+        why: The reason.
+
+    Raises:
+        typer.BadParameter: If one of them was given.
+    """
+    if foreign := [option for option, value in given.items() if value not in (None, False, [])]:
+        raise typer.BadParameter(why, param_hint=", ".join(foreign))
+
+
+@contextlib.contextmanager
+def progress(unit: str, total: int | None) -> Iterator[Callable[[], None]]:
+    """Yield a function that advances a progress bar on stderr by one; without a terminal there is no bar.
+
+    Args:
+        unit: What is counted, such as ``photos``.
+        total: How many there are; None if unknown.
+    """
+    screen = console(stderr=True)
+    if not screen.is_terminal:
+        yield lambda: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (MofNCompleteColumn(), TextColumn(unit), BarColumn(), time_left())
+    with Progress(*columns, console=screen, transient=True, redirect_stdout=False) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda: bar.advance(task)
+
+
+def time_left() -> ProgressColumn:
+    """Return a column of a Rich progress bar with the estimated time: ``12 s left``."""
+    from rich.progress import ProgressColumn, Task
+    from rich.text import Text
+
+    class TimeLeft(ProgressColumn):
+        max_refresh = 0.5
+
+        def render(self, task: Task) -> Text:
+            return Text("" if task.time_remaining is None else f"{in_words(task.time_remaining)} left")
+
+    return TimeLeft()
+
+
+def in_words(seconds: float) -> str:
+    """Return a duration with its largest two units.
+
+    Example:
+        >>> in_words(12.3), in_words(200), in_words(7500)
+        ('12 s', '3 min 20 s', '2 h 5 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

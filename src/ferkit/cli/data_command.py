@@ -1,8 +1,9 @@
-"""``ferkit data``: look at labelled faces, find what is odd about them, show them, write them anew."""
+"""``ferkit data``: inspect, audit, show and convert labelled faces."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,16 +29,15 @@ if TYPE_CHECKING:
 
     from ferkit.data import FaceDataset
     from ferkit.data.audit import AuditReport
-    from ferkit.data.folders import Layout
 
-app = new_app("Look at, audit, show and convert labelled faces.")
+app = new_app("Inspect, audit, show and convert labelled faces.")
 
 SourceArgument = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="A csv in FER2013's layout (.gz, .xz, .zip, .tar.gz), a folder of LABEL/*.png or "
-        "train/LABEL/*.png, a zip or tar of one, an .npz, or cartoon[:N[:SEED]].",
+        help="A csv in FER2013's layout (also .gz, .xz, .zip, .tar.gz), a Parquet file, a folder of "
+        "LABEL/*.png or train/LABEL/*.png, a zip or tar of one, an .npz, or cartoon[:N[:SEED]].",
         show_default=False,
     ),
 ]
@@ -48,14 +48,13 @@ LabelsOption = Annotated[
         help="given, or from FER+ votes: ferplus-majority, ferplus-argmax, fer2013-majority, fer2013-argmax.",
     ),
 ]
-
-
 TaxonomyOption = Annotated[
     str | None,
     typer.Option(
         "--taxonomy",
-        help="The set that the labels are of: fer2013, ferplus, or own, just the names that there are.",
-        show_default="by the names",
+        help="Convert labels to fer2013, ferplus or own (just those that there are); raf-db or affectnet "
+        "for the numbers of these datasets.",
+        show_default="by their names",
     ),
 ]
 
@@ -69,15 +68,17 @@ def info(
     size: SizeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Say what a source holds: faces, labels, splits, votes, fingerprint."""
+    """Show the faces, labels, splits, votes and fingerprint of a source."""
     import time
 
     from ferkit.data.audit import balance_of
+    from ferkit.data.labels import describe_untrained, labels_without_training
 
     start = time.perf_counter()
     dataset = load_faces(source, size, votes=votes, taxonomy=taxonomy)
     seconds = time.perf_counter() - start
     balance = balance_of(dataset)
+    untrained = labels_without_training(dataset)
     if json:
         print_json(
             {
@@ -86,6 +87,7 @@ def info(
                 "size": dataset.size,
                 "taxonomy": {"id": dataset.taxonomy.id, "labels": dataset.taxonomy.labels},
                 "balance": balance,
+                "labels_without_training": list(untrained),
                 "votes": dataset.votes is not None,
                 "fingerprint": dataset.fingerprint,
             }
@@ -99,6 +101,8 @@ def info(
     out.print(f"fingerprint {dataset.fingerprint}")
     out.print(f"loaded in {seconds:.2f} s\n")
     _print_balance(balance)
+    if untrained:
+        out.print(f"\nwarning: {describe_untrained(untrained)}")
 
 
 @app.command()
@@ -109,13 +113,13 @@ def audit(
     size: SizeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Report class balance, constant and repeated images, contradicting labels, leaks, agreement with FER+.
+    """Report class balance, constant images, duplicates, conflicting labels, leaks and agreement with FER+.
 
-    With --json also the rows of each finding, counted from 1.
+    --json adds the rows of each finding, counted from 1.
     """
     from ferkit.data.audit import audit_dataset
 
-    report = audit_dataset(load_faces(source, size, votes=votes))
+    report = audit_dataset(load_faces(source, size, votes=votes, skip_unreadable=True))
     if json:
         print_json(report.to_json())
     else:
@@ -138,23 +142,25 @@ def show(
         str | None,
         typer.Option(
             "--augment",
-            help="Show also what this augmentation makes of the faces (none, student, modern, ...).",
+            help="Also show augmented copies of the faces (none, student, modern, ...).",
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Which faces, and which randomness.")] = 0,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Seed of the choice of faces and of the augmentation.")
+    ] = 0,
     cell: Annotated[int, typer.Option("--cell", min=16, max=512, help="Side of a face on the sheet.")] = 96,
     votes: VotesOption = None,
     labels: LabelsOption = "given",
     size: SizeOption = None,
 ) -> None:
-    """Write a contact sheet: a row of faces for each label."""
+    """Write a contact sheet with a row of faces per label."""
     from ferkit.core.images import write_image
     from ferkit.data.audit import picked_rows
     from ferkit.data.sheet import Strip, contact_sheet, pick_faces
 
     dataset = load_faces(source, size, votes=votes, labels=labels)
-    # repeats and leaks lie between splits, so they are looked for before one split is taken
+    # Duplicates are searched across splits, before one split is selected.
     dataset = dataset.select(picked_rows(dataset, pick))
     if split != "all":
         dataset = dataset.of_split(split)
@@ -175,7 +181,7 @@ def show(
 
 
 def _augmented(images: NDArray[np.uint8], augmentation: str, seed: int) -> NDArray[np.uint8]:
-    """Return augmented copies; this alone of ``ferkit data`` needs the extra ``train``."""
+    """Return augmented copies, which needs the extra ``train``."""
     load_keras()
     from ferkit.augment import augment_preview
 
@@ -203,145 +209,98 @@ def convert(
     crop_faces: Annotated[
         bool,
         typer.Option(
-            "--crop-faces", help="The pictures are photos: find the largest face in each and cut it out."
+            "--crop-faces", help="The pictures are photos: detect and crop the largest face of each."
         ),
     ] = False,
     detector: Annotated[
         str | None,
-        typer.Option("--detector", help="For --crop-faces: what finds the faces.", show_default="centerface"),
+        typer.Option("--detector", help="Face detector of --crop-faces.", show_default="centerface"),
     ] = None,
     votes_out: Annotated[
         Path | None,
         typer.Option(
             "--votes-out",
-            help="Write the votes to this csv, row by row; only an .npz holds them itself.",
+            help="Write the votes to this csv, row by row; of the formats, only .npz includes them.",
             show_default=False,
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
 ) -> None:
-    """Write labelled faces in another layout; nothing is written unless all of it can be read."""
+    """Write labelled faces in another format; nothing is written unless all of them can be read."""
     from ferkit.core.errors import DataError
-    from ferkit.data import select_faces
-    from ferkit.data.convert import check_target, format_of, write_dataset, write_with_votes
-    from ferkit.data.load import DEFAULT_SIZE
+    from ferkit.data.convert import check_target, format_of, write_dataset
 
     check_target(out, overwrite=overwrite)
     if votes_out is not None:
         if votes_out.resolve().is_relative_to(out.resolve()):
             raise typer.BadParameter(
-                f"{votes_out} is, or lies in, what the faces go to", param_hint="--votes-out"
+                f"{votes_out} is the output {out} or inside it", param_hint="--votes-out"
             )
         check_target(votes_out, kind="csv", overwrite=overwrite)
     if detector is not None and not crop_faces:
-        raise typer.BadParameter("it goes with --crop-faces", param_hint="--detector")
+        raise typer.BadParameter("it needs --crop-faces", param_hint="--detector")
+    if crop_faces and (votes is not None or labels != "given" or votes_out is not None):
+        raise typer.BadParameter("photos have no FER+ votes", param_hint="--votes, --labels, --votes-out")
+    options: dict[str, Any] = {
+        "votes": votes,
+        "labels": labels,
+        "taxonomy": taxonomy,
+        "drop_leaks": drop_leaks,
+        "drop_flat": drop_flat,
+    }
     if crop_faces:
-        if votes is not None:
-            raise typer.BadParameter(
-                "votes belong to the rows of FER2013, not to photos", param_hint="--votes"
-            )
-        if labels != "given" or votes_out is not None:
-            raise typer.BadParameter("photos have no votes", param_hint="--labels, --votes-out")
-        side = DEFAULT_SIZE if size is None else size
-        cropped = _cut_faces(source, side, detector or "centerface", taxonomy)
-        dataset = select_faces(cropped, drop_leaks=drop_leaks, drop_flat=drop_flat)
+        dataset = _load_photos(source, size, detector or "centerface", options)
     else:
-        dataset = load_faces(
-            source,
-            size,
-            votes=votes,
-            drop_leaks=drop_leaks,
-            drop_flat=drop_flat,
-            labels=labels,
-            taxonomy=taxonomy,
-        )
-    if votes_out is None:
-        write_dataset(dataset, out, overwrite=overwrite)
-    elif dataset.votes is None:
-        raise DataError(f"{source} has no votes to write; join them with --votes, or leave out --votes-out")
-    else:
-        write_with_votes(dataset, out, votes_out, overwrite=overwrite)
+        dataset = load_faces(source, size, **options)
+    if votes_out is not None and dataset.votes is None:
+        raise DataError(f"{source} has no votes to write; join them with --votes, or omit --votes-out")
+    write_dataset(dataset, out, votes=votes_out, overwrite=overwrite)
     remark(f"wrote {len(dataset)} faces to {out}")
-    if not dataset.split_named and format_of(out) != "npz":
-        remark(
-            f"{out} names the faces that were held out as its PublicTest, and reports on it will call them "
-            "the selection split; an .npz keeps that nobody named them"
-        )
     if votes_out is not None:
         remark(f"wrote their votes to {votes_out}")
-    elif dataset.votes is not None and format_of(out) != "npz":
-        remark(f"{out} does not hold the votes; --votes-out writes them")
+    if format_of(out) != "npz":
+        if not dataset.split_named:
+            remark(f"{out} names the held-out faces PublicTest; an .npz records that they were held out")
+        if dataset.votes is not None and votes_out is None:
+            remark(f"{out} does not hold the votes; --votes-out writes them")
 
 
-def _cut_faces(source: str, size: int, detector: str, taxonomy: str | None) -> FaceDataset:
-    """Cut the largest face out of each photo; photos without one are named and left out."""
+def _load_photos(source: str, size: int | None, detector: str, options: dict[str, Any]) -> FaceDataset:
+    """Crop the largest face of each photo; photos without one are left out."""
     from rich.progress import Progress
 
     from ferkit.core.crops import crop_faces
-    from ferkit.core.errors import DataError, FerkitError
-    from ferkit.core.images import load_image, to_gray
-    from ferkit.data import make_dataset
-    from ferkit.data.archives import list_members
-    from ferkit.data.folders import describe_passed_over, gather_faces, plan_layout
-    from ferkit.data.labelset import fit_labels
-    from ferkit.data.load import describe_held_out
+    from ferkit.core.images import to_gray
+    from ferkit.data import check_source
+    from ferkit.data.load import DEFAULT_SIZE
     from ferkit.detect import make_detector
 
-    path = Path(source)
-    if not path.exists():
-        raise DataError(f"{path}: there is no such folder or archive of photos")
-    layout: Layout = plan_layout(source, list_members(path))
+    check_source(source)
     finder = make_detector(detector)
-    empty: list[str] = []
-    crowded = 0
+    photos = crowded = 0
 
-    def face_of(name: str, content: bytes) -> NDArray[np.uint8] | None:
-        nonlocal crowded
-        try:
-            photo = load_image(content)
-            found = finder.detect(photo)
-            if not found:
-                empty.append(name)
-                return None
-            crowded += len(found) > 1
-            largest = max(found, key=lambda face: (face.box[2] - face.box[0]) * (face.box[3] - face.box[1]))
-            face: NDArray[np.uint8] = crop_faces(to_gray(photo), [largest.box], size=size)[0]
-        except FerkitError as error:
-            raise DataError(f"{path}: {name}: {error}") from error
-        finally:
-            progress.advance(task)
+    def crop(photo: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
+        nonlocal photos, crowded
+        progress.advance(task)
+        photos += 1
+        found = finder.detect(photo)
+        if not found:
+            return None
+        crowded += len(found) > 1
+        largest = max(found, key=lambda face: (face.box[2] - face.box[0]) * (face.box[3] - face.box[1]))
+        face: NDArray[np.uint8] = crop_faces(to_gray(photo), [largest.box], size=size or DEFAULT_SIZE)[0]
         return face
 
     with Progress(console=console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("finding faces", total=len(layout.places))
-        faces = gather_faces(path, layout, face_of)
-    if passed_over := describe_passed_over(source, layout.passed_over):
-        remark(passed_over)
-    if empty:
-        more = f" and {len(empty) - 5} more" if len(empty) > 5 else ""
-        remark(
-            f"no face in {len(empty)} of {len(layout.places)} photos, left out: {', '.join(empty[:5])}{more}"
-        )
+        task = progress.add_task("detecting faces", total=None)
+        dataset = load_faces(source, size, crop=crop, **options)
     if crowded:
-        remark(f"more than one face in {crowded} of {len(layout.places)} photos; the largest was taken")
-    labels, label_set, lacking = fit_labels(source, faces.labels, faces.taxonomy, taxonomy, by_name=True)
-    if lacking:
-        remark(lacking)
-    dataset = make_dataset(
-        faces.images,
-        labels,
-        faces.split,
-        label_set,
-        source=source,
-        split_named=faces.split_named,
-    )
-    if held_out := describe_held_out(dataset):
-        remark(held_out)
+        remark(f"{crowded} of {photos} photos show several faces; the largest was taken")
     return dataset
 
 
 def _print_balance(balance: Any) -> None:
-    """Print images per split and label, with shares."""
+    """Print the images per split and label with their shares."""
     from rich.table import Table
 
     table = Table("label", box=None, pad_edge=False)
@@ -360,19 +319,26 @@ def _print_balance(balance: Any) -> None:
 
 def _print_audit(report: AuditReport) -> None:
     """Print an audit as text."""
+    from ferkit.data.archives import name_some
+    from ferkit.data.labels import describe_untrained
+
     out = console()
     out.print(f"{report.source}: {report.images} faces of {report.size} x {report.size} pixels\n")
     _print_balance(report.balance)
-    out.print(f"\nconstant images: {sum(map(len, report.flat.values()))}{_by_split(report.flat, len)}")
+    for warning in (describe_untrained(report.untrained), _describe_unreadable(report.unreadable)):
+        if warning:
+            out.print(f"\nwarning: {warning}")
+    flat = [f"{len(rows)} {split}" for split, rows in report.flat.items() if rows]
+    out.print(f"\nconstant images: {sum(map(len, report.flat.values()))} ({', '.join(flat) or 'none'})")
     for split, rows in report.flat.items():
         if rows:
-            out.print(f"  {split}: rows {_some(rows)}")
+            out.print(f"  {split}: rows {name_some(rows)}")
     out.print(f"groups of identical images: {len(report.groups)} ({report.repeated} images)")
     out.print(f"  with conflicting labels: {len(report.conflicting)}")
     out.print(f"  across splits: {len(report.crossing)}")
     for split, count in report.leaked.items():
-        out.print(f"  {split} images that also stand in Training: {count}")
-    out.print(f"  Training images that also stand in a test split (--drop-leaks): {report.leaking}")
+        out.print(f"  {split} images with a duplicate in Training: {count}")
+    out.print(f"  Training images with a duplicate in a test split (--drop-leaks): {report.leaking}")
     for group in report.conflicting[:3]:
         members = zip(group.rows, group.splits, group.labels, strict=True)
         out.print("  for example " + "; ".join(f"row {r} {split} {label}" for r, split, label in members))
@@ -383,17 +349,12 @@ def _print_audit(report: AuditReport) -> None:
     for label, share in report.votes.by_label.items():
         if share is not None:
             out.print(f"  {label:<9} {share:6.1%}")
-    for tta in ("majority", "argmax"):
-        kept = getattr(report.votes, tta)
-        out.print(f"FER+ {tta} keeps {', '.join(f'{n} {split}' for split, n in kept.items())}")
+    for protocol, kept in (("majority", report.votes.majority), ("argmax", report.votes.argmax)):
+        out.print(f"FER+ {protocol} keeps {', '.join(f'{n} {split}' for split, n in kept.items())}")
 
 
-def _by_split(found: Any, count: Any) -> str:
-    """Say how many there are in each split, where there are any."""
-    parts = [f"{count(rows)} {split}" for split, rows in found.items() if rows]
-    return f" ({', '.join(parts)})" if parts else ""
+def _describe_unreadable(names: Sequence[str]) -> str:
+    """Return one sentence about pictures that cannot be decoded; empty if there are none."""
+    from ferkit.data.archives import name_some
 
-
-def _some(rows: tuple[int, ...]) -> str:
-    """List a few rows."""
-    return ", ".join(map(str, rows[:12])) + (f" and {len(rows) - 12} more" if len(rows) > 12 else "")
+    return f"{len(names)} pictures cannot be read and are left out: {name_some(names)}" if names else ""

@@ -1,4 +1,4 @@
-"""``ferkit doctor``: what is installed, what works here, and what is missing for what."""
+"""``ferkit doctor``: versions of the installed libraries, and checks of what works on this machine."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def doctor(
     full: Annotated[bool, typer.Option("--full", help="Start TensorFlow too (takes seconds).")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what is installed, what works here, and what is missing for what.
+    """Show which libraries are installed and what works on this machine.
 
-    The exit status is 1 only where `ferkit predict` cannot work.
+    The exit status is 1 only if `ferkit predict` cannot work.
     """
     versions = {library: library.version() for library in LIBRARIES}
     checks = run_checks(full=full)

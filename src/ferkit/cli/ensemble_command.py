@@ -1,18 +1,20 @@
-"""``ferkit ensemble``: join models into one file that votes."""
+"""``ferkit ensemble``: join models into one file."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ferkit.cli.common import DropFlatOption, VotesOption, new_app, remark
+from ferkit.cli.common import DropFlatOption, JsonFileOption, VotesOption, new_app, remark
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ferkit.export.ensemble_fit import SplitVote
+    from ferkit.core.modelfile import ModelInfo
+    from ferkit.evaluation.ensemble_weights import EnsembleFit
+    from ferkit.export.ensemble import Member
 
 app = new_app()
 
@@ -47,13 +49,10 @@ NameOption = Annotated[
 ]
 TaxonomyOption = Annotated[
     str | None,
-    typer.Option("--taxonomy", help="The output that users meet.", show_default="the first model's"),
+    typer.Option("--taxonomy", help="The default output.", show_default="the first model's"),
 ]
 CardOption = Annotated[
     Path | None, typer.Option("--card", help="Write the model card as well (Markdown).", show_default=False)
-]
-JsonFileOption = Annotated[
-    Path | None, typer.Option("--json", help="Write the figures to this file as well.", show_default=False)
 ]
 ThreadsOption = Annotated[
     int | None,
@@ -80,26 +79,16 @@ def ensemble(
     json: JsonFileOption = None,
     threads: ThreadsOption = None,
 ) -> None:
-    """Join models into one file that votes: the weighted mean of their probabilities.
+    """Join models into one file: the weighted mean of their probabilities.
 
-    With --data the vote gets a temperature of its own, with --fit also fitted weights; what that is worth is
-    measured on faces that each fit had not seen.
+    With --data the ensemble gets a temperature, with --fit fitted weights as well; both are evaluated out of
+    fold. Members are networks: an ensemble of which nothing was fitted is replaced by its members.
     """
     from ferkit.core import files
-    from ferkit.data import faces_digest, load_dataset, select_faces
-    from ferkit.evaluation.ensemble_weights import LEAST_FACES
+    from ferkit.data import load_data
     from ferkit.evaluation.evaluate import SELECTION_SPLIT
-    from ferkit.evaluation.report import MIB
     from ferkit.export.card import render_card
-    from ferkit.export.ensemble import (
-        combine,
-        default_name,
-        default_of,
-        load_member,
-        shared_taxonomies,
-        write_ensemble,
-    )
-    from ferkit.export.ensemble_fit import metrics_of, vote_on_split, votes_as_json, weights_of
+    from ferkit.export.ensemble import export_ensemble, load_member, shared_taxonomies
 
     given = _parse_weights(weights)
     if len(models) < 2:
@@ -108,7 +97,7 @@ def ensemble(
         raise typer.BadParameter(f"{len(models)} models, {len(given)} weights", param_hint="--weights")
     if fit and given is not None:
         raise typer.BadParameter("--fit finds the weights; leave out --weights", param_hint="--fit")
-    wanting = {
+    with_data = {
         "--fit": fit,
         "--votes": votes,
         "--json": json,
@@ -116,79 +105,50 @@ def ensemble(
         "--drop-flat": drop_flat,
         "--threads": threads,
     }
-    if data is None and (given_without := [option for option, value in wanting.items() if value]):
-        raise typer.BadParameter(
-            f"without it there is no use for {', '.join(given_without)}", param_hint="--data"
-        )
+    if data is None and (unused := [option for option, value in with_data.items() if value]):
+        raise typer.BadParameter(f"required with {', '.join(unused)}", param_hint="--data")
     split = SELECTION_SPLIT if split is None else split
     _refuse_overwriting(models, [path for path in (out, card, json) if path is not None])
     members = [load_member(model) for model in models]
-    default = default_of(members, taxonomy)
-    fitted: tuple[SplitVote, ...] = ()
-    source: dict[str, Any] = {}
-    rows: list[dict[str, Any]] = []
+    dataset = None
     if data is not None:
-        side, by = members[0].info.input_size, members[0].info.name
-        whole = load_dataset(data, votes=votes, size=side, needed_by=by, heads=shared_taxonomies(members))
-        dataset = select_faces(whole, drop_flat=drop_flat)
-        fitted = vote_on_split(
-            members, dataset, split=split, weights=given, fit_weights=fit, threads=threads, progress=remark
-        )
-        source = {
-            "source": Path(whole.source).name,
-            "fingerprint": whole.fingerprint,
-            "faces": faces_digest(whole),
-            "fitted": {vote.taxonomy: vote.fit for vote in fitted},
-        }
-        if any(vote.fit != "nothing" for vote in fitted):
-            source["fitted_on"] = split
-        rows = metrics_of(members, fitted, dataset, split)
-    content, info = combine(
+        first = members[0].info
+        heads = shared_taxonomies(members)
+        dataset = load_data(data, votes=votes, size=first.input_size, needed_by=first.name, heads=heads)
+    info, fits = export_ensemble(
         members,
-        name=name or default_name(out),
-        weights=weights_of(members, fitted, given),
-        temperatures={vote.taxonomy: vote.fitted.vote.temperature for vote in fitted},
-        default_taxonomy=default,
-        metrics=rows,
-        data=source,
+        out,
+        name=name or "",
+        weights=given,
+        default_taxonomy=taxonomy,
+        dataset=dataset,
+        split=split,
+        drop_flat=drop_flat,
+        fit_weights=fit,
+        threads=threads,
+        progress=remark,
     )
-    write_ensemble(content, info, members, out)
-    fitted_to = {vote.taxonomy for vote in fitted}
-    for head in info.taxonomies:
-        if head.id not in fitted_to:
-            lacks = "no --data" if data is None else f"no labels for it in {data}, {split}"
-            shared = bool(fitted) and fitted[0].weights_fitted
-            weighted = f"; its weights are those of {fitted[0].taxonomy}" if shared else ""
-            remark(f"{head.id}: {lacks}, so the vote is not calibrated in it (temperature 1){weighted}")
-    for vote in fitted:
-        if vote.fit == "nothing":
-            remark(
-                f"{vote.labels}: to {vote.fitted.n} labelled faces in {split} nothing is fitted, which takes "
-                f"{LEAST_FACES}, so the temperature is 1"
-                + (f" and the weights are those of {fitted[0].taxonomy}" if fitted[0].weights_fitted else "")
-            )
-        elif vote.fitted.vote.temperature == 1:
-            remark(
-                f"{vote.labels}: the labelled faces in {split} do not determine a temperature (all are told "
-                "apart, or none), so it is 1"
-            )
-        print(_format_vote(models, vote, split) + "\n")
+    for line in _notes(info, fits, "no --data" if data is None else f"no labels for it in {data}, {split}"):
+        remark(line)
+    for found in fits:
+        print(_format_fit(models, found, split) + "\n")
+    size = out.stat().st_size
     print(
-        f"wrote {out}: {len(info.members)} of {len(members)} members, {info.parameters:,} parameters, "
-        f"{info.mmac:.4g} MMAC, {out.stat().st_size / MIB:.2f} MiB"
+        f"wrote {out}: {len(info.members)} networks from {len(models)} models, "
+        f"{info.parameters:,} parameters, {info.mmac:.4g} MMAC, {size / 2**20:.2f} MiB"
     )
     if card is not None:
-        files.write_text(card, render_card(info, out.stat().st_size))
+        files.write_text(card, render_card(info, size))
         print(f"{card}: the model card")
     if json is not None:
-        files.write_json(json, {"split": split, "data": source, "votes": votes_as_json(members, fitted)})
+        files.write_json(json, _as_json(info, fits, split, members))
 
 
 def _refuse_overwriting(models: Sequence[str], outputs: Sequence[Path]) -> None:
-    """Refuse to write over what votes.
+    """Refuse to overwrite a member, by whatever name.
 
     Raises:
-        OutputError: If an output is the file of a member, by whatever name.
+        OutputError: If an output is the file of a member.
         ModelFileError: If there is no such member.
     """
     from ferkit.core.errors import OutputError
@@ -215,35 +175,68 @@ def _parse_weights(text: str | None) -> list[float] | None:
         ) from None
 
 
-def _format_vote(models: Sequence[str], vote: SplitVote, split: str) -> str:
-    from ferkit.evaluation.ensemble_weights import Figures
-    from ferkit.evaluation.report import percent, split_label, table
+def _notes(info: ModelInfo, fits: Sequence[EnsembleFit], lacks: str) -> list[str]:
+    """Return a line for each taxonomy that is not calibrated, with the reason."""
+    from ferkit.evaluation.ensemble_weights import LEAST_FACES
 
-    def line(what: str, weight: str, figures: Figures) -> tuple[str, ...]:
-        low, high = vote.fitted.interval(figures)
-        return (
-            what,
-            weight,
-            percent(figures.accuracy),
-            f"{percent(low)}-{percent(high)}",
-            f"{figures.nll:.4f}",
-            f"{figures.ece:.4f}",
-        )
-
-    fitted = vote.fitted
-    rows: list[Sequence[str]] = [("", "weight", "accuracy %", "95 % interval", "NLL", "ECE")]
-    rows += [
-        line(models[k], f"{weight:.3f}", figures)
-        for k, weight, figures in zip(vote.voters, fitted.vote.weights, fitted.members, strict=True)
+    fitted = [fit.taxonomy for fit in fits if fit.fit == "weights and temperature"]
+    first = f"; its weights are those of {fitted[0]}" if fitted else ""
+    labelled = {fit.taxonomy for fit in fits}
+    lines = [
+        f"{head.id}: {lacks}, so it is not calibrated (temperature 1){first}"
+        for head in info.taxonomies
+        if head.id not in labelled
     ]
-    if vote.weights_fitted and fitted.equal is not None:
-        rows.append(line("vote, equal weights, temperature out of fold", "", fitted.equal))
-    if fitted.out_of_fold is None:
-        rows.append(line("vote, nothing fitted", "", fitted.in_sample))
+    for fit in fits:
+        if fit.fit == "nothing":
+            lines.append(
+                f"{fit.labels}: {fit.in_sample.n} labelled faces are too few to fit anything ({LEAST_FACES} "
+                f"are needed), so the temperature is 1{first}"
+            )
+        elif fit.weighting.temperature == 1:
+            lines.append(
+                f"{fit.labels}: the labelled faces do not determine a temperature (all predictions are "
+                "right, or none), so it is 1"
+            )
+    return lines
+
+
+def _format_fit(models: Sequence[str], fit: EnsembleFit, split: str) -> str:
+    from ferkit.evaluation.report import split_label
+    from ferkit.evaluation.text import percent, table
+
+    weights = [f"{weight:.3f}" for weight in fit.weighting.weights]
+    shown = list(zip([models[k] for k in fit.members], weights, fit.alone, strict=True))
+    if fit.out_of_fold is None:
+        shown.append(("ensemble, nothing fitted", "", fit.in_sample))
     else:
-        rows.append(line(f"vote, {vote.fit} out of fold", "", fitted.out_of_fold))
-        rows.append(line(f"vote, {vote.fit} in sample (not to be quoted)", "", fitted.in_sample))
+        if fit.equal is not None and fit.fit != "temperature":
+            shown.append(("ensemble, equal weights, temperature out of fold", "", fit.equal))
+        shown.append((f"ensemble, {fit.fit} out of fold", "", fit.out_of_fold))
+        shown.append((f"ensemble, {fit.fit} in sample (not to be quoted)", "", fit.in_sample))
+    rows: list[Sequence[str]] = [("", "weight", "accuracy %", "95 % interval", "NLL", "ECE")]
+    for name, weight, scores in shown:
+        interval = "-".join(percent(end) for end in scores.interval)
+        figures = (percent(scores.accuracy), interval, f"{scores.nll:.4f}", f"{scores.ece:.4f}")
+        rows.append((name, weight, *figures))
     return (
-        f"{vote.labels}, {split_label(split)}, {fitted.n:,} faces, single view, "
-        f"temperature {fitted.vote.temperature:.3f}\n{table(rows)}"
+        f"{fit.labels}, {split_label(split)}, {fit.in_sample.n:,} faces, tta none, "
+        f"temperature {fit.weighting.temperature:.3f}\n{table(rows)}"
     )
+
+
+def _as_json(
+    info: ModelInfo, fits: Sequence[EnsembleFit], split: str, members: Sequence[Member]
+) -> dict[str, object]:
+    """Return the figures as plain dicts and lists: shares in 0..1, unrounded."""
+    from dataclasses import asdict
+
+    return {
+        "split": split,
+        "data": info.training.model_dump(include={"source", "fingerprint", "faces", "fitted", "fitted_on"}),
+        "models": [{"name": member.info.name, "sha256": member.sha256} for member in members],
+        "fits": [
+            {key: value for key, value in asdict(fit).items() if key not in ("predictions", "held_out")}
+            for fit in fits
+        ],
+    }

@@ -1,293 +1,232 @@
-"""``ferkit evaluate``: measure a model on a split."""
+"""``ferkit evaluate``: measure a model on labelled faces, or model and detector on labelled photos."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ferkit.cli.common import (
+    TTA_HELP,
     DataChoice,
     DropFlatOption,
     JsonFileOption,
+    ModelOrRun,
     ProviderOption,
+    RuntimeThreadsOption,
     VotesOption,
     as_tta_mode,
     load_keras,
     new_app,
+    option,
+    progress,
+    refuse_options,
     remark,
 )
 
+if TYPE_CHECKING:
+    from ferkit.evaluation.photos import PhotoPrediction
+    from ferkit.recognize import Recognizer
+
 app = new_app()
-
-ModelArgument = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="[MODEL]",
-        help="A model file, a run's folder, or the name of an embedded model.",
-        show_default="the embedded model",
-    ),
-]
-TtaOption = Annotated[
-    str, typer.Option("--tta", help="Test-time augmentation: none, flip or ten-crop; with --data also all.")
-]
-LeaksOption = Annotated[
-    bool,
-    typer.Option(
-        "--drop-leaks", help="Measure also without the faces that stand in the model's training split, too."
-    ),
-]
-FolderOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        help="Write text, JSON, and pictures or photos.csv, to this folder.",
-        show_default=False,
-    ),
-]
-AnswersOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--answers", help="Write what was answered about each face to this csv.", show_default=False
-    ),
-]
-ResultsOption = Annotated[
-    Path | None,
-    typer.Option("--results", help="Add to this csv, or replace in it, one row per tta.", show_default=False),
-]
-OverwriteOption = Annotated[
-    bool,
-    typer.Option(
-        "--overwrite", help="With --results: replace rows of this name, whatever model or figures they tell."
-    ),
-]
-NameOption = Annotated[
-    str | None,
-    typer.Option("--name", help="What to call the model in the report and the rows.", show_default="its own"),
-]
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--threads", min=1, help="Threads of ONNX Runtime; not for a run.", show_default="the usable cores"
-    ),
-]
-
-
-PhotosOption = Annotated[
-    Path | None,
-    typer.Option("--photos", help="Photos in folders named by label, instead of --data.", show_default=False),
-]
-SplitOption = Annotated[
-    str | None,
-    typer.Option(
-        "--split",
-        help="For --data: Training, PublicTest, PrivateTest, or all faces (all).",
-        show_default="PublicTest",
-    ),
-]
-DetectorOption = Annotated[
-    str | None,
-    typer.Option(
-        "--detector", help="For --photos: centerface, yunet:FILE, or none.", show_default="centerface"
-    ),
-]
-MinFaceOption = Annotated[
-    float | None,
-    typer.Option(
-        "--min-face",
-        min=5,
-        help="For --photos: height in pixels of the smallest face wanted.",
-        show_default="search for 48, keep what turns up",
-    ),
-]
-TaxonomyOption = Annotated[
-    str | None,
-    typer.Option(
-        "--taxonomy", help="For --photos: the label set.", show_default="the first that knows the folders"
-    ),
-]
 
 
 @app.command()
 def evaluate(
-    model: ModelArgument = None,
+    model: ModelOrRun = None,
     *,
     data: DataChoice = None,
-    photos: PhotosOption = None,
+    photos: Annotated[
+        Path | None, option("--photos", "Photos in folders named by label, not --data.")
+    ] = None,
     votes: VotesOption = None,
-    split: SplitOption = None,
-    tta: TtaOption = "none",
-    drop_leaks: LeaksOption = False,
+    split: Annotated[
+        str | None, option("--split", "For --data: Training, PublicTest, PrivateTest, or all.", "PublicTest")
+    ] = None,
+    tta: Annotated[str, option("--tta", f"{TTA_HELP}; with --data also all.", "none")] = "none",
+    drop_leaks: Annotated[
+        bool, option("--drop-leaks", "Measure also without the duplicates of the model's training faces.")
+    ] = False,
     drop_flat: DropFlatOption = False,
     json: JsonFileOption = None,
-    out: FolderOption = None,
-    answers: AnswersOption = None,
-    results: ResultsOption = None,
-    overwrite: OverwriteOption = False,
-    name: NameOption = None,
-    threads: ThreadsOption = None,
-    detector: DetectorOption = None,
-    min_face: MinFaceOption = None,
-    taxonomy: TaxonomyOption = None,
+    out: Annotated[
+        Path | None, option("--out", "Write text, JSON, and pictures or photos.csv, to this folder.")
+    ] = None,
+    predictions: Annotated[
+        Path | None, option("--predictions", "Write the predictions for each face to this csv.")
+    ] = None,
+    results: Annotated[
+        Path | None, option("--results", "Add to this csv, or replace in it, one row per tta.")
+    ] = None,
+    overwrite: Annotated[
+        bool, option("--overwrite", "With --results: replace rows of this name without checks.")
+    ] = False,
+    name: Annotated[str | None, option("--name", "Name of the model in report and rows.", "its own")] = None,
+    threads: RuntimeThreadsOption = None,
+    detector: Annotated[
+        str | None, option("--detector", "For --photos: centerface, yunet:FILE, or none.", "centerface")
+    ] = None,
+    min_face: Annotated[
+        float | None,
+        option(
+            "--min-face",
+            "For --photos: height in pixels of the smallest face to search for.",
+            "48, keep smaller ones that are found",
+            min=5,
+        ),
+    ] = None,
+    taxonomy: Annotated[
+        str | None, option("--taxonomy", "For --photos: the label set.", "the first with all labels")
+    ] = None,
+    label_map: Annotated[
+        list[str] | None,
+        option(
+            "--map",
+            "For --photos: the label of a folder named otherwise, or a TOML or csv file of them; may be "
+            "repeated. An empty label leaves the folder out.",
+            metavar="FOLDER=LABEL",
+        ),
+    ] = None,
     provider: ProviderOption = None,
 ) -> None:
-    """Measure a model on a split, or the whole pipeline on labelled photos.
+    """Measure a model on a split of labelled faces, or model and detector on labelled photos.
 
-    With --photos: faces are found and read as in `ferkit predict`; accuracy, faces missed, and scores of each
-    class. --detector, --min-face, --taxonomy and --provider go with it alone.
+    With --data: accuracy with its 95 % interval, mean recall, macro F1, scores of each class, confusion
+    matrix, negative log-likelihood and expected calibration error; with --votes also on the FER+ labels,
+    under both protocols. Data without splits are divided as for training; --split all measures all faces.
 
-    With --data: accuracy with its 95 % Wilson interval, macro F1, precision and recall of each class,
-    confusion matrix, negative log-likelihood and expected calibration error; with --votes also on the FER+
-    labels, by both tta_modes. Data that name no splits are divided as for training; --split all measures all.
+    With --photos: faces are found and recognised as in `ferkit predict`. Accuracy and mean recall with their
+    95 % intervals, over all photos (a missed face counts as wrong) and over the faces found; faces missed,
+    scores of each class, confusion matrix.
     """
     if (data is None) == (photos is None):
         raise typer.BadParameter("name either --data or --photos", param_hint="--data")
+    for_data: dict[str, object] = {
+        "--votes": votes,
+        "--split": split,
+        "--drop-leaks": drop_leaks,
+        "--drop-flat": drop_flat,
+    }
+    for_data |= {"--predictions": predictions, "--results": results, "--overwrite": overwrite, "--name": name}
+    for_photos: dict[str, object] = {"--detector": detector, "--min-face": min_face, "--taxonomy": taxonomy}
+    for_photos |= {"--map": label_map, "--provider": provider}
     if photos is not None:
-        _refuse(
-            {
-                "--votes": votes,
-                "--split": split,
-                "--drop-leaks": drop_leaks,
-                "--drop-flat": drop_flat,
-                "--answers": answers,
-                "--results": results,
-                "--overwrite": overwrite,
-                "--name": name,
-            },
-            "it goes with --data, not with --photos",
-        )
-        options = {
-            "detector": "centerface" if detector is None else detector,
-            "min_face": min_face,
-            "providers": provider,
-            "threads": threads,
-        }
-        _measure_photos(model, photos, tta, taxonomy, options, json, out)
+        refuse_options(for_data, "it goes with --data, not with --photos")
+        options: dict[str, Any] = {"min_face": min_face, "providers": provider, "threads": threads}
+        options |= {"taxonomy": taxonomy, "tta": as_tta_mode(tta), "detector": detector or "centerface"}
+        _measure_photos(model, photos, label_map or [], options, json, out)
         return
-    _refuse(
-        {"--detector": detector, "--min-face": min_face, "--taxonomy": taxonomy, "--provider": provider},
-        "it goes with --photos, not with --data",
-    )
     assert data is not None
+    refuse_options(for_photos, "it goes with --photos, not with --data")
     if results is None:
-        _refuse({"--overwrite": overwrite}, "it replaces rows of --results, which is not given")
+        refuse_options({"--overwrite": overwrite}, "it replaces rows of --results, which is not given")
     if model is not None and Path(model).is_dir():
-        _refuse(
-            {"--threads": threads}, "it is for model files; a run's network takes its framework's threads"
-        )
+        refuse_options({"--threads": threads}, "it is for model files; a run uses the threads of its backend")
         load_keras()
-    from dataclasses import replace
-    from datetime import UTC, datetime
-
-    from ferkit import __version__
     from ferkit.core import files
     from ferkit.core.crops import TTA_MODES
-    from ferkit.data import load_dataset, select_faces
-    from ferkit.evaluation.answers import measured_rows, recorded, write_answers
-    from ferkit.evaluation.evaluate import EVERYTHING, SELECTION_SPLIT
-    from ferkit.evaluation.evaluate import evaluate as measure
-    from ferkit.evaluation.report import Report, format_report, report_as_json, write_report
+    from ferkit.evaluation.evaluate import SELECTION_SPLIT
+    from ferkit.evaluation.report import evaluate as measure
     from ferkit.evaluation.results import read_results, rows_of, update_results
-    from ferkit.evaluation.subject import knows_data, open_subject, weights_fitted_here, with_held_out
 
-    if tta not in (*TTA_MODES, "all"):
-        raise typer.BadParameter(f"{tta!r} is none of {', '.join(TTA_MODES)}, all", param_hint="--tta")
+    modes = TTA_MODES if tta == "all" else (as_tta_mode(tta, "all"),)
     if results is not None:
-        # A file that is no table of results is noticed now, not after the measuring.
-        read_results(results)
-    subject = open_subject(model, threads=threads)
-    whole = load_dataset(
+        read_results(results)  # refuses another file before the measurement
+    if len(modes) > 1:
+        remark(f"measuring with tta {', '.join(modes)}")
+    report = measure(
+        model,
         data,
         votes=votes,
-        size=subject.input_size,
-        needed_by=subject.facts.name,
-        heads=tuple(subject.heads.values()),
-        tell_held_out=split != EVERYTHING,
-    )
-    known = knows_data(subject.facts, whole)
-    if split is None:
-        split = SELECTION_SPLIT
-        if not whole.split_named and not known:
-            remark(f"measuring what is held out as PublicTest; --split all measures all {len(whole)} faces")
-    dataset = select_faces(whole, drop_flat=drop_flat)
-    chosen = TTA_MODES if tta == "all" else (tta,)
-    if len(chosen) > 1:
-        remark(f"measuring {subject.facts.name} on {split}: {', '.join(chosen)}")
-    predict, answered = recorded(subject.predict)
-    evaluation = measure(
-        predict,
-        dataset,
-        heads=subject.heads,
-        split=split,
-        tta_modes=chosen,
+        split=split or SELECTION_SPLIT,
+        tta=modes,
         drop_leaks=drop_leaks,
-        train_splits=subject.facts.train_splits,
+        drop_flat=drop_flat,
+        name=name,
+        threads=threads,
     )
-    in_sample = weights_fitted_here(subject.facts, whole, split)
-    if in_sample:
-        evaluation = with_held_out(evaluation, subject.facts)
-    facts = subject.facts if name is None else replace(subject.facts, name=name)
-    today = datetime.now(UTC).date().isoformat()
-    report = Report(facts, evaluation, today, __version__, known, whole.split_named, in_sample)
-    print(format_report(report), end="")
+    assert report.predictions is not None
+    if split is None and not report.split_named and not report.known_data:
+        faces = len(report.predictions.dataset)
+        remark(f"measured the faces held out as PublicTest; --split all measures all {faces} faces")
+    print(report)
     if json is not None:
-        files.write_json(json, report_as_json(report))
+        files.write_json(json, report.to_dict())
     if out is not None:
-        written = write_report(report, out)
-        remark(f"wrote {len(written)} files to {out}")
-    if answers is not None:
-        rows = measured_rows(whole, split, drop_flat=drop_flat)
-        write_answers(answers, whole, rows, answered, subject.heads)
-        remark(f"wrote what was answered about {len(rows):,} faces to {answers}")
+        remark(f"wrote {len(report.write(out))} files to {out}")
+    if predictions is not None:
+        report.predictions.write(predictions)
+        remark(f"wrote the predictions for {len(report.predictions.rows):,} faces to {predictions}")
     if results is not None:
         update_results(results, rows_of(report), overwrite=overwrite)
-        remark(f"wrote {len(chosen)} {'row' if len(chosen) == 1 else 'rows'} to {results}")
-
-
-def _refuse(given: dict[str, object], why: str) -> None:
-    """Raise a usage error that names those of the options that were given."""
-    if foreign := [name for name, value in given.items() if value not in (None, False)]:
-        raise typer.BadParameter(why, param_hint=", ".join(foreign))
+        remark(f"wrote {len(modes)} {'row' if len(modes) == 1 else 'rows'} to {results}")
 
 
 def _measure_photos(
     model: str | None,
     photos: Path,
-    tta: str,
-    taxonomy: str | None,
+    label_map: list[str],
     options: dict[str, Any],
     json: Path | None,
     out: Path | None,
 ) -> None:
-    from ferkit.cli.labelled_photos import (
-        find_labelled,
-        format_photo_report,
-        judge,
-        photo_report_as_json,
-        read_labelled,
-        taxonomy_for,
-        write_photo_report,
-    )
+    from ferkit.batch.sources import find_photos
     from ferkit.core import files
     from ferkit.core.modelfile import read_model, resolve_model
+    from ferkit.evaluation import photos as labelled
     from ferkit.recognize import Recognizer
 
-    looks = as_tta_mode(tta)
-    labelled = find_labelled(photos)
+    mapped = labelled.read_label_map(label_map)
+    found = labelled.label_photos(photos, find_photos([str(photos)]))
     content, info = read_model(resolve_model(model))
-    chosen = taxonomy_for(info, {label for _, label in labelled}, taxonomy)
-    recognizer = Recognizer(content, taxonomy=chosen.id, tta=looks, **options)
-    answers = read_labelled(recognizer, labelled)
-    for answer in answers:
-        if answer.error:
-            remark(f"error: {answer.error}")
-    report = judge(recognizer, answers, source=str(photos), tta=looks)
-    print(format_photo_report(report), end="")
+    folders = {folder for _, folder in found}
+    taxonomy, label_of = labelled.fit_taxonomy(info, folders, options["taxonomy"], mapped)
+    recognizer = Recognizer(content, **options | {"taxonomy": taxonomy.id})
+    chosen = [(name, label_of[folder]) for name, folder in found if folder in label_of]
+    predictions = _predict_photos(recognizer, chosen)
+    report = labelled.evaluate_photos(
+        predictions,
+        taxonomy,
+        model=f"{info.name} {info.version}",
+        detector=recognizer.detector.name,
+        tta=options["tta"],
+        source=str(photos),
+        left_out=len(found) - len(chosen),
+    )
+    print(report)
     if json is not None:
-        files.write_json(json, photo_report_as_json(report))
+        files.write_json(json, report.to_dict())
     if out is not None:
-        write_photo_report(report, answers, chosen, out)
-        remark(f"wrote 3 files to {out}")
+        remark(f"wrote {len(labelled.write_photo_report(report, predictions, out))} files to {out}")
     if report.unreadable:
         raise typer.Exit(1)
+
+
+def _predict_photos(recognizer: Recognizer, labelled: list[tuple[str, str]]) -> list[PhotoPrediction]:
+    """Recognise labelled photos; of several faces the largest counts, and unreadable photos are reported."""
+    import numpy as np
+
+    from ferkit.evaluation.photos import PhotoPrediction
+    from ferkit.recognize import Unreadable
+    from ferkit.recognize.results import face_cells, face_columns
+
+    columns = face_columns(recognizer.taxonomy.labels)
+    predictions = []
+    with progress("photos", len(labelled)) as advance:
+        results = recognizer.predict_each(name for name, _ in labelled)
+        for (name, label), result in zip(labelled, results, strict=True):
+            if isinstance(result, Unreadable):
+                remark(f"error: {result.error}")
+                nothing = dict.fromkeys(columns)
+                predictions.append(PhotoPrediction(name, label, error=str(result.error), details=nothing))
+            elif not result.faces:
+                predictions.append(PhotoPrediction(name, label, details=dict.fromkeys(columns)))
+            else:
+                largest = max(result.faces, key=lambda f: (f.box[2] - f.box[0]) * (f.box[3] - f.box[1]))
+                # Not the label: it is "uncertain" below a minimum confidence.
+                p = np.array(list(largest.probabilities.values()))
+                details = dict(zip(columns, face_cells(largest), strict=True))
+                predictions.append(PhotoPrediction(name, label, len(result.faces), p, details=details))
+            advance()
+    return predictions

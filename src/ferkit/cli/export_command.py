@@ -17,18 +17,18 @@ def export(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)],
     data: DataOption,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The model file.  [default: RUN/model.onnx]")
+        Path | None, typer.Option("--out", "-o", help="The model file.", show_default="RUN/model.onnx")
     ] = None,
     votes: VotesOption = None,
     name: Annotated[
-        str | None, typer.Option("--name", help="The model's name.  [default: the recipe's]")
+        str | None, typer.Option("--name", help="The model's name.", show_default="the recipe's")
     ] = None,
     version: Annotated[str, typer.Option("--version", help="The model's version.")] = "1",
     precision: Annotated[
-        str, typer.Option("--precision", help="How weights are stored: float32, float16 or int8.")
+        str, typer.Option("--precision", help="Of the stored weights: float32, float16 or int8.")
     ] = "float32",
     taxonomy: Annotated[
-        str | None, typer.Option("--taxonomy", help="The head that users meet.  [default: the first]")
+        str | None, typer.Option("--taxonomy", help="The default output.", show_default="the first head")
     ] = None,
     training_weights: Annotated[
         Path | None,
@@ -38,39 +38,31 @@ def export(
         Path | None, typer.Option("--card", help="Write the model card as well (Markdown).")
     ] = None,
     licence: Annotated[
-        str | None, typer.Option("--licence", help="Of the weights.  [default: by the data's faces]")
+        str | None, typer.Option("--licence", help="Of the weights.", show_default="by the data")
     ] = None,
-    cams: Annotated[
-        bool, typer.Option(help="Add class activation maps where the network gives them.")
-    ] = True,
-    notes: Annotated[str, typer.Option("--notes", help="For people; kept in the file.")] = "",
+    cams: Annotated[bool, typer.Option(help="Add class activation maps, if the network has them.")] = True,
+    notes: Annotated[str, typer.Option("--notes", help="Free text for the model card.")] = "",
 ) -> None:
     """Write a run's network as one self-describing ONNX file.
 
-    Temperatures are fitted and metrics measured on the run's validation split (FER2013: PublicTest), and the
-    file's answers are compared with the network's: where they differ, nothing is written.
+    Temperatures are fitted and metrics measured on the run's validation split (FER2013: PublicTest). The
+    file's predictions are compared with the network's; if they differ, nothing is written.
     """
     from ferkit.core import files
-    from ferkit.core.errors import ModelFileError
     from ferkit.core.extras import require
 
     load_keras()
     require("tf2onnx", "train")
-    from ferkit.data import load_dataset
     from ferkit.export.card import render_card
     from ferkit.export.run import export_run, write_training_weights
     from ferkit.training.runs import load_run
 
-    loaded = load_run(run)
-    target = out or run / "model.onnx"
-    if target.suffix != ".onnx":
-        raise ModelFileError(f"a model file ends with .onnx. Received: {target}")
-    release = export_run(
+    loaded, path = load_run(run), out or run / "model.onnx"
+    info = export_run(
         loaded,
-        target,
-        load_dataset(
-            data, votes=votes, size=loaded.input_size, needed_by=f"run {run}", heads=loaded.taxonomies
-        ),
+        data,
+        path,
+        votes=votes,
         name=name,
         version=version,
         precision=precision,
@@ -79,27 +71,28 @@ def export(
         licence=licence,
         notes=notes,
     )
-    info = release.info
+    size = path.stat().st_size
     print(
-        f"{release.path}: {release.bytes / 2**20:.2f} MiB, {info.parameters:,} parameters, "
-        f"{info.mmac:.1f} MMAC, {info.precision} weights"
+        f"{path}: {size / 2**20:.2f} MiB, {info.parameters:,} parameters, {info.mmac:.1f} MMAC, "
+        f"{info.precision} weights"
     )
-    print(
-        f"against the Keras network: largest difference {release.difference:.1e}, "
-        f"same label on {100 * release.agreement:.2f} %"
-    )
+    if info.parity:
+        print(
+            f"against the Keras network: largest difference {info.parity.largest_difference:.1e}, "
+            f"same label on {100 * info.parity.same_label:.2f} %"
+        )
     for head in info.taxonomies:
         print(f"{head.id}: temperature {head.temperature:.3f}")
     for row in info.metrics:
-        if not row["without_leaks"]:
+        if not row.without_leaks:
+            ece = "-" if row.ece_out_of_fold is None else f"{row.ece_out_of_fold:.4f} out of fold"
             print(
-                f"{row['split']} {row['labels']}, {row['tta']}: {100 * row['accuracy']:.2f} % "
-                f"({100 * row['interval'][0]:.2f}-{100 * row['interval'][1]:.2f}), ECE "
-                + ("-" if row["ece_out_of_fold"] is None else f"{row['ece_out_of_fold']:.4f} out of fold")
+                f"{row.split} {row.labels}, tta {row.tta}: {100 * row.accuracy:.2f} % "
+                f"({100 * row.interval[0]:.2f}-{100 * row.interval[1]:.2f}), ECE {ece}"
             )
     if card is not None:
-        files.write_text(card, render_card(info, release.bytes))
+        files.write_text(card, render_card(info, size))
         print(f"{card}: the model card")
     if training_weights is not None:
-        size = write_training_weights(loaded, training_weights)
-        print(f"{training_weights}: {size / 2**20:.2f} MiB, for --init")
+        written = write_training_weights(loaded, training_weights)
+        print(f"{training_weights}: {written / 2**20:.2f} MiB, for --init")

@@ -25,6 +25,7 @@ from ferkit.cli.common import (
     console,
     new_app,
     remark,
+    time_left,
 )
 from ferkit.cli.interrupts import stopping
 
@@ -249,9 +250,9 @@ def _progress(lookup: Lookup, *, hidden: bool) -> Iterator[Callable[[], None]]:
     if hidden or not screen.is_terminal:
         yield lambda: None
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    columns = (MofNCompleteColumn(), TextColumn("photos"), BarColumn(), TimeRemainingColumn())
+    columns = (MofNCompleteColumn(), TextColumn("photos"), BarColumn(), time_left())
     bar = Progress(*columns, console=screen, transient=True, redirect_stdout=False)
     task = bar.add_task("", total=None)
 

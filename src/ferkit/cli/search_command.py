@@ -1,4 +1,4 @@
-"""``ferkit search``: many networks drawn from a space and trained, with a live table."""
+"""``ferkit search``: hyperparameter search with a live table."""
 
 from __future__ import annotations
 
@@ -6,27 +6,36 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ferkit.cli.common import DataOption, VotesOption, command_line, console, data_options, new_app, remark
 
+if TYPE_CHECKING:
+    from ferkit.search.cluster import Machine
+    from ferkit.search.report import Report
+    from ferkit.search.study import Search, Trial
+
 app = new_app()
 
 _SHOWN = 12
-"""Trials that the live table shows beside those that run: the best ones."""
+"""Trials in the live table beside the running ones: the best."""
+
+
+def _option(*names: str, help: str) -> Any:
+    return typer.Option(*names, help=help, show_default=False)
 
 
 def _list_spaces(wanted: bool) -> None:
-    """Print the shipped spaces and leave."""
+    """Print the shipped spaces and exit."""
     if not wanted:
         return
     from rich.table import Table
 
     from ferkit.search.space import load_space, shipped_spaces
 
-    table = Table("space", "parameters", "from recipe", "what it searches", box=None, pad_edge=False)
+    table = Table("space", "parameters", "from recipe", "description", box=None, pad_edge=False)
     for name in shipped_spaces():
         space = load_space(name)
         table.add_row(name, str(len(space.parameters)), space.base.name, space.description)
@@ -39,192 +48,151 @@ def search(
     data: DataOption,
     space: Annotated[
         str | None,
-        typer.Argument(help="A shipped space's name (see --list) or a TOML file.", show_default=False),
+        typer.Argument(help="Name of a shipped space (see --list) or a TOML file.", show_default=False),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The search's folder.  [default: runs/search-SPACE]")
+        Path | None, _option("--out", "-o", help="Folder of the search.  [default: runs/search-SPACE]")
     ] = None,
     trials: Annotated[
-        int | None,
-        typer.Option("--trials", "-n", help="Configurations to train.  [default: 20]", show_default=False),
+        int | None, _option("--trials", "-n", help="Number of configurations.  [default: 20]")
     ] = None,
     votes: VotesOption = None,
     resume: Annotated[
         Path | None,
-        typer.Option(
+        _option(
             "--resume",
-            help="Go on with this search; --trials, --max-epochs and --max-hours may be changed.",
-            show_default=False,
+            help="Continue this search; --trials, --max-epochs and --max-hours may change.",
         ),
     ] = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="With --resume: start failed trials again.")
+        bool, typer.Option("--retry-failed", help="With --resume: train failed trials again.")
     ] = False,
     method: Annotated[
-        str | None,
-        typer.Option("--method", help="random, or tpe (Optuna).  [default: random]", show_default=False),
+        str | None, _option("--method", help="Sampler: random or tpe.  [default: random]")
     ] = None,
     asha: Annotated[bool, typer.Option("--asha", help="Stop poor trials early.")] = False,
     grace: Annotated[
-        int | None,
-        typer.Option("--grace", help="ASHA: epochs for every trial.  [default: 1]", show_default=False),
+        int | None, _option("--grace", help="ASHA: epochs that every trial gets.  [default: 1]")
     ] = None,
     reduction: Annotated[
-        float | None,
-        typer.Option("--reduction", help="ASHA: one in so many goes on.  [default: 3]", show_default=False),
-    ] = None,
-    seed: Annotated[
         int | None,
-        typer.Option("--seed", help="Of what is drawn.  [default: 0]", show_default=False),
+        _option("--reduction", help="ASHA: one in so many trials passes each rung.  [default: 3]"),
     ] = None,
+    seed: Annotated[int | None, _option("--seed", help="Seed of the sampler.  [default: 0]")] = None,
     max_mmac: Annotated[
         float | None,
-        typer.Option(
-            "--max-mmac", help="Refuse networks of more million multiplications.", show_default=False
-        ),
+        _option("--max-mmac", help="Refuse networks of more million multiply-accumulates per face."),
     ] = None,
     max_params: Annotated[
-        int | None,
-        typer.Option("--max-params", help="Refuse networks of more parameters.", show_default=False),
+        int | None, _option("--max-params", help="Refuse networks of more parameters.")
     ] = None,
     max_hours: Annotated[
         float | None,
-        typer.Option(
-            "--max-hours",
-            help="Start no trial once all have trained so long together.",
-            show_default=False,
-        ),
+        _option("--max-hours", help="Start no further trial after so many hours of training in total."),
     ] = None,
     max_epochs: Annotated[
-        int | None,
-        typer.Option(
-            "--max-epochs",
-            help="Start no trial once all have done so many epochs together.",
-            show_default=False,
-        ),
+        int | None, _option("--max-epochs", help="Start no further trial after so many epochs in total.")
     ] = None,
     retries: Annotated[
         int | None,
-        typer.Option("--retries", help="For a trial whose worker is lost.  [default: 3]", show_default=False),
+        _option("--retries", help="Restarts of a trial whose worker was lost.  [default: 3]"),
     ] = None,
     overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", "-s", help="A key of the recipe, for all trials: epochs=3", show_default=False),
+        list[str] | None, _option("--set", "-s", help="A recipe key for all trials: epochs=3")
     ] = None,
-    cores: Annotated[int, typer.Option("--cores", help="Cores for each trial.")] = 1,
-    gpus: Annotated[float, typer.Option("--gpus", help="GPUs for each trial; a fraction shares one.")] = 0.0,
+    cores: Annotated[int, typer.Option("--cores", help="Cores per trial.")] = 1,
+    gpus: Annotated[float, typer.Option("--gpus", help="GPUs per trial; a fraction shares one.")] = 0.0,
     parallel: Annotated[
         int | None,
-        typer.Option(
-            "--parallel", help="Trials at a time.  [default: what cores and GPUs allow]", show_default=False
-        ),
+        _option("--parallel", help="Trials at a time.  [default: as many as cores and GPUs allow]"),
     ] = None,
     address: Annotated[
-        str | None,
-        typer.Option(
-            "--address", help="A Ray cluster: auto, on one of its nodes, or host:port.", show_default=False
-        ),
+        str | None, _option("--address", help="Ray cluster: auto on one of its nodes, or host:port.")
     ] = None,
     draw_only: Annotated[
-        bool, typer.Option("--draw-only", help="Show what random search would train, and leave.")
+        bool, typer.Option("--draw-only", help="Show the trials of a random search without training.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only the last lines.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only the result.")] = False,
     spaces: Annotated[  # noqa: ARG001
         bool, typer.Option("--list", help="List the shipped spaces.", callback=_list_spaces, is_eager=True)
     ] = False,
 ) -> None:
-    """Search networks and recipes: draw configurations from a space and train each for a few epochs.
+    """Search hyperparameters: sample configurations from a space and train each for a few epochs.
 
-    Every trial is a run's folder in OUT/trials. The search leaves leaderboard.csv, pictures with their
-    numbers, and winner.toml, which `ferkit train --recipe` takes. Ctrl-C keeps what is done and --resume
-    goes on.
+    Every trial is a run folder in OUT/trials. The search writes leaderboard.csv, pictures, and winner.toml,
+    the recipe of the best trial for `ferkit train --recipe`. Ctrl-C keeps what is done; --resume continues.
     """
     from ferkit.core.errors import FerkitError, OutputError, SearchError
-    from ferkit.data import load_dataset
-    from ferkit.search import engine, report
-    from ferkit.search.records import Settings
+    from ferkit.data import load_data
+    from ferkit.search import driver, report
+    from ferkit.search.cluster import Machine
     from ferkit.search.space import load_space
+    from ferkit.search.study import Settings
 
-    options: dict[str, Any] = {
-        "method": method,
-        "asha": asha or None,
-        "grace": grace,
-        "reduction": reduction,
-        "seed": seed,
-        "max_mmac": max_mmac,
-        "max_params": max_params,
-        "retries": retries,
-    }
-    chosen = {name: value for name, value in options.items() if value is not None}
+    given: dict[str, Any] = {
+        "method": method, "asha": asha or None, "grace": grace, "reduction": reduction, "seed": seed,
+        "max_mmac": max_mmac, "max_params": max_params, "retries": retries,
+    }  # fmt: skip
+    given = {name: value for name, value in given.items() if value is not None}
     budget: dict[str, Any] = {"max_hours": max_hours, "max_epochs": max_epochs}
     if (space is None) == (resume is None):
-        raise SearchError("name a space to search (see --list), or a search to go on with by --resume")
-    if resume is not None and (chosen or overrides or out is not None or draw_only):
+        raise SearchError("give a space to search (see --list), or a search to continue with --resume")
+    if resume is not None and (given or overrides or out is not None or draw_only):
         raise SearchError(
-            "--resume goes on with the search as it was; it takes only --trials, --max-hours, --max-epochs, "
-            "--retry-failed and options that say where to run"
-        )
-    if not asha and (grace is not None or reduction is not None):
-        raise typer.BadParameter("--grace and --reduction are ASHA's; they go with --asha")
-    if draw_only and method == "tpe":
-        raise typer.BadParameter(
-            "--draw-only shows what random search would train; what TPE draws is known only as trials end"
+            "--resume continues a search with the settings it has; it accepts only --trials, --max-hours, "
+            "--max-epochs, --retry-failed and the options that say where trials run"
         )
     if retry_failed and resume is None:
-        raise SearchError("--retry-failed goes with --resume")
-    machine = engine.Machine(cores=cores, gpus=gpus, parallel=parallel, address=address)
-    of_training = any(value is not None for value in (out, max_hours, max_epochs, retries))
-    if draw_only and (asha or of_training or machine != engine.Machine()):
+        raise SearchError("--retry-failed needs --resume")
+    if not asha and (grace is not None or reduction is not None):
+        raise typer.BadParameter("--grace and --reduction need --asha")
+    machine = Machine(cores=cores, gpus=gpus, parallel=parallel, address=address)
+    ignored = (
+        asha or any(x is not None for x in (out, max_hours, max_epochs, retries)) or machine != Machine()
+    )
+    if draw_only and (method == "tpe" or ignored):
         raise typer.BadParameter(
-            "--draw-only trains and writes nothing; it takes only what decides the draw: --trials, --seed, "
-            "--max-mmac, --max-params, --set"
+            "--draw-only shows the trials of a random search and trains nothing; it accepts only --trials, "
+            "--seed, --max-mmac, --max-params and --set"
         )
     command = ["ferkit", *sys.argv[1:]]
-    watcher = _Quiet() if quiet else _Live()
     where = data_options(data, votes)
+    progress = _Progress(quiet=quiet)
     if resume is None:
-        settings = Settings(trials=20 if trials is None else trials, **chosen, **budget)
-        what = load_space(str(space), overrides or ())
-        folder = out or Path("runs") / f"search-{what.name}"
+        settings = Settings(trials=20 if trials is None else trials, **given, **budget)
+        loaded = load_space(str(space), overrides or ())
+        dataset = load_data(data, votes=votes)
+        if draw_only:
+            _print_trials(driver.sample(loaded, dataset, settings))
+            return
+        folder = out or Path("runs") / f"search-{loaded.name}"
     else:
-        folder = resume
-    dataset = load_dataset(data, votes=votes)
-    if resume is None and draw_only:
-        _show_drawn(*engine.draw(what, dataset, settings))
-        return
+        folder, dataset = resume, load_data(data, votes=votes)
+    how: dict[str, Any] = {"machine": machine, "callbacks": [progress], "command": command}
     try:
         if resume is None:
-            engine.search(what, dataset, folder, settings, machine=machine, watcher=watcher, command=command)
+            driver.search(loaded, dataset, folder, settings, **how)
         else:
-            engine.resume(
-                folder,
-                dataset,
-                trials=trials,
-                **budget,
-                retry_failed=retry_failed,
-                machine=machine,
-                watcher=watcher,
-                command=command,
-            )
+            driver.resume(folder, dataset, trials=trials, **budget, retry_failed=retry_failed, **how)
     except (KeyboardInterrupt, FerkitError) as error:
-        watcher.close()
-        # What ends a search before it begins leaves nothing to report, or an earlier one.
-        if watcher.search is not None:
+        progress.close()
+        # An error before the first trial leaves nothing to report.
+        if progress.search is not None:
             try:
-                _say(report.write_report(folder), where)
+                _print_report(report.write_report(folder), where)
             except OutputError as unwritten:
                 remark(f"no report: {unwritten}")
-            word = "interrupted" if isinstance(error, KeyboardInterrupt) else "ended by an error"
+            how_it_ended = "interrupted" if isinstance(error, KeyboardInterrupt) else "ended by an error"
             again = ["ferkit", "search", "--resume", str(folder), *where, *_machine_options(machine)]
-            remark(f"{word}; go on with: {command_line(again)}")
+            remark(f"{how_it_ended}; continue with: {command_line(again)}")
         raise
     finally:
-        watcher.close()
-    _say(report.write_report(folder), where)
+        progress.close()
+    _print_report(report.write_report(folder), where)
 
 
-def _machine_options(machine: Any) -> list[str]:
-    """Return the options that say where to run, but for those that are usual."""
+def _machine_options(machine: Machine) -> list[str]:
+    """Return the options that say where trials run, without defaults."""
     from dataclasses import fields
 
     words = []
@@ -235,191 +203,162 @@ def _machine_options(machine: Any) -> list[str]:
     return words
 
 
-def _say(found: Any, where: Sequence[str]) -> None:
-    """Print what a search found; ``where`` names the data as options."""
-    from ferkit.search.report import LEADERBOARD, WINNER, interval, summary
+def _print_report(found: Report, where: Sequence[str]) -> None:
+    """Print the result of a search; ``where`` are the options of the data."""
+    from ferkit.search.report import LEADERBOARD, WINNER, summary
 
     facts = summary(found.search)
     counts = ", ".join(f"{count} {what}" for what, count in facts["trials"].items() if count)
     print(f"{found.search.folder}: {counts}; {facts['refused']['all']} configurations refused")
-    for line in found.remarks:
+    for line in found.notes:
         remark(line)
-    if found.best is None:
+    best = facts["best"]
+    if best is None:
         print("no trial finished")
         return
-    best = found.best
-    low, high = interval(best.accuracy, found.faces)
+    low, high = (100 * (end or 0) for end in best["interval"])
     print(
-        f"best: trial {best.number}, {found.split} {100 * best.accuracy:.2f} % "
-        f"({100 * (low or 0):.2f}-{100 * (high or 0):.2f}; single view, last epoch, on the split that "
-        f"chose it), {best.mmac:.1f} MMAC, {best.parameters:,} parameters"
+        f"best: trial {best['trial']}, {100 * best['accuracy']:.2f} % on {facts['split']} "
+        f"({low:.2f}-{high:.2f}; {best['protocol']}), {best['mmac']:.1f} MMAC, "
+        f"{best['parameters']:,} parameters"
     )
     print(f"table: {found.search.folder / LEADERBOARD}")
     training = ["ferkit", "train", "--recipe", str(found.search.folder / WINNER), *where]
-    print(f"train it to the end: {command_line(training)}")
+    print(f"train it fully: {command_line(training)}")
 
 
-def _show_drawn(proposals: Any, refused: Any) -> None:
-    """Print what a random search would train."""
+def _print_trials(trials: Sequence[Trial]) -> None:
+    """Print the trials of a random search."""
     from rich.table import Table
 
-    from ferkit.search.space import spell
+    from ferkit.search.space import format_values
 
     table = Table("trial", "MMAC", "parameters", "configuration", box=None, pad_edge=False)
-    for proposal in proposals:
-        table.add_row(
-            str(proposal.number),
-            f"{proposal.cost.mmac:.1f}",
-            f"{proposal.cost.parameters:,}",
-            spell(proposal.values),
-        )
+    for t in trials:
+        table.add_row(str(t.number), f"{t.mmac:.1f}", f"{t.parameters:,}", format_values(t.values))
     console().print(table)
-    print(f"{len(refused)} configurations refused")
+    print(f"{sum(len(t.refused) for t in trials)} configurations refused")
 
 
-class _Quiet:
-    """Says only what people must know."""
+class _Progress:
+    """A callback that shows a live table on a terminal, elsewhere a line per event; quiet: remarks only."""
 
-    def __init__(self) -> None:
-        self.search: Any = None
-
-    def began(self, search: Any, slots: int) -> None:  # noqa: ARG002
-        """Keep the search."""
-        self.search = search
-
-    def changed(self, trial: Any, what: str) -> None:
-        """Say nothing."""
-
-    def remarked(self, text: str) -> None:
-        """Say it."""
-        remark(text)
-
-    def close(self) -> None:
-        """Leave nothing behind."""
-
-
-class _Live(_Quiet):
-    """A table that follows the trials; on a terminal in place, elsewhere a line per event."""
-
-    def __init__(self) -> None:
+    def __init__(self, *, quiet: bool = False) -> None:
         from rich.live import Live
 
-        super().__init__()
+        self.search: Search | None = None
+        self.slots, self.quiet = 1, quiet
         self.console = console(stderr=True)
-        self.slots = 1
         self.live = Live(
             console=self.console, get_renderable=self.table, refresh_per_second=2, transient=True
         )
 
-    def began(self, search: Any, slots: int) -> None:
-        """Say what is searched and put the table up."""
+    def on_search_begin(self, search: Search, slots: int) -> None:
+        """Print what is searched and show the table."""
+        from ferkit.search.report import method_of
+
         self.search, self.slots = search, slots
-        settings = search.settings
-        self.console.print(
-            f"{search.space.name}: {settings.method}{' with ASHA' if settings.asha else ''}, "
-            f"{settings.trials} trials, {slots} at a time, seed {settings.seed}; {len(search.refused)} "
-            f"configurations refused; {search.folder}"
+        if self.quiet:
+            return
+        self._print(
+            f"{search.space.name}: {method_of(search)}, {search.settings.trials} trials, {slots} at a time, "
+            f"seed {search.settings.seed}; {len(search.refused)} configurations refused; {search.folder}"
         )
         if self.console.is_terminal:
             self.live.start()
 
-    def changed(self, trial: Any, what: str) -> None:
-        """Print a line for what happened, but on a terminal only for what the table does not keep."""
-        from ferkit.search.space import spell
+    def on_trial_begin(self, trial: Trial) -> None:
+        """Print the trial, unless the table shows it."""
+        from ferkit.search.space import format_values
 
-        if what == "epoch" or (self.console.is_terminal and what in ("started", "stopped", "finished")):
+        if not self.live.is_started:
+            self._print(f"trial {trial.number} started: {trial.mmac:.1f} MMAC; {format_values(trial.values)}")
+
+    def on_epoch_end(self, trial: Trial) -> None:
+        """Leave it to the table."""
+
+    def on_trial_retry(self, trial: Trial) -> None:
+        """Print which worker was lost."""
+        self._print(f"trial {trial.number} is retried ({len(trial.lost)}): {trial.lost[-1]}")
+
+    def on_trial_end(self, trial: Trial) -> None:
+        """Print the result, unless the table shows it."""
+        if self.live.is_started and trial.state != "failed":
             return
-        line = f"trial {trial.number} {what}"
-        if what == "started":
-            line += f": {trial.mmac:.1f} MMAC; {spell(trial.values)}"
-        elif what == "retried":
-            line += f" ({trial.retries}): its worker was lost"
-        else:
-            if trial.accuracy is not None:
-                line += f": {100 * trial.accuracy:.2f} % after epoch {len(trial.history)}"
-            line += f" ({trial.reason})" if trial.reason else ""
-            line += f"; {self.head()}"
-        self.console.print(line, soft_wrap=True)
+        line = f"trial {trial.number} {trial.state}"
+        if trial.accuracy is not None:
+            line += f": {100 * trial.accuracy:.2f} % after epoch {len(trial.history)}"
+        self._print(f"{line}{f' ({trial.reason})' if trial.reason else ''}; {self.head()}")
 
-    def remarked(self, text: str) -> None:
-        """Print it above the table."""
-        self.console.print(text, soft_wrap=True)
+    def log(self, message: str) -> None:
+        """Print a line above the table."""
+        self.console.print(message, soft_wrap=True)
+
+    def _print(self, line: str) -> None:
+        if not self.quiet:
+            self.console.print(line, soft_wrap=True)
 
     def close(self) -> None:
-        """Take the table down."""
+        """Remove the table."""
         if self.live.is_started:
             self.live.stop()
 
     def head(self) -> str:
-        """Return how far the whole search is."""
-        from ferkit.search.records import ENDS
+        """Return the progress of the whole search, with an estimate of the time left."""
+        from ferkit.search.study import ENDS
 
-        trials = list(self.search.trials.values())
-        done = sum(t.state in ENDS for t in trials)
-        best = self.search.finished()[:1]
-        text = f"{done} of {self.search.settings.trials} done"
-        if best:
-            text += f", best {100 * best[0].accuracy:.2f} % (trial {best[0].number})"
-        left = self.seconds_left()
-        if left is None:
+        assert self.search is not None
+        settings, trials = self.search.settings, list(self.search.trials.values())
+        text = f"{sum(t.state in ENDS for t in trials)} of {settings.trials} done"
+        if best := self.search.finished()[:1]:
+            text += f", best {100 * (best[0].accuracy or 0):.2f} % (trial {best[0].number})"
+        seconds = [row["seconds"] for t in trials for row in t.history]
+        if not seconds:
             return text
-        settings = self.search.settings
+        # The epochs that are left, at the mean time of those done.
+        usual = sum(t.epochs for t in trials) / len(trials)
+        open_epochs = sum(t.epochs - len(t.history) for t in trials if t.state not in ENDS)
+        epochs = open_epochs + usual * max(settings.trials - len(trials), 0)
+        left = epochs * sum(seconds) / len(seconds) / self.slots
         early = settings.asha or settings.max_hours is not None or settings.max_epochs is not None
         return f"{text}, {'at most' if early else 'about'} {_duration(left)} left"
 
-    def seconds_left(self) -> float | None:
-        """Return an estimate for the whole search: the epochs left at the mean time of those done."""
-        trials = list(self.search.trials.values())
-        rows = [row["seconds"] for t in trials for row in t.history]
-        if not rows:
-            return None
-        each = [t.epochs for t in trials if t.epochs]
-        usual = sum(each) / len(each) if each else 0.0
-        open_ones = [t for t in trials if t.state in ("running", "waiting")]
-        epochs = sum((t.epochs or usual) - len(t.history) for t in open_ones)
-        epochs += usual * max(self.search.settings.trials - len(trials), 0)
-        return float(epochs * (sum(rows) / len(rows)) / self.slots)
-
     def table(self) -> Any:
-        """Return the table as it is now."""
+        """Return the table: running trials, then the best."""
         from rich.table import Table
         from rich.text import Text
 
-        from ferkit.search.records import ENDS
-        from ferkit.search.space import spell
+        from ferkit.search.space import format_values
+        from ferkit.search.study import ENDS
 
         if self.search is None:
             return Text("")
         table = Table(box=None, pad_edge=False, title=self.head(), title_justify="left", expand=True)
         table.add_column("trial", justify="right")
         table.add_column("configuration", ratio=1, no_wrap=True, overflow="ellipsis")
-        table.add_column("weights", justify="right")
-        table.add_column("MMAC", justify="right")
-        for name in ("epoch", "accuracy", "state", "left"):
+        for name in ("parameters", "MMAC", "epoch", "accuracy", "state", "left"):
             table.add_column(name, justify="right", no_wrap=True)
         trials = list(self.search.trials.values())
-        running = [t for t in trials if t.state == "running"]
         ended = [t for t in trials if t.state in ENDS]
-        order = {"finished": 0, "stopped": 1, "failed": 2}
-        ended.sort(key=lambda t: (order[t.state], -(t.accuracy or 0.0)))
-        for trial in [*running, *ended[:_SHOWN]]:
+        ended.sort(key=lambda t: (ENDS.index(t.state), -(t.accuracy or 0.0)))
+        for t in [*(t for t in trials if t.state == "running"), *ended[:_SHOWN]]:
             table.add_row(
-                str(trial.number),
-                Text(spell(trial.values)),
-                f"{trial.parameters:,}",
-                f"{trial.mmac:.1f}",
-                f"{len(trial.history)}/{trial.epochs}",
-                "" if trial.accuracy is None else f"{100 * trial.accuracy:.2f} %",
-                trial.state + (f", {trial.retries} retries" if trial.retries else ""),
-                _left(trial),
+                str(t.number),
+                Text(format_values(t.values)),
+                f"{t.parameters:,}",
+                f"{t.mmac:.1f}",
+                f"{len(t.history)}/{t.epochs}",
+                "" if t.accuracy is None else f"{100 * t.accuracy:.2f} %",
+                t.state + (f", {len(t.lost)} retries" if t.lost else ""),
+                _left(t),
             )
         if len(ended) > _SHOWN:
             table.caption = f"and {len(ended) - _SHOWN} more that ended"
         return table
 
 
-def _left(trial: Any) -> str:
-    """Return a running trial's time left, or how long it has been starting."""
+def _left(trial: Trial) -> str:
+    """Return the time that a running trial needs, or how long it has been starting."""
     if trial.state != "running":
         return ""
     if not trial.history:
@@ -428,7 +367,7 @@ def _left(trial: Any) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """Return a duration with two units at most."""
+    """Return a duration with at most two units."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:

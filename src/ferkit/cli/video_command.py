@@ -1,12 +1,11 @@
-"""``ferkit video``: the expressions of the people in a clip, over time."""
+"""``ferkit video``: tracks the faces in a clip and recognizes their expressions."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -21,82 +20,68 @@ from ferkit.cli.common import (
     new_app,
     print_json,
     remark,
+    time_left,
 )
 from ferkit.cli.interrupts import stopping
 
 if TYPE_CHECKING:
     from ferkit.video.process import VideoOutputs, VideoSummary
     from ferkit.video.recognition import FrameResult
-    from ferkit.video.timeline import Person
 
 app = new_app()
-
-
-class SmoothingKind(StrEnum):
-    """Means over time."""
-
-    EMA = "ema"
-    MEAN = "mean"
-
-
-class SmoothingSpace(StrEnum):
-    """What the mean is taken of."""
-
-    PROBABILITY = "probability"
-    LOG = "log"
 
 
 @app.command()
 def video(
     clip: Annotated[
-        Path, typer.Argument(help="A clip: MP4, MOV, MKV, WebM, AVI, or what else FFmpeg reads.")
+        Path, typer.Argument(help="The clip: MP4, MOV, MKV, WebM, AVI, or another format of FFmpeg.")
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="The clip with the faces drawn in: .mp4, .mov or .mkv."),
+        typer.Option("--output", "-o", help="Write the annotated clip: .mp4, .mov or .mkv."),
     ] = None,
-    csv: Annotated[Path | None, typer.Option("--csv", help="A row per face and frame; - for stdout.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option("--csv", help="Write a row per face and frame; - for stdout.")
+    ] = None,
     jsonl: Annotated[
-        Path | None, typer.Option("--jsonl", help="A line of JSON per frame; - for stdout.")
+        Path | None, typer.Option("--jsonl", help="Write a JSON object per frame; - for stdout.")
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option("--plot", help="A picture of each person's expressions over time: .png, .svg or .pdf."),
+        typer.Option("--plot", help="Plot each track's expressions over time: .png, .svg or .pdf."),
     ] = None,
     as_json: JsonOption = False,
     every: Annotated[int, typer.Option("--every", min=1, help="Read each n-th frame.")] = 1,
     fps: Annotated[
         float | None,
-        typer.Option("--fps", min=0.001, help="Read at most so many frames a second.", show_default="all"),
+        typer.Option(
+            "--fps", min=0.001, help="Read at most this many frames per second.", show_default="all"
+        ),
     ] = None,
     start: Annotated[
-        str, typer.Option("--from", help="Where to start: seconds, or [hours:]minutes:seconds.")
+        str, typer.Option("--from", help="Start time: seconds, or [hours:]minutes:seconds.")
     ] = "0",
-    end: Annotated[
-        str | None, typer.Option("--to", help="Where to end, likewise.", show_default="the end")
-    ] = None,
+    end: Annotated[str | None, typer.Option("--to", help="End time.", show_default="the end")] = None,
     detect_every: Annotated[
         int | None,
         typer.Option(
             "--detect-every",
             min=1,
-            help="Search for faces in each n-th frame that is read; they move with the picture between.",
-            show_default="as five frames of the clip pass",
+            help="Detect faces in each n-th frame that is read; optical flow moves them in between.",
+            show_default="every five frames of the clip",
         ),
     ] = None,
     max_gap: Annotated[
         float,
-        typer.Option("--max-gap", min=0, help="Seconds out of sight after which a person gets a new number."),
+        typer.Option("--max-gap", min=0, help="Seconds that a face may be missing and keep its track."),
     ] = 1.0,
     no_smoothing: Annotated[
-        bool, typer.Option("--no-smoothing", help="Show what each frame says by itself.")
+        bool, typer.Option("--no-smoothing", help="Recognize each frame by itself.")
     ] = False,
     smoothing: Annotated[
-        SmoothingKind | None,
+        Literal["ema", "mean"] | None,
         typer.Option(
-            "--smoothing",
-            help="How frames are joined: weights that fall with time, or equal ones.",
-            show_default=SmoothingKind.EMA.value,
+            "--smoothing", help="Exponential moving average, or mean of a window.", show_default="ema"
         ),
     ] = None,
     smooth_seconds: Annotated[
@@ -104,21 +89,19 @@ def video(
         typer.Option(
             "--smooth-seconds",
             min=0.001,
-            help="Time constant, or length, of the smoothing.",
+            help="Time constant, or length of the window.",
             show_default="0.5",
         ),
     ] = None,
     smooth_space: Annotated[
-        SmoothingSpace | None,
+        Literal["probability", "log"] | None,
         typer.Option(
             "--smooth-space",
-            help="The mean of probabilities or of their logarithms.",
-            show_default=SmoothingSpace.PROBABILITY.value,
+            help="Mean of probabilities or of their logarithms.",
+            show_default="probability",
         ),
     ] = None,
-    silent: Annotated[
-        bool, typer.Option("--silent", help="Leave the sound out of the annotated clip.")
-    ] = False,
+    silent: Annotated[bool, typer.Option("--silent", help="Write the annotated clip without audio.")] = False,
     model: ModelOption = None,
     detector: Annotated[
         str,
@@ -128,18 +111,16 @@ def video(
         float | None,
         typer.Option(
             min=5,
-            help="Height in pixels of the smallest face wanted; smaller values search longer.",
-            show_default="search for 48, keep what turns up",
+            help="Height in pixels of the smallest face; lower values take longer.",
+            show_default="search for 48, keep smaller ones that are found",
         ),
     ] = None,
     min_confidence: Annotated[
-        float, typer.Option(min=0, max=1, help="Call a face uncertain below this probability.")
+        float, typer.Option(min=0, max=1, help="Label faces below this probability as uncertain.")
     ] = 0.0,
     taxonomy: Annotated[
         str | None,
-        typer.Option(
-            help="Label set to answer in, of those the model has.", show_default="the model's first"
-        ),
+        typer.Option(help="Label set, if the model has several.", show_default="the model's first"),
     ] = None,
     tta: TtaOption = "none",
     provider: ProviderOption = None,
@@ -151,11 +132,11 @@ def video(
         ),
     ] = None,
 ) -> None:
-    """Follow the people in a clip and read their expressions.
+    """Track the faces in a clip and recognize their expressions.
 
-    Prints how long each person showed which expression. Tables, the annotated clip and the picture come on
-    top. Ctrl-C ends early: what was read until then is written, and can be played. A clip that is damaged or
-    cut off is read as far as it goes; that is said on stderr, and the exit status is 1.
+    Prints the expressions of each track, in percent of its duration. Ctrl-C ends early: the outputs contain
+    the frames until then. A clip that is damaged or cut off is read as far as possible; stderr says so, and
+    the exit status is 1.
     """
     from ferkit.core.errors import VideoError
     from ferkit.core.images import DEFAULT_MAX_PIXELS
@@ -165,19 +146,14 @@ def video(
 
     if every > 1 and fps is not None:
         raise typer.BadParameter("--every and --fps exclude each other")
-    for option, value in (
-        ("--smoothing", smoothing),
-        ("--smooth-seconds", smooth_seconds),
-        ("--smooth-space", smooth_space),
-    ):
-        if no_smoothing and value is not None:
-            raise typer.BadParameter(f"--no-smoothing and {option} exclude each other")
+    given = {"kind": smoothing, "seconds": smooth_seconds, "space": smooth_space}
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if no_smoothing and chosen:
+        raise typer.BadParameter("it excludes the other options of smoothing", param_hint="--no-smoothing")
     if silent and output is None:
-        raise typer.BadParameter(
-            "it leaves the sound out of the annotated clip; add -o FILE", param_hint="--silent"
-        )
+        raise typer.BadParameter("it applies to the annotated clip; add -o FILE", param_hint="--silent")
     if as_json and STDOUT in (csv, jsonl):
-        raise typer.BadParameter("the standard output is taken by a table already", param_hint="--json")
+        raise typer.BadParameter("a table already goes to the standard output", param_hint="--json")
     recognizer = Recognizer(
         model,
         detector=detector,
@@ -189,11 +165,6 @@ def video(
         threads=threads,
     )
     outputs = VideoOutputs(clip=output, csv=csv, jsonl=jsonl, plot=plot, sound=not silent)
-    how = Smoothing(
-        (smoothing or SmoothingKind.EMA).value,
-        0.5 if smooth_seconds is None else smooth_seconds,
-        (smooth_space or SmoothingSpace.PROBABILITY).value,
-    )
     with stopping() as interrupts, _progress(clip) as progress:
         try:
             summary = process_video(
@@ -207,8 +178,8 @@ def video(
                 fps=fps,
                 detect_every=detect_every,
                 max_gap=max_gap,
-                smoothing=None if no_smoothing else how,
-                max_pixels=DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels,
+                smoothing=None if no_smoothing else Smoothing(**chosen),
+                max_pixels=max_pixels or DEFAULT_MAX_PIXELS,
                 stop=interrupts.stop,
             )
         except VideoError as error:
@@ -223,7 +194,7 @@ def video(
         else:
             _print_table(summary)
     if interrupts.received is not None:
-        remark("interrupted; what was read until then is written")
+        remark("interrupted; the frames until then are written")
         raise typer.Exit(128 + interrupts.received)
     if summary.damaged:
         raise typer.Exit(1)
@@ -231,43 +202,34 @@ def video(
 
 @contextlib.contextmanager
 def _progress(clip: Path) -> Iterator[Callable[[FrameResult, float | None], None] | None]:
-    """Yield what moves a bar on stderr; nothing where that is no terminal.
+    """Yield the callback of a progress bar on stderr, or None if that is no terminal.
 
-    Of a clip that says how long it is, the bar tells the share that is read, and the time that is left.
+    If the length of the clip is known, the bar shows the share that is read and the remaining time.
     """
     screen = console(stderr=True)
     if not screen.is_terminal:
         yield None
         return
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
     columns = (
-        TextColumn("{task.description}", markup=False),  # a file's name may hold brackets
+        TextColumn("{task.description}", markup=False),  # file names may contain brackets
         BarColumn(),
         TaskProgressColumn(),
         TextColumn("{task.fields[at]}"),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[left]}"),
-        TimeRemainingColumn(),
+        time_left(),
     )
     with Progress(*columns, console=screen, transient=True) as bar:
-        task = bar.add_task(clip.name, total=None, at="", left="")
+        task = bar.add_task(clip.name, total=None, at="")
 
-        def move(frame: FrameResult, share: float | None) -> None:
+        def advance(frame: FrameResult, share: float | None) -> None:
             at = f"{frame.time:.1f} s, frame {frame.index}"
             if share is None:
                 bar.update(task, at=at)
             else:
-                bar.update(task, at=at, left="left", total=1.0, completed=share)
+                bar.update(task, at=at, total=1.0, completed=share)
 
-        yield move
+        yield advance
 
 
 def _remark(summary: VideoSummary, outputs: VideoOutputs) -> None:
@@ -276,7 +238,7 @@ def _remark(summary: VideoSummary, outputs: VideoOutputs) -> None:
     for path in outputs.files():
         remark(f"wrote {path}")
     if not summary.timeline.faces:
-        remark(f"no face was found in the {summary.timeline.frames} frames that were read")
+        remark(f"no face was found in {summary.timeline.frames} frames")
 
 
 def _print_table(summary: VideoSummary) -> None:
@@ -284,30 +246,27 @@ def _print_table(summary: VideoSummary) -> None:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("person", justify="right")
-    table.add_column("seen", no_wrap=True)
+    table.add_column("track", justify="right")
+    table.add_column("time", no_wrap=True)
     table.add_column("seconds", justify="right")
     table.add_column("mostly")
     table.add_column("confidence", justify="right")
-    people = summary.timeline.people()
-    shown = [label for label in _labels(people) if any(person.by_label[label] for person in people)]
+    tracks = summary.timeline.tracks()
+    labels = tracks[0].by_label if tracks else ()
+    shown = [label for label in labels if any(track.by_label[label] for track in tracks)]
     for label in shown:
         table.add_column(label, justify="right")
-    for person in people:
+    for track in tracks:
         table.add_row(
-            str(person.track),
-            f"{_clock(person.first)}-{_clock(person.last)}",
-            f"{person.seconds:.1f}",
-            person.label,
-            f"{person.confidence:.0%}",
-            *(f"{person.by_label[label] / (person.seconds or 1):.0%}" for label in shown),
+            str(track.track),
+            f"{_clock(track.first)}-{_clock(track.last)}",
+            f"{track.seconds:.1f}",
+            track.label,
+            f"{track.confidence:.0%}",
+            *(f"{track.by_label[label] / (track.seconds or 1):.0%}" for label in shown),
         )
-    if people:
+    if tracks:
         console().print(table)
-
-
-def _labels(people: tuple[Person, ...]) -> tuple[str, ...]:
-    return tuple(people[0].by_label) if people else ()
 
 
 def _clock(seconds: float) -> str:

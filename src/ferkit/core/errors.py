@@ -1,14 +1,33 @@
-"""The one error tree: every message says what was received, what was expected and what to do."""
+"""The error classes of ferkit: each message says what was received, what was expected and what to do."""
 
 from __future__ import annotations
+
+import re
+
+# C0 and C1 controls, line separators, bidirectional overrides and lone surrogates (undecodable bytes).
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def escape_control(text: str) -> str:
+    r"""Return ``text`` with every character that could steer a terminal as a backslash escape.
+
+    Example:
+        >>> escape_control("a\x1b[31mb\n")
+        'a\\x1b[31mb\\n'
+    """
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
 
 
 class FerkitError(Exception):
     """Base of every error that ferkit raises on purpose; the command line prints it and exits with 1."""
 
+    def __str__(self) -> str:
+        """Return the message on one line, without the control characters that a file name may bring."""
+        return escape_control(super().__str__())
+
 
 class TaxonomyError(FerkitError):
-    """A label or a label set that does not fit."""
+    """A label or a set of labels that is unknown or invalid."""
 
 
 class ImageError(FerkitError):
@@ -16,19 +35,19 @@ class ImageError(FerkitError):
 
 
 class VideoError(FerkitError):
-    """A clip that cannot be read, or a range of it that is empty."""
+    """A clip that cannot be read, or an empty range of it."""
 
 
 class DataError(FerkitError):
-    """A data set that cannot be read, or rows in it that are wrong."""
+    """A data set that cannot be read, or that holds invalid values."""
 
 
 class ModelFileError(FerkitError):
-    """A model file that is damaged, lacks its metadata, or does not answer as it should."""
+    """A model file that is damaged, has no valid metadata, or does not return what its metadata says."""
 
 
 class ModelError(FerkitError):
-    """An architecture that is unknown or cannot be built from what was asked."""
+    """An architecture that is unknown or cannot be built with the given parameters."""
 
 
 class RecipeError(FerkitError):
@@ -36,11 +55,11 @@ class RecipeError(FerkitError):
 
 
 class TrainingError(FerkitError):
-    """A training run that cannot start, go on or be saved."""
+    """A training run that cannot start, continue or be saved."""
 
 
 class SearchError(FerkitError):
-    """A search space that contradicts itself, or a search that cannot start or go on."""
+    """An invalid search space, or a search that cannot start or continue."""
 
 
 class DetectorError(FerkitError):
@@ -52,4 +71,4 @@ class OutputError(FerkitError):
 
 
 class MissingDependencyError(FerkitError):
-    """An optional library that the request needs is not installed; the message names the extra."""
+    """A library that is needed and not installed, or does not load; the message says what to install."""

@@ -1,9 +1,11 @@
-"""The libraries ferkit builds on, which install brings each, and a clear error where one is missing."""
+"""The libraries that ferkit uses, the extra that installs each, and the error for a missing one."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+import re
+import traceback
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -15,9 +17,9 @@ class Library:
     """A library that ferkit uses directly.
 
     Args:
-        distributions: Its names on the package index; any one of them brings the module.
+        distributions: Its names on the package index; each of them installs the module.
         module: The name it is imported by.
-        extra: The extra that brings it; ``""`` for the base install.
+        extra: The extra that installs it; ``""`` for the base install.
         purpose: What ferkit uses it for.
     """
 
@@ -27,7 +29,7 @@ class Library:
     purpose: str
 
     def version(self) -> str | None:
-        """Return the version that is installed, or None."""
+        """Return the installed version, or None."""
         from importlib.metadata import PackageNotFoundError, version
 
         for distribution in self.distributions:
@@ -50,7 +52,7 @@ LIBRARIES = (
     Library(("rich",), "rich", "", "tables and progress bars"),
     Library(("av",), "av", "video", "reading and writing video"),
     Library(("supervision",), "supervision", "video", "drawing on video"),
-    Library(("trackers",), "trackers", "video", "following faces"),
+    Library(("trackers",), "trackers", "video", "tracking faces"),
     Library(("keras",), "keras", "train", "networks and training"),
     Library(("tensorflow-cpu", "tensorflow"), "tensorflow", "train", "Keras' backend"),
     Library(("tensorboard",), "tensorboard", "train", "training logs"),
@@ -58,22 +60,28 @@ LIBRARIES = (
     Library(("onnx",), "onnx", "train", "writing and joining model files"),
     Library(("matplotlib",), "matplotlib", "train", "curves and confusion matrices"),
     Library(("scikit-learn",), "sklearn", "train", "metrics"),
-    Library(("filelock",), "filelock", "train", "one process a run"),
-    Library(("scipy",), "scipy", "train", "temperatures and ensemble weights"),
-    Library(("ray",), "ray", "tune", "architecture search"),
-    Library(("optuna",), "optuna", "tune", "guided search"),
+    Library(("filelock",), "filelock", "train", "run locks"),
+    Library(("scipy",), "scipy", "train", "fitting temperatures and ensemble weights"),
+    Library(("ray",), "ray", "tune", "placing the trials of a search"),
+    Library(("optuna",), "optuna", "tune", "hyperparameter search"),
     Library(("fastapi",), "fastapi", "serve", "the HTTP service"),
+    Library(("starlette",), "starlette", "serve", "what FastAPI stands on"),
     Library(("uvicorn",), "uvicorn", "serve", "serving HTTP"),
     Library(("prometheus-client",), "prometheus_client", "serve", "the service's metrics"),
     Library(("python-multipart",), "python_multipart", "serve", "uploads"),
+    Library(("websockets",), "websockets", "serve", "webcam streams"),
+    Library(("pydantic-settings",), "pydantic_settings", "serve", "the service's settings"),
+    Library(("filelock",), "filelock", "serve", "one process a job"),
+    Library(("huey",), "huey", "serve", "the queue of jobs"),
+    Library(("redis",), "redis", "serve", "a queue that several machines share"),
 )
-"""Every direct requirement of the base install and of the extras that users choose."""
+"""All direct requirements of the base install and of the extras."""
 
-BY_HAND = ("jax",)
-"""Libraries that ferkit can work on and that no extra brings: which build fits depends on the machine."""
+BY_HAND = ("jax", "pyarrow")
+"""Optional libraries that no extra installs."""
 
 EXTRAS = ("video", "train", "tune", "serve")
-"""The extras that users choose; ``dev`` is all of them and the tools of development."""
+"""The extras for users; ``dev`` adds the tools of development to all of them."""
 
 
 def install_command(extra: str) -> str:
@@ -81,28 +89,70 @@ def install_command(extra: str) -> str:
     return f"pip install 'ferkit[{extra}]'" if extra else "pip install ferkit"
 
 
+SYSTEM_LIBRARIES = {
+    "libGL.so.1": "libgl1",
+    "libglib-2.0.so.0": "libglib2.0-0",
+    "libgthread-2.0.so.0": "libglib2.0-0",
+    "libxcb.so.1": "libxcb1",
+    "libstdc++.so.6": "libstdc++6",
+    "libz.so.1": "zlib1g",
+}
+"""Debian's and Ubuntu's package for each system library that wheels of ferkit's libraries need."""
+
+_SYSTEM_LIBRARY = re.compile(r"([\w.+-]+\.so[.\d]*): (cannot open shared object|version .* not found)")
+
+
 def require(module: str, extra: str) -> ModuleType:
-    """Import ``module``, which the extra ``extra`` brings.
+    """Import ``module``, which the extra ``extra`` installs.
 
     Raises:
-        MissingDependencyError: If it, or a library it stands on, is not installed; the message names the
-            command that installs it.
+        MissingDependencyError: If it, or a library that it needs, is not installed or does not load; the
+            message names what to install.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise MissingDependencyError(_missing(error.name or module, extra)) from error
+    except ImportError as error:
+        raise explain_import_error(error) or MissingDependencyError(
+            _broken(module, (module,), error)
+        ) from error
 
 
-def explain_missing(error: ModuleNotFoundError) -> MissingDependencyError | None:
-    """Return the error that tells a person what to install, or None if no extra brings that module."""
+def explain_import_error(error: ImportError) -> MissingDependencyError | None:
+    """Return the error that names what to install, or None if no library of ferkit failed to load."""
     top = (error.name or "").partition(".")[0]
-    if top in BY_HAND:
-        return MissingDependencyError(_missing(top, ""))
-    for library in LIBRARIES:
-        if library.module == top:
-            return MissingDependencyError(_missing(top, library.extra))
+    known = {library.module: library for library in LIBRARIES}
+    if isinstance(error, ModuleNotFoundError) and (top in known or top in BY_HAND):
+        return MissingDependencyError(_missing(top, known[top].extra if top in known else ""))
+    # Where Python code of a library raised the error, its frames are the last ones.
+    frames = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for name in [top, *(frame.partition(".")[0] for frame in reversed(frames))]:
+        if name in known:
+            return MissingDependencyError(_broken(name, known[name].distributions, error))
+        if name == "ferkit":
+            break
     return None
+
+
+def _broken(module: str, distributions: tuple[str, ...], error: ImportError) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    named = [line for line in lines if _SYSTEM_LIBRARY.search(line)]
+    remedy = system_remedy(named[0]) if named else f"run: pip install --force-reinstall {distributions[0]}"
+    reason = (named or lines)[0][:300]
+    return f"the library {module!r} is installed and does not load ({reason}); {remedy}"
+
+
+def system_remedy(message: str) -> str:
+    """Return what installs the system library that a failed import names; empty if it names none."""
+    found = _SYSTEM_LIBRARY.search(message)
+    if not found:
+        return ""
+    package = SYSTEM_LIBRARIES.get(found[1], f"(the package of {found[1]})")
+    newer = (
+        "" if found[2].startswith("cannot") else ", or use a newer system, since the installed one is too old"
+    )
+    return f"Debian, Ubuntu: apt-get install {package}{newer}"
 
 
 def _missing(module: str, extra: str) -> str:

@@ -1,7 +1,8 @@
-"""From bytes, files and arrays to RGB pictures, and back to files."""
+"""Pictures from files, bytes and arrays to RGB arrays, and back to files."""
 
 from __future__ import annotations
 
+import importlib
 import io
 import os
 import re
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from ferkit.core import files
 from ferkit.core.errors import ImageError
+from ferkit.core.filetypes import HEAD_BYTES, file_type
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -25,10 +27,10 @@ ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | NDArray[Any] | Pillow
 """What a picture can be given as."""
 
 DEFAULT_MAX_PIXELS = 85 * 1024 * 1024
-"""Pixels that a picture may have unless the caller says otherwise; just below Pillow's own limit."""
+"""Default limit of pixels per picture; just below Pillow's own limit."""
 
-READABLE = ("JPEG", "PNG", "WebP", "TIFF", "BMP", "GIF")
-"""Formats that are read; of several frames or pages, the first."""
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".avif")
+"""Suffixes of the files that count as pictures in folders and archives."""
 
 WRITABLE = {
     ".png": "PNG",
@@ -39,19 +41,33 @@ WRITABLE = {
     ".tiff": "TIFF",
     ".bmp": "BMP",
 }
-"""Suffixes that can be written."""
+"""Suffixes that can be written, and Pillow's name of the format."""
+
+# Pillow's reader of each format. Image.open would try all formats, and apply a limit of the whole process.
+_READERS = {
+    "JPEG": ("JpegImagePlugin", "jpeg_factory"),
+    "PNG": ("PngImagePlugin", "PngImageFile"),
+    "WebP": ("WebPImagePlugin", "WebPImageFile"),
+    "TIFF": ("TiffImagePlugin", "TiffImageFile"),
+    "BMP": ("BmpImagePlugin", "BmpImageFile"),
+    "GIF": ("GifImagePlugin", "GifImageFile"),
+    "AVIF": ("AvifImagePlugin", "AvifImageFile"),
+}
+
+READABLE = tuple(_READERS)
+"""Formats that can be read; of several frames or pages, the first."""
 
 _MAX_FILE_BYTES = 1 << 29
 _STRIP_PIXELS = 1 << 22
-_SMALL_PIXELS = 1 << 22  # decoded whatever is promised
+_SMALL_PIXELS = 1 << 22  # decoded whatever the size of the file
 _DENSEST = 2000  # pixels per byte: JPEG reaches 170, a GIF or PNG of one single gray 1,300
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF and a value of the second
 _WHITE = 255
-_LONGEST_SIDE = {"WEBP": 16_383, "JPEG": 65_500}  # pixels; of the format WebP, and of libjpeg
+_LONGEST_SIDE = {"WEBP": 16_383, "JPEG": 65_500}  # pixels; limits of the WebP format and of libjpeg
 
-# What Pillow's decoders raise on bytes that are not what they promise; found by mutating files.
-_BROKEN = (
+# Exceptions of Pillow's decoders for damaged files; found by mutating files.
+_DECODER_ERRORS = (
     OSError,
     ValueError,
     SyntaxError,
@@ -60,6 +76,7 @@ _BROKEN = (
     LookupError,
     OverflowError,
     MemoryError,
+    RuntimeError,
     UserWarning,
     struct.error,
     zlib.error,
@@ -67,22 +84,22 @@ _BROKEN = (
 
 
 def load_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> NDArray[np.uint8]:
-    """Return a picture as the eye sees it.
+    """Decode a picture to RGB.
 
-    The rotation that a camera noted (EXIF) is carried out, where that can be read; transparent parts are laid
-    on white; 16-bit values are scaled to 8; gray, palette and CMYK become RGB. Of an animation or a file of
-    several pages comes the first. URLs are not fetched.
+    The EXIF orientation is applied, transparent parts become white, 16-bit values are scaled to 8 bits, and
+    gray, palette and CMYK are converted. Of several frames or pages the first is read. The format is
+    recognised by the content, not by the suffix. URLs are not fetched.
 
     Args:
         source: A file, its bytes, a Pillow image, or an array: uint8 or uint16 ``[H, W]``, ``[H, W, 1]``,
             ``[H, W, 3]`` or ``[H, W, 4]``, in the order R, G, B, alpha.
-        max_pixels: Pictures with more are refused, before they are decoded.
+        max_pixels: Largest number of pixels; checked before decoding.
 
     Returns:
         uint8 ``[H, W, 3]``, RGB, 0..255.
 
     Raises:
-        ImageError: If there is no such file, it is no picture, damaged, cut off or too large.
+        ImageError: If the file does not exist, is not a readable picture, damaged, truncated or too large.
     """
     if isinstance(source, np.ndarray):
         return _from_array(source, max_pixels)
@@ -91,14 +108,14 @@ def load_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
     if isinstance(source, (str, os.PathLike)):
         return _decode(read_bytes(source), os.fspath(source), max_pixels)
     if type(source).__module__.partition(".")[0] == "PIL" or hasattr(source, "getexif"):
-        return _guarded(lambda: _from_pillow(source, "the picture", max_pixels), "the picture")
+        return _explain_errors(lambda: _from_pillow(source, "the picture", max_pixels), "the picture")
     raise ImageError(
-        f"a picture is a path, bytes, a NumPy array or a Pillow image. Received: {type(source).__name__}"
+        f"a picture must be a path, bytes, a NumPy array or a Pillow image. Received: {type(source).__name__}"
     )
 
 
 def is_url(name: str) -> bool:
-    """Tell whether a name is a URL; ``Path`` has taken one of the two slashes of some.
+    """Return whether a name is a URL, also after ``Path`` removed one of its two slashes.
 
     Example:
         >>> is_url("https://example.org/a.jpg"), is_url("https:/example.org/a.jpg"), is_url("C:/a.jpg")
@@ -121,23 +138,25 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         if stat.S_ISDIR(state.st_mode):
             raise ImageError(f"{name} is a folder, not a picture")
         if not stat.S_ISREG(state.st_mode):
-            raise ImageError(f"{name} is no regular file")
+            raise ImageError(f"{name} is not a regular file")
         if state.st_size > _MAX_FILE_BYTES:
-            raise ImageError(f"{name} has more than {_MAX_FILE_BYTES >> 20} MiB; it is not read as a picture")
+            raise ImageError(
+                f"{name} is larger than {_MAX_FILE_BYTES >> 20} MiB, the limit of a picture file"
+            )
         return Path(name).read_bytes()
     except (OSError, ValueError) as error:
         raise ImageError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def read_stream(stream: IO[bytes], name: str) -> bytes:
-    """Return all that comes from a stream, such as standard input.
+    """Return the content of a stream, such as standard input.
 
     Args:
         stream: The stream.
-        name: How messages call it.
+        name: Name of the stream in messages.
 
     Raises:
-        ImageError: If nothing comes, more than 512 MiB, or it cannot be read.
+        ImageError: If the stream is empty, longer than 512 MiB, or cannot be read.
     """
     try:
         content = stream.read(_MAX_FILE_BYTES + 1)
@@ -146,7 +165,7 @@ def read_stream(stream: IO[bytes], name: str) -> bytes:
     if not content:
         raise ImageError(f"{name} is empty; a picture was expected")
     if len(content) > _MAX_FILE_BYTES:
-        raise ImageError(f"{name} has more than {_MAX_FILE_BYTES >> 20} MiB; it is not read as a picture")
+        raise ImageError(f"{name} is larger than {_MAX_FILE_BYTES >> 20} MiB, the limit of a picture file")
     return content
 
 
@@ -158,7 +177,7 @@ def to_gray(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def write_image(path: str | os.PathLike[str], picture: NDArray[np.uint8]) -> None:
-    """Write uint8 ``[H, W, 3]`` RGB or ``[H, W]`` gray in one step, in the format of the suffix.
+    """Write uint8 ``[H, W, 3]`` RGB or ``[H, W]`` gray atomically, in the format of the suffix.
 
     Raises:
         ImageError: As :func:`encode_image`.
@@ -171,20 +190,20 @@ def encode_image(picture: NDArray[np.uint8], suffix: str = ".png") -> bytes:
     """Return uint8 ``[H, W, 3]`` RGB or ``[H, W]`` gray as a file's bytes, in the format of the suffix.
 
     Raises:
-        ImageError: If the suffix is none of :data:`WRITABLE`, or a side is longer than its format allows:
-            16,383 pixels of WebP, 65,500 of JPEG.
+        ImageError: If the suffix is none of :data:`WRITABLE`, or a side is longer than the format allows:
+            16,383 pixels for WebP, 65,500 for JPEG.
     """
     from PIL import Image
 
     kind = WRITABLE.get(suffix.lower())
     if kind is None:
         raise ImageError(
-            f"pictures are written as {', '.join(WRITABLE)}. Received the suffix: {suffix or 'none'}"
+            f"pictures can be written as {', '.join(WRITABLE)}. Received the suffix: {suffix or 'none'}"
         )
     height, width = picture.shape[:2]
     refused = f"a picture of {width} x {height} pixels cannot be written as {kind}"
-    other = "write it as .png or .tiff, or shrink it"
-    # Asked before: libjpeg would print a line of its own.
+    other = "use .png or .tiff, or shrink it"
+    # libjpeg would print a line of its own.
     if max(height, width) > _LONGEST_SIDE.get(kind, max(height, width)):
         raise ImageError(f"{refused}, whose sides have at most {_LONGEST_SIDE[kind]:,} pixels; {other}")
     buffer = io.BytesIO()
@@ -196,57 +215,33 @@ def encode_image(picture: NDArray[np.uint8], suffix: str = ".png") -> bytes:
     return buffer.getvalue()
 
 
-def _guarded(decode: Callable[[], NDArray[np.uint8]], name: str) -> NDArray[np.uint8]:
-    """Run a decoder; whatever it stumbles over becomes an :class:`ImageError`."""
+def _explain_errors(decode: Callable[[], NDArray[np.uint8]], name: str) -> NDArray[np.uint8]:
+    """Run a decoder and turn its exceptions into :class:`ImageError`."""
     from PIL.Image import DecompressionBombError
 
     try:
         return decode()
-    except ImageError:
-        raise
-    except (*_BROKEN, DecompressionBombError) as error:
+    except (*_DECODER_ERRORS, DecompressionBombError) as error:
         what = str(error).strip() or type(error).__name__
-        raise ImageError(f"{name} is damaged, cut off or of an unusual kind: {what}") from error
+        raise ImageError(f"{name} is damaged, truncated or of an unusual kind: {what}") from error
 
 
 def _decode(content: bytes, name: str, max_pixels: int) -> NDArray[np.uint8]:
     if not content:
         raise ImageError(f"{name} is empty")
-    factory = _factory(content, name)
+    kind = file_type(content[:HEAD_BYTES])
+    if kind not in _READERS:
+        what = f"is of type {kind}" if kind else "has an unknown format"
+        raise ImageError(f"{name} {what}; readable are {', '.join(READABLE)}: convert it to one of them")
+    module, opener = _READERS[kind]
 
     def decode() -> NDArray[np.uint8]:
-        image = factory(io.BytesIO(content))
+        image: PillowImage = getattr(importlib.import_module(f"PIL.{module}"), opener)(io.BytesIO(content))
         _check_size(*image.size, name, max_pixels)
-        _check_density(*image.size, len(content), name)
+        _check_density(image, len(content), name)
         return _from_pillow(image, name, max_pixels)
 
-    return _guarded(decode, name)
-
-
-def _factory(content: bytes, name: str) -> Callable[[io.BytesIO], PillowImage]:
-    """Return Pillow's reader for the format that the first bytes tell.
-
-    ``Image.open`` would try every format it knows, and judge sizes by a limit of the whole process.
-    """
-    from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin
-
-    if content[:3] == b"\xff\xd8\xff":
-        return JpegImagePlugin.jpeg_factory
-    if content[:8] == b"\x89PNG\r\n\x1a\n":
-        return PngImagePlugin.PngImageFile
-    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
-        from PIL import WebPImagePlugin
-
-        return WebPImagePlugin.WebPImageFile
-    if content[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        from PIL import TiffImagePlugin
-
-        return TiffImagePlugin.TiffImageFile
-    if content[:2] == b"BM":
-        return BmpImagePlugin.BmpImageFile
-    if content[:4] == b"GIF8":
-        return GifImagePlugin.GifImageFile
-    raise ImageError(f"{name} is no picture of a known format; known are {', '.join(READABLE)}")
+    return _explain_errors(decode, name)
 
 
 def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
@@ -255,19 +250,22 @@ def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ImageError(
             f"{name} has {width} x {height} pixels, more than the limit of {max_pixels / 1e6:.0f} million; "
-            "shrink it, or allow more by max_pixels (--max-pixels of `ferkit predict` and `ferkit video`)"
+            "shrink it, or raise max_pixels (--max-pixels of `ferkit predict` and `ferkit video`)"
         )
 
 
-def _check_density(width: int, height: int, size: int, name: str) -> None:
-    """Refuse a header that promises more than its file can hold.
+def _check_density(image: PillowImage, size: int, name: str) -> None:
+    """Refuse a header that promises more pixels than the file can hold.
 
-    Decoders take the memory and the time for what is promised, before they notice that it is not there.
+    Decoders allocate and fill the promised size before they notice that the data is missing.
     """
-    if width * height > max(_SMALL_PIXELS, size * _DENSEST):
+    width, height = image.size
+    # Fax codes of 1-bit pages take at least one bit per row, however wide it is.
+    holds = height <= 8 * size if image.mode == "1" else width * height <= size * _DENSEST
+    if width * height > _SMALL_PIXELS and not holds:
         raise ImageError(
-            f"{name} promises {width} x {height} pixels in {size} bytes, which no photo is packed in: it is "
-            "damaged, or made to take memory"
+            f"{name} promises {width} x {height} pixels in {size} bytes, which cannot hold them: it is "
+            "damaged or a decompression bomb"
         )
 
 
@@ -277,7 +275,7 @@ def _from_pillow(image: Any, name: str, max_pixels: int) -> NDArray[np.uint8]:
     image.load()
     width, height = image.size
     rgb = np.empty((height, width, 3), np.uint8)
-    # In strips: a second whole copy in Pillow's four bytes per pixel would be the peak of memory.
+    # In strips, since a second full copy with Pillow's four bytes per pixel would double the memory.
     rows = max(1, _STRIP_PIXELS // width)
     for top in range(0, height, rows):
         strip = image.crop((0, top, width, min(top + rows, height)))
@@ -285,25 +283,25 @@ def _from_pillow(image: Any, name: str, max_pixels: int) -> NDArray[np.uint8]:
             rgb[top : top + rows] = _wide_to_gray(strip, getattr(image, "tag_v2", {}))[:, :, None]
         else:
             rgb[top : top + rows] = _strip_to_rgb(strip, name)
-    # Read after loading: Pillow turns a TIFF itself and then forgets the tag.
-    return _turned(rgb, _orientation(image))
+    # Read after loading: Pillow rotates a TIFF itself and then removes the tag.
+    return _apply_orientation(rgb, _orientation(image))
 
 
 def _orientation(image: Any) -> Any:
-    """Return what EXIF says of a picture's orientation; 1, upright, where the EXIF itself is unreadable."""
+    """Return the EXIF orientation; 1 (upright) if there is none or the EXIF is unreadable."""
     try:
         return image.getexif().get(_ORIENTATION, 1)
-    except _BROKEN:
+    except _DECODER_ERRORS:
         return 1
 
 
 def _wide_to_gray(strip: PillowImage, tags: Mapping[int, Any]) -> NDArray[np.uint8]:
-    """Return uint8 ``[H, W]`` of a strip of more than 8 bits, 12 or 16, as Pillow has them from the file.
+    """Scale a gray strip of 12 or 16 bits to uint8 ``[H, W]``; the transparent value becomes white.
 
     Args:
-        strip: Gray of 16 bits a pixel; what Pillow knows of a transparent value counts.
-        tags: Those of a TIFF, which tell how many bits it has, and whether 0 is white: Pillow turns neither
-            into its mode. Empty for all else.
+        strip: Gray with 16 bits per pixel in memory.
+        tags: The tags of a TIFF; Pillow ignores the number of bits and "0 is white" in this mode. Empty for
+            other formats.
     """
     wide = np.asarray(strip)
     (bits, *_) = tags.get(_BITS_PER_SAMPLE, (16,))
@@ -317,21 +315,21 @@ def _wide_to_gray(strip: PillowImage, tags: Mapping[int, Any]) -> NDArray[np.uin
 
 def _strip_to_rgb(strip: PillowImage, name: str) -> NDArray[np.uint8]:
     if strip.mode in ("I", "F"):
-        raise ImageError(f"{name} holds 32-bit values without a known range; convert it to 8 or 16 bits")
+        raise ImageError(f"{name} has 32-bit values of unknown range; convert it to 8 or 16 bits")
     if strip.has_transparency_data:
         return _on_white(np.asarray(strip.convert("RGBA")))
     return np.asarray(strip.convert("RGB"))
 
 
 def _on_white(rgba: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Lay uint8 ``[H, W, 4]`` on white and return ``[H, W, 3]``, rounded to the nearest."""
+    """Blend uint8 RGBA ``[H, W, 4]`` with white to RGB ``[H, W, 3]``, rounded to nearest."""
     alpha = rgba[:, :, 3:].astype(np.uint16)
     mixed = rgba[:, :, :3] * alpha + _WHITE * (255 - alpha)
     return ((mixed + 127) // 255).astype(np.uint8)
 
 
-def _turned(rgb: NDArray[np.uint8], orientation: Any) -> NDArray[np.uint8]:
-    """Carry out an EXIF orientation, 1..8; anything else is no orientation."""
+def _apply_orientation(rgb: NDArray[np.uint8], orientation: Any) -> NDArray[np.uint8]:
+    """Rotate and mirror by an EXIF orientation, 1..8; other values change nothing."""
     if orientation in (2, 4, 5, 7):
         rgb = rgb[:, ::-1]
     quarters = {3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}.get(orientation, 0)
@@ -342,13 +340,13 @@ def _from_array(array: NDArray[Any], max_pixels: int) -> NDArray[np.uint8]:
     received = f"{array.dtype} {list(array.shape)}"
     if array.dtype not in (np.uint8, np.uint16):
         raise ImageError(
-            "an array of pixels is uint8 (0..255) or uint16 (0..65535); floats do not tell their range. "
-            f"Received: {received}"
+            "an array of pixels must be uint8 (0..255) or uint16 (0..65535), since the range of others is "
+            f"unknown. Received: {received}"
         )
     if array.ndim == 2:
         array = array[:, :, None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4):
-        raise ImageError(f"a picture is [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]. Received: {received}")
+        raise ImageError(f"a picture must be [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]. Received: {received}")
     _check_size(array.shape[1], array.shape[0], "the array", max_pixels)
     pixels = array if array.dtype == np.uint8 else (array >> 8).astype(np.uint8)
     if pixels.shape[2] == 1:

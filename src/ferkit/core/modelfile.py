@@ -1,11 +1,10 @@
 """The model contract: one ONNX file that describes itself, written, read and verified.
 
-The graph takes ``face``, uint8 ``[N, S, S]`` (grayscale, 0..255), and does its own scaling. It has one output
-per taxonomy, named by the taxonomy's id: float32 ``[N, K]``, calibrated probabilities. Where the
-architecture gives them, ``cam_<taxonomy>`` are class activation maps, float32 ``[N, K, h, w]``. Everything
-else is :class:`ModelInfo`, as JSON in the file's metadata under ``ferkit``; under ``ferkit.sha256`` stands
-the SHA-256 of the file with these 64 characters replaced by zeros, so that a changed byte is noticed. (It
-guards against damage, not against somebody who computes it anew.)
+The graph takes ``face``, uint8 ``[N, S, S]`` (grayscale, 0..255), and scales it itself. It has one output per
+taxonomy, named by the taxonomy's id: float32 ``[N, K]``, calibrated probabilities. Where the architecture has
+them, ``cam_<taxonomy>`` are class activation maps, float32 ``[N, K, h, w]``. Everything else is
+:class:`ModelInfo`, stored as JSON in the file's metadata under ``ferkit``. The entry ``ferkit.sha256`` is the
+SHA-256 of the file with these 64 characters set to zeros. It detects damage; it is no signature.
 """
 
 from __future__ import annotations
@@ -15,27 +14,239 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
 
 from ferkit.core import files, onnxbytes
-from ferkit.core.crops import CropGeometry
+from ferkit.core.crops import CropGeometry, TtaMode
 from ferkit.core.errors import ModelFileError, TaxonomyError
 from ferkit.core.taxonomy import Taxonomy
 from ferkit.weights import DEFAULT, embedded_models, embedded_path
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 INPUT = "face"
 CAM_PREFIX = "cam_"
 INFO_KEY = "ferkit"
 DIGEST_KEY = "ferkit.sha256"
+ENSEMBLE = "ensemble"
+"""The architecture of an ensemble."""
 
 _NO_DIGEST = "0" * 64
 _MAX_BYTES = 1 << 30
 
+_FER2013_FACES = "5bd56e0a6264bfe012aa49b46b2b87bd1f8b631a31cd0489385489abb3911129"
+"""Digest of FER2013's Training and PublicTest faces (:func:`ferkit.data.faces_digest`)."""
+
+_FER2013_TRAINING, _FER2013_PUBLIC = range(28_000, 28_710), 3_589
+"""Sizes of the splits; a recipe may leave leaks and constant images out of Training."""
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1), AfterValidator(lambda value: round(value, 6))]
+Nats = Annotated[float, AfterValidator(lambda value: round(value, 6))]
+Count = Annotated[int, Field(ge=0)]
+Fit = Literal["nothing", "temperature", "weights and temperature"]
+"""What was fitted: a network's or an ensemble's temperature, and an ensemble's weights."""
 
 
-class HeadInfo(BaseModel):
+class _Record(BaseModel):
+    """A part of the metadata. Unknown fields are ignored, so that a later ferkit may add some."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+class Weights(_Record):
+    """Weights or a model file that a training run used.
+
+    Attributes:
+        name: The model's or the file's name.
+        sha256: Digest of the file, or of the weight arrays.
+        heads: The heads whose weights were taken over.
+    """
+
+    name: str
+    sha256: str = ""
+    heads: tuple[str, ...] = ()
+
+
+class Teachers(_Record):
+    """What a student was distilled from.
+
+    Attributes:
+        models: The teachers.
+        heads: The heads in which the student learnt from them.
+        tta: Test-time augmentation of the teachers' predictions.
+        calibrated: Whether the teachers' temperatures were applied.
+        online: Whether the teachers predicted each augmented batch (online distillation), or each training
+            face once (offline distillation).
+        weight: Share of the distillation loss in the loss of these heads.
+        temperature: Of the soft targets.
+        training_accuracy: Of the teachers' mean on the training faces, where it was measured.
+    """
+
+    models: tuple[Weights, ...]
+    heads: tuple[str, ...]
+    tta: TtaMode = "none"
+    calibrated: bool = True
+    online: bool = False
+    weight: Share = 0.0
+    temperature: Positive = 1.0
+    training_accuracy: float | None = None
+
+
+class EpochChange(_Record):
+    """A change of a run's number of epochs: ``epochs`` before and after it, made after epoch ``after``."""
+
+    after: int
+    epochs: tuple[int, int]
+
+
+class Provenance(_Record):
+    """What a model was trained, selected and fitted on, and how; an ensemble's is that of its own fit.
+
+    Attributes:
+        source: Name of the data, without the folder.
+        fingerprint: SHA-256 of the data set, with votes.
+        faces: SHA-256 of its images, labels and splits, without votes.
+        training: Number of training faces.
+        validation: Number of validation faces.
+        trained_on: Split that the weights were trained on; empty for an ensemble, or if unknown.
+        selected_on: Split that was watched during training.
+        fitted_on: Split that temperatures or an ensemble's weights were fitted on; empty if nothing was.
+        fitted: What was fitted there, by taxonomy.
+        seeds: Seeds of the training run.
+        epochs: Epochs that were trained; None if unknown.
+        changed: Changes of the number of epochs during the run.
+        hours: Hours of training, without a teacher's; None if unknown.
+        started: When the run started, ISO 8601.
+        processor: The machine's processor.
+        cores: Cores that the run could use.
+        versions: Versions of the libraries.
+        init: The weights that training started from; None for random ones.
+        teachers: What it was distilled from; None if it was not.
+    """
+
+    source: str = ""
+    fingerprint: str = ""
+    faces: str = ""
+    training: Count = 0
+    validation: Count = 0
+    trained_on: str = ""
+    selected_on: str = ""
+    fitted_on: str = ""
+    fitted: dict[str, Fit] = {}
+    seeds: tuple[int, ...] = ()
+    epochs: Count | None = None
+    changed: tuple[EpochChange, ...] = ()
+    hours: Annotated[float, Field(ge=0)] | None = None
+    started: str = ""
+    processor: str = ""
+    cores: Count = 0
+    versions: dict[str, str] = {}
+    init: Weights | None = None
+    teachers: Teachers | None = None
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        """The digests that identify the data: with votes, and without."""
+        return tuple(digest for digest in (self.fingerprint, self.faces) if digest)
+
+    @property
+    def weights_fitted(self) -> bool:
+        """Whether an ensemble's weights were fitted."""
+        return "weights and temperature" in self.fitted.values()
+
+    @property
+    def has_fer2013_faces(self) -> bool:
+        """Whether the faces are FER2013's, which labels of that name do not prove.
+
+        FER2013 with PrivateTest, or as picture files, has another digest: then its splits' sizes decide.
+        """
+        sizes = self.training in _FER2013_TRAINING and self.validation == _FER2013_PUBLIC
+        named = (self.trained_on, self.selected_on) == ("Training", "PublicTest")
+        return _FER2013_FACES in self.digests or (sizes and named)
+
+
+@dataclass(frozen=True, kw_only=True)  # not a BaseModel, so that dataclasses.asdict reaches it in reports
+class Metric:
+    """The figures of a model on one split, with one test-time augmentation and one set of labels.
+
+    They are rounded to six digits.
+    Of an ensemble, ``nll`` and ``ece`` are those of the file; every other figure is of ensembles that were
+    fitted without the measured face (out of fold), as far as anything was fitted.
+
+    Attributes:
+        split: The split.
+        tta: The test-time augmentation.
+        labels: ``fer2013``, ``ferplus majority``, ``ferplus argmax``, or a user's taxonomy.
+        without_leaks: Whether duplicates of training faces were left out.
+        n: Number of faces.
+        accuracy: In 0..1.
+        interval: 95 % Wilson interval of the accuracy.
+        macro_f1: In 0..1.
+        nll: Negative log-likelihood in nats.
+        ece: Expected calibration error, 0..1.
+        nll_out_of_fold: NLL under fits that had not seen the measured face; None if not measured.
+        ece_out_of_fold: ECE under the same.
+        recall: By label; None for a label without faces.
+        fit: What was fitted of an ensemble; None for a network.
+    """
+
+    split: str
+    tta: TtaMode
+    labels: str
+    without_leaks: bool = False
+    n: Annotated[int, Field(ge=1)]
+    accuracy: Share
+    interval: tuple[Share, Share]
+    macro_f1: Share
+    nll: Nats
+    ece: Share
+    nll_out_of_fold: Nats | None = None
+    ece_out_of_fold: Share | None = None
+    recall: dict[str, Share | None] = Field(default_factory=dict)
+    fit: Fit | None = None
+
+
+class _Model(_Record):
+    """What is recorded of a network in a file of its own and of a member of an ensemble alike."""
+
+    name: Annotated[str, Field(min_length=1)]
+    version: str = "1"
+    architecture: str
+    parameters: Count = 0
+    mmac: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    recipe: dict[str, Any] = {}
+    training: Provenance = Provenance()
+    metrics: tuple[Metric, ...] = ()
+
+
+class MemberInfo(_Model):
+    """A network of an ensemble.
+
+    Attributes:
+        sha256: Digest of the network's own file.
+        weights: Its weight by taxonomy, for the taxonomies that it has.
+    """
+
+    sha256: str
+    weights: dict[str, Annotated[float, Field(ge=0, le=1)]]
+
+
+class Parity(_Record):
+    """How far a file's predictions are from the float32 Keras network's.
+
+    Attributes:
+        largest_difference: Of a probability.
+        same_label: Share of faces with the same label.
+        faces: Number of compared faces.
+    """
+
+    largest_difference: float
+    same_label: Share
+    faces: Count
+
+
+class HeadInfo(_Record):
     """One output of a model.
 
     Attributes:
@@ -44,8 +255,6 @@ class HeadInfo(BaseModel):
         temperature: T by which the logits were divided; the logits are T·log p, up to a constant.
         cam: Whether the graph has class activation maps for it.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     id: str
     labels: tuple[str, ...]
@@ -66,8 +275,8 @@ class HeadInfo(BaseModel):
         return Taxonomy(self.id, self.labels)
 
 
-class ModelInfo(BaseModel):
-    """What a model file says about itself.
+class ModelInfo(_Model):
+    """The metadata of a model file.
 
     Attributes:
         format_version: Version of this contract.
@@ -75,44 +284,36 @@ class ModelInfo(BaseModel):
         version: Version of the model.
         architecture: Name in the registry of architectures, or ``ensemble``.
         taxonomies: The outputs.
-        default_taxonomy: Id of the one that is used when none is named.
+        default_taxonomy: Id of the output that is used when none is named.
         input_size: Side S of ``face`` in pixels.
-        view_size: Side that the network sees; where smaller than S, the graph cuts the middle.
+        view_size: Side that the network sees; where it is smaller than S, the graph cuts out the middle.
         crop: How faces are cut from pictures.
-        parameters: Numbers in the network: what is trained, and the moving statistics of batch normalisation.
+        parameters: Number of trained values and of batch normalisation's moving statistics.
         mmac: Multiply-accumulates for one face, in millions.
-        recipe: What decided the training run.
-        data: Fingerprint, source and counts of the data.
-        metrics: Measured figures, each with its protocol (split, TTA, labels).
-        precision: Of the weights: ``float32``, ``float16`` or ``int8``.
+        recipe: The recipe of the training run; empty for an ensemble.
+        training: What it was trained, selected and fitted on.
+        metrics: Measured figures.
+        parity: Difference from the Keras network; None for an ensemble.
+        precision: Of the stored weights: ``float32``, ``float16`` or ``int8``.
         licence: Of the weights.
         created: ISO 8601.
         ferkit_version: Version that wrote the file.
-        members: Of an ensemble: what is known of each member.
-        notes: For people.
+        members: The networks of an ensemble.
+        notes: Free text.
     """
 
-    model_config = ConfigDict(frozen=True)
-
-    format_version: Literal[1] = FORMAT_VERSION
-    name: Annotated[str, Field(min_length=1)]
-    version: str = "1"
-    architecture: str
+    format_version: Literal[2] = FORMAT_VERSION
     taxonomies: Annotated[tuple[HeadInfo, ...], Field(min_length=1)]
     default_taxonomy: str
     input_size: Annotated[int, Field(ge=1, le=4096)] = 48
     view_size: Annotated[int, Field(ge=1)] = 48
     crop: CropGeometry = CropGeometry()
-    parameters: Annotated[int, Field(ge=0)] = 0
-    mmac: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    recipe: dict[str, Any] = {}
-    data: dict[str, Any] = {}
-    metrics: list[dict[str, Any]] = []
+    parity: Parity | None = None
     precision: str = "float32"
     licence: str = ""
     created: str = ""
     ferkit_version: str = ""
-    members: list[dict[str, Any]] = []
+    members: tuple[MemberInfo, ...] = ()
     notes: str = ""
 
     @model_validator(mode="after")
@@ -131,6 +332,11 @@ class ModelInfo(BaseModel):
         """Pixels by which ten-crop shifts: what the graph cuts off, or 2 where it sees the whole crop."""
         return (self.input_size - self.view_size) // 2 or 2
 
+    @property
+    def provenance(self) -> tuple[Provenance, ...]:
+        """The records of the model itself and of its members."""
+        return (self.training, *(member.training for member in self.members))
+
     def head(self, taxonomy: str | None = None) -> HeadInfo:
         """Return the output of a taxonomy, the default one if None.
 
@@ -142,18 +348,18 @@ class ModelInfo(BaseModel):
             if head.id == wanted:
                 return head
         raise TaxonomyError(
-            f"model {self.name!r} does not answer in taxonomy {wanted!r}; "
+            f"model {self.name!r} has no taxonomy {wanted!r}; "
             f"it has {', '.join(head.id for head in self.taxonomies)}"
         )
 
 
 def write_model(model: bytes, info: ModelInfo, path: str | os.PathLike[str]) -> None:
-    """Write a model file in one step.
+    """Write a model file atomically.
 
     Args:
-        model: A serialised ONNX model (``ModelProto.SerializeToString()``); metadata of an earlier
-            :func:`write_model` in it is replaced.
-        info: What the file says about itself.
+        model: A serialised ONNX model (``ModelProto.SerializeToString()``). Metadata that an earlier
+            :func:`write_model` left in it are replaced.
+        info: The metadata.
         path: The file.
 
     Raises:
@@ -176,33 +382,37 @@ def read_model(source: str | os.PathLike[str] | bytes) -> tuple[bytes, ModelInfo
         source: The file, or its bytes.
 
     Returns:
-        The bytes, ready for a session, and what they say about themselves.
+        The bytes, ready for a session, and the metadata.
 
     Raises:
-        ModelFileError: If the file cannot be read, is no ONNX, has no metadata of ferkit, or is damaged.
+        ModelFileError: If the file cannot be read, is no ONNX file, has no metadata of ferkit, has metadata
+            of another format version, or is damaged.
     """
     name = "the model" if isinstance(source, bytes) else os.fspath(source)
     content = source if isinstance(source, bytes) else _read(Path(source))
     try:
         found = [e for e in onnxbytes.metadata(content) if e[0] in (INFO_KEY, DIGEST_KEY)]
     except onnxbytes.MalformedError as error:
-        raise ModelFileError(f"{name} is no ONNX file, or a damaged one: {error}") from error
-    entries = {key: value for key, _, value in found}
-    if not entries:
+        raise ModelFileError(f"{name} is no ONNX file, or is damaged: {error}") from error
+    if not found:
         raise ModelFileError(
             f"{name} is an ONNX file without ferkit's metadata, so its labels and input are unknown. "
             "Write model files with `ferkit export`"
         )
-    digest = entries.get(DIGEST_KEY)
-    damaged = f"{name} is damaged: its content does not match its digest. Fetch or export it again"
-    if len(found) != 2 or len(entries) != 2 or digest is None or digest.end - digest.value != len(_NO_DIGEST):
-        raise ModelFileError(damaged)
+    entries = {key: value for key, value, _ in found}
+    if len(found) != 2 or len(entries) != 2 or not _digest_fits(content, entries[DIGEST_KEY]):
+        raise ModelFileError(
+            f"{name} is damaged: its content does not match its digest. Fetch or export it again"
+        )
+    text = content[entries[INFO_KEY].value : entries[INFO_KEY].end]
+    return content, _parse_info(text, name)
+
+
+def _digest_fits(content: bytes, digest: onnxbytes.Field) -> bool:
     state = hashlib.sha256(memoryview(content)[: digest.value])
     state.update(_NO_DIGEST.encode())
     state.update(memoryview(content)[digest.end :])
-    if state.hexdigest().encode() != content[digest.value : digest.end]:
-        raise ModelFileError(damaged)
-    return content, _parse_info(content[entries[INFO_KEY].value : entries[INFO_KEY].end], name)
+    return state.hexdigest().encode() == content[digest.value : digest.end]
 
 
 def _read(path: Path) -> bytes:
@@ -210,35 +420,28 @@ def _read(path: Path) -> bytes:
         if path.is_dir():
             raise ModelFileError(f"{path} is a folder; name the model file in it")
         if path.stat().st_size > _MAX_BYTES:
-            raise ModelFileError(
-                f"{path} is larger than {_MAX_BYTES >> 20} MiB; it cannot be a model of ferkit"
-            )
+            raise ModelFileError(f"{path} is larger than {_MAX_BYTES >> 20} MiB; it is no model of ferkit")
         return path.read_bytes()
     except OSError as error:
         raise ModelFileError(f"cannot read model {path}: {error.strerror or error}") from error
 
 
-def _renamed(text: bytes) -> bytes:
-    """Rename ``protocol`` in metadata; goes when the embedded files are written anew."""
-    return text.replace(b'"protocol":"single"', b'"tta":"none"').replace(b'"protocol":', b'"tta":')
-
-
 def _parse_info(text: bytes, name: str) -> ModelInfo:
     try:
-        return ModelInfo.model_validate_json(_renamed(text))
+        return ModelInfo.model_validate_json(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "metadata"
-        if first["loc"] == ("format_version",):
-            raise ModelFileError(
-                f"{name} is of format version {first['input']!r}; this ferkit reads "
-                f"version {FORMAT_VERSION}. Update ferkit, or export the model again"
-            ) from error
-        raise ModelFileError(f"{name} has metadata that does not fit: {where}: {first['msg']}") from error
+        problems = {".".join(map(str, e["loc"])): e for e in error.errors()}
+    if version := problems.get("format_version"):
+        raise ModelFileError(
+            f"{name} has format version {version['input']!r}; this ferkit reads version {FORMAT_VERSION}. "
+            "Update ferkit, or export the model again"
+        )
+    where, problem = next(iter(problems.items()))
+    raise ModelFileError(f"{name} has invalid metadata: {where or 'all'}: {problem['msg']}")
 
 
 def resolve_model(model: str | os.PathLike[str] | None = None) -> Path:
-    """Return the file of a model: the embedded default for None, an embedded one by name, or a file.
+    """Return the file of a model: the embedded default for None, an embedded model by name, or a file.
 
     Raises:
         ModelFileError: If there is none.
@@ -251,6 +454,6 @@ def resolve_model(model: str | os.PathLike[str] | None = None) -> Path:
     if not path.exists():
         have = ", ".join(embedded_models()) or "none"
         raise ModelFileError(
-            f"no model {os.fspath(model)!r}: it is no file, and no embedded model (embedded: {have})"
+            f"no model {os.fspath(model)!r}: it is neither a file nor an embedded model (embedded: {have})"
         )
     return path

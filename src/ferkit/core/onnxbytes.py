@@ -6,7 +6,7 @@ Field numbers are those of ``onnx.proto``.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ferkit.core.errors import ModelFileError
@@ -14,15 +14,8 @@ from ferkit.core.errors import ModelFileError
 MODEL_IR_VERSION = 1
 MODEL_GRAPH = 7
 MODEL_METADATA = 14
-GRAPH_NODE = 1
 GRAPH_INPUT = 11
 GRAPH_OUTPUT = 12
-
-_NAME = 1  # of a ValueInfoProto
-_NODE_INPUT, _NODE_OUTPUT, _NODE_ATTRIBUTE = 1, 2, 5
-_ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS = 6, 11
-
-_DEEPEST = 100  # graphs inside each other; protobuf's own readers take 100 messages, three to a graph
 
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
@@ -92,12 +85,12 @@ def _encode_varint(value: int) -> bytes:
 
 
 def encode(number: int, payload: bytes) -> bytes:
-    """Return a length-delimited field, ready to be put into a message."""
+    """Return a length-delimited field, to be appended to a message."""
     return _encode_varint(number << 3 | _BYTES) + _encode_varint(len(payload)) + payload
 
 
 def metadata(data: bytes) -> list[tuple[str, Field, Field]]:
-    """Return the metadata entries of a model: key, the whole entry, and the value inside it.
+    """Return key, value and whole field of each metadata entry of a model.
 
     Raises:
         MalformedError: If the bytes are no ONNX model.
@@ -105,27 +98,26 @@ def metadata(data: bytes) -> list[tuple[str, Field, Field]]:
     top = list(fields(data))
     numbers = {f.number for f in top if f.number != MODEL_GRAPH or f.wire == _BYTES}
     if not {MODEL_IR_VERSION, MODEL_GRAPH} <= numbers:
-        raise MalformedError("there is no graph in it")
+        raise MalformedError("it has no graph")
     entries = []
     for entry in top:
-        if entry.number != MODEL_METADATA or entry.wire != _BYTES:
-            continue
-        parts = {f.number: f for f in fields(data, entry.value, entry.end) if f.wire == _BYTES}
-        if 1 in parts and 2 in parts:
-            key = data[parts[1].value : parts[1].end].decode("utf-8", errors="replace")
-            entries.append((key, entry, parts[2]))
+        if entry.number == MODEL_METADATA and entry.wire == _BYTES:
+            parts = {f.number: f for f in fields(data, entry.value, entry.end) if f.wire == _BYTES}
+            if 1 in parts and 2 in parts:
+                key = data[parts[1].value : parts[1].end].decode("utf-8", errors="replace")
+                entries.append((key, parts[2], entry))
     return entries
 
 
 def with_metadata(data: bytes, entries: dict[str, str]) -> bytes:
-    """Return the model with ``entries`` appended in order; entries of the same keys are dropped before.
+    """Return the model with ``entries`` appended in order; entries of the same keys are removed first.
 
     Raises:
         MalformedError: If the bytes are no ONNX model.
     """
     kept = bytearray()
     at = 0
-    for key, entry, _ in metadata(data):
+    for key, _, entry in metadata(data):
         if key in entries:
             kept += data[at : entry.begin]
             at = entry.end
@@ -133,76 +125,3 @@ def with_metadata(data: bytes, entries: dict[str, str]) -> bytes:
     for key, value in entries.items():
         kept += encode(MODEL_METADATA, encode(1, key.encode()) + encode(2, value.encode()))
     return bytes(kept)
-
-
-def output_names(data: bytes) -> list[str]:
-    """Return the names of a model's outputs.
-
-    Raises:
-        MalformedError: If the bytes are no ONNX model.
-    """
-    graph = _graph(data)
-    return [
-        _strings(data, field, _NAME)[0]
-        for field in fields(data, graph.value, graph.end)
-        if field.number == GRAPH_OUTPUT
-    ]
-
-
-def only_outputs(data: bytes, names: Collection[str]) -> bytes:
-    """Return the model with these outputs alone, and without the nodes that only others need.
-
-    ONNX Runtime computes every node, also those whose result nobody fetches.
-
-    Raises:
-        MalformedError: If the bytes are no ONNX model, or graphs are nested deeper than anything reads.
-    """
-    graph = _graph(data)
-    parts = list(fields(data, graph.value, graph.end))
-    needed = set(names)
-    dropped = set()
-    for part in reversed(parts):  # nodes stand in the order of computation
-        if part.number == GRAPH_OUTPUT and _strings(data, part, _NAME)[0] not in needed:
-            dropped.add(part)
-        elif part.number == GRAPH_NODE:
-            if needed.isdisjoint(_strings(data, part, _NODE_OUTPUT)):
-                dropped.add(part)
-            else:
-                needed |= _read_by(data, part)
-    kept = b"".join(data[part.begin : part.end] for part in parts if part not in dropped)
-    return data[: graph.begin] + encode(MODEL_GRAPH, kept) + data[graph.end :]
-
-
-def _graph(data: bytes) -> Field:
-    """Return the graph of a model."""
-    graphs = [f for f in fields(data) if f.number == MODEL_GRAPH and f.wire == _BYTES]
-    if len(graphs) != 1:
-        raise MalformedError("there is no graph in it")
-    return graphs[0]
-
-
-def _strings(data: bytes, message: Field, number: int) -> list[str]:
-    """Return the texts of one field of a message; one empty text if there is none."""
-    return [
-        data[f.value : f.end].decode("utf-8", errors="replace")
-        for f in fields(data, message.value, message.end)
-        if f.number == number and f.wire == _BYTES
-    ] or [""]
-
-
-def _read_by(data: bytes, node: Field, depth: int = 0) -> set[str]:
-    """Return what a node reads, the graphs inside it (branches, loops) included."""
-    if depth > _DEEPEST:
-        raise MalformedError(f"more than {_DEEPEST} graphs lie inside each other at byte {node.begin}")
-    read = set(_strings(data, node, _NODE_INPUT))
-    for attribute in fields(data, node.value, node.end):
-        if attribute.number != _NODE_ATTRIBUTE:
-            continue
-        for inner in fields(data, attribute.value, attribute.end):
-            if inner.number in (_ATTRIBUTE_GRAPH, _ATTRIBUTE_GRAPHS) and inner.wire == _BYTES:
-                for part in fields(data, inner.value, inner.end):
-                    if part.number == GRAPH_NODE:
-                        read |= _read_by(data, part, depth + 1)
-                    elif part.number == GRAPH_OUTPUT:
-                        read |= set(_strings(data, part, _NAME))
-    return read - {""}

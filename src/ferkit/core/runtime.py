@@ -1,4 +1,4 @@
-"""Opening ONNX Runtime sessions: its providers, its threads, its errors."""
+"""ONNX Runtime: its import without telemetry, its sessions, providers, threads and errors."""
 
 from __future__ import annotations
 
@@ -11,10 +11,24 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ferkit.core.errors import FerkitError, MissingDependencyError
+from ferkit.core.extras import require
 
 CPU = "CPUExecutionProvider"
 
 _SILENT = 4  # its errors arrive as exceptions
+
+
+def load_onnxruntime() -> Any:
+    """Import ONNX Runtime with its telemetry off, unless ``ORT_DISABLE_TELEMETRY`` is set to something else.
+
+    Its telemetry writes a device id into the home folder and connects to a host. The variable is read when
+    the library is loaded, so ferkit imports it through this function alone.
+
+    Raises:
+        MissingDependencyError: If it is not installed or does not load.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    return require("onnxruntime", "")
 
 
 def open_session(
@@ -25,21 +39,21 @@ def open_session(
     providers: Sequence[str] | None = None,
     threads: int | None = None,
 ) -> Any:
-    """Open a session; a provider that was asked for and is not there is an error, never replaced.
+    """Open a session; a provider that is not available is an error and is never replaced.
 
     Args:
         content: The ONNX model.
-        name: How messages call it.
-        fail: Makes the error when the model cannot be opened.
+        name: Its name in messages.
+        fail: The class of the error if the model cannot be opened.
         providers: Execution providers in order of preference; the CPU by default.
         threads: Threads of one call; by default as many as :func:`usable_cores`.
 
     Raises:
-        FerkitError: If the providers are one text, which would be taken letter by letter.
-        MissingDependencyError: If a provider is not available here.
+        FerkitError: If the model cannot be opened, or the providers are one text, which would be taken letter
+            by letter.
+        MissingDependencyError: If ONNX Runtime, or a provider, is not available.
     """
-    import onnxruntime
-
+    onnxruntime = load_onnxruntime()
     if isinstance(providers, str):
         raise FerkitError(
             f"providers are a list of names, such as [{CPU!r}]. Received the text: {providers!r}"
@@ -48,17 +62,16 @@ def open_session(
     here = onnxruntime.get_available_providers()
     if absent := [p for p in wanted if p not in here]:
         raise MissingDependencyError(
-            f"ONNX Runtime offers no {', '.join(absent)} here; it offers {', '.join(here)}. "
+            f"ONNX Runtime has no {', '.join(absent)} here; it has {', '.join(here)}. "
             "A GPU needs the package onnxruntime-gpu in place of onnxruntime"
         )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = _SILENT
-    # ONNX Runtime counts the machine's cores, also those that this process must not use: its threads
-    # would then wait for each other.
+    # By default ONNX Runtime starts a thread for each core of the machine, also for cores that this process
+    # may not use; the threads then wait for each other.
     options.intra_op_num_threads = threads or usable_cores()
-    # Idle threads would spin for a while and keep the cores from whoever works next: the other session of
-    # two in turns (detector, classifier), the decoder, another request. With spinning a photo takes twice
-    # as long on two cores.
+    # Idle threads would spin for a while and occupy cores that another session, the decoder or another
+    # request could use. With spinning a photo takes twice as long on two cores.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         session = onnxruntime.InferenceSession(content, options, providers=wanted)
@@ -66,7 +79,7 @@ def open_session(
         raise fail(f"ONNX Runtime cannot open {name}: {first_line(error)}") from error
     if absent := [p for p in wanted if p not in session.get_providers()]:
         raise MissingDependencyError(
-            f"ONNX Runtime has {', '.join(absent)}, and cannot start it on this machine"
+            f"ONNX Runtime has {', '.join(absent)} but cannot start it on this machine"
         )
     return session
 
@@ -106,9 +119,8 @@ def _granted(groups: Path, own: Path) -> Iterator[int]:
 
 
 def runtime_errors() -> tuple[type[Exception], ...]:
-    """Return what ONNX Runtime raises: its errors share no base class of their own."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
+    """Return the errors that ONNX Runtime raises; they have no base class of their own."""
+    state = load_onnxruntime().capi.onnxruntime_pybind11_state
     names = (
         "EPFail",
         "EngineError",
@@ -126,5 +138,5 @@ def runtime_errors() -> tuple[type[Exception], ...]:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message; ONNX Runtime adds pages to it."""
+    """Return the first line of an error's message; those of ONNX Runtime are long."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""The ordered label sets (taxonomies) that networks answer in, and the map between them."""
+"""Taxonomies: ordered sets of emotion labels, and the map from FER+ to FER2013."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ class Taxonomy:
     """An ordered set of emotion labels.
 
     Args:
-        id: Short name; also the name of a model's output, so letters, digits, ``_`` and ``-`` only.
-        labels: The labels; position k is column k of a probability array.
+        id: Short name, also the name of a model's output: letters, digits, ``_`` and ``-`` only.
+        labels: Label k is column k of a probability array.
 
     Raises:
-        TaxonomyError: If the id or a label is unusable, or a label stands twice.
+        TaxonomyError: If the id is invalid, or the labels are fewer than two, empty or repeated.
     """
 
     id: str
     labels: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        """Refuse ids that cannot name an output and labels that cannot be told apart."""
+        """Validate the id and the labels."""
         if not self.id or not self.id.replace("_", "").replace("-", "").isalnum():
             raise TaxonomyError(
-                f"a taxonomy's id may hold letters, digits, '_' and '-'. Received: {self.id!r}"
+                f"a taxonomy's id must consist of letters, digits, '_' and '-'. Received: {self.id!r}"
             )
         if len(self.labels) < 2:
             raise TaxonomyError(
@@ -47,7 +47,7 @@ class Taxonomy:
         """Return the column of ``label``.
 
         Raises:
-            TaxonomyError: If the taxonomy does not have that label.
+            TaxonomyError: If the taxonomy has no such label.
         """
         try:
             return self.labels.index(label)
@@ -78,16 +78,16 @@ FERPLUS_TO_FER2013: Mapping[str, str | None] = MappingProxyType(
         "contempt": None,
     }
 )
-"""The FER2013 label that means the same; FER2013 has no contempt."""
+"""The FER2013 label of each FER+ label; FER2013 has no contempt."""
 
 KNOWN: Mapping[str, Taxonomy] = MappingProxyType({t.id: t for t in (FER2013, FERPLUS)})
 
 
 def get_taxonomy(taxonomy_id: str) -> Taxonomy:
-    """Return a taxonomy that ferkit knows by name.
+    """Return a known taxonomy by its id.
 
     Raises:
-        TaxonomyError: If there is none of that id.
+        TaxonomyError: If there is no such taxonomy.
     """
     try:
         return KNOWN[taxonomy_id]

@@ -1,4 +1,4 @@
-"""What is odd about a data set: balance, constant and repeated images, contradicting labels, leaks."""
+"""The audit of a dataset: balance, constant images, duplicates, conflicting labels, leaks, FER+ votes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from ferkit.core.taxonomy import FER2013
 from ferkit.data.dataset import SPLITS, VOTE_COLUMNS, FaceDataset
 from ferkit.data.duplicates import flat_rows, image_keys, leaked_rows, leaking_rows
 from ferkit.data.ferplus import argmax_targets, label_agreement, majority_targets
+from ferkit.data.labels import labels_without_training
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +22,9 @@ class Group:
     """Images that are equal pixel for pixel.
 
     Args:
-        rows: Their positions in the data set, counted from 1.
-        splits: The split of each.
-        labels: The label of each.
+        rows: Their positions in the dataset, counted from 1.
+        splits: The split of each image.
+        labels: The label of each image.
     """
 
     rows: tuple[int, ...]
@@ -37,18 +38,18 @@ class Group:
 
     @property
     def crosses(self) -> bool:
-        """Whether the images stand in more than one split."""
+        """Whether the images belong to more than one split."""
         return len(set(self.splits)) > 1
 
 
 @dataclass(frozen=True, slots=True)
 class VoteAudit:
-    """How FER2013 labels and FER+ votes agree.
+    """Agreement of FER2013 labels with FER+ votes.
 
     Args:
-        agreement: Share of labels that equal the leading vote (ties: first in column order), of the images
+        agreement: Share of labels that equal the leading vote (ties: first in column order) among the images
             whose leading vote is not "no face"; None if there are none.
-        by_label: The same per label, None for labels without images.
+        by_label: The same per label; None for labels without images.
         majority: Images per split that the ``majority`` protocol keeps.
         argmax: Images per split that the ``argmax`` protocol keeps.
     """
@@ -61,20 +62,22 @@ class VoteAudit:
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """What :func:`audit_dataset` finds. Rows are counted from 1; splits without images are left out.
+    """The result of :func:`audit_dataset`. Rows are counted from 1; splits without images are left out.
 
     Args:
-        source: What was looked at.
-        fingerprint: Of the data set.
+        source: Name of the dataset.
+        fingerprint: Fingerprint of the dataset.
         images: Number of images.
         size: Side of an image in pixels.
         taxonomy: Id of the labels.
         balance: Images per split and label.
         flat: Rows per split of images of one constant colour.
         groups: All groups of identical images, in order of their first row.
-        leaked: Images per test split that also stand in Training.
-        leaking: Training images that also stand in a test split: what ``drop_leaks`` removes.
-        votes: Agreement with FER+, or None without votes or with other labels than FER2013's.
+        leaked: Images per test split with a duplicate in Training.
+        leaking: Number of Training images with a duplicate in a test split, which ``drop_leaks`` removes.
+        votes: Agreement with FER+; None without votes or with other labels than FER2013's.
+        untrained: Labels without Training images, and the most similar label that has some (or ``""``).
+        unreadable: Pictures that were left out, since they cannot be decoded.
     """
 
     source: str
@@ -88,6 +91,8 @@ class AuditReport:
     leaked: Mapping[str, int]
     leaking: int
     votes: VoteAudit | None
+    untrained: Mapping[str, str]
+    unreadable: tuple[str, ...]
 
     @property
     def repeated(self) -> int:
@@ -101,7 +106,7 @@ class AuditReport:
 
     @property
     def crossing(self) -> tuple[Group, ...]:
-        """Groups that stand in more than one split."""
+        """Groups across splits."""
         return tuple(group for group in self.groups if group.crosses)
 
     def to_json(self) -> dict[str, Any]:
@@ -118,10 +123,10 @@ class AuditReport:
 
 
 def audit_dataset(dataset: FaceDataset) -> AuditReport:
-    """Look through a data set.
+    """Audit a dataset.
 
     Args:
-        dataset: All splits of it, since leaks lie between them.
+        dataset: All splits of it, since leaks are duplicates across splits.
     """
     present = _present(dataset)
     flat = flat_rows(dataset)
@@ -138,6 +143,8 @@ def audit_dataset(dataset: FaceDataset) -> AuditReport:
         leaked={SPLITS[k]: int(np.sum(leaked & (dataset.split == k))) for k in present if k},
         leaking=int(leaking_rows(dataset).sum()),
         votes=_audit_votes(dataset, present),
+        untrained=labels_without_training(dataset),
+        unreadable=dataset.unreadable,
     )
 
 
@@ -156,7 +163,7 @@ def picked_rows(dataset: FaceDataset, pick: str) -> NDArray[np.bool_]:
 
     Args:
         dataset: All splits of it.
-        pick: ``all``; ``flat``; ``leaks`` (both the test images and their copies in Training); ``repeats``;
+        pick: ``all``; ``flat``; ``leaks`` (test images and their duplicates in Training); ``repeats``;
             ``conflicts``.
 
     Raises:
@@ -169,7 +176,7 @@ def picked_rows(dataset: FaceDataset, pick: str) -> NDArray[np.bool_]:
     if pick == "leaks":
         return leaked_rows(dataset) | leaking_rows(dataset)
     if pick not in ("repeats", "conflicts"):
-        raise DataError(f"faces are picked by all, flat, leaks, repeats or conflicts. Received: {pick!r}")
+        raise DataError(f"pick must be all, flat, leaks, repeats or conflicts. Received: {pick!r}")
     mask = np.zeros(len(dataset), dtype=bool)
     for group in _groups(dataset):
         if pick == "repeats" or group.conflicts:

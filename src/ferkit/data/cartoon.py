@@ -1,9 +1,8 @@
-"""Faces drawn by the program: seven expressions, any number, any seed, so that any command runs anywhere."""
+"""Drawn faces with seven expressions, in any number and for any seed: data that is always available."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from ferkit.core.errors import DataError
 from ferkit.core.taxonomy import FER2013, FERPLUS, FERPLUS_TO_FER2013
-from ferkit.data.dataset import VOTE_COLUMNS
+from ferkit.data.dataset import VOTE_COLUMNS, FaceDataset
 
 DEFAULT_COUNT = 2100
 """Faces of a plain ``cartoon``: 300 of each expression."""
@@ -23,20 +22,19 @@ TAGGERS = 10
 """Votes per face, as in FER+."""
 
 _NO_EMOTION = [VOTE_COLUMNS.index("unknown"), VOTE_COLUMNS.index("NF")]
-_UNREADABLE = 0.01
-"""Share of faces that most taggers find unreadable, and share in which they see no face, as FER+ has some."""
+_UNCLEAR = 0.01
+"""Share of faces that most taggers call unknown, and share that they call no face; FER+ has both."""
 
-_OVER = 2
-"""Faces are drawn this many times larger and averaged down."""
+_OVERSAMPLING = 2
+"""Factor by which faces are drawn larger, then averaged down."""
 
-_BITS = 4
-"""OpenCV draws at fractions of a pixel: coordinates are given in 1/16."""
+_FRACTION_BITS = 4
+"""OpenCV's coordinates have fractions of 1/16 pixel."""
 
-# What an expression does to a face, after the action units of Ekman and Friesen: how far the inner, middle
-# and outer brow go up, how far the eyes open, half the width of the mouth, how far its corners and its upper
-# lip go up, least and greatest opening of the mouth (all but the eyes in half heights of the face), then how
-# much one sees of teeth, wrinkles of the nose, folds of the cheeks, lines on the forehead and between the
-# brows.
+# Features of each expression, after the action units of Ekman and Friesen: height of the inner, middle and
+# outer brow, opening of the eyes, half width of the mouth, height of its corners and its upper lip, smallest
+# and largest opening of the mouth (all but the eyes in half heights of the face); then visibility of teeth,
+# nose wrinkles, cheek folds, and lines on the forehead and between the brows.
 _FEATURES = (
     "inner", "middle", "outer", "eyes", "width", "corners", "lip", "least", "greatest",
     "teeth", "wrinkles", "folds", "forehead", "frown",
@@ -51,7 +49,7 @@ _EXPRESSIONS = {
     "neutral": (0.00, 0.00, 0.00, 1.00, 0.28, 0.00, 0.00, 0.00, 0.00, 0.0, 0.0, 0.0, 0.0, 0.0),
 }
 
-# Which other emotion a tagger sees where the expression is weak (FER+ columns).
+# FER+ labels that taggers confuse with a weak expression, the most frequent first.
 _LOOKS_LIKE = {
     "angry": ("disgust", "neutral", "contempt"),
     "disgust": ("anger", "contempt", "sadness"),
@@ -62,7 +60,7 @@ _LOOKS_LIKE = {
     "neutral": ("sadness", "anger", "contempt"),
 }
 
-# Everything that differs between two faces of one expression: name and range, drawn evenly.
+# Other properties of a face: name and range of a uniform distribution.
 _JITTER: dict[str, tuple[float, float]] = {
     "x": (-0.07, 0.07), "y": (-0.05, 0.06), "scale": (0.78, 1.02), "roll": (-0.26, 0.26), "yaw": (-1, 1),
     "pitch": (-1, 1), "aspect": (0.70, 0.86), "skin": (85, 225), "dark": (0.15, 0.45), "hair": (10, 150),
@@ -74,28 +72,11 @@ _JITTER: dict[str, tuple[float, float]] = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class CartoonFaces:
-    """What :func:`draw_faces` returns, sorted by split.
-
-    Args:
-        images: uint8 ``[N, S, S]``.
-        labels: int64 ``[N]``, columns of FER2013.
-        split: uint8 ``[N]``, positions in ``SPLITS``: of every ten faces of a label, eight are for training.
-        votes: uint8 ``[N, 10]``, drawn so that weak expressions divide the taggers.
-    """
-
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    split: NDArray[np.uint8]
-    votes: NDArray[np.uint8]
-
-
 def parse_cartoon(source: str) -> tuple[int, int] | None:
-    """Read ``cartoon``, ``cartoon:N`` or ``cartoon:N:SEED`` as count and seed; None if it is something else.
+    """Parse ``cartoon``, ``cartoon:N`` or ``cartoon:N:SEED`` into number and seed; None for other sources.
 
     Raises:
-        DataError: If it begins so and goes on wrongly.
+        DataError: If what follows ``cartoon:`` is invalid.
     """
     if source != "cartoon" and not source.startswith("cartoon:"):
         return None
@@ -103,25 +84,28 @@ def parse_cartoon(source: str) -> tuple[int, int] | None:
     count = int(found[1] or DEFAULT_COUNT) if found else 0
     if not found or not 1 <= count <= MAX_COUNT:
         raise DataError(
-            f"drawn faces are asked for as cartoon, cartoon:N or cartoon:N:SEED, N from 1 to {MAX_COUNT}. "
+            f"drawn faces are named cartoon, cartoon:N or cartoon:N:SEED with N in 1..{MAX_COUNT}. "
             f"Received: {source!r}"
         )
     return count, int(found[2] or 0)
 
 
-def draw_faces(count: int = DEFAULT_COUNT, seed: int = 0, size: int = 48) -> CartoonFaces:
-    """Draw labelled faces; the same arguments give the same faces.
+def draw_faces(count: int = DEFAULT_COUNT, seed: int = 0, size: int = 48) -> FaceDataset:
+    """Draw labelled faces with FER+ votes; the same arguments give the same faces.
 
-    The labels take turns, and of each ten faces of a label the second goes to PublicTest, the third to
-    PrivateTest, so 21 faces are enough to have every label in every split.
+    The labels alternate. Of ten faces of a label, eight are Training, one PublicTest and one PrivateTest, so
+    that 21 faces have every label in every split. Taggers disagree on weak expressions.
 
     Args:
-        count: How many.
-        seed: Which.
+        count: Number of faces.
+        seed: Seed of the random generator.
         size: Side of a face in pixels, 16 or more.
+
+    Raises:
+        DataError: If the size is smaller.
     """
     if size < 16:
-        raise DataError(f"drawn faces are 16 pixels or larger. Received: {size}")
+        raise DataError(f"drawn faces must have 16 pixels or more. Received: {size}")
     rng = np.random.default_rng([seed, count, size])
     labels = np.arange(count) % len(FER2013)
     turn = (np.arange(count) // len(FER2013)) % 10
@@ -145,13 +129,14 @@ def draw_faces(count: int = DEFAULT_COUNT, seed: int = 0, size: int = 48) -> Car
             **{name: float(values[k]) for name, values in jitter.items()},
         )
         images[k] = _finish(_draw(face, size), face, grid, rng)
-    return CartoonFaces(images, labels.astype(np.int64), split, _draw_votes(labels, strength, rng))
+    votes = _draw_votes(labels, strength, rng)
+    return FaceDataset(images, labels.astype(np.int64), split, FER2013, votes)
 
 
 def _draw_votes(
     labels: NDArray[np.int64], strength: NDArray[np.float64], rng: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """Let ten taggers vote on each face; the weaker the expression, the more they differ."""
+    """Return the votes of ten taggers per face, uint8 ``[N, 10]``; they disagree on weak expressions."""
     same = {fer: plus for plus, fer in FERPLUS_TO_FER2013.items() if fer is not None}
     shares = np.full((len(labels), len(VOTE_COLUMNS)), 0.0)
     sure = np.clip(0.45 + 1.1 * (strength - 0.55), 0, 0.94)
@@ -163,14 +148,14 @@ def _draw_votes(
         shares[rows, VOTE_COLUMNS.index("unknown")] = (1 - sure[rows]) * 0.1
         shares[rows, FERPLUS.index(same[label])] = sure[rows]
     for column in _NO_EMOTION:
-        shares[rng.random(len(labels)) < _UNREADABLE, column] = 4
+        shares[rng.random(len(labels)) < _UNCLEAR, column] = 4
     return rng.multinomial(TAGGERS, shares / shares.sum(axis=1, keepdims=True)).astype(np.uint8)
 
 
 class _Pen:
-    """Draws in coordinates of the face (its centre 0, half its height 1, y downwards), turned and placed.
+    """Draws in coordinates of the face: the origin is its centre, the unit half its height, y is down.
 
-    Points are complex numbers, so that turning, scaling and placing them is one product and one sum.
+    Points are complex numbers: rotation and scaling are one product.
     """
 
     def __init__(self, canvas: NDArray[np.uint8], face: SimpleNamespace) -> None:
@@ -180,33 +165,33 @@ class _Pen:
         self.canvas = canvas
         half = canvas.shape[0] / 2
         self.unit = half * face.scale
-        self.turn = self.unit * (1 << _BITS) * complex(np.cos(face.roll), np.sin(face.roll))
-        self.place = half * (1 << _BITS) * complex(1 + 2 * face.x, 1 + 2 * face.y)
+        self.turn = self.unit * (1 << _FRACTION_BITS) * complex(np.cos(face.roll), np.sin(face.roll))
+        self.place = half * (1 << _FRACTION_BITS) * complex(1 + 2 * face.x, 1 + 2 * face.y)
 
     def move(self, step: complex) -> None:
-        """Move what is drawn from now on."""
+        """Move the origin."""
         self.place += step * self.turn
 
     def _points(self, points: NDArray[np.complex128]) -> NDArray[np.int32]:
-        """Turn face coordinates ``[K]`` into OpenCV's fixed point ``[K, 2]``."""
+        """Convert face coordinates ``[K]`` to OpenCV's fixed point ``[K, 2]``."""
         placed = points * self.turn + self.place
         fixed: NDArray[np.int32] = np.rint(placed.view(np.float64)).astype(np.int32).reshape(-1, 2)
         return fixed
 
     def fill(self, points: NDArray[np.complex128], tone: float) -> None:
         """Fill a polygon."""
-        self.cv2.fillPoly(self.canvas, [self._points(points)], _tone(tone), self.cv2.LINE_AA, _BITS)
+        self.cv2.fillPoly(self.canvas, [self._points(points)], _tone(tone), self.cv2.LINE_AA, _FRACTION_BITS)
 
     def line(self, points: NDArray[np.complex128], tone: float, width: float, closed: bool = False) -> None:
         """Draw a line through points."""
         pixels = max(1, round(width * self.unit))
         self.cv2.polylines(
-            self.canvas, [self._points(points)], closed, _tone(tone), pixels, self.cv2.LINE_AA, _BITS
+            self.canvas, [self._points(points)], closed, _tone(tone), pixels, self.cv2.LINE_AA, _FRACTION_BITS
         )
 
 
 def _tone(tone: float) -> tuple[int, int, int, int]:
-    """Return a gray as OpenCV's scalar."""
+    """Return a gray value as OpenCV's scalar."""
     value = int(min(255.0, max(0.0, tone)))
     return (value, value, value, 0)
 
@@ -236,8 +221,8 @@ _MOUSTACHE = _path(-0.2 + 0.36j, 0.32j, 0.2 + 0.36j)
 
 
 def _draw(face: SimpleNamespace, size: int) -> NDArray[np.uint8]:
-    """Draw one face, larger than asked for, on a plain ground."""
-    canvas = np.full((size * _OVER, size * _OVER), int(face.back), np.uint8)
+    """Draw one face on a plain background, oversampled."""
+    canvas = np.full((size * _OVERSAMPLING, size * _OVERSAMPLING), int(face.back), np.uint8)
     pen = _Pen(canvas, face)
     wide = face.aspect
     ink = face.skin * face.dark
@@ -259,7 +244,7 @@ def _draw(face: SimpleNamespace, size: int) -> NDArray[np.uint8]:
             -wide - 0.25j,
         )
         pen.fill(np.concatenate([crown, fringe]), face.hair)
-    # turning the head moves what lies on its front
+    # Yaw and pitch move the features of the face.
     pen.move(complex(0.10 * face.yaw, 0.07 * face.pitch))
     _draw_eyes(pen, face, ink)
     _draw_nose(pen, face, ink)
@@ -268,12 +253,12 @@ def _draw(face: SimpleNamespace, size: int) -> NDArray[np.uint8]:
 
 
 def _draw_eyes(pen: _Pen, face: SimpleNamespace, ink: float) -> None:
-    """Draw eyes, brows, the lines around them, and sometimes glasses."""
+    """Draw eyes, brows, the lines around them, and glasses."""
     y = -0.17
     wide, high = 0.145 * face.eye_size, 0.085 * face.eye_size * max(0.2, face.eyes)
     white = min(250.0, face.skin * 0.5 + 120)
     iris = min(0.075 * face.eye_size, high * 1.02)
-    # sad eyes slope down to the outside, as their brows do
+    # Sad eyes slope down to the outside, as their brows do.
     droop = max(0.0, face.inner - face.outer - 0.1) * 0.25
     for side in (-1, 1):
         x = side * face.apart
@@ -302,7 +287,7 @@ def _draw_eyes(pen: _Pen, face: SimpleNamespace, ink: float) -> None:
 
 
 def _draw_nose(pen: _Pen, face: SimpleNamespace, ink: float) -> None:
-    """Draw the nose, and its wrinkles."""
+    """Draw the nose and its wrinkles."""
     tone = (ink + face.skin) / 2
     tip = 1j * (0.18 * face.nose - face.lip * 0.4)
     bridge = 0.05 * face.yaw
@@ -315,11 +300,11 @@ def _draw_nose(pen: _Pen, face: SimpleNamespace, ink: float) -> None:
 
 
 def _draw_mouth(pen: _Pen, face: SimpleNamespace, ink: float) -> None:
-    """Draw the mouth, its teeth, and the folds of the cheeks."""
+    """Draw the mouth, teeth, cheek folds and moustache."""
     opened = max(0.0, face.least + (face.greatest - face.least) * face.open)
-    # a mouth that opens wide is round
+    # A wide open mouth is round.
     bow = _ROUND if opened > 0.22 else _BOW
-    # corners that go up leave the middle where it is
+    # Raised corners leave the middle in place.
     line = 0.50 - face.lip * 0.5 - face.corners * (_ALONG**2 - 0.35) + face.skew * _ALONG
     upper = line - (opened * 0.30 + face.lip * 0.7) * bow
     lower = line + (opened * 0.90) * bow
@@ -351,7 +336,7 @@ def _draw_mouth(pen: _Pen, face: SimpleNamespace, ink: float) -> None:
 def _finish(
     canvas: NDArray[np.uint8], face: SimpleNamespace, grid: NDArray[np.float32], rng: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """Average down, then light, blur and noise."""
+    """Reduce to the final size and add light, blur and noise."""
     import cv2
 
     size = len(grid)

@@ -1,4 +1,4 @@
-"""The one shape that every reader returns: faces, labels, split and, where there are any, votes."""
+"""The dataset type that every reader returns: faces, labels, splits and, where there are any, FER+ votes."""
 
 from __future__ import annotations
 
@@ -9,24 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferkit.core.errors import DataError
-from ferkit.core.taxonomy import Taxonomy
+from ferkit.core.taxonomy import FERPLUS, Taxonomy
 
 SPLITS = ("Training", "PublicTest", "PrivateTest")
 """Names of the splits; their positions are the codes in :attr:`FaceDataset.split`."""
 
-VOTE_COLUMNS = (
-    "neutral",
-    "happiness",
-    "surprise",
-    "sadness",
-    "anger",
-    "disgust",
-    "fear",
-    "contempt",
-    "unknown",
-    "NF",
-)
-"""Columns of :attr:`FaceDataset.votes`: the FER+ taxonomy, then the two that are no emotion."""
+TRAINING, PUBLIC_TEST, PRIVATE_TEST = range(3)
+
+VOTE_COLUMNS = (*FERPLUS.labels, "unknown", "NF")
+"""Columns of :attr:`FaceDataset.votes`: the FER+ emotions, then the two that are no emotion."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,26 +30,32 @@ class FaceDataset:
         split: uint8 ``[N]``, positions in :data:`SPLITS`.
         taxonomy: The labels' names and order.
         votes: uint8 ``[N, 10]``, FER+ tagger counts in the order of :data:`VOTE_COLUMNS`, or None.
-        source: What it was read from, for people.
-        fingerprint: SHA-256 (hex) of images, labels, split, votes and taxonomy.
-        split_named: Whether the source names the splits; False where it names no PublicTest and a part of
-            Training was held out as it (:mod:`ferkit.data.holdout`).
+        source: The name of the source.
+        fingerprint: SHA-256 (hex) of images, labels, split, votes and taxonomy; empty until it is computed.
+        split_named: Whether the source names a PublicTest; False where a part of Training was held out as it
+            (:mod:`ferkit.data.holdout`).
+        in_rows: Whether the faces are the rows of a table, by which FER+ votes are joined.
+        unreadable: Pictures that were skipped, since they cannot be decoded: name and reason.
+        notes: Remarks of the reader, one sentence each.
 
     Raises:
-        DataError: If shapes, dtypes or codes do not fit together.
+        DataError: If shapes, dtypes or codes do not match.
     """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
     split: NDArray[np.uint8]
     taxonomy: Taxonomy
-    votes: NDArray[np.uint8] | None
-    source: str
-    fingerprint: str
+    votes: NDArray[np.uint8] | None = None
+    source: str = ""
+    fingerprint: str = ""
     split_named: bool = True
+    in_rows: bool = False
+    unreadable: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Check that the arrays belong together."""
+        """Validate the arrays."""
         n = len(self.images)
         if self.images.ndim != 3 or self.images.shape[1] != self.images.shape[2]:
             raise DataError(f"images must be [N, S, S]. Received: {self.images.shape}")
@@ -70,11 +67,11 @@ class FaceDataset:
             )
         if n and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.taxonomy):
             raise DataError(
-                f"labels of {self.taxonomy.id} lie in 0..{len(self.taxonomy) - 1}. "
+                f"labels of {self.taxonomy.id} must be in 0..{len(self.taxonomy) - 1}. "
                 f"Received: {int(self.labels.min())}..{int(self.labels.max())}"
             )
         if n and int(self.split.max()) >= len(SPLITS):
-            raise DataError(f"split codes lie in 0..2. Received: {int(self.split.max())}")
+            raise DataError(f"split codes must be in 0..2. Received: {int(self.split.max())}")
         if self.votes is not None and self.votes.shape != (n, len(VOTE_COLUMNS)):
             raise DataError(f"votes must be [{n}, {len(VOTE_COLUMNS)}]. Received: {self.votes.shape}")
 
@@ -88,9 +85,9 @@ class FaceDataset:
         return int(self.images.shape[1])
 
     def select(self, rows: NDArray[Any]) -> FaceDataset:
-        """Return the faces at ``rows`` (a boolean mask ``[N]`` or integer positions), in that order.
+        """Return the faces at ``rows``: a boolean mask ``[N]``, or positions, whose order is kept.
 
-        The fingerprint stays that of the whole data set, which is what a run records.
+        The fingerprint stays that of the whole dataset, which is what a run records.
         """
         return replace(
             self,
@@ -111,7 +108,5 @@ class FaceDataset:
         rows = np.flatnonzero(self.split == SPLITS.index(name))
         if not len(rows):
             have = [s for k, s in enumerate(SPLITS) if bool(np.any(self.split == k))]
-            raise DataError(
-                f"{self.source} has no face in split {name}; it has {', '.join(have) or 'none at all'}"
-            )
+            raise DataError(f"{self.source} has no face in split {name}; it has {', '.join(have) or 'none'}")
         return self.select(rows)

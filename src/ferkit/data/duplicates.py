@@ -1,4 +1,4 @@
-"""Images that equal each other pixel for pixel, and images that show nothing."""
+"""Images that are equal pixel for pixel, within and across splits, and images of one constant colour."""
 
 from __future__ import annotations
 
@@ -11,14 +11,7 @@ from ferkit.data.dataset import SPLITS, FaceDataset
 
 
 def image_keys(images: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Number distinct images in order of appearance.
-
-    Args:
-        images: uint8 ``[N, S, S]``.
-
-    Returns:
-        int64 ``[N]``, equal exactly where two images are equal in every pixel.
-    """
+    """Number the distinct images ``[N, S, S]``, first come first: int64 ``[N]``, equal for duplicates."""
     seen: dict[bytes, int] = {}
     return np.array([seen.setdefault(image.tobytes(), len(seen)) for image in images], dtype=np.int64)
 
@@ -30,14 +23,16 @@ def flat_rows(dataset: FaceDataset) -> NDArray[np.bool_]:
 
 
 def rows_of_splits(dataset: FaceDataset, splits: Sequence[str]) -> NDArray[np.bool_]:
-    """Mask ``[N]`` of the images of these splits; names that are no split's have none."""
+    """Mask ``[N]`` of the images of the splits; unknown names have none."""
     return np.isin(dataset.split, [SPLITS.index(name) for name in splits if name in SPLITS])
 
 
 def leaked_rows(dataset: FaceDataset, train_splits: Sequence[str] = ("Training",)) -> NDArray[np.bool_]:
-    """Mask ``[N]`` of images of other splits that also stand in those trained on, pixel for pixel.
+    """Mask ``[N]`` of images of other splits that have a duplicate in the training splits.
 
-    Take it of the whole data set: of one split alone it is all False.
+    Args:
+        dataset: All splits of a dataset.
+        train_splits: The splits that a network is trained on.
     """
     keys = image_keys(dataset.images)
     training = rows_of_splits(dataset, train_splits)
@@ -45,7 +40,7 @@ def leaked_rows(dataset: FaceDataset, train_splits: Sequence[str] = ("Training",
 
 
 def leaking_rows(dataset: FaceDataset, train_split: str = "Training") -> NDArray[np.bool_]:
-    """Mask ``[N]`` of images of the split trained on that also stand in another split, pixel for pixel."""
+    """Mask ``[N]`` of images of the training split that have a duplicate in another split."""
     keys = image_keys(dataset.images)
-    training = dataset.split == SPLITS.index(train_split)
+    training = rows_of_splits(dataset, (train_split,))
     return np.asarray(training & np.isin(keys, keys[~training]))

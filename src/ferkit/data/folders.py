@@ -1,4 +1,4 @@
-"""Folders of pictures, one per label, with or without folders for the splits; also inside a zip or a tar."""
+"""The reader of folders of pictures, one per label, with or without split folders; also in a zip or a tar."""
 
 from __future__ import annotations
 
@@ -7,320 +7,295 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ferkit.core.crops import fit_crop
 from ferkit.core.errors import DataError, ImageError, TaxonomyError
-from ferkit.core.images import load_image, to_gray
+from ferkit.core.images import SUFFIXES, load_image, to_gray
 from ferkit.core.taxonomy import KNOWN, Taxonomy
-from ferkit.data.archives import list_members, read_members
-from ferkit.data.dataset import SPLITS
-from ferkit.data.holdout import hold_out
-from ferkit.data.labelset import OWN, known_set_of
+from ferkit.data.archives import list_members, name_some, read_members
+from ferkit.data.dataset import PRIVATE_TEST, PUBLIC_TEST, SPLITS, TRAINING, FaceDataset
+from ferkit.data.holdout import name_splits
+from ferkit.data.labels import known_taxonomy, numbers_of
 
-SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
-"""Files that count as pictures, as in folders of photos; all others are passed over, which is said."""
+CropFunction: TypeAlias = Callable[[NDArray[np.uint8]], NDArray[np.uint8] | None]
+"""From an RGB photo uint8 ``[H, W, 3]`` to its face uint8 ``[S, S]``, or None if it shows none."""
 
-_TRAIN, _VALIDATION, _TEST = 0, 1, 2
-_SPLIT_FOLDERS = {
-    "train": _TRAIN,
-    "training": _TRAIN,
-    "val": _VALIDATION,
-    "valid": _VALIDATION,
-    "validation": _VALIDATION,
-    "publictest": _VALIDATION,
-    "test": _TEST,
-    "testing": _TEST,
-    "privatetest": _TEST,
+SPLIT_FOLDERS = {
+    "train": TRAINING,
+    "training": TRAINING,
+    "val": PUBLIC_TEST,
+    "valid": PUBLIC_TEST,
+    "validation": PUBLIC_TEST,
+    "publictest": PUBLIC_TEST,
+    "test": PRIVATE_TEST,
+    "testing": PRIVATE_TEST,
+    "privatetest": PRIVATE_TEST,
 }
-_KAGGLES_TEST = ("test", "testing")
-"""Folders in which PublicTest and PrivateTest may lie together, told apart by the files' names."""
+_MERGED_TEST = ("test", "testing")
+"""Folders in which Kaggle's copy of FER2013 has both test splits, which the file names distinguish."""
 
-_TAG = re.compile(r"(Training|PublicTest|PrivateTest)_[^/]*", re.ASCII)
+_SPLIT_PREFIX = re.compile(r"(Training|PublicTest|PrivateTest)_[^/]*", re.ASCII)
 """Kaggle's file names of FER2013 begin with the split."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """One picture: its name in the source, its label, and its split where the source tells it."""
+    """One picture: its name in the source, its label and its split."""
 
     name: str
     label: int
-    split: int | None
+    split: int
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What the names in a folder say.
+    """Labels and splits by file names.
 
     Args:
         taxonomy: The labels.
-        places: One entry per picture, in the order of their names.
-        passed_over: How many files are no pictures, by suffix.
+        places: One entry per picture, sorted by name.
+        ignored: Number of files that are no pictures, by suffix, the most frequent first.
     """
 
     taxonomy: Taxonomy
     places: tuple[Place, ...]
-    passed_over: Mapping[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class FolderFaces:
-    """Faces read from folders.
-
-    Args:
-        images: uint8 ``[N, S, S]``.
-        labels: int64 ``[N]``.
-        split: uint8 ``[N]``, positions in ``SPLITS``.
-        taxonomy: The labels' names.
-        split_named: Whether the source names all splits; False where a part of Training was held out.
-        passed_over: How many files are no pictures, by suffix.
-    """
-
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    split: NDArray[np.uint8]
-    taxonomy: Taxonomy
-    split_named: bool
-    passed_over: Mapping[str, int]
+    ignored: dict[str, int]
 
 
 def is_picture(name: str) -> bool:
-    """Tell by its name whether a file is a picture."""
+    """Return whether a file is a picture by its name."""
     return name.lower().endswith(SUFFIXES)
 
 
-def find_passed_over(source: str, names: Sequence[str]) -> dict[str, int]:
-    """Count the files that are no pictures, by suffix, the most frequent first; other files have ``""``.
+def read_face_folder(
+    path: Path, size: int = 48, *, crop: CropFunction | None = None, skip_unreadable: bool = False
+) -> FaceDataset:
+    """Read pictures of faces from a folder, a zip or a tar laid out as :func:`plan_layout` says.
+
+    Where the layout names no PublicTest, a part of Training is held out as it.
 
     Args:
-        source: For messages.
-        names: File names relative to the source, with ``/`` between folders.
+        path: The source.
+        size: Side in pixels that faces are scaled to. Pictures that are not square are padded with their own
+            edge, so that no face is stretched or cut.
+        crop: Finds the face in a photo; None takes the whole picture as the face.
+        skip_unreadable: Leave out pictures that cannot be decoded, and name them in ``unreadable``.
 
     Raises:
-        DataError: If such files are all that lies in a folder where a label's pictures are expected.
+        DataError: If the layout gives no labels, no picture has a face, or pictures cannot be decoded; then
+            the message names up to ten of them.
     """
-    others = [name for name in names if not is_picture(name)]
-    if not others:
-        return {}
-    filled = {
-        PurePosixPath(parent).parts for parent in {n.rpartition("/")[0] for n in names if is_picture(n)}
-    }
-    if filled:
-        skip = _common_folders(list(filled))
-        depths = {len(parts) for parts in filled}
-        outer = next(iter(filled))[:skip]
-        for name in others:
-            parts = PurePosixPath(name).parent.parts
-            if parts in filled or len(parts) not in depths or parts[:skip] != outer:
-                continue
-            if len(parts) == skip + 1 or (len(parts) == skip + 2 and parts[skip].lower() in _SPLIT_FOLDERS):
-                raise DataError(
-                    f"{source}: {'/'.join(parts)}/ holds no picture ({', '.join(SUFFIXES)}), only files such "
-                    f"as {name!r}; convert them to PNG or JPEG, or remove the folder"
-                )
-    return dict(Counter(PurePosixPath(name).suffix.lower() for name in others).most_common())
+    layout = plan_layout(str(path), list_members(path))
+    faces: dict[str, NDArray[np.uint8]] = {}
+    unreadable: dict[str, ImageError] = {}
+    empty: list[str] = []
+    for name, content in read_members(path, [place.name for place in layout.places]):
+        try:
+            photo = load_image(content)
+            face = fit_crop(to_gray(photo), size) if crop is None else crop(photo)
+        except ImageError as error:
+            unreadable[name] = error
+            continue
+        if face is None:
+            empty.append(name)
+        else:
+            faces[name] = face
+    count = len(layout.places)
+    raise_unreadable(path, dict(sorted(unreadable.items())), count, skip=skip_unreadable)
+    kept = [place for place in layout.places if place.name in faces]
+    if not kept:
+        raise DataError(f"{path}: no face in any of {count} pictures")
+    notes = []
+    if layout.ignored:
+        kinds = ", ".join(f"{n} {suffix or 'without a suffix'}" for suffix, n in layout.ignored.items())
+        notes.append(f"files that are no pictures are ignored: {kinds}")
+    if empty:
+        notes.append(f"no face in {len(empty)} of {count} photos, left out: {name_some(sorted(empty))}")
+    images = np.stack([faces[place.name] for place in kept])
+    labels = np.array([place.label for place in kept], np.int64)
+    split, named = name_splits(images, labels, np.array([place.split for place in kept], np.uint8))
+    return FaceDataset(
+        images,
+        labels,
+        split,
+        layout.taxonomy,
+        split_named=named,
+        unreadable=tuple(sorted(unreadable)),
+        notes=tuple(notes),
+    )
 
 
-def describe_passed_over(source: str, counts: Mapping[str, int]) -> str:
-    """Return the remark about files that are no pictures; empty if there are none."""
-    if not counts:
-        return ""
-    kinds = ", ".join(f"{count} {suffix or 'without a suffix'}" for suffix, count in counts.items())
-    return f"{source}: files that are no pictures are passed over: {kinds}"
+def raise_unreadable(source: Path, unreadable: Mapping[str, ImageError], count: int, *, skip: bool) -> None:
+    """Raise a DataError that names the first ten of the pictures that cannot be decoded, unless ``skip``."""
+    if unreadable and not skip:
+        first = next(iter(unreadable))
+        raise DataError(
+            f"{source}: {len(unreadable)} of {count} pictures cannot be read; repair or remove "
+            f"{name_some([*unreadable])} ({first}: {unreadable[first]})"
+        )
 
 
 def plan_layout(source: str, names: Sequence[str]) -> Layout:
-    """Work out labels and splits from file names.
+    """Derive labels and splits from file names.
 
     Pictures lie in ``label/`` or in ``split/label/``, perhaps below folders that hold nothing else. Splits:
 
     * ``train``, ``val`` (or ``valid``, ``validation``, ``PublicTest``) and ``test`` (or ``PrivateTest``) are
       Training, PublicTest and PrivateTest;
-    * in ``test`` (``testing``), names like Kaggle's ``PublicTest_123.jpg`` and ``PrivateTest_123.jpg`` tell
-      the two apart; where there are no split folders and all names are of that kind, they decide. Elsewhere
-      the folder decides, whatever the file is called;
-    * where the folders name no PublicTest, a part of Training becomes it (:mod:`ferkit.data.holdout`).
+    * in ``test`` (``testing``), Kaggle's file names ``PublicTest_1.jpg`` and ``PrivateTest_1.jpg`` decide; so
+      they do without split folders, if all names are of that kind. Elsewhere the folder decides;
+    * all other pictures are Training.
 
-    Folders whose names differ in case alone are one label, spelt as in Training. Labels are those of FER2013
-    or FER+, in their order, where the folders' names (whatever their case) are just these; else a taxonomy
-    ``own`` with the names sorted (:mod:`ferkit.data.labelset` may bring it into a known one).
+    Folders whose names differ in case only are one label, spelled as in Training. If the names are the labels
+    of FER2013 or FER+ in any case, the taxonomy is that one; else it is ``own``, with the names sorted, or
+    ``raf-db`` or ``affectnet`` for the numbers of these datasets (:mod:`ferkit.data.labels` converts them).
 
     Args:
-        source: For messages.
-        names: File names relative to the source, with ``/`` between folders.
+        source: The source, for messages.
+        names: As :func:`ferkit.data.archives.list_members` returns them.
 
     Raises:
-        DataError: If the names do not tell a label for each picture, or a label's folder holds only other
-            files.
+        DataError: If a picture has no label, or the folder of a label has no picture.
     """
     pictures = sorted(name for name in names if is_picture(name))
     if not pictures:
-        seen = f"{len(names)} other files, such as {names[0]!r}" if names else "nothing"
+        found = f"{len(names)} other files, such as {names[0]!r}" if names else "nothing"
         raise DataError(
             f"{source}: holds no picture ({', '.join(SUFFIXES)}); folders named by label were expected. "
-            f"Received: {seen}"
+            f"Received: {found}"
         )
-    passed_over = find_passed_over(source, names)
     folders = [PurePosixPath(name).parent.parts for name in pictures]
-    skip = _common_folders(folders)
-    groups: list[str | None] = []
+    skip = _outer_folders(folders)
+    groups: list[str] = []  # the split folder of each picture, or ""
     labels: list[str] = []
-    for name, whole in zip(pictures, folders, strict=True):
-        inside = whole[skip:]
-        if len(inside) == 1:
-            groups.append(None)
-        elif len(inside) == 2 and inside[0].lower() in _SPLIT_FOLDERS:
-            groups.append(inside[0])
-        else:
+    for name, parts in zip(pictures, folders, strict=True):
+        group, label = _group_and_label(parts[skip:])
+        if label is None:
             raise DataError(
-                f"{source}: {name!r} lies neither in LABEL/ nor in train/LABEL/, val/LABEL/ or test/LABEL/, "
-                "so its label is unknown"
+                f"{source}: {name!r} is neither in LABEL/ nor in train/LABEL/, val/LABEL/ or test/LABEL/, so "
+                "its label is unknown"
             )
-        labels.append(inside[-1])
-    if None in groups and any(group is not None for group in groups):
-        odd = pictures[groups.index(None)]
+        groups.append(group)
+        labels.append(label)
+    if "" in groups and any(groups):
+        odd = pictures[groups.index("")]
         raise DataError(
-            f"{source}: {odd!r} lies in no split while others do; use split folders for all or for none"
+            f"{source}: {odd!r} is in no split folder while others are; use them for all or for none"
         )
+    ignored = _ignored_files(source, names, set(folders), labels, skip, grouped=any(groups))
     splits = _splits_of(source, pictures, groups)
-    taxonomy, column = _taxonomy_of(source, labels, splits)
-    places = [
-        Place(name, column[label], split) for name, label, split in zip(pictures, labels, splits, strict=True)
-    ]
-    return Layout(taxonomy, tuple(places), passed_over)
+    # Training comes first and decides the spelling.
+    spelled = [label for _, label in sorted(set(zip(splits, labels, strict=True)))]
+    taxonomy, columns = taxonomy_of_names(source, spelled, pictures[0])
+    places = map(Place, pictures, [columns[label] for label in labels], splits)
+    return Layout(taxonomy, tuple(places), ignored)
 
 
-def _common_folders(folders: Sequence[tuple[str, ...]]) -> int:
-    """Count the outer folders that hold everything and say nothing."""
+def _group_and_label(parts: Sequence[str]) -> tuple[str, str | None]:
+    """Return the split folder (``""``: none) and the label of a folder (None: none)."""
+    if len(parts) == 2 and parts[0].lower() in SPLIT_FOLDERS:
+        return parts[0], parts[1]
+    return "", parts[0] if len(parts) == 1 else None
+
+
+def _outer_folders(folders: Sequence[tuple[str, ...]]) -> int:
+    """Count the outer folders that hold everything else and are no split."""
     skip = 0
     while (
         all(len(parts) > skip + 1 for parts in folders)
         and len({parts[skip] for parts in folders}) == 1
-        and folders[0][skip].lower() not in _SPLIT_FOLDERS
+        and folders[0][skip].lower() not in SPLIT_FOLDERS
     ):
         skip += 1
     return skip
 
 
-def _taxonomy_of(
-    source: str, labels: Sequence[str], splits: Sequence[int | None]
+def _ignored_files(
+    source: str,
+    names: Sequence[str],
+    filled: set[tuple[str, ...]],
+    labels: Sequence[str],
+    skip: int,
+    *,
+    grouped: bool,
+) -> dict[str, int]:
+    """Count the files that are no pictures, and refuse label folders that hold only such files or nothing."""
+    known = known_taxonomy(labels)
+    may_be_empty = set(known.labels if known else ()) - {label.casefold() for label in labels}
+    outer = next(iter(filled))[:skip]
+    others = [name for name in names if not is_picture(name)]
+    for name in others:
+        path = PurePosixPath(name)
+        if name.endswith("/"):
+            if path.name.casefold() not in may_be_empty:
+                raise DataError(
+                    f"{source}: the folder {name} is empty; remove it, or add that label's pictures"
+                )
+        elif path.parent.parts not in filled and path.parts[:skip] == outer:
+            group, label = _group_and_label(path.parent.parts[skip:])
+            if label is not None and bool(group) == grouped:
+                raise DataError(
+                    f"{source}: {path.parent}/ holds no picture ({', '.join(SUFFIXES)}), only files such as "
+                    f"{name!r}; convert them to PNG or JPEG, or remove the folder"
+                )
+    return dict(
+        Counter(PurePosixPath(name).suffix.lower() for name in others if name[-1] != "/").most_common()
+    )
+
+
+def taxonomy_of_names(
+    source: str, names: Sequence[str], example: str = ""
 ) -> tuple[Taxonomy, dict[str, int]]:
-    """Return the taxonomy of folder names, and each name's column in it."""
-    spelt: dict[str, str] = {}
-    # what is to be divided is Training, too
-    for _, label in sorted({(split or _TRAIN, label) for split, label in zip(splits, labels, strict=True)}):
-        spelt.setdefault(label.casefold(), label)
+    """Return the taxonomy of label names, and the column of each name.
+
+    Args:
+        source: The source, for messages and for the name of a dataset in it.
+        names: The labels; of names that differ in case only, the first decides the spelling.
+        example: A file name, which may tell the dataset too.
+
+    Raises:
+        DataError: If there are fewer than two labels.
+    """
+    spelled: dict[str, str] = {}
+    for name in names:
+        spelled.setdefault(name.casefold(), name)
     for known in KNOWN.values():
-        if set(spelt) == set(known.labels):
-            return known, {label: known.index(label.casefold()) for label in set(labels)}
-    distinct = sorted(spelt.values())
+        if set(spelled) == set(known.labels):
+            return known, {name: known.index(name.casefold()) for name in names}
+    labels = sorted(spelled.values())
     try:
-        column = {label: distinct.index(spelt[label.casefold()]) for label in set(labels)}
-        return Taxonomy(OWN, tuple(distinct)), column
+        taxonomy = Taxonomy(numbers_of(labels, (source, example)), tuple(labels))
     except TaxonomyError as error:
         raise DataError(f"{source}: one folder per label was expected; {error}") from error
+    return taxonomy, {name: labels.index(spelled[name.casefold()]) for name in names}
 
 
-def _splits_of(source: str, names: Sequence[str], groups: Sequence[str | None]) -> list[int | None]:
-    """Return each picture's split, None where it is to be worked out from the images."""
-    splits: list[int | None] = [None if group is None else _SPLIT_FOLDERS[group.lower()] for group in groups]
+def _splits_of(source: str, names: Sequence[str], groups: Sequence[str]) -> list[int]:
+    """Return the split of each picture by its split folder and its name."""
+    splits = [SPLIT_FOLDERS[group.lower()] if group else TRAINING for group in groups]
     for group in dict.fromkeys(groups):
-        if group is not None and group.lower() not in _KAGGLES_TEST:
+        if group and group.lower() not in _MERGED_TEST:
             continue
         rows = [k for k, g in enumerate(groups) if g == group]
-        tags = {k: tag[1] for k in rows if (tag := _TAG.fullmatch(PurePosixPath(names[k]).name))}
-        if group is None:
-            if len(tags) == len(rows):
-                for k, word in tags.items():
-                    splits[k] = SPLITS.index(word)
+        prefixes = {
+            k: found[1] for k in rows if (found := _SPLIT_PREFIX.fullmatch(PurePosixPath(names[k]).name))
+        }
+        if not group:
+            if len(prefixes) == len(rows):
+                splits = [SPLITS.index(prefixes[k]) for k in rows]
             continue
-        # a Training_... that somebody moved into test/ is meant to be tested on
-        told = {k: SPLITS.index(word) for k, word in tags.items() if word != SPLITS[_TRAIN]}
-        if told and len(tags) < len(rows):
-            odd = names[next(k for k in rows if k not in tags)]
+        # A Training_... that somebody moved to test/ is a test picture.
+        tests = {k: SPLITS.index(prefix) for k, prefix in prefixes.items() if prefix != SPLITS[TRAINING]}
+        if tests and len(prefixes) < len(rows):
+            odd = names[next(k for k in rows if k not in prefixes)]
             raise DataError(
-                f"{source}: some names in {group}/ tell PublicTest from PrivateTest and {odd!r} does not; "
-                "name them all so, or none"
+                f"{source}: some file names in {group}/ begin with PublicTest or PrivateTest and {odd!r} "
+                "does not; name all of them so, or none"
             )
-        for k, split in told.items():
+        for k, split in tests.items():
             splits[k] = split
-    if _VALIDATION in splits:
-        return splits
-    # nobody named a PublicTest: Training is to be divided by content
-    return [None if split == _TRAIN else split for split in splits]
-
-
-def decode_face(content: bytes, size: int, place: str) -> NDArray[np.uint8]:
-    """Decode a picture of one face to uint8 ``[size, size]``, gray.
-
-    A picture that is not square is filled up with its own edge pixels, so that no face is stretched or cut.
-
-    Raises:
-        DataError: If it is no picture.
-    """
-    try:
-        return fit_crop(to_gray(load_image(content)), size)
-    except ImageError as error:
-        raise DataError(f"{place}: {error}") from error
-
-
-def read_face_folder(path: Path, size: int = 48) -> FolderFaces:
-    """Read pictures of faces from a folder, a zip or a tar laid out as :func:`plan_layout` says.
-
-    Args:
-        path: The source.
-        size: Side that faces are brought to, in pixels.
-
-    Raises:
-        DataError: If the layout tells no labels, a label's folder is empty or holds only other files, or a
-            picture cannot be read.
-    """
-    layout = plan_layout(str(path), list_members(path))
-    if path.is_dir():
-        _refuse_empty_folders(path, layout.taxonomy)
-    return gather_faces(path, layout, lambda name, content: decode_face(content, size, f"{path}: {name}"))
-
-
-def gather_faces(
-    path: Path, layout: Layout, face_of: Callable[[str, bytes], NDArray[np.uint8] | None]
-) -> FolderFaces:
-    """Turn each picture of a layout into a face.
-
-    Args:
-        path: The source.
-        layout: What its names say.
-        face_of: Makes uint8 ``[S, S]`` of a picture's name and content, or None where it shows no face; such
-            pictures are left out.
-
-    Raises:
-        DataError: If a picture cannot be read, or no face is left.
-    """
-    faces: dict[str, NDArray[np.uint8]] = {}
-    for name, content in read_members(path, [place.name for place in layout.places]):
-        face = face_of(name, content)
-        if face is not None:
-            faces[name] = face
-    kept = [place for place in layout.places if place.name in faces]
-    if not kept:
-        raise DataError(f"{path}: no face in any of {len(layout.places)} pictures")
-    images = np.stack([faces[place.name] for place in kept])
-    labels = np.array([place.label for place in kept], dtype=np.int64)
-    unknown = np.array([place.split is None for place in kept])
-    split = np.array([place.split or 0 for place in kept], dtype=np.uint8)
-    split[unknown] = hold_out(images[unknown], labels[unknown])
-    return FolderFaces(images, labels, split, layout.taxonomy, not bool(unknown.any()), layout.passed_over)
-
-
-def _refuse_empty_folders(path: Path, taxonomy: Taxonomy) -> None:
-    """Refuse a folder in which nothing lies: a label without pictures is a mistake somewhere.
-
-    Not where all else is of a known set of labels: then that it lacks is said.
-    """
-    known = known_set_of(taxonomy.labels)
-    lacking = set(known.labels) - {name.casefold() for name in taxonomy.labels} if known else set()
-    for folder in sorted(p for p in path.rglob("*") if p.is_dir() and not p.name.startswith(".")):
-        if folder.name.casefold() not in lacking and not any(folder.iterdir()):
-            raise DataError(f"{folder}: is empty; remove it, or put that label's pictures there")
+    return splits

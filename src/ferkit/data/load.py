@@ -1,183 +1,143 @@
-"""From the name of a source to a :class:`FaceDataset`, through the cache."""
+"""``load_data``: from the name of a source to a :class:`FaceDataset`, through the cache."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+import os
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.core.errors import DataError
-from ferkit.core.taxonomy import FER2013, Taxonomy
+from ferkit.core.errors import DataError, escape_control
+from ferkit.core.taxonomy import Taxonomy
 from ferkit.data import cartoon
-from ferkit.data.archives import KNOWN_TABLES, explained, is_tar, is_zip, list_members
-from ferkit.data.cache import LAYOUT, DatasetCache, cache_root, digest_of
-from ferkit.data.dataset import SPLITS, FaceDataset
+from ferkit.data.archives import KNOWN_TABLES, list_members, source_kind
+from ferkit.data.cache import DatasetCache, cache_root, digest_of
+from ferkit.data.dataset import PUBLIC_TEST, TRAINING, FaceDataset
 from ferkit.data.duplicates import flat_rows, leaking_rows
 from ferkit.data.ferplus import LabelSource, align_votes, read_votes, relabel
-from ferkit.data.folders import (
-    describe_passed_over,
-    find_passed_over,
-    is_picture,
-    plan_layout,
-    read_face_folder,
-)
-from ferkit.data.holdout import hold_out
-from ferkit.data.labelset import fit_labels
+from ferkit.data.folders import CropFunction, is_picture, read_face_folder
+from ferkit.data.labels import choose_taxonomy
 from ferkit.data.npz import read_npz
+from ferkit.data.parquet import read_parquet
 from ferkit.data.tables import read_face_table
 
 DEFAULT_SIZE = 48
-"""Side in pixels that pictures in folders are brought to; FER2013's own."""
+"""Side in pixels that pictures are scaled to; FER2013's own."""
 
 logger = logging.getLogger("ferkit.data")
 
 
 @dataclass(frozen=True, slots=True)
-class _Decoded:
-    """What a reader makes of a source.
-
-    ``split_told`` is False where the split was worked out here; ``in_rows`` is True where the faces are in
-    the order of FER2013's rows, which FER+ votes need; ``passed_over`` counts files that are no pictures.
-    """
-
-    images: NDArray[np.uint8]
-    labels: NDArray[np.int64]
-    split: NDArray[np.uint8]
-    taxonomy: Taxonomy
-    votes: NDArray[np.uint8] | None = None
-    split_told: bool = True
-    in_rows: bool = False
-    passed_over: Mapping[str, int] = field(default_factory=dict)
-
-    def pack(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """Return arrays and remarks for the cache."""
-        arrays: dict[str, NDArray[Any]] = {
-            "images": self.images, "labels": self.labels, "split": self.split,
-        }  # fmt: skip
-        if self.votes is not None:
-            arrays["votes"] = self.votes
-        names = [self.taxonomy.id, *self.taxonomy.labels]
-        told = {"split_told": self.split_told, "in_rows": self.in_rows, "passed_over": dict(self.passed_over)}
-        return arrays, {"taxonomy": names, **told}
-
-    @classmethod
-    def unpack(cls, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> _Decoded:
-        """Undo :meth:`pack`."""
-        name, *labels = meta["taxonomy"]
-        taxonomy = Taxonomy(name, tuple(labels))
-        told = {key: meta[key] for key in ("split_told", "in_rows", "passed_over")}
-        fields: dict[str, Any] = {**arrays, **told}
-        return cls(**fields, taxonomy=taxonomy)
-
-
-@dataclass(frozen=True, slots=True)
 class _Source:
-    """A source that was recognised: how it is read, and the files it consists of (none: ``root`` itself).
-
-    ``passed_over`` counts a folder's other files, which are no part of what the cache goes by.
-    """
+    """A recognised source: its layout, its path, the files in it (none: the path itself) and its reader."""
 
     kind: str
-    root: Path
-    names: Sequence[str]
-    read: Callable[[], _Decoded]
-    passed_over: Mapping[str, int] | None = None
+    path: Path
+    names: list[str]
+    read: Callable[[], FaceDataset]
 
 
-def load_dataset(
+def load_data(
     source: str | Path,
     *,
     votes: str | Path | None = None,
-    cache: str | Path | Literal[False] | None = None,
-    drop_leaks: bool = False,
-    drop_flat: bool = False,
     labels: LabelSource = "given",
     taxonomy: str | None = None,
     size: int = DEFAULT_SIZE,
+    drop_leaks: bool = False,
+    drop_flat: bool = False,
+    crop: CropFunction | None = None,
+    skip_unreadable: bool = False,
+    cache: str | Path | Literal[False] | None = None,
     needed_by: str = "",
     heads: Collection[Taxonomy] = (),
-    tell_held_out: bool = True,
+    warn_hold_out: bool = True,
 ) -> FaceDataset:
     """Load labelled faces.
 
-    The first load of a source decodes it and keeps the result in a cache; later loads map it into memory
-    (images are then read-only). Where the source names no splits, a tenth of each label's distinct images
-    becomes PublicTest, chosen by content (:func:`ferkit.data.holdout.hold_out`). Folders that lack one or two
-    of FER2013's or FER+'s labels, and have no others, are in that taxonomy. Each of these, and files in a
-    folder or an archive that are no pictures, is said in a warning (logger ``ferkit.data``).
+    The first load decodes a source and stores the result in a cache; later loads map it into memory, and
+    images are then read-only. Where the source names no PublicTest, a tenth of each label's distinct Training
+    images is held out as it (:mod:`ferkit.data.holdout`). Labels with the published names of FER2013, FER+,
+    CK+, RAF-DB, AffectNet and others are converted to FER2013's or FER+'s (:mod:`ferkit.data.labels`). Such
+    decisions, and files that are ignored, are warnings of the logger ``ferkit.data``.
 
     Args:
-        source: A csv in FER2013's layout, plain or as .gz, .xz, .zip, .tar, .tar.gz or .tar.xz; a folder of
-            pictures laid out as ``label/*.png`` or ``train/label/*.png``, or a zip or tar of one
-            (:func:`ferkit.data.folders.plan_layout`); an .npz that ``ferkit data convert`` wrote; or
-            ``cartoon``, ``cartoon:N``, ``cartoon:N:SEED`` for faces drawn by the program.
-        votes: FER+ votes (``fer2013new.csv``), joined by row; only for a csv.
-        cache: A folder for decoded data; None for the user's own, False for none.
-        drop_leaks: Leave out Training images that also stand in another split, pixel for pixel.
-        drop_flat: Leave out images of one constant colour.
-        labels: ``given`` keeps the source's labels; the others take them from the votes instead and leave out
+        source: A csv in FER2013's layout, plain or packed (.gz, .xz, .bz2, .zip, .tar, .tar.gz, .tar.xz); a
+            Parquet file, or a folder of them; a folder of pictures in ``label/`` or ``train/label/``, or a
+            zip or tar of one (:func:`ferkit.data.folders.plan_layout`); an .npz of ``ferkit data convert``;
+            or ``cartoon``, ``cartoon:N``, ``cartoon:N:SEED`` for drawn faces.
+        votes: FER+ votes (``fer2013new.csv``), joined by row; only for a table.
+        labels: ``given`` keeps the source's labels; the others derive labels from the votes and leave out
             images without one (:func:`ferkit.data.ferplus.relabel`).
-        taxonomy: The label set that the labels are of, by their names: ``fer2013``, ``ferplus``, or ``own``
-            for just the names that there are; None as the source has it. Only without votes.
-        size: Side in pixels of faces that are drawn or come from picture files; others have their own.
-        needed_by: What takes faces of just ``size`` pixels (a model's name), so that others are refused.
-        heads: The label sets of the network that the faces are for: a folder's names that are one of them,
-            ``own``, stay it, though they are most of FER2013's or FER+'s.
-        tell_held_out: Whether to warn where PublicTest is held out, which who takes all faces need not know.
+        taxonomy: The taxonomy to convert labels to, by their names: ``fer2013``, ``ferplus`` or ``own`` (just
+            the labels that there are); ``raf-db`` or ``affectnet`` for the numbers of these datasets; None
+            decides by the names. Only without votes.
+        size: Side in pixels of faces that are drawn or come from pictures; others keep theirs.
+        drop_leaks: Leave out Training images with a duplicate in another split.
+        drop_flat: Leave out images of one constant colour.
+        crop: For folders and archives of photos rather than faces: a function from RGB uint8 ``[H, W, 3]`` to
+            the face uint8 ``[size, size]``, or None. Photos without a face are left out; nothing is cached.
+        skip_unreadable: Leave out pictures that cannot be decoded, and name them in
+            :attr:`FaceDataset.unreadable`; by default they are an error.
+        cache: The folder of the cache; None for the user's own, False for none.
+        needed_by: Name of a model that takes faces of ``size`` pixels only; others are an error.
+        heads: Taxonomies of a network; labels that are one of them are not converted.
+        warn_hold_out: Whether to warn of a PublicTest that was held out.
 
     Raises:
-        DataError: If anything in it is wrong; the message names file and row.
+        DataError: If the source cannot be read or holds invalid values; the message names file and row.
         TaxonomyError: If there is no such ``taxonomy``.
+        MissingDependencyError: If the source is a Parquet file and PyArrow is not installed.
+
+    Example:
+        >>> data = load_data("cartoon:70", cache=False)
+        >>> data.images.shape, data.taxonomy.labels[int(data.labels[0])] in data.taxonomy.labels
+        ((70, 48, 48), True)
     """
-    store = DatasetCache(None if cache is False else cache_root() if cache is None else Path(cache))
-    recognised = _recognise(source, size)
-    decoded, images_digest = _read(store, recognised)
-    if needed_by and decoded.images.shape[1] != size:
+    found = _recognise(source, size, crop, skip_unreadable)
+    store = DatasetCache(
+        None if cache is False or crop is not None else cache_root() if cache is None else Path(cache)
+    )
+    dataset, images_digest = _read(store, found)
+    dataset = replace(dataset, source=str(source))
+    if crop is not None and (found.kind in ("csv", "npz") or dataset.in_rows or dataset.votes is not None):
+        raise DataError(f"{source}: holds faces; photos come from a folder, a .zip or a tar of pictures")
+    if needed_by and dataset.size != size:
         raise DataError(
-            f"{source}: its faces are {decoded.images.shape[1]} pixels wide, and {needed_by} takes {size}. A "
-            "csv and an .npz keep their size; name the folder of pictures, which is brought to it, or make "
-            f"an .npz of that: ferkit data convert PICTURES FACES.npz --size {size}"
+            f"{source}: its faces are {dataset.size} pixels wide, and {needed_by} takes {size}. Tables keep "
+            "their size; name the folder of pictures, which are scaled, or convert it: "
+            f"ferkit data convert PICTURES FACES.npz --size {size}"
         )
-    if votes is not None and not decoded.in_rows:
-        raise DataError(
-            f"votes are joined by row, and {source} has no rows in FER2013's order; use them with fer2013.csv"
-        )
-    split, counts, named = decoded.split, decoded.votes, decoded.split_told
     if votes is not None:
-        table = read_votes(Path(votes))
-        counts = align_votes(table, decoded.labels, split if decoded.split_told else None, str(source))
-        if not named:
-            split, named = table.split, True
-    if taxonomy is not None and counts is not None:
+        dataset = _join_votes(dataset, Path(votes))
+    if taxonomy is not None and dataset.votes is not None:
         raise DataError(
-            f"{source}: FER+ votes go with FER2013's labels; a taxonomy is chosen for faces without votes"
+            f"{source}: FER+ votes belong to FER2013's labels; choose a taxonomy without votes only"
         )
-    # An .npz tells its taxonomy; what lies in folders has none but their names.
-    columns, label_set, lacking = fit_labels(
-        str(source), decoded.labels, decoded.taxonomy, taxonomy, by_name=recognised.kind != "npz", heads=heads
-    )
-    dataset = FaceDataset(
-        images=decoded.images,
-        labels=columns,
-        split=split,
-        taxonomy=label_set,
-        votes=counts,
-        source=str(source),
-        fingerprint=fingerprint_of(images_digest, columns, split, counts, label_set),
-        split_named=named,
-    )
-    passed_over = decoded.passed_over if recognised.passed_over is None else recognised.passed_over
-    held_out = describe_held_out(dataset) if tell_held_out else ""
-    for words in (describe_passed_over(str(source), passed_over), lacking, held_out):
-        if words:
-            logger.warning("%s", words)
+    dataset = choose_taxonomy(dataset, taxonomy, by_name=found.kind != "npz", heads=heads)
+    dataset = replace(dataset, fingerprint=fingerprint_of(dataset, images_digest))
+    held_out = describe_hold_out(dataset) if warn_hold_out else ""
+    for note in (*dataset.notes, held_out):
+        if note:
+            logger.warning("%s: %s", escape_control(str(source)), escape_control(note))
     return relabel(select_faces(dataset, drop_leaks=drop_leaks, drop_flat=drop_flat), labels)
+
+
+def check_source(source: str | Path) -> None:
+    """Raise a DataError if there is no such source; this takes no time, unlike reading it.
+
+    Raises:
+        DataError: If there is no such file or folder, or the number of drawn faces is invalid.
+    """
+    drawn = isinstance(source, str) and cartoon.parse_cartoon(source) is not None
+    if not drawn and not os.path.exists(source):  # noqa: PTH110  # Path.exists raises for names that are too long
+        raise DataError(f"{source}: there is no such file or folder (cartoon:N stands for N drawn faces)")
 
 
 def make_dataset(
@@ -188,9 +148,8 @@ def make_dataset(
     votes: NDArray[np.uint8] | None = None,
     *,
     source: str,
-    split_named: bool = True,
 ) -> FaceDataset:
-    """Make a data set of arrays in memory, with its fingerprint.
+    """Make a dataset of arrays in memory, with its fingerprint.
 
     Args:
         images: uint8 ``[N, S, S]``.
@@ -198,56 +157,49 @@ def make_dataset(
         split: uint8 ``[N]``, positions in ``SPLITS``.
         taxonomy: The labels' names and order.
         votes: uint8 ``[N, 10]`` or None.
-        source: What to call it.
-        split_named: Whether somebody named the splits; False where a part of Training was held out.
+        source: Its name.
 
     Raises:
-        DataError: If the arrays do not fit together.
+        DataError: If shapes, dtypes or codes do not match.
     """
-    fingerprint = fingerprint_of(digest_of(images), labels, split, votes, taxonomy)
-    return FaceDataset(images, labels, split, taxonomy, votes, source, fingerprint, split_named)
+    dataset = FaceDataset(images, labels, split, taxonomy, votes, source)
+    return replace(dataset, fingerprint=fingerprint_of(dataset, digest_of(images)))
 
 
-def describe_held_out(dataset: FaceDataset) -> str:
-    """Return the remark about a PublicTest that nobody named; empty where somebody did."""
-    if dataset.split_named:
-        return ""
-    training, held = (int((dataset.split == SPLITS.index(name)).sum()) for name in ("Training", "PublicTest"))
-    whole = f"{training + held} training faces"
-    return f"{dataset.source}: no PublicTest is named: {held} of {whole} are held out as it"
+def fingerprint_of(dataset: FaceDataset, images_digest: str, *, votes: bool = True) -> str:
+    """Return the SHA-256 (hex) of a dataset's content, whatever file it comes from.
 
-
-def faces_digest(dataset: FaceDataset) -> str:
-    """Return the fingerprint that the data would have without votes: the same faces, labels and splits."""
-    images = digest_of(dataset.images)
-    return fingerprint_of(images, dataset.labels, dataset.split, None, dataset.taxonomy)
-
-
-def fingerprint_of(
-    images_digest: str,
-    labels: NDArray[np.int64],
-    split: NDArray[np.uint8],
-    votes: NDArray[np.uint8] | None,
-    taxonomy: Taxonomy,
-) -> str:
-    """Return the SHA-256 (hex) that stands for a data set's content, whatever file it came from.
-
-    It is taken over the digests of the arrays, so that the images' digest, which the cache keeps, need not be
-    computed at each load.
+    Args:
+        dataset: Labelled faces.
+        images_digest: :func:`ferkit.data.cache.digest_of` its images, which the cache stores.
+        votes: Whether the votes count.
     """
     parts = [
         images_digest,
-        digest_of(labels),
-        digest_of(split),
-        "none" if votes is None else digest_of(votes),
-        taxonomy.id,
-        *taxonomy.labels,
+        digest_of(dataset.labels),
+        digest_of(dataset.split),
+        "none" if dataset.votes is None or not votes else digest_of(dataset.votes),
+        dataset.taxonomy.id,
+        *dataset.taxonomy.labels,
     ]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+def faces_digest(dataset: FaceDataset) -> str:
+    """Return the fingerprint without votes: the same for the same faces, labels and splits."""
+    return fingerprint_of(dataset, digest_of(dataset.images), votes=False)
+
+
+def describe_hold_out(dataset: FaceDataset) -> str:
+    """Return one sentence about a PublicTest that was held out; empty if the source names it."""
+    if dataset.split_named:
+        return ""
+    held, training = (int((dataset.split == code).sum()) for code in (PUBLIC_TEST, TRAINING))
+    return f"no PublicTest is named; {held} of {training + held} Training faces are held out as it"
+
+
 def select_faces(dataset: FaceDataset, *, drop_leaks: bool = False, drop_flat: bool = False) -> FaceDataset:
-    """Leave out Training images that also stand in another split, and images of one constant colour."""
+    """Leave out Training images with a duplicate in another split, and images of one constant colour."""
     keep = np.ones(len(dataset), dtype=bool)
     if drop_flat:
         keep &= ~flat_rows(dataset)
@@ -256,130 +208,79 @@ def select_faces(dataset: FaceDataset, *, drop_leaks: bool = False, drop_flat: b
     return dataset if bool(keep.all()) else dataset.select(keep)
 
 
-def _read(store: DatasetCache, source: _Source) -> tuple[_Decoded, str]:
-    """Take a source from the cache, or decode it and keep it; return it with the digest of its images.
+def _join_votes(dataset: FaceDataset, votes: Path) -> FaceDataset:
+    """Join FER+ votes by row; they also name the splits of a table that does not."""
+    if not dataset.in_rows:
+        raise DataError(
+            f"votes are joined by row, and {dataset.source} has no rows in FER2013's order; use fer2013.csv"
+        )
+    table = read_votes(votes)
+    if not dataset.split_named and len(table.votes) == len(dataset):
+        dataset = replace(dataset, split=table.split, split_named=True)
+    # What was held out of Training is Training in the votes.
+    held_out = (dataset.split == PUBLIC_TEST) & (not dataset.split_named)
+    counts = align_votes(table, dataset.labels, np.where(held_out, TRAINING, dataset.split), dataset.source)
+    return replace(dataset, votes=counts)
 
-    Nothing is kept of files that change meanwhile: their old digest would stand for the new content, or a
-    mixture of both for either.
+
+def _read(store: DatasetCache, source: _Source) -> tuple[FaceDataset, str]:
+    """Read a source from the cache, or decode and store it; return it with the digest of its images.
+
+    Files that change while they are read are not stored, since their content may be mixed; nor is a dataset
+    that lacks pictures.
     """
-    with explained(source.root):
-        note = store.note(source.root, source.names)
-        content = store.content_hash(source.root, source.names, note)
-    key = f"v{LAYOUT}-{source.kind}-{content[:40]}"
-    entry = store.read(key)
-    if entry is None:
-        decoded = source.read()
-        if _changed(store, source, note):
-            logger.warning("%s changed while it was read; load it again once it is complete", source.root)
-            return decoded, digest_of(decoded.images)
-        store.write(key, *decoded.pack())
-        entry = store.read(key)
-        if entry is None:
-            return decoded, digest_of(decoded.images)
-    if not _changed(store, source, note):
-        store.remember(note, content)
-    return _Decoded.unpack(entry.arrays, entry.meta), entry.digests["images"]
+    key = store.key(source.kind, source.path, source.names)
+    if (entry := store.read(key)) is not None:
+        return entry
+    dataset = source.read()
+    if store.key(source.kind, source.path, source.names) != key:
+        logger.warning("%s changed while it was read; load it again once it is complete", source.path)
+    elif not dataset.unreadable:
+        store.write(key, dataset)
+    return store.read(key) or (dataset, digest_of(dataset.images))
 
 
-def _changed(store: DatasetCache, source: _Source, note: Path | None) -> bool:
-    """Tell whether a source's files are others than when ``note`` was taken."""
-    try:
-        return store.note(source.root, source.names) != note
-    except OSError:
-        return True
-
-
-def _recognise(source: str | Path, size: int) -> _Source:
-    """Tell what a source is.
+def _recognise(source: str | Path, size: int, crop: CropFunction | None, skip_unreadable: bool) -> _Source:
+    """Find the reader of a source by its content.
 
     Raises:
-        DataError: If there is no such file, or it is of no kind that can be read.
+        DataError: If there is no such file, or no reader for it.
     """
     if not 8 <= size <= 512:
-        raise DataError(f"faces are 8 to 512 pixels wide. Received: {size}")
+        raise DataError(f"faces must be 8 to 512 pixels wide. Received: {size}")
+    check_source(source)
     drawn = cartoon.parse_cartoon(source) if isinstance(source, str) else None
     if drawn is not None:
         import cv2
 
-        count, seed = drawn
-        # what draws is part of the content: this module and the version of OpenCV
-        return _Source(
-            f"cartoon{count}-{seed}-{size}-cv{cv2.__version__}",
-            Path(cartoon.__file__),
-            [],
-            lambda: _draw(count, seed, size),
-        )
+        # The drawing depends on this module and on the version of OpenCV.
+        kind = f"cartoon{drawn}-{size}-cv{cv2.__version__}"
+        return _Source(kind, Path(cartoon.__file__), [], lambda: cartoon.draw_faces(*drawn, size))
     path = Path(source)
-    if path.is_dir():
-        names = list_members(path)
-        pictures = [name for name in names if is_picture(name)]
-        if not pictures:
-            _refuse_tables(path, names)
-            plan_layout(str(path), names)
-        passed_over = find_passed_over(str(path), names)
-        return _Source(f"folder{size}", path, pictures, lambda: _from_folder(path, size), passed_over)
-    if not path.is_file():
-        raise DataError(
-            f"{path}: there is no such file or folder (for faces drawn by the program, say cartoon)"
-        )
-    if is_zip(path) or is_tar(path):
-        return _Source(f"packed{size}", path, [], lambda: _from_archive(path, size))
-    if path.suffix.lower() == ".npz":
-        return _Source("npz", path, [], lambda: _from_npz(path))
-    return _Source("csv", path, [], lambda: _from_table(path))
+    kind = source_kind(path)
+    names = list_members(path) if kind == "folder" else []
+    if names and not any(map(is_picture, names)):
+        parquet = [name for name in names if name.lower().endswith(".parquet")]
+        tables = [name for name in names if ".csv" in Path(name).suffixes]
+        if parquet:
+            kind, names = "parquet", parquet
+        elif tables:
+            raise DataError(f"{path}: a folder without pictures; name the table, such as {path / tables[0]}")
 
+    def read() -> FaceDataset:
+        if kind == "npz":
+            return read_npz(path)
+        if kind == "parquet":
+            return read_parquet(path, names, size, skip_unreadable=skip_unreadable)
+        if kind == "folder" or (kind in ("zip", "tar") and _holds_pictures(path)):
+            return read_face_folder(path, size, crop=crop, skip_unreadable=skip_unreadable)
+        return read_face_table(path)
 
-def _from_archive(path: Path, size: int) -> _Decoded:
-    """Read an archive, be it of a table or of pictures."""
-    return _from_folder(path, size) if _holds_pictures(path) else _from_table(path)
+    return _Source(kind if kind in ("csv", "npz") else f"{kind}{size}", path, names, read)
 
 
 def _holds_pictures(path: Path) -> bool:
-    """Tell whether an archive is one of pictures: it holds some, and no table of FER2013's own names."""
+    """Return whether an archive holds pictures, and no csv with a name of FER2013."""
     names = list_members(path)
     tables = any(Path(name).name.lower() in KNOWN_TABLES for name in names)
     return not tables and any(is_picture(name) for name in names)
-
-
-def _refuse_tables(path: Path, names: Sequence[str]) -> None:
-    """Say what to do where somebody names the folder in which the table lies."""
-    tables = [name for name in names if ".csv" in Path(name).suffixes]
-    if tables:
-        raise DataError(
-            f"{path}: is a folder without pictures; name the table itself, such as {path / tables[0]}"
-        )
-
-
-def _draw(count: int, seed: int, size: int) -> _Decoded:
-    """Draw faces."""
-    faces = cartoon.draw_faces(count, seed, size)
-    return _Decoded(faces.images, faces.labels, faces.split, FER2013, faces.votes)
-
-
-def _from_folder(path: Path, size: int) -> _Decoded:
-    """Read folders of pictures."""
-    faces = read_face_folder(path, size)
-    return _Decoded(
-        faces.images,
-        faces.labels,
-        faces.split,
-        faces.taxonomy,
-        split_told=faces.split_named,
-        passed_over=faces.passed_over,
-    )
-
-
-def _from_npz(path: Path) -> _Decoded:
-    """Read what ``ferkit data convert`` kept."""
-    kept = read_npz(path)
-    return _Decoded(
-        kept.images, kept.labels, kept.split, kept.taxonomy, kept.votes, split_told=kept.split_named
-    )
-
-
-def _from_table(path: Path) -> _Decoded:
-    """Read a csv of faces."""
-    table = read_face_table(path)
-    told = table.split is not None
-    split = hold_out(table.images, table.labels) if table.split is None else table.split
-    return _Decoded(table.images, table.labels, split, FER2013, split_told=told, in_rows=True)

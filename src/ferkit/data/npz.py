@@ -1,4 +1,4 @@
-"""Data sets in one .npz file: NumPy arrays, no pickles."""
+"""Datasets as .npz files: NumPy arrays, no pickles."""
 
 from __future__ import annotations
 
@@ -12,17 +12,15 @@ from numpy.typing import NDArray
 from ferkit.core.errors import DataError, TaxonomyError
 from ferkit.core.files import replacing
 from ferkit.core.taxonomy import Taxonomy
-from ferkit.data.archives import MAX_TABLE_BYTES, explained
+from ferkit.data.archives import MAX_TABLE_BYTES, data_errors
 from ferkit.data.dataset import FaceDataset
 
-_NEEDED = ("images", "labels", "split", "taxonomy")
+_DTYPES = {"images": "u1", "labels": "i8", "split": "u1", "taxonomy": "U", "votes": "u1", "split_named": "?"}
 _OPTIONAL = ("votes", "split_named")
 
 
 def write_npz(dataset: FaceDataset, path: Path) -> None:
-    """Write ``images``, ``labels``, ``split``, ``taxonomy`` (its id, then the labels) and, if any, ``votes``.
-
-    Beside them stands ``split_named``: whether somebody named the splits, or PublicTest was held out.
+    """Write ``images``, ``labels``, ``split``, ``taxonomy`` (id, then labels), ``split_named`` and ``votes``.
 
     Raises:
         OutputError: If the file cannot be written.
@@ -41,47 +39,31 @@ def write_npz(dataset: FaceDataset, path: Path) -> None:
 
 
 def read_npz(path: Path) -> FaceDataset:
-    """Read what :func:`write_npz` wrote; a file that does not tell has its splits from somebody.
-
-    Returns:
-        All but the fingerprint, which is empty.
+    """Read a file with the arrays of :func:`write_npz`; ``votes`` and ``split_named`` (True) are optional.
 
     Raises:
-        DataError: If the file is damaged, or an array is missing or of the wrong type.
+        DataError: If the file is damaged, or an array is missing or invalid.
     """
-    with explained(path):
-        with zipfile.ZipFile(path) as zipped:
-            if sum(info.file_size for info in zipped.infolist()) > MAX_TABLE_BYTES:
-                raise DataError(
-                    f"{path}: says it unpacks to more than {MAX_TABLE_BYTES >> 30} GiB; too large"
-                )
+    with data_errors(path), zipfile.ZipFile(path) as archive:
+        if sum(info.file_size for info in archive.infolist()) > MAX_TABLE_BYTES:
+            raise DataError(f"{path}: unpacks to more than {MAX_TABLE_BYTES >> 30} GiB, the limit of a table")
         try:
             with np.load(path, allow_pickle=False) as stored:
-                missing = [name for name in _NEEDED if name not in stored]
-                if missing:
-                    raise DataError(
-                        f"{path}: no array {missing[0]!r}; {', '.join(_NEEDED)} were expected. "
-                        f"Received: {', '.join(stored) or 'nothing'}"
-                    )
-                arrays = {name: stored[name] for name in (*_NEEDED, *_OPTIONAL) if name in stored}
+                arrays = {name: stored[name] for name in _DTYPES if name in stored}
         except ValueError as error:
             raise DataError(f"{path}: {error}") from error
-    kinds = {"images": "u1", "labels": "i8", "split": "u1", "votes": "u1", "split_named": "?"}
-    for name, kind in kinds.items():
-        if name in arrays and arrays[name].dtype != np.dtype(kind):
-            raise DataError(f"{path}: {name} must be {np.dtype(kind)}. Received: {arrays[name].dtype}")
-    names = [str(name) for name in np.atleast_1d(arrays["taxonomy"])]
+    for name, dtype in _DTYPES.items():
+        if name not in arrays and name not in _OPTIONAL:
+            needed = ", ".join(name for name in _DTYPES if name not in _OPTIONAL)
+            raise DataError(
+                f"{path}: no array {name!r}; {needed} were expected. Received: {', '.join(arrays)}"
+            )
+        if name in arrays and name != "taxonomy" and arrays[name].dtype != np.dtype(dtype):
+            raise DataError(f"{path}: {name} must be {np.dtype(dtype)}. Received: {arrays[name].dtype}")
+    taxonomy_id, *labels = map(str, [*np.atleast_1d(arrays.pop("taxonomy")), ""])
+    named = bool(np.all(arrays.pop("split_named", True)))
     try:
-        taxonomy = Taxonomy(names[0] if names else "", tuple(names[1:]))
-        return FaceDataset(
-            arrays["images"],
-            arrays["labels"],
-            arrays["split"],
-            taxonomy,
-            arrays.get("votes"),
-            str(path),
-            "",
-            bool(np.all(arrays.get("split_named", True))),
-        )
+        taxonomy = Taxonomy(taxonomy_id, tuple(labels[:-1]))
+        return FaceDataset(**arrays, taxonomy=taxonomy, source=str(path), split_named=named)
     except (TaxonomyError, DataError) as error:
         raise DataError(f"{path}: {error}") from error

@@ -1,4 +1,4 @@
-"""Contact sheets: rows of faces with their names."""
+"""Contact sheets: one row of faces per label."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
-from ferkit.core.errors import DataError
+from ferkit.core.errors import DataError, escape_control
 from ferkit.data.dataset import FaceDataset
 
 _GAP = 4
@@ -21,7 +22,7 @@ class Strip:
     """One row of a sheet.
 
     Args:
-        name: What stands before it.
+        name: Text in front of it.
         images: uint8 ``[K, S, S]``.
     """
 
@@ -30,7 +31,7 @@ class Strip:
 
 
 def pick_faces(dataset: FaceDataset, per_label: int, seed: int = 0) -> list[NDArray[np.int64]]:
-    """Pick faces of each label at random, the same for the same seed.
+    """Pick faces of each label at random.
 
     Returns:
         For each label the positions of up to ``per_label`` faces, in ascending order.
@@ -48,8 +49,8 @@ def contact_sheet(strips: Sequence[Strip], title: str, *, cell: int = 96) -> NDA
 
     Args:
         strips: The rows; all images of one size.
-        title: Written above.
-        cell: Side in pixels at which a face is shown.
+        title: Text above the rows.
+        cell: Side of a shown face in pixels.
 
     Returns:
         uint8 ``[H, W, 3]``, RGB.
@@ -57,43 +58,21 @@ def contact_sheet(strips: Sequence[Strip], title: str, *, cell: int = 96) -> NDA
     Raises:
         DataError: If there is no face to show.
     """
-    import cv2
-
     columns = max((len(strip.images) for strip in strips), default=0)
     if not columns:
         raise DataError("there is no face to show")
-    margin = 16 + max(_text_width(strip.name) for strip in strips)
+    font = ImageFont.load_default(14)
+    title, names = escape_control(title), [escape_control(strip.name) for strip in strips]
+    margin = 16 + max(round(font.getlength(name)) for name in names)
     step = cell + _GAP
-    width = max(margin + columns * step + _GAP, _text_width(title) + 16)
-    sheet = np.full((_TITLE_HEIGHT + len(strips) * step + _GAP, width, 3), 255, np.uint8)
-    _write(sheet, title, 8, 22)
-    for row, strip in enumerate(strips):
+    width = max(margin + columns * step + _GAP, round(font.getlength(title)) + 16)
+    sheet = Image.new("RGB", (width, _TITLE_HEIGHT + len(strips) * step + _GAP), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((8, _TITLE_HEIGHT // 2), title, _TEXT, font, "lm")
+    for row, (name, strip) in enumerate(zip(names, strips, strict=True)):
         top = _TITLE_HEIGHT + row * step
-        _write(sheet, strip.name, 8, top + cell // 2 + 5)
+        draw.text((8, top + cell // 2), name, _TEXT, font, "lm")
         for column, image in enumerate(strip.images):
-            enlarge = image.shape[0] <= cell
-            shown = cv2.resize(
-                image, (cell, cell), interpolation=cv2.INTER_CUBIC if enlarge else cv2.INTER_AREA
-            )
-            left = margin + column * step
-            sheet[top : top + cell, left : left + cell] = shown[:, :, None]
-    return sheet
-
-
-def _text_width(text: str) -> int:
-    """Return the width in pixels of what :func:`_write` writes."""
-    import cv2
-
-    return int(cv2.getTextSize(_plain(text), cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)[0][0])
-
-
-def _write(sheet: NDArray[np.uint8], text: str, left: int, baseline: int) -> None:
-    """Write a line of text."""
-    import cv2
-
-    cv2.putText(sheet, _plain(text), (left, baseline), cv2.FONT_HERSHEY_SIMPLEX, 0.5, _TEXT, 1, cv2.LINE_AA)
-
-
-def _plain(text: str) -> str:
-    """Replace what OpenCV's letters do not have."""
-    return text.encode("ascii", "replace").decode()
+            shown = Image.fromarray(image).resize((cell, cell), Image.Resampling.BICUBIC)
+            sheet.paste(shown, (margin + column * step, top))
+    return np.asarray(sheet)

@@ -1,4 +1,4 @@
-"""Temperatures: fitting one, applying one, and measuring calibration on faces that it was not fitted to."""
+"""Temperature scaling: fit a temperature, apply it, and measure calibration out of fold."""
 
 from __future__ import annotations
 
@@ -9,17 +9,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from ferkit.core.errors import DataError
 from ferkit.core.extras import require
-from ferkit.evaluation.metrics import (
-    SMALLEST_PROBABILITY,
-    checked_probabilities,
-    expected_calibration_error,
-)
+from ferkit.evaluation.metrics import SMALLEST_PROBABILITY, checked_probabilities
 
 FOLDS = 5
-"""Parts that the faces are cut into: fitted on all but one, measured on that one."""
+"""Folds of cross-validation."""
 
 TEMPERATURE_RANGE = (0.05, 20.0)
-"""A fitted temperature lies in here; an end of it means that the data do not determine one."""
+"""Range of a fitted temperature; one at an end of it is not determined by the data."""
 
 
 def log_probabilities(probabilities: ArrayLike) -> NDArray[np.float64]:
@@ -53,8 +49,8 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
     """Return the temperature T that minimises the NLL of ``softmax(logits / T)`` (Guo et al. 2017).
 
     Args:
-        logits: ``[N, K]``, up to a constant per row. Of a model that answers calibrated probabilities they
-            are ``T_old * log p``, and the result is then comparable with T_old.
+        logits: ``[N, K]``, up to a constant per row. For a model with calibrated probabilities they are
+            ``T_old * log p``, and the result replaces T_old.
         labels: Integers ``[N]``.
 
     Returns:
@@ -85,7 +81,7 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
 
 
 def assign_folds(count: int, folds: int = FOLDS, seed: int = 0) -> NDArray[np.int64]:
-    """Deal ``count`` faces into folds of equal size (within one), shuffled by ``seed``: int64 ``[N]``.
+    """Return the fold of each face, in folds of equal size (within one), shuffled: int64 ``[N]``.
 
     Raises:
         DataError: If there are fewer faces than twice the folds.
@@ -98,7 +94,7 @@ def assign_folds(count: int, folds: int = FOLDS, seed: int = 0) -> NDArray[np.in
 def temper_out_of_fold(
     probabilities: ArrayLike, labels: ArrayLike, folds: int = FOLDS
 ) -> NDArray[np.float64]:
-    """Return the probabilities, each row under a temperature that was fitted without its fold.
+    """Return the probabilities, each row under a temperature that was fitted on the other folds.
 
     Raises:
         DataError: If the arrays do not fit together or hold too few faces.
@@ -114,25 +110,12 @@ def temper_out_of_fold(
     return result
 
 
-def ece_out_of_fold(probabilities: ArrayLike, labels: ArrayLike, folds: int = FOLDS) -> float:
-    """Return the ECE over all faces, each measured under a temperature that was fitted without its fold.
-
-    The folds are pooled before measuring, since the bias of ECE grows as the faces become fewer.
-
-    Raises:
-        DataError: As :func:`temper_out_of_fold`.
-        MissingDependencyError: If SciPy is not installed.
-    """
-    held_out: NDArray[Any] = temper_out_of_fold(probabilities, labels, folds)
-    return expected_calibration_error(held_out, labels)
-
-
 def determined_temperature(logits: NDArray[Any], labels: NDArray[np.int64]) -> float:
-    """Fit a temperature; 1 where the faces are too few or too well told apart to determine one.
+    """Fit a temperature; return 1 where the faces do not determine one.
 
     Args:
         logits: ``[N, K]``, as :func:`fit_temperature`.
-        labels: Integers ``[N]``; at least ten determine something.
+        labels: Integers ``[N]``; fewer than ten, or ones that are all right or all wrong, determine none.
 
     Raises:
         DataError: If shapes do not fit or a logit is not finite.

@@ -1,59 +1,59 @@
-"""Two models on the same faces: what they differ by, and whether these faces tell them apart."""
+"""Two models on the same faces: their differences, with intervals and McNemar's test."""
 
 from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from statistics import NormalDist
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from ferkit import __version__
 from ferkit.core.errors import DataError, TaxonomyError
 from ferkit.core.taxonomy import Taxonomy
-from ferkit.data.dataset import FaceDataset
-from ferkit.evaluation.evaluate import SELECTION_SPLIT, Predict, faces_to_measure, targets_for
-from ferkit.evaluation.metrics import checked_probabilities, log_losses
+from ferkit.data import FaceDataset, select_faces
+from ferkit.evaluation.evaluate import SELECTION_SPLIT, faces_to_measure, targets_for
+from ferkit.evaluation.metrics import Z95, checked_probabilities, log_losses
+from ferkit.evaluation.model import EvaluatedModel, ModelFacts, knows_data, open_model, weights_fitted_here
 from ferkit.evaluation.report import (
     IN_SAMPLE,
     cautions,
     describe_model,
     is_selection_split,
-    percent,
+    load_for,
     split_label,
-    table,
 )
-from ferkit.evaluation.subject import ModelFacts
+from ferkit.evaluation.text import paragraph, percent, table
 
 LEVEL = 0.05
-"""Two models are told apart where chance alone would do as much in less than this share of such data sets."""
+"""Significance level."""
 
 _LEAST_FACES = 2
 """With fewer there is no interval of a mean."""
 
 logger = logging.getLogger("ferkit.evaluation")
 
-_Z = NormalDist().inv_cdf(1 - LEVEL / 2)
-
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Two models' answers to the same faces against one set of labels; differences are second less first.
+    """Two models on the same faces and one set of labels; differences are second minus first.
 
     Args:
         labels: Which labels, as in :attr:`ferkit.evaluation.evaluate.Scores.labels`.
-        taxonomy: Id of the head that answered.
+        taxonomy: Id of the head.
         n: Number of faces.
         accuracy: Of the first and the second model, 0..1.
-        only_first: Faces that the first model alone has right.
-        only_second: Faces that the second model alone has right.
+        only_first: Faces on which the first model alone is right.
+        only_second: Faces on which the second model alone is right.
         accuracy_difference: In -1..1.
         accuracy_interval: Its 95 % interval (:func:`share_interval`).
         p_value: Of McNemar's exact test (:func:`mcnemar`).
-        nll: Mean negative log-likelihood of both in nats, as they answer.
+        nll: Mean negative log-likelihood of both, in nats.
         nll_difference: Below 0 where the second model's is better.
         nll_interval: Its 95 % interval (:func:`mean_interval`).
     """
@@ -72,20 +72,32 @@ class Difference:
     nll_interval: tuple[float, float]
 
     @property
-    def by_accuracy(self) -> bool:
-        """Whether the models are told apart by accuracy."""
+    def accuracy_differs(self) -> bool:
+        """Whether the accuracies differ significantly."""
         return self.p_value < LEVEL
 
     @property
-    def by_likelihood(self) -> bool:
-        """Whether the models are told apart by likelihood."""
+    def nll_differs(self) -> bool:
+        """Whether the likelihoods differ significantly."""
         low, high = self.nll_interval
         return low > 0 or high < 0
+
+    def __str__(self) -> str:
+        """Return in words which differences are significant."""
+        p = f"p = {self.p_value:.2g}" if self.p_value >= 1e-4 else "p < 0.0001"
+        higher, lower = "BA"[self.accuracy_difference < 0], "BA"[self.nll_difference > 0]
+        accuracy = f"accuracy differs significantly ({p}): {higher} is higher"
+        nll = f"NLL differs significantly: {lower} is lower"
+        return (
+            f"{self.labels}: "
+            + (accuracy if self.accuracy_differs else f"accuracy does not differ significantly ({p})")
+            + ("; " + nll if self.nll_differs else "; NLL does not differ significantly")
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two models, measured on the same faces.
+    """Two models on the same faces. ``print(comparison)`` shows it as text.
 
     Args:
         models: Both.
@@ -95,8 +107,8 @@ class Comparison:
         faces: Number of faces in it.
         tta: Name of the test-time augmentation.
         differences: One entry per set of labels.
-        known_data: Of each, whether it was trained and selected on these data.
-        in_sample: Of each, whether it is a vote whose weights were fitted on these faces.
+        known_data: Of each, whether it was trained, selected or fitted on these data.
+        in_sample: Of each, whether it is an ensemble whose weights were fitted on these faces.
         split_named: Whether the data name the split; otherwise it was held out when they were loaded.
     """
 
@@ -113,34 +125,85 @@ class Comparison:
 
     @property
     def selection_split(self) -> bool:
-        """Whether the split is the one on which models are selected, unless it was made up just now."""
+        """Whether the split is the one on which models are selected, as the data name it."""
         return is_selection_split(self.split, known_data=any(self.known_data), split_named=self.split_named)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the comparison as plain dicts and lists: shares in 0..1, unrounded, NLL in nats."""
+        models = [
+            {**asdict(model), "known_data": known, "weights_in_sample": in_sample}
+            for model, known, in_sample in zip(self.models, self.known_data, self.in_sample, strict=True)
+        ]
+        return {
+            "ferkit_version": __version__,
+            "first": models[0],
+            "second": models[1],
+            "data": {
+                "source": self.source,
+                "fingerprint": self.fingerprint,
+                "split": self.split,
+                "selection_split": self.selection_split,
+                "faces": self.faces,
+            },
+            "tta": self.tta,
+            "differences": [
+                asdict(d) | {"accuracy_differs": d.accuracy_differs, "nll_differs": d.nll_differs}
+                for d in self.differences
+            ],
+        }
+
+    def __str__(self) -> str:
+        """Return the figures of each set of labels, and in words which differences are significant."""
+        split = split_label(self.split) if self.selection_split else self.split
+        head = [f"{letter}: {describe_model(m)}" for letter, m in zip("AB", self.models, strict=True)]
+        head.append(f"{self.source}, {split}, {self.faces:,} faces, tta {self.tta}")
+        warned: dict[str, list[str]] = {}
+        for k, letter in enumerate("AB"):
+            lines = cautions(
+                self.models[k], self.split, known_data=self.known_data[k], split_named=self.split_named
+            )
+            for line in [*lines, *([IN_SAMPLE] if self.in_sample[k] else [])]:
+                warned.setdefault(line, []).append(letter)
+        head += [f"{' and '.join(letters)}: {line}" for line, letters in warned.items()]
+        accuracy: list[Sequence[str]] = [
+            ("labels", "faces", "A %", "B %", "B - A", "95 % interval", "only A", "only B")
+        ]
+        likelihood: list[Sequence[str]] = [("labels", "NLL A", "NLL B", "B - A", "95 % interval")]
+        for d in self.differences:
+            change = (_signed([d.accuracy_difference], 2, 100), _signed(d.accuracy_interval, 2, 100))
+            only = (f"{d.only_first:,}", f"{d.only_second:,}")
+            accuracy.append((d.labels, f"{d.n:,}", *map(percent, d.accuracy), *change, *only))
+            change = (_signed([d.nll_difference], 4), _signed(d.nll_interval, 4))
+            likelihood.append((d.labels, *(f"{nll:.4f}" for nll in d.nll), *change))
+        notes = (
+            "95 % interval: of the paired difference (accuracy: Agresti and Min; NLL: normal)",
+            "only A, only B: faces that only one has right; p: McNemar's exact test on them",
+            f"significant: at the {100 * LEVEL:.0f} % level, without correction for several comparisons",
+        )
+        parts = [head, notes, [str(d) for d in self.differences]]
+        text, foot, verdicts = ("\n".join(map(paragraph, lines)) for lines in parts)
+        return "\n\n".join([text, table(accuracy), table(likelihood), foot, verdicts])
+
+
+def _signed(values: Sequence[float], digits: int, scale: float = 1.0) -> str:
+    return " to ".join(f"{value * scale:+.{digits}f}" for value in values)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Return the two-sided p value of McNemar's exact test.
-
-    Of two models that are right equally often, each face that one alone has right falls to either like a
-    coin; p is how often coins fall at least as unevenly.
+    """Return the two-sided p value of McNemar's exact test: a binomial test with probability 1/2.
 
     Args:
-        only_first: Faces that the first model alone has right.
-        only_second: Faces that the second model alone has right.
-
-    Raises:
-        DataError: If a count is negative.
+        only_first: Faces on which the first model alone is right.
+        only_second: Faces on which the second model alone is right.
 
     Example:
         >>> mcnemar(5, 1)
         0.21875
     """
-    if min(only_first, only_second) < 0:
-        raise DataError(f"counts of faces are not negative. Received: {only_first} and {only_second}")
-    tosses, term, tail = only_first + only_second, 1, 1
-    for k in range(min(only_first, only_second)):
-        term = term * (tosses - k) // (k + 1)
-        tail += term
-    return min(1.0, 2 * tail / (1 << tosses))
+    n = only_first + only_second
+    # Not SciPy's binomtest: comparing models needs the base install only.
+    tail = sum(math.comb(n, k) for k in range(min(only_first, only_second) + 1))
+    return min(1.0, 2 * tail / (1 << n))
 
 
 def share_interval(only_first: int, only_second: int, total: int) -> tuple[float, float]:
@@ -150,68 +213,51 @@ def share_interval(only_first: int, only_second: int, total: int) -> tuple[float
     the models never differ. It lies within -1..1.
 
     Args:
-        only_first: Faces that the first model alone has right.
-        only_second: Faces that the second model alone has right.
+        only_first: Faces on which the first model alone is right.
+        only_second: Faces on which the second model alone is right.
         total: Number of faces.
-
-    Raises:
-        DataError: If the counts do not fit together.
 
     Example:
         >>> low, high = share_interval(5, 1, 20)
         >>> round(low, 3), round(high, 3)
         (-0.405, 0.041)
     """
-    if min(only_first, only_second) < 0 or total < max(1, only_first + only_second):
-        raise DataError(
-            f"of {total} faces {only_first} and {only_second} cannot be right with one model alone"
-        )
     first, second, n = only_first + 0.5, only_second + 0.5, total + 2
     difference = (second - first) / n
-    half = _Z * math.sqrt(first + second - (second - first) ** 2 / n) / n
+    half = Z95 * math.sqrt(first + second - (second - first) ** 2 / n) / n
     return max(-1.0, difference - half), min(1.0, difference + half)
 
 
-def mean_interval(values: ArrayLike) -> tuple[float, float]:
-    """Return the 95 % interval of a mean by the normal approximation.
-
-    Args:
-        values: ``[N]``, one per face, N of at least 2.
-
-    Raises:
-        DataError: If there are fewer than two.
-    """
-    array = np.asarray(values, dtype=np.float64)
-    if array.ndim != 1 or len(array) < _LEAST_FACES:
-        raise DataError(f"an interval of a mean needs two values or more. Received shape: {array.shape}")
-    half = _Z * float(array.std(ddof=1)) / math.sqrt(len(array))
-    return float(array.mean()) - half, float(array.mean()) + half
+def mean_interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of two values or more, by the normal approximation."""
+    half = Z95 * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return float(values.mean()) - half, float(values.mean()) + half
 
 
 def difference(
     first: NDArray[Any], second: NDArray[Any], labels: NDArray[np.int64], taxonomy: str, name: str
 ) -> Difference:
-    """Return what two models differ by on the same faces.
+    """Return the differences between two models' predictions for the same faces.
 
     Args:
         first: Probabilities ``[N, K]`` of the first model.
         second: Probabilities ``[N, K]`` of the second model.
         labels: int64 ``[N]``.
-        taxonomy: Id of the head that answered.
-        name: What to call the set of labels.
+        taxonomy: Id of the head.
+        name: Name of the set of labels.
 
     Raises:
-        DataError: If the arrays do not fit together, or there are fewer than two faces.
+        DataError: If the arrays do not fit together.
     """
     (p, truth), (q, _) = checked_probabilities(first, labels), checked_probabilities(second, labels)
-    here, there = p.argmax(axis=1) == truth, q.argmax(axis=1) == truth
-    only_first, only_second = int((here & ~there).sum()), int((there & ~here).sum())
+    p_right, q_right = p.argmax(axis=1) == truth, q.argmax(axis=1) == truth
+    only_first, only_second = int((p_right & ~q_right).sum()), int((q_right & ~p_right).sum())
     losses = log_losses(p, truth), log_losses(q, truth)
     return Difference(
         labels=name,
         taxonomy=taxonomy,
         n=len(truth),
-        accuracy=(float(here.mean()), float(there.mean())),
+        accuracy=(float(p_right.mean()), float(q_right.mean())),
         only_first=only_first,
         only_second=only_second,
         accuracy_difference=(only_second - only_first) / len(truth),
@@ -226,160 +272,92 @@ def difference(
 def shared_heads(
     first: Mapping[str, Taxonomy], second: Mapping[str, Taxonomy], taxonomy: str | None = None
 ) -> dict[str, Taxonomy]:
-    """Return the taxonomies that two models both answer in, or the one of them that is asked for.
+    """Return the taxonomies that both models have, or ``taxonomy`` alone.
 
     Raises:
         TaxonomyError: If there is none, or not that one.
     """
     both = {name: head for name, head in first.items() if second.get(name) == head}
     if not both:
-        answers = [", ".join(f"{t.id} ({', '.join(t.labels)})" for t in h.values()) for h in (first, second)]
+        have = [", ".join(f"{t.id} ({', '.join(t.labels)})" for t in h.values()) for h in (first, second)]
         raise TaxonomyError(
-            f"the models answer with different labels and cannot be compared. First: {answers[0]}; "
-            f"second: {answers[1]}"
+            f"the models have different labels and cannot be compared. First: {have[0]}; second: {have[1]}"
         )
     if taxonomy is not None and taxonomy not in both:
-        raise TaxonomyError(f"the models do not both answer in {taxonomy!r}; they do in {', '.join(both)}")
+        raise TaxonomyError(
+            f"the models do not both have the taxonomy {taxonomy!r}; both have {', '.join(both)}"
+        )
     return both if taxonomy is None else {taxonomy: both[taxonomy]}
 
 
 def compare(
-    predict: tuple[Predict, Predict],
-    dataset: FaceDataset,
+    first: str | os.PathLike[str] | EvaluatedModel | None,
+    second: str | os.PathLike[str] | EvaluatedModel | None,
+    data: str | os.PathLike[str] | FaceDataset,
     *,
-    heads: Mapping[str, Taxonomy],
+    votes: str | os.PathLike[str] | None = None,
     split: str = SELECTION_SPLIT,
     tta: str = "none",
-) -> tuple[Difference, ...]:
-    """Measure what two models differ by on one split, against each set of labels that there is for ``heads``.
+    taxonomy: str | None = None,
+    drop_flat: bool = False,
+    threads: int | None = None,
+) -> Comparison:
+    """Compare two models on the same labelled faces.
 
-    A set that keeps fewer than two faces is left out, which is said in a warning (``ferkit.evaluation``).
+    A set of labels with fewer than two faces is left out, with a warning (logger ``ferkit.evaluation``).
 
     Args:
-        predict: Both models.
-        dataset: The faces.
-        heads: The taxonomies to compare in (:func:`shared_heads`).
-        split: Which split to measure on, or :data:`ferkit.evaluation.evaluate.EVERYTHING`.
-        tta: A name from :data:`ferkit.core.crops.TTA_MODES`.
+        first: A model file, the folder of a run, the name of an embedded model, or an opened model.
+        second: Another.
+        data: Labelled faces, as :func:`ferkit.data.load_data` takes them, or a data set.
+        votes: FER+ votes, for a csv; adds the FER+ labels.
+        split: Training, PublicTest, PrivateTest, or ``all``.
+        tta: Name of the test-time augmentation.
+        taxonomy: Compare in this taxonomy alone; by default in all that both models have.
+        drop_flat: Leave out images of one constant colour.
+        threads: Threads of ONNX Runtime; a run's network uses those of its backend.
 
     Raises:
-        DataError: If the split is empty, or no label set of the data fits a head or keeps two faces.
+        DataError: If the data cannot be read, have no labels of the models or fewer than two faces, or the
+            models take faces of different sizes.
+        TaxonomyError: If the models have no taxonomy in common.
+        FerkitError: If a model cannot be opened, or a library for it is not installed.
     """
-    chosen = faces_to_measure(dataset, split)
+    one, other = (
+        m if isinstance(m, EvaluatedModel) else open_model(m, threads=threads) for m in (first, second)
+    )
+    heads = shared_heads(one.heads, other.heads, taxonomy)
+    if one.input_size != other.input_size:
+        raise DataError(
+            f"the models take faces of different sizes and cannot be compared: {one.facts.name} of "
+            f"{one.input_size} pixels, {other.facts.name} of {other.input_size}"
+        )
+    whole = data if isinstance(data, FaceDataset) else load_for(one, data, votes=votes, split=split)
+    chosen = faces_to_measure(select_faces(whole, drop_flat=drop_flat), split)
     every = targets_for(chosen, heads)
     targets = [t for t in every if t.keep.sum() >= _LEAST_FACES]
-    few = [f"{t.name} ({t.keep.sum()})" for t in every if t not in targets]
+    few = ", ".join(f"{t.name} ({t.keep.sum()})" for t in every if t not in targets)
     if not targets:
-        raise DataError(
-            f"{dataset.source}: two faces or more tell models apart. Received, of {split}: {', '.join(few)}"
-        )
+        raise DataError(f"{whole.source}: a comparison needs two faces or more. Received, of {split}: {few}")
     if few:
-        logger.warning("%s: left out, with too few faces of %s: %s", dataset.source, split, ", ".join(few))
-    first, second = (model(chosen.images, tta) for model in predict)
-    return tuple(
-        difference(
-            np.asarray(first[t.taxonomy.id])[t.keep],
-            np.asarray(second[t.taxonomy.id])[t.keep],
-            t.labels[t.keep],
-            t.taxonomy.id,
-            t.name,
-        )
-        for t in targets
+        logger.warning("%s: left out, with too few faces of %s: %s", whole.source, split, few)
+    p, q = one.predict(chosen.images, tta), other.predict(chosen.images, tta)
+    differences = []
+    for t in targets:
+        head = t.taxonomy.id
+        differences.append(difference(p[head][t.keep], q[head][t.keep], t.labels[t.keep], head, t.name))
+    return Comparison(
+        models=(one.facts, other.facts),
+        source=Path(whole.source).name,
+        fingerprint=whole.fingerprint,
+        split=split,
+        faces=len(chosen),
+        tta=tta,
+        differences=tuple(differences),
+        known_data=(knows_data(one.facts, whole), knows_data(other.facts, whole)),
+        in_sample=(
+            weights_fitted_here(one.facts, whole, split),
+            weights_fitted_here(other.facts, whole, split),
+        ),
+        split_named=whole.split_named,
     )
-
-
-def comparison_as_json(comparison: Comparison) -> dict[str, Any]:
-    """Return a comparison as plain dicts and lists: shares in 0..1, unrounded, NLL in nats."""
-    first, second = (
-        {**asdict(model), "known_data": known, "weights_in_sample": fitted}
-        for model, known, fitted in zip(
-            comparison.models, comparison.known_data, comparison.in_sample, strict=True
-        )
-    )
-    return {
-        "first": first,
-        "second": second,
-        "data": {
-            "source": comparison.source,
-            "fingerprint": comparison.fingerprint,
-            "split": comparison.split,
-            "selection_split": comparison.selection_split,
-            "faces": comparison.faces,
-        },
-        "tta": comparison.tta,
-        "differences": [
-            {
-                **asdict(found),
-                "told_apart_by_accuracy": found.by_accuracy,
-                "told_apart_by_likelihood": found.by_likelihood,
-            }
-            for found in comparison.differences
-        ],
-    }
-
-
-def _signed(values: Sequence[float], digits: int, scale: float = 1.0) -> str:
-    return " to ".join(f"{value * scale:+.{digits}f}" for value in values)
-
-
-def _verdict(found: Difference) -> str:
-    p = f"p = {found.p_value:.2g}" if found.p_value >= 1e-4 else "p < 0.0001"
-    right = "B" if found.accuracy_difference > 0 else "A"
-    likely = "B" if found.nll_difference < 0 else "A"
-    by_accuracy = f"told apart by accuracy ({p}): {right} is right more often"
-    by_likelihood = f"told apart by likelihood: {likely} is better"
-    parts = [
-        by_accuracy if found.by_accuracy else f"not told apart by accuracy ({p})",
-        by_likelihood if found.by_likelihood else "not told apart by likelihood",
-    ]
-    return f"{found.labels}: {'; '.join(parts)}."
-
-
-def format_comparison(comparison: Comparison) -> str:
-    """Return the comparison as text: figures of each set of labels, and in plain words what they tell."""
-    split = split_label(comparison.split) if comparison.selection_split else comparison.split
-    head = [f"{letter}: {describe_model(m)}" for letter, m in zip("AB", comparison.models, strict=True)]
-    head.append(f"{comparison.source}, {split}, {comparison.faces:,} faces, {comparison.tta}")
-    warned: dict[str, list[str]] = {}
-    for letter, model, known, fitted in zip(
-        "AB", comparison.models, comparison.known_data, comparison.in_sample, strict=True
-    ):
-        named = comparison.split_named
-        said = cautions(model, comparison.split, known_data=known, split_named=named)
-        for line in [*said, *([IN_SAMPLE] if fitted else [])]:
-            warned.setdefault(line, []).append(letter)
-    head += [f"{' and '.join(letters)}: {line}" for line, letters in warned.items()]
-    accuracy: list[Sequence[str]] = [
-        ("labels", "faces", "A %", "B %", "B - A", "95 % interval", "only A", "only B")
-    ]
-    accuracy += [
-        (
-            d.labels,
-            f"{d.n:,}",
-            percent(d.accuracy[0]),
-            percent(d.accuracy[1]),
-            _signed([d.accuracy_difference], 2, 100),
-            _signed(d.accuracy_interval, 2, 100),
-            f"{d.only_first:,}",
-            f"{d.only_second:,}",
-        )
-        for d in comparison.differences
-    ]
-    likelihood: list[Sequence[str]] = [("labels", "NLL A", "NLL B", "B - A", "95 % interval")]
-    likelihood += [
-        (
-            d.labels,
-            f"{d.nll[0]:.4f}",
-            f"{d.nll[1]:.4f}",
-            _signed([d.nll_difference], 4),
-            _signed(d.nll_interval, 4),
-        )
-        for d in comparison.differences
-    ]
-    notes = (
-        "interval: of the difference, face by face (accuracy: Agresti and Min; NLL: normal). only A, only B: "
-        "faces that\none alone has right; p: McNemar's exact test of these. Told apart: at "
-        f"{100 * LEVEL:.0f} %; of many comparisons that many are by chance."
-    )
-    parts = ["\n".join(head), table(accuracy), table(likelihood), notes]
-    return "\n\n".join([*parts, "\n".join(_verdict(d) for d in comparison.differences)]) + "\n"

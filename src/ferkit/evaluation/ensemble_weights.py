@@ -1,15 +1,18 @@
-"""The weights of a vote: fitted by minimising NLL, and judged on faces that they were not fitted to."""
+"""Weights and temperature of an ensemble, fitted to its members' predictions and evaluated out of fold."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ferkit.core.errors import DataError
+from ferkit.core.errors import DataError, ModelFileError
 from ferkit.core.extras import require
+from ferkit.core.modelfile import Fit, Metric
+from ferkit.data.dataset import FaceDataset
 from ferkit.evaluation.calibration import (
     FOLDS,
     TEMPERATURE_RANGE,
@@ -20,26 +23,21 @@ from ferkit.evaluation.calibration import (
     softmax,
     temper,
 )
-from ferkit.evaluation.metrics import (
-    SMALLEST_PROBABILITY,
-    accuracy,
-    checked_probabilities,
-    expected_calibration_error,
-    negative_log_likelihood,
-    wilson_interval,
-)
+from ferkit.evaluation.evaluate import Scores, Target, evaluate_split, leaks_show, measure
+from ferkit.evaluation.metrics import SMALLEST_PROBABILITY, checked_probabilities, negative_log_likelihood
+from ferkit.evaluation.model import metric_rows
 
 LEAST_FACES = 13
-"""To fewer faces no vote is fitted: outside each fold there must be ten, which determine a temperature
-(:func:`ferkit.evaluation.calibration.determined_temperature`), or figures out of fold were of another fit."""
+"""Nothing is fitted to fewer faces: outside each fold there must be ten, which determine a temperature
+(:func:`ferkit.evaluation.calibration.determined_temperature`)."""
 
 LEAST_WEIGHT = 0.01
 """A fitted weight below this share of the largest is set to 0: it costs arithmetic and changes nothing."""
 
 
 @dataclass(frozen=True, slots=True)
-class Vote:
-    """How members vote.
+class Weighting:
+    """How members' predictions are combined.
 
     Args:
         weights: One per member, summing to 1.
@@ -47,57 +45,61 @@ class Vote:
     """
 
     weights: tuple[float, ...]
-    temperature: float
+    temperature: float = 1.0
+
+    def combine(self, probabilities: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the ensemble's probabilities ``[N, K]`` from its members' ``[M, N, K]``."""
+        return temper(mean_probabilities(probabilities, self.weights), self.temperature)
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
-    """What was measured of one way to answer: accuracy in 0..1, NLL in nats, ECE in 0..1."""
-
-    accuracy: float
-    nll: float
-    ece: float
-
-
-@dataclass(frozen=True, slots=True)
-class FittedVote:
-    """A vote, and what it is worth.
+class EnsembleFit:
+    """What was fitted in one taxonomy, and the scores with it.
 
     Args:
-        vote: The vote, fitted on all faces.
-        n: Number of faces.
-        members: Each member's figures, as it answers alone.
-        equal: Equal weights, under a temperature fitted out of fold: what fitting must beat. None where
-            there are fewer than :data:`LEAST_FACES`.
-        in_sample: The vote on the faces that it was fitted to: too good to be believed.
-        out_of_fold: The same fit, made five times, each time measured on the fifth that it had not seen.
-            None where nothing was fitted, the faces being fewer than :data:`LEAST_FACES`.
-        held_out: What the votes behind ``out_of_fold`` answer, float64 ``[N, K]``, or None.
+        taxonomy: Its id.
+        labels: The labels that it was fitted to, as in :attr:`ferkit.evaluation.evaluate.Target.name`.
+        fit: What was fitted.
+        members: Positions of the members that have the taxonomy.
+        weighting: The weights of these members, and the temperature.
+        alone: The scores of each of them.
+        equal: Equal weights, under a temperature that was fitted out of fold; None if nothing was fitted.
+        in_sample: The ensemble on the faces that it was fitted to, which is too favourable.
+        out_of_fold: Five fits, each measured on the fifth that it had not seen; None if nothing was fitted.
+        predictions: The ensemble's probabilities for every face of the split, float64 ``[N, K]``.
+        held_out: The same, but out of fold for the labelled faces.
     """
 
-    vote: Vote
-    n: int
-    members: tuple[Figures, ...]
-    equal: Figures | None
-    in_sample: Figures
-    out_of_fold: Figures | None
-    held_out: NDArray[np.float64] | None = field(repr=False, compare=False)
+    taxonomy: str
+    labels: str
+    fit: Fit
+    members: tuple[int, ...]
+    weighting: Weighting
+    alone: tuple[Scores, ...]
+    equal: Scores | None
+    in_sample: Scores
+    out_of_fold: Scores | None
+    predictions: NDArray[np.float64] = field(repr=False, compare=False)
+    held_out: NDArray[np.float64] = field(repr=False, compare=False)
 
-    def interval(self, figures: Figures) -> tuple[float, float]:
-        """Return the 95 % Wilson interval of the accuracy among any of these figures."""
-        return wilson_interval(round(figures.accuracy * self.n), self.n)
 
+def normalised(weights: Sequence[float], has: Sequence[bool]) -> tuple[float, ...]:
+    """Return the weights of the members that have a taxonomy, made to sum to 1, and 0 for the others.
 
-def _checked_members(
-    probabilities: ArrayLike, labels: ArrayLike
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return float64 ``[M, N, K]`` and int64 ``[N]``."""
-    array = np.asarray(probabilities, dtype=np.float64)
-    if array.ndim != 3 or not len(array):
-        raise DataError(f"members' probabilities must be [M, N, K]. Received shape: {array.shape}")
-    for member in array:
-        _, truth = checked_probabilities(member, labels)
-    return array, truth
+    Where all the weight lies on members without it, those that have it get equal weights.
+
+    Raises:
+        ModelFileError: If there is not one weight per member, or one is negative, not finite, or all are 0.
+    """
+    if len(weights) != len(has):
+        raise ModelFileError(f"{len(has)} members need as many weights. Received: {len(weights)}")
+    if not all(0 <= w < float("inf") for w in weights) or not sum(weights):
+        raise ModelFileError(
+            f"weights must be finite, not negative, and one above 0. Received: {list(weights)}"
+        )
+    kept = [w if h else 0.0 for w, h in zip(weights, has, strict=True)]
+    kept = kept if sum(kept) else [float(h) for h in has]
+    return tuple(w / sum(kept) for w in kept)
 
 
 def mean_probabilities(probabilities: NDArray[Any], weights: ArrayLike) -> NDArray[np.float64]:
@@ -105,42 +107,45 @@ def mean_probabilities(probabilities: NDArray[Any], weights: ArrayLike) -> NDArr
     return np.asarray(np.tensordot(np.asarray(weights, dtype=np.float64), probabilities, axes=1))
 
 
-def apply_vote(probabilities: NDArray[Any], vote: Vote) -> NDArray[np.float64]:
-    """Return what the ensemble answers, ``[N, K]``, from its members' probabilities ``[M, N, K]``."""
-    return temper(mean_probabilities(probabilities, vote.weights), vote.temperature)
-
-
-def fit_vote(probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> Vote:
-    """Return the vote whose NLL is least.
+def fit_weighting(probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> Weighting:
+    """Return the weighting with the least NLL.
 
     Args:
         probabilities: ``[M, N, K]``, one layer per member.
         labels: Integers ``[N]``.
-        weights: M weights that sum to 1 and stay as they are, so that only the temperature is fitted; None to
-            fit both. Fitted weights below :data:`LEAST_WEIGHT` of the largest become 0.
+        weights: M fixed weights that sum to 1, so that only the temperature is fitted; None to fit both.
+            Fitted weights below :data:`LEAST_WEIGHT` of the largest become 0.
 
     Returns:
-        The vote; its temperature is 1 where the faces do not determine one, as in an exported file.
+        The weighting; its temperature is 1 where the faces do not determine one.
 
     Raises:
         DataError: If the arrays do not fit together.
         MissingDependencyError: If SciPy is not installed.
     """
-    array, truth = _checked_members(probabilities, labels)
-    chosen = _fit_weights(array, truth) if weights is None else _checked_weights(array, weights)
+    array, truth, fixed = _checked(probabilities, labels, weights)
+    chosen = _fit_weights(array, truth) if fixed is None else fixed
     temperature = determined_temperature(log_probabilities(mean_probabilities(array, chosen)), truth)
-    return Vote(tuple(float(w) for w in chosen), temperature)
+    return Weighting(tuple(float(w) for w in chosen), temperature)
 
 
-def _checked_weights(array: NDArray[np.float64], weights: ArrayLike) -> NDArray[np.float64]:
-    chosen = np.asarray(weights, dtype=np.float64)
-    if chosen.shape != (len(array),):
-        raise DataError(f"{len(array)} members need as many weights. Received shape: {chosen.shape}")
-    return chosen
+def _checked(
+    probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLike | None
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64] | None]:
+    """Return float64 ``[M, N, K]``, int64 ``[N]`` and float64 ``[M]`` or None."""
+    array = np.asarray(probabilities, dtype=np.float64)
+    if array.ndim != 3 or not len(array):
+        raise DataError(f"members' probabilities must be [M, N, K]. Received shape: {array.shape}")
+    for member in array:
+        _, truth = checked_probabilities(member, labels)
+    fixed = None if weights is None else np.asarray(weights, dtype=np.float64)
+    if fixed is not None and fixed.shape != (len(array),):
+        raise DataError(f"{len(array)} members need as many weights. Received shape: {fixed.shape}")
+    return array, truth, fixed
 
 
 def _fit_weights(array: NDArray[np.float64], truth: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the weights that, with the best temperature, give the least NLL."""
+    """Return the weights that, with the best temperature, have the least NLL."""
     if len(array) == 1:
         return np.ones(1)
     optimize = require("scipy.optimize", "train")
@@ -152,14 +157,19 @@ def _fit_weights(array: NDArray[np.float64], truth: NDArray[np.int64]) -> NDArra
         weights, beta = point[:-1], point[-1]
         mean = np.maximum(mean_probabilities(array, weights), SMALLEST_PROBABILITY)
         logits = np.log(mean)
-        answer = softmax(beta * logits)
-        error = answer.copy()
+        predicted = softmax(beta * logits)
+        error = predicted.copy()
         error[rows, truth] -= 1
         gradient = np.empty_like(point)
         gradient[:-1] = np.einsum("mnk,nk->m", array, beta * error / mean) / faces
         gradient[-1] = float((error * logits).sum()) / faces
-        chosen = np.maximum(answer[rows, truth], SMALLEST_PROBABILITY)
+        chosen = np.maximum(predicted[rows, truth], SMALLEST_PROBABILITY)
         return float(-np.log(chosen).mean()), gradient
+
+    def best_loss(weights: NDArray[np.float64]) -> float:
+        """Return the NLL of weights under their best temperature."""
+        mean = mean_probabilities(array, weights)
+        return negative_log_likelihood(temper(mean, fit_temperature(log_probabilities(mean), truth)), truth)
 
     low, high = TEMPERATURE_RANGE
     start = np.append(np.full(members, 1 / members), 1.0)
@@ -172,85 +182,185 @@ def _fit_weights(array: NDArray[np.float64], truth: NDArray[np.int64]) -> NDArra
         constraints=optimize.LinearConstraint(np.append(np.ones(members), 0.0)[None], 1, 1),
         options={"maxiter": 500, "ftol": 1e-10},
     )
-    # A search that stops early may have found worse weights than equal ones: each is judged at its best T.
+    # A search that stops early may have found worse weights than equal ones.
     candidates = [start[:-1]]
     if np.isfinite(found.x).all() and found.x[:-1].sum() > 0:
         candidates.append(found.x[:-1] / found.x[:-1].sum())
-    chosen = min(candidates, key=lambda weights: _best_loss(array, truth, weights))
+    chosen = min(candidates, key=best_loss)
     kept = np.where(chosen < LEAST_WEIGHT * chosen.max(), 0.0, chosen)
     return np.asarray(kept / kept.sum())
 
 
-def _best_loss(array: NDArray[np.float64], truth: NDArray[np.int64], weights: NDArray[np.float64]) -> float:
-    """Return the NLL of weights under the temperature that suits them."""
-    mean = mean_probabilities(array, weights)
-    temperature = fit_temperature(log_probabilities(mean), truth)
-    return negative_log_likelihood(temper(mean, temperature), truth)
-
-
-def _figures(probabilities: NDArray[Any], labels: NDArray[np.int64]) -> Figures:
-    return Figures(
-        accuracy=accuracy(labels, probabilities.argmax(axis=1)),
-        nll=negative_log_likelihood(probabilities, labels),
-        ece=expected_calibration_error(probabilities, labels),
-    )
-
-
-def vote_out_of_fold(
+def predict_out_of_fold(
     probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None, folds: int = FOLDS
 ) -> NDArray[np.float64]:
-    """Return what the ensemble answers, ``[N, K]``, each face by a vote that was fitted without its fold.
+    """Return the ensemble's probabilities ``[N, K]``, each face by a weighting fitted without its fold.
 
     Args:
         probabilities: ``[M, N, K]``.
         labels: Integers ``[N]``.
-        weights: As :func:`fit_vote`.
+        weights: As :func:`fit_weighting`.
         folds: Number of folds.
 
     Raises:
         DataError: If the arrays do not fit together or hold too few faces.
         MissingDependencyError: If SciPy is not installed.
     """
-    array, truth = _checked_members(probabilities, labels)
+    array, truth, fixed = _checked(probabilities, labels, weights)
     part = assign_folds(len(truth), folds)
     result = np.empty(array.shape[1:])
     for fold in range(folds):
         inside = part == fold
-        vote = fit_vote(array[:, ~inside], truth[~inside], weights)
-        result[inside] = apply_vote(array[:, inside], vote)
+        result[inside] = fit_weighting(array[:, ~inside], truth[~inside], fixed).combine(array[:, inside])
     return result
 
 
-def judge_vote(probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None) -> FittedVote:
-    """Fit a vote and say what it is worth beside its members and beside equal weights.
+def fit_and_measure(
+    probabilities: ArrayLike,
+    target: Target,
+    weights: Sequence[float] | None = None,
+    members: Sequence[int] | None = None,
+) -> EnsembleFit:
+    """Fit a weighting to the labelled faces of a split, and measure it beside its members and equal weights.
 
-    To fewer than :data:`LEAST_FACES` nothing is fitted: the weights are those given, or equal, and the
+    Nothing is fitted to fewer than :data:`LEAST_FACES`: then the weights are those given, or equal, and the
     temperature is 1.
 
     Args:
-        probabilities: ``[M, N, K]``.
-        labels: Integers ``[N]``.
-        weights: As :func:`fit_vote`.
+        probabilities: ``[M, N, K]``, of every face of the split.
+        target: The labels.
+        weights: As :func:`fit_weighting`.
+        members: Positions of the M members in the ensemble; by default 0..M-1.
 
     Raises:
         DataError: If the arrays do not fit together.
         MissingDependencyError: If SciPy is not installed.
     """
-    array, truth = _checked_members(probabilities, labels)
-    even = np.full(len(array), 1 / len(array))
+    everything, keep = np.asarray(probabilities, dtype=np.float64), target.keep
+    array, truth, fixed = _checked(everything[:, keep], target.labels[keep], weights)
+    equal = np.full(len(array), 1 / len(array))
     enough = len(truth) >= LEAST_FACES
+    given = Weighting(tuple(float(w) for w in (equal if fixed is None else fixed)))
+    weighting = fit_weighting(array, truth, fixed) if enough else given
+    predictions = weighting.combine(everything)
+    held_out = predictions.copy()
     if enough:
-        vote = fit_vote(array, truth, weights)
-    else:
-        given = even if weights is None else _checked_weights(array, weights)
-        vote = Vote(tuple(float(w) for w in given), 1.0)
-    held_out = vote_out_of_fold(array, truth, weights) if enough else None
-    return FittedVote(
-        vote=vote,
-        n=len(truth),
-        members=tuple(_figures(member, truth) for member in array),
-        equal=_figures(vote_out_of_fold(array, truth, even), truth) if enough else None,
-        in_sample=_figures(apply_vote(array, vote), truth),
-        out_of_fold=None if held_out is None else _figures(held_out, truth),
+        held_out[keep] = predict_out_of_fold(array, truth, fixed)
+
+    def scores(predicted: NDArray[np.float64]) -> Scores:
+        return measure(predicted, truth, target.taxonomy, target.name)
+
+    return EnsembleFit(
+        taxonomy=target.taxonomy.id,
+        labels=target.name,
+        fit="nothing" if not enough else "temperature" if fixed is not None else "weights and temperature",
+        members=tuple(range(len(array)) if members is None else members),
+        weighting=weighting,
+        alone=tuple(map(scores, array)),
+        equal=scores(predict_out_of_fold(array, truth, equal)) if enough else None,
+        in_sample=scores(predictions[keep]),
+        out_of_fold=scores(held_out[keep]) if enough else None,
+        predictions=predictions,
         held_out=held_out,
     )
+
+
+def fit_ensemble(
+    predictions: Sequence[Mapping[str, NDArray[Any]]],
+    targets: Sequence[Target],
+    weights: Sequence[float],
+    *,
+    fit_weights: bool = False,
+) -> tuple[EnsembleFit, ...]:
+    """Fit an ensemble in each taxonomy that a split has labels for.
+
+    Args:
+        predictions: Of each member by taxonomy id: ``[N, K]``, of every face of the split.
+        targets: The labels; of several for one taxonomy only the first counts (``ferplus majority``).
+        weights: One per member.
+        fit_weights: Fit the weights as well as the temperature. A taxonomy with fewer labelled faces than
+            :data:`LEAST_FACES` then takes the weights of the first one.
+
+    Raises:
+        DataError: If the arrays do not fit together.
+        ModelFileError: If the weights are no weights.
+        MissingDependencyError: If SciPy is not installed.
+    """
+    fits: list[EnsembleFit] = []
+    for target in targets:
+        taxonomy = target.taxonomy.id
+        if taxonomy in [fit.taxonomy for fit in fits]:
+            continue
+        has = [taxonomy in predicted for predicted in predictions]
+        free = fit_weights and int(target.keep.sum()) >= LEAST_FACES
+        fixed = weights_of(fits, weights, has)
+        members = [k for k, known in enumerate(has) if known]
+        probabilities = np.stack([predictions[k][taxonomy] for k in members])
+        given = None if free else [fixed[k] for k in members]
+        fits.append(fit_and_measure(probabilities, target, given, members))
+    return tuple(fits)
+
+
+def weights_of(
+    fits: Sequence[EnsembleFit], weights: Sequence[float], has: Sequence[bool], taxonomy: str = ""
+) -> tuple[float, ...]:
+    """Return the members' weights in a taxonomy: fitted there, else in the first fitted one, else as given.
+
+    Args:
+        fits: What was fitted.
+        weights: The given weights, one per member.
+        has: Whether each member has the taxonomy.
+        taxonomy: Its id.
+
+    Raises:
+        ModelFileError: If the weights are no weights.
+    """
+    fitted = [fit for fit in fits if fit.fit == "weights and temperature"]
+    source = next((fit for fit in fitted if fit.taxonomy == taxonomy), fitted[0] if fitted else None)
+    if source is None:
+        return normalised(weights, has)
+    known = dict(zip(source.members, source.weighting.weights, strict=True))
+    return normalised([known.get(k, 0.0) for k in range(len(has))], has)
+
+
+def ensemble_metrics(
+    fits: Sequence[EnsembleFit],
+    dataset: FaceDataset,
+    split: str,
+    targets: Sequence[Target],
+    trained_on: Sequence[str],
+) -> tuple[Metric, ...]:
+    """Return the rows of an ensemble's metadata, as :class:`ferkit.core.modelfile.Metric` defines them.
+
+    Args:
+        fits: The fits.
+        dataset: The faces that they were made on, and the training faces, which show leaks.
+        split: The split that they were made on.
+        targets: The labels of the split.
+        trained_on: Splits that the members were trained on.
+    """
+    if not fits:
+        return ()
+
+    def rows(predictions: Mapping[str, NDArray[np.float64]]) -> tuple[Metric, ...]:
+        return metric_rows(
+            evaluate_split(
+                lambda *_: predictions,
+                dataset,
+                heads={target.taxonomy.id: target.taxonomy for target in targets},
+                split=split,
+                drop_leaks=leaks_show(dataset, split, trained_on),
+                train_splits=trained_on,
+            )
+        )
+
+    fit_of = {t.name: fit.fit for t in targets for fit in fits if fit.taxonomy == t.taxonomy.id}
+    in_sample = rows({fit.taxonomy: fit.predictions for fit in fits})
+    found = []
+    for row, unseen in zip(in_sample, rows({fit.taxonomy: fit.held_out for fit in fits}), strict=True):
+        fit = fit_of[row.labels]
+        nll, ece = (None, None) if fit == "nothing" else (unseen.nll, unseen.ece)
+        found.append(
+            replace(unseen, nll=row.nll, ece=row.ece, nll_out_of_fold=nll, ece_out_of_fold=ece, fit=fit)
+        )
+    return tuple(found)

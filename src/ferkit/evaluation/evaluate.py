@@ -1,9 +1,9 @@
-"""Measuring anything that answers with probabilities on one split of a data set."""
+"""Measure probabilities against the labels of one split of a data set."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ferkit.data import faces_digest
 from ferkit.data.dataset import FaceDataset
 from ferkit.data.duplicates import leaked_rows, rows_of_splits
 from ferkit.data.ferplus import argmax_targets, majority_targets
+from ferkit.data.labels import OWN
 from ferkit.evaluation.calibration import FOLDS, temper_out_of_fold
 from ferkit.evaluation.metrics import (
     ClassScores,
@@ -23,6 +24,7 @@ from ferkit.evaluation.metrics import (
     confusion_matrix,
     expected_calibration_error,
     macro_f1,
+    mean_recall,
     negative_log_likelihood,
     per_class,
     reliability,
@@ -33,10 +35,10 @@ TRAINING_SPLIT = "Training"
 """The split that models are trained on unless their recipe names another."""
 
 SELECTION_SPLIT = "PublicTest"
-"""The split that recipes are compared and temperatures are fitted on; its numbers are labelled so."""
+"""The split on which recipes are compared and temperatures fitted; its figures are labelled so."""
 
 EVERYTHING = "all"
-"""In place of a split's name: all faces, which for data that a model has not seen is the measure."""
+"""In place of the name of a split: all faces."""
 
 Predict = Callable[[NDArray[np.uint8], str], Mapping[str, NDArray[Any]]]
 """From crops ``[N, S, S]`` and the name of a tta to probabilities ``[N, K]`` by taxonomy id."""
@@ -44,24 +46,26 @@ Predict = Callable[[NDArray[np.uint8], str], Mapping[str, NDArray[Any]]]
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What was measured on one set of labels.
+    """Scores on one set of labels.
 
     Args:
         labels: Which labels: ``fer2013``, ``ferplus majority``, ``ferplus argmax``, or a user's taxonomy.
-        taxonomy: Id of the head that answered.
+        taxonomy: Id of the head whose predictions are measured.
         n: Number of faces.
-        correct: Number of right answers.
+        correct: Number of right predictions.
         accuracy: Their share, 0..1.
         interval: 95 % Wilson interval of the accuracy.
+        mean_recall: Plain mean of the recalls of the classes that have faces, 0..1.
+        mean_recall_interval: Its 95 % interval (:func:`ferkit.evaluation.metrics.mean_recall`).
         macro_f1: Plain mean of F1 over the classes.
-        nll: Mean negative log-likelihood in nats, as the model answers.
-        ece: Expected calibration error (top label, 15 bins), as the model answers.
-        nll_out_of_fold: NLL under temperatures that were fitted without the measured faces; None if there
-            are too few faces. Of a vote whose weights were fitted on them: what its file tells of votes that
-            were not, None if it tells nothing (:func:`ferkit.evaluation.subject.with_held_out`).
+        nll: Mean negative log-likelihood in nats.
+        ece: Expected calibration error (top label, 15 bins).
+        nll_out_of_fold: NLL under temperatures that were fitted without the measured faces; None if not
+            measured. For an ensemble whose weights were fitted on these faces: the figure in its
+            file, None if the file has none (:func:`ferkit.evaluation.model.with_held_out`).
         ece_out_of_fold: ECE under the same.
         classes: Scores of each class.
-        confusion: Counts, row = true class, column = answered class.
+        confusion: Counts, row = true class, column = predicted class.
         reliability: The bins behind ``ece``.
     """
 
@@ -71,6 +75,8 @@ class Scores:
     correct: int
     accuracy: float
     interval: tuple[float, float]
+    mean_recall: float
+    mean_recall_interval: tuple[float, float]
     macro_f1: float
     nll: float
     ece: float
@@ -83,17 +89,19 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class TtaScores:
-    """What was measured under one test-time augmentation.
+    """Scores under one test-time augmentation.
 
     Args:
         tta: ``none``, ``flip`` or ``ten-crop``.
         scores: One entry per set of labels; the data set's own labels come first.
-        without_leaks: The same without the faces that the model was trained on; None if not asked for.
+        without_leaks: The same without the faces that the model was trained on; None if not measured.
+        predictions: Probabilities ``[N, K]`` of all measured faces by taxonomy id.
     """
 
     tta: str
     scores: tuple[Scores, ...]
     without_leaks: tuple[Scores, ...] | None
+    predictions: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,14 +109,14 @@ class Evaluation:
     """Everything measured on one split.
 
     Args:
-        source: Name of the data, without the folder, which says nothing to others.
+        source: Name of the data, without the folder.
         fingerprint: SHA-256 of the data set.
         split: Name of the split, or :data:`EVERYTHING`.
         faces: Number of faces in it.
-        leaked: How many of them also stand in ``train_splits``; None if not asked for.
-        tta_modes: One entry per tta, in the order asked for.
+        leaked: How many of them have a duplicate in ``train_splits``; None if not measured.
+        tta_modes: One entry per tta.
         faces_digest: SHA-256 of the measured faces, their labels and split, without votes.
-        train_splits: The splits that leaks were counted against.
+        train_splits: The splits in which duplicates were counted.
     """
 
     source: str
@@ -127,9 +135,9 @@ class Target:
 
     Args:
         name: As in :attr:`Scores.labels`.
-        taxonomy: The head that answers, and its labels.
-        labels: int64 ``[N]``; where ``keep`` is False the value means nothing.
-        keep: bool ``[N]``, the faces that this tta of labelling keeps.
+        taxonomy: The head to measure.
+        labels: int64 ``[N]``, columns of the taxonomy; undefined where ``keep`` is False.
+        keep: bool ``[N]``, the faces that have a label.
     """
 
     name: str
@@ -141,19 +149,23 @@ class Target:
 def targets_for(dataset: FaceDataset, heads: Mapping[str, Taxonomy]) -> tuple[Target, ...]:
     """Return the sets of labels in ``dataset`` that a model with these heads can be measured against.
 
+    A folder's own labels fit a head that has all of them, in any case of letters, and perhaps more.
+
     Raises:
         DataError: If there is none, or a head has the data set's taxonomy id but other labels.
     """
     own = dataset.taxonomy
     found = []
     head = heads.get(own.id)
-    if head is not None:
-        if head.labels != own.labels:
-            raise DataError(
-                f"{dataset.source} and the model both speak of {own.id!r} but mean different labels. Data: "
-                f"{', '.join(own.labels)}. Model: {', '.join(head.labels)}"
-            )
+    if head is not None and head.labels == own.labels:
         found.append(Target(own.id, own, dataset.labels, np.ones(len(dataset), dtype=bool)))
+    elif own.id == OWN:
+        found += _target_of_own_labels(dataset, heads)
+    elif head is not None:
+        raise DataError(
+            f"{dataset.source} and the model both have the taxonomy {own.id!r}, with different labels. Data: "
+            f"{', '.join(own.labels)}. Model: {', '.join(head.labels)}"
+        )
     if dataset.votes is not None and FERPLUS.id in heads:
         if heads[FERPLUS.id].labels != FERPLUS.labels:
             raise DataError(
@@ -167,20 +179,39 @@ def targets_for(dataset: FaceDataset, heads: Mapping[str, Taxonomy]) -> tuple[Ta
     if not found:
         have = "; ".join(f"{t.id} ({', '.join(t.labels)})" for t in heads.values())
         raise DataError(
-            f"{dataset.source} is labelled with {own.id} ({', '.join(own.labels)}), the model answers "
-            f"{have}: give data with one of the model's label sets, or a model trained on these labels"
+            f"{dataset.source} has the labels of {own.id} ({', '.join(own.labels)}), the model those of "
+            f"{have}: give data with labels of the model, or a model trained on these labels"
         )
     return tuple(found)
 
 
-def measure(probabilities: NDArray[Any], labels: NDArray[np.int64], taxonomy: Taxonomy, name: str) -> Scores:
-    """Return all scores of one set of labels.
+def _target_of_own_labels(dataset: FaceDataset, heads: Mapping[str, Taxonomy]) -> list[Target]:
+    """Return the target for a folder's labels: those of the first head that has them all, or none."""
+    for head in heads.values():
+        columns = {label.casefold(): k for k, label in enumerate(head.labels)}
+        moved = [columns.get(label.casefold(), -1) for label in dataset.taxonomy.labels]
+        if min(moved) >= 0:
+            labels = np.array(moved, np.int64)[dataset.labels]
+            return [Target(head.id, head, labels, np.ones(len(dataset), dtype=bool))]
+    return []
+
+
+def measure(
+    probabilities: NDArray[Any],
+    labels: NDArray[np.int64],
+    taxonomy: Taxonomy,
+    name: str,
+    *,
+    out_of_fold: bool = True,
+) -> Scores:
+    """Return all scores on one set of labels.
 
     Args:
         probabilities: ``[N, K]``.
         labels: int64 ``[N]``.
         taxonomy: The K labels.
-        name: What to call the set of labels.
+        name: Name of the set of labels.
+        out_of_fold: Whether temperatures are fitted for the figures out of fold, which needs SciPy.
 
     Raises:
         DataError: If the arrays do not fit together.
@@ -190,40 +221,42 @@ def measure(probabilities: NDArray[Any], labels: NDArray[np.int64], taxonomy: Ta
         raise DataError(
             f"{taxonomy.id} needs {len(taxonomy)} columns of probabilities. Received: {probabilities.shape}"
         )
-    answers = probabilities.argmax(axis=1)
-    confusion = confusion_matrix(labels, answers, len(taxonomy))
-    correct = int(np.trace(confusion))
-    bins = reliability(probabilities, labels)
-    held_out = temper_out_of_fold(probabilities, labels) if len(labels) >= 2 * FOLDS else None
+    confusion = confusion_matrix(labels, probabilities.argmax(axis=1), len(taxonomy))
+    right = np.diag(confusion).tolist()
+    recall, recall_interval = mean_recall(right, confusion.sum(axis=1).tolist())
+    held_out = None
+    if out_of_fold and len(labels) >= 2 * FOLDS:
+        held_out = temper_out_of_fold(probabilities, labels)
     return Scores(
         labels=name,
         taxonomy=taxonomy.id,
         n=len(labels),
-        correct=correct,
-        accuracy=correct / len(labels),
-        interval=wilson_interval(correct, len(labels)),
+        correct=sum(right),
+        accuracy=sum(right) / len(labels),
+        interval=wilson_interval(sum(right), len(labels)),
+        mean_recall=recall,
+        mean_recall_interval=recall_interval,
         macro_f1=macro_f1(confusion),
         nll=negative_log_likelihood(probabilities, labels),
         ece=expected_calibration_error(probabilities, labels),
         nll_out_of_fold=None if held_out is None else negative_log_likelihood(held_out, labels),
         ece_out_of_fold=None if held_out is None else expected_calibration_error(held_out, labels),
         classes=per_class(confusion, taxonomy.labels),
-        confusion=tuple(tuple(int(c) for c in row) for row in confusion),
-        reliability=bins,
+        confusion=tuple(map(tuple, confusion.tolist())),
+        reliability=reliability(probabilities, labels),
     )
 
 
 def _measure_targets(
-    answers: Mapping[str, NDArray[Any]], targets: Sequence[Target], rows: NDArray[np.bool_]
+    predictions: Mapping[str, NDArray[Any]], targets: Sequence[Target], rows: NDArray[np.bool_]
 ) -> tuple[Scores, ...]:
-    """Measure every target on the faces in ``rows``, leaving out a target that keeps none of them."""
-    scores = []
-    for target in targets:
-        keep = target.keep & rows
-        if keep.any():
-            chosen = np.asarray(answers[target.taxonomy.id])[keep]
-            scores.append(measure(chosen, target.labels[keep], target.taxonomy, target.name))
-    return tuple(scores)
+    """Measure every target on the faces in ``rows``, leaving out a target that has none of them."""
+    kept = [(target, target.keep & rows) for target in targets]
+    return tuple(
+        measure(np.asarray(predictions[t.taxonomy.id])[keep], t.labels[keep], t.taxonomy, t.name)
+        for t, keep in kept
+        if keep.any()
+    )
 
 
 def faces_to_measure(dataset: FaceDataset, split: str) -> FaceDataset:
@@ -239,11 +272,11 @@ def faces_to_measure(dataset: FaceDataset, split: str) -> FaceDataset:
 
 
 def leaks_show(dataset: FaceDataset, split: str, train_splits: Sequence[str] = (TRAINING_SPLIT,)) -> bool:
-    """Tell whether leaks into a split can be seen: it is no training split, and there are faces of one."""
+    """Tell whether leaks into a split can be found: it is no training split, and the data have one."""
     return split not in (EVERYTHING, *train_splits) and bool(rows_of_splits(dataset, train_splits).any())
 
 
-def evaluate(
+def evaluate_split(
     predict: Predict,
     dataset: FaceDataset,
     *,
@@ -253,20 +286,20 @@ def evaluate(
     drop_leaks: bool = False,
     train_splits: Sequence[str] = (TRAINING_SPLIT,),
 ) -> Evaluation:
-    """Measure a model on one split under each tta.
+    """Measure a prediction function on one split under each tta.
 
     Args:
-        predict: The model; ``FaceClassifier.predict`` and a Keras network fit alike.
-        dataset: All splits, the training split included, since leaks are found by comparing with it.
-        heads: The taxonomies that ``predict`` answers in.
+        predict: For example ``FaceClassifier.predict``, or a Keras network.
+        dataset: All splits, the training split included, since leaks are duplicates of faces in it.
+        heads: The taxonomies that ``predict`` returns.
         split: Which split to measure on, or :data:`EVERYTHING`.
         tta_modes: Names from :data:`ferkit.core.crops.TTA_MODES`.
-        drop_leaks: Measure also without the faces that stand, pixel for pixel, in the training splits.
+        drop_leaks: Measure also without the faces that have an exact duplicate in the training splits.
         train_splits: The splits that the model was trained on.
 
     Raises:
         DataError: If the split is empty, no label set of the data fits a head, or leaks are to be dropped
-            where none can be seen (:func:`leaks_show`).
+            where none can be found (:func:`leaks_show`).
         MissingDependencyError: If SciPy is not installed.
     """
     chosen = faces_to_measure(dataset, split)
@@ -274,22 +307,24 @@ def evaluate(
     leaked: NDArray[np.bool_] | None = None
     if drop_leaks:
         if not leaks_show(dataset, split, train_splits):
-            named, trained = " and ".join(train_splits), rows_of_splits(dataset, train_splits).sum()
+            trained = " and ".join(train_splits)
             raise DataError(
-                f"leaks are faces of another split that also stand in {named}, which the model was trained "
-                f"on; of {dataset.source} {split} is measured, and its {named} has {trained:,} "
-                "faces. Measure without --drop-leaks, or another split of data that hold both"
+                f"leaks are faces of another split with a duplicate in {trained}, on which the model was "
+                f"trained. Received: {split} of {dataset.source}, which has "
+                f"{rows_of_splits(dataset, train_splits).sum():,} faces in {trained}. Measure without "
+                "--drop-leaks, or another split of data that hold both"
             )
         leaked = leaked_rows(dataset, train_splits)[rows_of_splits(dataset, [split])]
     everything = np.ones(len(chosen), dtype=bool)
     measured = []
     for tta in tta_modes:
-        answers = predict(chosen.images, tta)
+        predictions = predict(chosen.images, tta)
         measured.append(
             TtaScores(
                 tta=tta,
-                scores=_measure_targets(answers, targets, everything),
-                without_leaks=None if leaked is None else _measure_targets(answers, targets, ~leaked),
+                scores=_measure_targets(predictions, targets, everything),
+                without_leaks=None if leaked is None else _measure_targets(predictions, targets, ~leaked),
+                predictions=predictions,
             )
         )
     return Evaluation(

@@ -1,8 +1,9 @@
-"""Measures of a classifier: pure functions of true labels and of what was answered."""
+"""Metrics of a classifier: pure NumPy functions of true labels and predictions."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -16,22 +17,25 @@ ECE_BINS = 15
 """Equal-width bins of the expected calibration error (Guo et al. 2017)."""
 
 SMALLEST_PROBABILITY = 1e-12
-"""Probabilities are raised to this before a logarithm is taken, so that a 0 costs much but not everything."""
+"""Probabilities are raised to this before the logarithm, so that the loss stays finite."""
 
 ROUNDING = 1e-2
 """How far a row of probabilities may sum from 1: float16 and int8 networks round."""
 
+Z95 = NormalDist().inv_cdf(0.975)
+"""Half the width of a 95 % interval in standard deviations."""
+
 
 @dataclass(frozen=True, slots=True)
 class ClassScores:
-    """One class's scores, in 0..1.
+    """Scores of one class, in 0..1.
 
     Args:
-        label: The class's name.
-        support: Faces that truly are of this class.
-        precision: Share of the answers with this label that are right; None if it was never answered.
-        recall: Share of the class's faces that were found; None if there are none.
-        f1: Harmonic mean of both; None if the class neither occurs nor was answered.
+        label: Name of the class.
+        support: Number of faces of this class.
+        precision: Share of the predictions of this class that are right; None without predictions.
+        recall: Share of the faces of this class that are predicted as such; None without faces.
+        f1: Harmonic mean of both; None without faces and predictions.
     """
 
     label: str
@@ -49,8 +53,8 @@ class ReliabilityBin:
         low: Lower edge.
         high: Upper edge.
         count: Number of faces.
-        confidence: Their mean top probability, 0 where there is no face.
-        accuracy: The share of them that was answered right, 0 where there is no face.
+        confidence: Their mean top probability, 0 for an empty bin.
+        accuracy: The share of right predictions among them, 0 for an empty bin.
     """
 
     low: float
@@ -77,16 +81,16 @@ def _checked_pair(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return both as int64 ``[N]`` of one length."""
     truth = _checked_labels(labels, "labels", classes)
-    answers = _checked_labels(predicted, "predictions", classes)
-    if len(truth) != len(answers):
-        raise DataError(f"{len(truth)} labels need as many predictions. Received: {len(answers)}")
-    return truth, answers
+    guess = _checked_labels(predicted, "predictions", classes)
+    if len(truth) != len(guess):
+        raise DataError(f"{len(truth)} labels need as many predictions. Received: {len(guess)}")
+    return truth, guess
 
 
 def checked_probabilities(
     probabilities: ArrayLike, labels: ArrayLike
 ) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Return both as float64 ``[N, K]`` and int64 ``[N]`` after making sure that they belong together.
+    """Return both as float64 ``[N, K]`` and int64 ``[N]`` after checking that they fit together.
 
     Raises:
         DataError: If shapes do not fit, a row does not sum to 1 (within 0.01), a value is negative or not
@@ -100,17 +104,17 @@ def checked_probabilities(
         raise DataError(f"{len(truth)} labels need as many rows of probabilities. Received: {len(array)}")
     if not np.isfinite(array).all():
         raise DataError("probabilities must be finite. Received: NaN or infinity")
-    if array.min() < 0 or np.abs(array.sum(axis=1) - 1).max() > ROUNDING:
+    sums = array.sum(axis=1)
+    if array.min() < 0 or np.abs(sums - 1).max() > ROUNDING:
         raise DataError(
             "each row of probabilities must be positive and sum to 1. Received: minimum "
-            f"{array.min():.3g}, sums {array.sum(axis=1).min():.4g}..{array.sum(axis=1).max():.4g}; "
-            "these may be logits"
+            f"{array.min():.3g}, sums {sums.min():.4g}..{sums.max():.4g}; these may be logits"
         )
     return array, truth
 
 
 def accuracy(labels: ArrayLike, predicted: ArrayLike) -> float:
-    """Return the share of right answers.
+    """Return the share of right predictions.
 
     Args:
         labels: Integers ``[N]``.
@@ -123,12 +127,12 @@ def accuracy(labels: ArrayLike, predicted: ArrayLike) -> float:
         >>> accuracy([0, 1, 2, 2], [0, 1, 1, 2])
         0.75
     """
-    truth, answers = _checked_pair(labels, predicted)
-    return float(np.mean(truth == answers))
+    truth, guess = _checked_pair(labels, predicted)
+    return float(np.mean(truth == guess))
 
 
-def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the Wilson score interval of a share ``correct / total`` (Wilson 1927).
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """Return the 95 % Wilson score interval of a share ``correct / total`` (Wilson 1927).
 
     Raises:
         DataError: If ``correct`` does not lie in 0..total, or total is 0.
@@ -140,27 +144,44 @@ def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple
     """
     if total < 1 or not 0 <= correct <= total:
         raise DataError(f"an interval needs 0 <= correct <= total, total > 0. Received: {correct} of {total}")
-    if not 0 < confidence < 1:
-        raise DataError(f"a confidence level lies between 0 and 1. Received: {confidence}")
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    share = correct / total
-    centre = share + z * z / (2 * total)
-    half = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
+    share, z2 = correct / total, Z95**2 / total
+    centre = share + z2 / 2
+    half = math.sqrt(z2 * share * (1 - share) + z2**2 / 4)
     # At 0 and at total the bound is exact in theory and a rounding error away in floating point.
-    low = 0.0 if correct == 0 else (centre - half) / scale
-    high = 1.0 if correct == total else (centre + half) / scale
-    return low, high
+    low = 0.0 if correct == 0 else (centre - half) / (1 + z2)
+    return low, 1.0 if correct == total else (centre + half) / (1 + z2)
+
+
+def mean_recall(correct: Sequence[int], support: Sequence[int]) -> tuple[float, tuple[float, float]]:
+    """Return the plain mean of the recalls of the classes that have faces, and its 95 % interval.
+
+    The interval is the normal approximation for independent classes. One right and one wrong face are added
+    to each class for its variance, so that a recall of 0 or 1 is not taken as certain.
+
+    Args:
+        correct: Right predictions of each class, ``[K]``.
+        support: Faces of each class, ``[K]``; not all 0.
+
+    Example:
+        >>> value, (low, high) = mean_recall([90, 5, 0], [100, 10, 0])
+        >>> round(value, 2), round(low, 2), round(high, 2)
+        (0.7, 0.56, 0.84)
+    """
+    pairs = [(c, n) for c, n in zip(correct, support, strict=True) if n]
+    value = sum(c / n for c, n in pairs) / len(pairs)
+    variance = sum((c + 1) * (n - c + 1) / (n + 2) ** 3 for c, n in pairs) / len(pairs) ** 2
+    half = Z95 * math.sqrt(variance)
+    return value, (max(0.0, value - half), min(1.0, value + half))
 
 
 def confusion_matrix(labels: ArrayLike, predicted: ArrayLike, classes: int) -> NDArray[np.int64]:
-    """Count answers: int64 ``[K, K]``, row = true class, column = answered class.
+    """Count predictions: int64 ``[K, K]``, row = true class, column = predicted class.
 
     Raises:
-        DataError: If a label or an answer does not lie in 0..classes-1.
+        DataError: If a label or a prediction does not lie in 0..classes-1.
     """
-    truth, answers = _checked_pair(labels, predicted, classes)
-    return np.bincount(truth * classes + answers, minlength=classes * classes).reshape(classes, classes)
+    truth, guess = _checked_pair(labels, predicted, classes)
+    return np.bincount(truth * classes + guess, minlength=classes * classes).reshape(classes, classes)
 
 
 def per_class(confusion: NDArray[np.int64], names: tuple[str, ...]) -> tuple[ClassScores, ...]:
@@ -169,53 +190,29 @@ def per_class(confusion: NDArray[np.int64], names: tuple[str, ...]) -> tuple[Cla
     Args:
         confusion: int ``[K, K]`` as :func:`confusion_matrix` returns it.
         names: The K class names.
-
-    Raises:
-        DataError: If the number of names is not K.
     """
-    if confusion.shape != (len(names), len(names)):
-        raise DataError(f"{len(names)} names need a square matrix of that size. Received: {confusion.shape}")
-    scores = []
-    for k, name in enumerate(names):
-        hits, support, answered = int(confusion[k, k]), int(confusion[k].sum()), int(confusion[:, k].sum())
-        scores.append(
-            ClassScores(
-                label=name,
-                support=support,
-                precision=hits / answered if answered else None,
-                recall=hits / support if support else None,
-                f1=2 * hits / (support + answered) if support + answered else None,
-            )
+    columns = (np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0))
+    return tuple(
+        ClassScores(
+            label=name,
+            support=support,
+            precision=hits / predicted if predicted else None,
+            recall=hits / support if support else None,
+            f1=2 * hits / (support + predicted) if support + predicted else None,
         )
-    return tuple(scores)
+        for name, hits, support, predicted in zip(names, *(c.tolist() for c in columns), strict=True)
+    )
 
 
 def macro_f1(confusion: NDArray[np.int64]) -> float:
-    """Return the plain mean of F1 over the classes that occur or were answered.
-
-    A class that is never answered counts 0; one that neither occurs nor is answered does not count (as in
-    scikit-learn).
-
-    Raises:
-        DataError: If the matrix is empty.
-    """
+    """Return the plain mean of F1 over the classes that occur or are predicted, as scikit-learn does."""
     both = confusion.sum(axis=0) + confusion.sum(axis=1)
-    if not both.any():
-        raise DataError("macro F1 needs at least one face. Received: an empty confusion matrix")
     seen = both > 0
     return float(np.mean(2 * np.diag(confusion)[seen] / both[seen]))
 
 
 def negative_log_likelihood(probabilities: ArrayLike, labels: ArrayLike) -> float:
-    """Return the mean of ``-log p(true class)``, in nats.
-
-    Args:
-        probabilities: ``[N, K]``, each row summing to 1; raised to 1e-12 before the logarithm.
-        labels: Integers ``[N]``.
-
-    Raises:
-        DataError: As :func:`checked_probabilities`.
-    """
+    """Return the mean of ``-log p(true class)``, in nats; see :func:`log_losses`."""
     return float(log_losses(probabilities, labels).mean())
 
 
@@ -237,38 +234,28 @@ def log_losses(probabilities: ArrayLike, labels: ArrayLike) -> NDArray[np.float6
 def reliability(
     probabilities: ArrayLike, labels: ArrayLike, bins: int = ECE_BINS
 ) -> tuple[ReliabilityBin, ...]:
-    """Compare the top probability with the share of right answers, in equal-width bins ``(low, high]``.
+    """Compare the top probability with the share of right predictions, in equal-width bins ``(low, high]``.
 
     Raises:
-        DataError: As :func:`checked_probabilities`, or if ``bins`` is below 1.
+        DataError: As :func:`checked_probabilities`.
     """
-    if bins < 1:
-        raise DataError(f"at least one bin is needed. Received: {bins}")
     array, truth = checked_probabilities(probabilities, labels)
-    top = array.max(axis=1)
-    right = array.argmax(axis=1) == truth
+    top, right = array.max(axis=1), array.argmax(axis=1) == truth
     edges = np.linspace(0, 1, bins + 1)
     where = np.clip(np.searchsorted(edges, top, side="left") - 1, 0, bins - 1)
     count = np.bincount(where, minlength=bins)
-    filled = np.maximum(count, 1)
-    confidence = np.bincount(where, weights=top, minlength=bins) / filled
-    hits = np.bincount(where, weights=right, minlength=bins) / filled
-    return tuple(
-        ReliabilityBin(
-            float(edges[b]), float(edges[b + 1]), int(count[b]), float(confidence[b]), float(hits[b])
-        )
-        for b in range(bins)
-    )
+    means = [np.bincount(where, weights=w, minlength=bins) / np.maximum(count, 1) for w in (top, right)]
+    columns = (edges[:-1], edges[1:], count, *means)
+    return tuple(ReliabilityBin(*row) for row in zip(*(c.tolist() for c in columns), strict=True))
 
 
 def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins: int = ECE_BINS) -> float:
     """Return the expected calibration error of the top label (Guo et al. 2017), in 0..1.
 
-    It is biased upwards: with 3,589 faces a perfectly calibrated model reads about 0.018.
+    It is biased upwards: a perfectly calibrated model has about 0.018 on 3,589 faces.
 
     Raises:
         DataError: As :func:`reliability`.
     """
     found = reliability(probabilities, labels, bins)
-    total = sum(b.count for b in found)
-    return sum(b.count * abs(b.accuracy - b.confidence) for b in found) / total
+    return sum(b.count * abs(b.accuracy - b.confidence) for b in found) / sum(b.count for b in found)

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: confusion matrices and reliability diagrams."""
+"""Pictures of scores: confusion matrices and reliability diagrams."""
 
 from __future__ import annotations
 
@@ -38,24 +38,13 @@ def draw_confusion(scores: Scores, title: str, path: Path) -> None:
     figure = _new_figure(2.6 + 0.85 * size, 1.9 + 0.75 * size)
     axes = figure.add_subplot()
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row in range(size):
-        for column in range(size):
-            colour = "white" if shares[row, column] > 0.55 else "black"
-            share = f"{100 * shares[row, column]:.0f} %"
-            axes.text(column, row - 0.12, share, ha="center", va="center", color=colour, fontsize=11)
-            axes.text(
-                column,
-                row + 0.24,
-                str(counts[row, column]),
-                ha="center",
-                va="center",
-                color=colour,
-                fontsize=7.5,
-            )
+    for (row, column), share in np.ndenumerate(shares):
+        style = {"ha": "center", "va": "center", "color": "white" if share > 0.55 else "black"}
+        axes.text(column, row - 0.12, f"{100 * share:.0f} %", fontsize=11, **style)
+        axes.text(column, row + 0.24, str(counts[row, column]), fontsize=7.5, **style)
     axes.set_xticks(range(size), names, rotation=30, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(size), [f"{c.label}\n{c.support:,}" for c in scores.classes])
-    axes.set_xlabel("answered")
-    axes.set_ylabel("true, with number of faces")
+    axes.set(xlabel="predicted", ylabel="true, with number of faces")
     low, high = scores.interval
     axes.set_title(
         f"{title}\naccuracy {100 * scores.accuracy:.2f} % ({100 * low:.2f}-{100 * high:.2f}), "
@@ -67,43 +56,27 @@ def draw_confusion(scores: Scores, title: str, path: Path) -> None:
 
 
 def draw_reliability(scores: Scores, title: str, path: Path) -> None:
-    """Draw how often the model is right against how sure it says it is, with the number of faces per bin.
+    """Draw accuracy against the probability of the top label, with the number of faces per bin.
 
     Raises:
         OutputError: If the picture cannot be written.
         MissingDependencyError: If Matplotlib is not installed.
     """
     bins = [b for b in scores.reliability if b.count]
+    middles, widths = [(b.low + b.high) / 2 for b in bins], [b.high - b.low for b in bins]
+    accuracies, confidences = [b.accuracy for b in bins], [b.confidence for b in bins]
     figure = _new_figure(5.2, 5.8)
     upper, lower = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 1]})
     upper.plot([0, 1], [0, 1], color="grey", linestyle="--", linewidth=1, label="perfectly calibrated")
-    upper.bar(
-        [(b.low + b.high) / 2 for b in bins],
-        [b.accuracy for b in bins],
-        width=[b.high - b.low for b in bins],
-        color="tab:blue",
-        alpha=0.35,
-        edgecolor="tab:blue",
-        label="share of right answers",
-    )
+    blue = {"color": "tab:blue", "alpha": 0.35, "edgecolor": "tab:blue"}
+    upper.bar(middles, accuracies, width=widths, label="accuracy", **blue)
     upper.plot(
-        [b.confidence for b in bins],
-        [b.accuracy for b in bins],
-        "o",
-        color="tab:blue",
-        markersize=4,
-        label="at the mean probability of the bin",
+        confidences, accuracies, "o", color="tab:blue", markersize=4, label="at the bin's mean probability"
     )
     out_of_fold = "" if scores.ece_out_of_fold is None else f", {scores.ece_out_of_fold:.3f} out of fold"
     upper.set_title(f"{title}\nECE {scores.ece:.3f}{out_of_fold}, n = {scores.n:,}", fontsize=10)
     upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
     upper.legend(loc="upper left", fontsize=8)
-    lower.bar(
-        [(b.low + b.high) / 2 for b in bins],
-        [b.count for b in bins],
-        width=[b.high - b.low for b in bins],
-        color="grey",
-        edgecolor="white",
-    )
+    lower.bar(middles, [b.count for b in bins], width=widths, color="grey", edgecolor="white")
     lower.set(xlabel="probability of the top label", ylabel="faces")
     _save(figure, path)

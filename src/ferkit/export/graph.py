@@ -21,10 +21,10 @@ PRECISIONS = ("float32", "float16", "int8")
 """How weights are stored; the arithmetic is float32 in any case."""
 
 _INT8_FROM = 4096
-"""Numbers of a tensor that is stored as int8; smaller ones take little room and stay float16."""
+"""Smallest size of a tensor that is stored as int8; smaller ones stay float16."""
 
 _CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
-"""Shares of a row's largest weight that are tried for 127."""
+"""Shares of a row's largest weight that are tried as the value of 127."""
 
 _OPSET = 18
 
@@ -61,14 +61,14 @@ def to_onnx(
     mapped = [h for h in heads if cams and has_cam(network, h)]
     maps = [network.get_layer(f"pool_{h}").input for h in mapped[:1]]
     body = keras.Model(network.input, [network.output[h] for h in heads] + maps)
-    answers = body(ops.expand_dims(ops.cast(face, "float32"), -1), training=False)
+    results = body(ops.expand_dims(ops.cast(face, "float32"), -1), training=False)
     outputs, names = [], []
-    for head, logits in zip(heads, answers, strict=False):
+    for head, logits in zip(heads, results, strict=False):
         outputs.append(ops.softmax(logits / float(temperatures.get(head, 1.0)), axis=-1))
         names.append(head)
     for head in mapped:
         kernel = network.get_layer(f"logits_{head}").kernel
-        places = ops.matmul(answers[-1], ops.convert_to_tensor(kernel))
+        places = ops.matmul(results[-1], ops.convert_to_tensor(kernel))
         outputs.append(ops.transpose(places, (0, 3, 1, 2)))
         names.append(CAM_PREFIX + head)
     model = keras.Model(face, outputs)
@@ -86,7 +86,7 @@ def to_onnx(
 
 
 def _name_outputs(proto: Any, names: list[str], shapes: list[tuple[int, ...]]) -> None:
-    """Give outputs their names of the contract, and the batch its own dimension."""
+    """Name the outputs as the contract does, and make the batch a free dimension."""
     import onnx
 
     graph = proto.graph

@@ -1,41 +1,39 @@
-"""From a run's folder to a model file: temperatures fitted, answers compared, everything told in the file."""
+"""From a training run to a model file: temperatures fitted, predictions compared, provenance recorded."""
 
 from __future__ import annotations
 
-import datetime as dt
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ferkit import __version__
 from ferkit.core.classifier import FaceClassifier
-from ferkit.core.crops import TTA_MODES
+from ferkit.core.crops import TTA_MODES, TtaMode
 from ferkit.core.errors import DataError, ModelFileError, TaxonomyError, TrainingError
 from ferkit.core.files import write_json
-from ferkit.core.modelfile import HeadInfo, ModelInfo, write_model
+from ferkit.core.modelfile import Fit, HeadInfo, ModelInfo, Parity, Provenance, write_model
 from ferkit.core.taxonomy import FERPLUS
-from ferkit.data import faces_digest
+from ferkit.data import faces_digest, load_data
 from ferkit.data.cartoon import draw_faces
 from ferkit.data.dataset import FaceDataset
 from ferkit.evaluation.calibration import determined_temperature
 from ferkit.evaluation.evaluate import (
     SELECTION_SPLIT,
     TRAINING_SPLIT,
-    Evaluation,
     Target,
-    evaluate,
+    evaluate_split,
     leaks_show,
     targets_for,
 )
-from ferkit.export.card import has_fer2013_faces
+from ferkit.evaluation.model import metric_rows, provenance_of
 from ferkit.export.graph import has_cam, to_onnx
 from ferkit.training.inference import predict_logits, predict_probabilities
-from ferkit.training.runs import TEMPERATURES, Run, weights_meta
+from ferkit.training.runs import TEMPERATURES, Run, load_run, weights_meta
 from ferkit.training.state import network_arrays, write_archive
 
 TOLERANCE = 1e-4
@@ -47,30 +45,12 @@ AGREEMENT, POINTS = 0.995, 0.001
 LICENCE = "Research use only, as FER2013 itself; see LICENSE-WEIGHTS.md"
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
-    """What an export did.
-
-    Args:
-        path: The model file.
-        info: What it says about itself.
-        difference: Largest difference of a probability from the Keras network's.
-        agreement: Share of faces with the same label as the Keras network gives.
-        bytes: Size of the file.
-    """
-
-    path: Path
-    info: ModelInfo
-    difference: float
-    agreement: float
-    bytes: int
-
-
 def export_run(
-    run: Run,
-    out: str | Path,
-    dataset: FaceDataset,
+    run: Run | str | Path,
+    data: FaceDataset | str | Path,
+    path: str | Path,
     *,
+    votes: str | Path | None = None,
     name: str | None = None,
     version: str = "1",
     precision: str = "float32",
@@ -78,55 +58,64 @@ def export_run(
     cams: bool = True,
     licence: str | None = None,
     notes: str = "",
-) -> Release:
-    """Write a run's network as a model file.
+) -> ModelInfo:
+    """Write a run's network as a model file; :func:`ferkit.export` is this function.
 
     Args:
-        run: A finished run.
-        out: The file, ``.onnx``.
-        dataset: Holds the run's validation split (FER2013: PublicTest), on which temperatures are fitted
-            (``ferplus``: on majority labels), parity is checked and metrics are measured.
+        run: A finished run, or its folder.
+        data: The run's data, loaded or by its source. Temperatures are fitted on its validation split
+            (FER2013: PublicTest; ``ferplus``: on majority labels), and there predictions are compared and
+            metrics are measured.
+        path: The file, ``.onnx``.
+        votes: FER+ votes, where ``data`` is a csv file.
         name: The model's name; by default the recipe's.
         version: The model's version.
         precision: Of the stored weights: ``float32``, ``float16`` or ``int8``.
-        default_taxonomy: The head that a user meets; by default the first.
-        cams: Whether class activation maps are added.
-        licence: Of the weights; by default :data:`LICENCE` for FER2013's faces and for what started from
-            other weights or learnt from a teacher, else "not stated by who trained it".
-        notes: For people.
+        default_taxonomy: The default output; by default the first head.
+        cams: Whether to add class activation maps.
+        licence: Of the weights. By default :data:`LICENCE` if the faces are FER2013's, or the run had initial
+            weights or a teacher, else "not stated".
+        notes: Free text.
+
+    Returns:
+        The file's metadata.
 
     Raises:
-        ModelFileError: If the file's answers differ from the network's by more than is allowed; nothing
-            is written then.
-        DataError: If the data has no such split, or other labels than the network.
+        ModelFileError: If the path does not end in .onnx, or the file's predictions differ from the network's
+            by more than is allowed; nothing is written then.
+        TrainingError: If the run is not finished, or data lack labels for a head.
+        DataError: If the data have no such split, or are not the run's.
         TaxonomyError: If the network has no head ``default_taxonomy``.
         OutputError: If the file cannot be written.
+
+    Example:
+        >>> import ferkit
+        >>> ferkit.export("runs/mine", "faces/", "mine.onnx", precision="float16")  # doctest: +SKIP
     """
-    default = default_taxonomy or run.taxonomies[0].id
-    if default not in {t.id for t in run.taxonomies}:
-        raise TaxonomyError(
-            f"the run has no head {default!r}; it has {', '.join(t.id for t in run.taxonomies)}"
-        )
-    split = str(run.facts.get("data", {}).get("validation_split", SELECTION_SPLIT))
-    trained_on = (str(run.facts.get("data", {}).get("train_split", TRAINING_SPLIT)),)
+    if Path(path).suffix != ".onnx":
+        raise ModelFileError(f"a model file ends with .onnx. Received: {path}")
+    run = run if isinstance(run, Run) else load_run(run)
+    ids = [taxonomy.id for taxonomy in run.taxonomies]
+    default = default_taxonomy or ids[0]
+    if default not in ids:
+        raise TaxonomyError(f"the run has no head {default!r}; it has {', '.join(ids)}")
+    if not isinstance(data, FaceDataset):
+        needed_by = f"run {run.folder}"
+        data = load_data(data, votes=votes, size=run.input_size, needed_by=needed_by, heads=run.taxonomies)
+    provenance = provenance_of(run)
+    _check_data(provenance, data)
+    heads = {taxonomy.id: taxonomy for taxonomy in run.taxonomies}
+    split = provenance.selected_on or SELECTION_SPLIT
+    chosen = data.of_split(split)
+    faces, targets = np.ascontiguousarray(chosen.images), targets_for(chosen, heads)
     network = run.network()
-    heads = {t.id: t for t in run.taxonomies}
-    _check_data(run, dataset)
-    chosen = dataset.of_split(split)
-    faces = np.ascontiguousarray(chosen.images)
-    logits = predict_logits(network, faces)
-    temperatures: dict[str, float] = {}
-    for target in targets_for(chosen, heads):
-        if target.taxonomy.id not in temperatures:  # majority stands before argmax
-            keep = target.keep
-            fitted = determined_temperature(logits[target.taxonomy.id][keep], target.labels[keep])
-            temperatures[target.taxonomy.id] = round(fitted, 6)
-    missing = [t for t in heads if t not in temperatures]
-    if missing:
+    temperatures = _fit_temperatures(predict_logits(network, faces), targets)
+    if missing := [head for head in ids if head not in temperatures]:
         raise TrainingError(
-            f"the temperature of {missing[0]} cannot be fitted: {dataset.source} has no labels for it "
-            f"in {split}" + ("; add --votes" if missing[0] == FERPLUS.id and dataset.votes is None else "")
+            f"the temperature of {missing[0]} cannot be fitted: {data.source} has no labels for it in {split}"
+            + ("; add --votes" if missing[0] == FERPLUS.id and data.votes is None else "")
         )
+    fitted: Fit = "temperature"
     info = ModelInfo(
         name=name or run.recipe.name,
         version=version,
@@ -143,143 +132,109 @@ def export_run(
         parameters=int(run.facts["parameters"]),
         mmac=float(run.facts["mmac"]),
         recipe=run.recipe.model_dump(mode="json"),
-        data={
-            **run.facts["data"],
-            "trained": run.facts["started"],
-            "epochs": len(run.history),
-            "training_hours": round(run.facts["seconds"] / 3600, 3),
-            "machine": run.facts["machine"],
-            "changed": run.facts.get("changed", []),
-            "init": run.facts.get("init"),
-            "teacher": run.facts.get("teacher"),
-            "versions": run.facts["versions"],
-        },
+        training=provenance.model_copy(
+            update={"fitted_on": split, "fitted": dict.fromkeys(temperatures, fitted)}
+        ),
         precision=precision,
-        licence=licence or _licence(run),
-        created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        licence=licence or _licence(provenance),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
         ferkit_version=__version__,
         notes=notes,
     )
     graph = to_onnx(network, temperatures, cams=cams, precision=precision)
+    trained_on = (provenance.trained_on or TRAINING_SPLIT,)
     with tempfile.TemporaryDirectory() as folder:
         trial = Path(folder) / "trial.onnx"
         write_model(graph, info, trial)
         classifier = FaceClassifier(trial)
-        drawn = draw_faces(64, seed=7, size=run.input_size).images
-        sample = np.concatenate([faces, drawn])
+        sample = np.concatenate([faces, draw_faces(64, seed=7, size=run.input_size).images])
         expected = predict_probabilities(network, sample, temperatures=temperatures)
-        answered = classifier.predict(sample)
-        difference, agreement = _compare(expected, answered)
-        _check(precision, difference, agreement)
-        if precision != "float32":
-            _check_accuracy(
-                {k: v[: len(faces)] for k, v in expected.items()},
-                {k: v[: len(faces)] for k, v in answered.items()},
-                targets_for(chosen, heads),
-            )
-
-        def predict(crops: NDArray[np.uint8], tta: Any) -> Mapping[str, NDArray[Any]]:
-            return classifier.predict(crops, tta=tta)
-
-        measured = evaluate(
-            predict,
-            dataset,
+        parity = _check_parity(precision, expected, classifier.predict(sample), targets)
+        measured = evaluate_split(
+            lambda crops, tta: classifier.predict(crops, tta=cast(TtaMode, tta)),
+            data,
             heads=heads,
             split=split,
             tta_modes=TTA_MODES,
-            drop_leaks=leaks_show(dataset, split, trained_on),
+            drop_leaks=leaks_show(data, split, trained_on),
             train_splits=trained_on,
         )
-    parity = {"largest_difference": difference, "same_label": agreement, "faces": len(sample)}
-    info = info.model_copy(
-        update={"metrics": summary_rows(measured), "data": {**info.data, "parity_with_keras": parity}}
-    )
-    write_model(graph, info, out)
+    info = info.model_copy(update={"metrics": metric_rows(measured), "parity": parity})
+    write_model(graph, info, path)
     if run.folder is not None:
         write_json(run.folder / TEMPERATURES, temperatures)
-    return Release(Path(out), info, difference, agreement, Path(out).stat().st_size)
+    return info
 
 
-def _check_data(run: Run, dataset: FaceDataset) -> None:
-    """Refuse other faces, labels or splits than the run's; votes may come or go."""
-    known = run.facts["data"]
-    if dataset.fingerprint == known.get("fingerprint"):
-        return
-    if faces_digest(dataset) not in (known.get("faces"), known.get("fingerprint")):
+def _fit_temperatures(
+    logits: Mapping[str, NDArray[np.float32]], targets: tuple[Target, ...]
+) -> dict[str, float]:
+    """Return the temperature by taxonomy, fitted to the first of the label sets (majority before argmax)."""
+    found: dict[str, float] = {}
+    for target in targets:
+        head, keep = target.taxonomy.id, target.keep
+        if head not in found:
+            found[head] = round(determined_temperature(logits[head][keep], target.labels[keep]), 6)
+    return found
+
+
+def _check_data(known: Provenance, data: FaceDataset) -> None:
+    """Refuse data with other faces, labels or splits than the run's; votes may come or go."""
+    if data.fingerprint not in known.digests and faces_digest(data) not in known.digests:
         raise DataError(
-            f"{dataset.source} is not the data of this run ({known.get('source')}): its faces, labels or "
-            "splits differ, so temperatures and figures would be those of other data"
+            f"{data.source} is not the data of this run ({known.source}): its faces, labels or splits "
+            "differ, so temperatures and metrics would be those of other data"
         )
 
 
-def _licence(run: Run) -> str:
-    # Whose faces made a teacher or the weights to start from is not recorded; of the embedded ones FER2013's.
-    if has_fer2013_faces(run.facts["data"]) or run.facts.get("init") or run.facts.get("teacher"):
+def _licence(provenance: Provenance) -> str:
+    # The faces behind a teacher or initial weights are not recorded; those of embedded models are FER2013's.
+    if provenance.has_fer2013_faces or provenance.init or provenance.teachers:
         return LICENCE
-    return "Not stated by who trained it"
+    return "Not stated by its author"
 
 
-def summary_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
-    """Return the measured figures as rows for a model's metadata, each with its tta."""
-    rows = []
-    for entry in evaluation.tta_modes:
-        for without_leaks, scores in ((False, entry.scores), (True, entry.without_leaks or ())):
-            rows += [
-                {
-                    "split": evaluation.split,
-                    "selection_split": True,  # of this model at least: its temperatures are fitted there
-                    "tta": entry.tta,
-                    "labels": s.labels,
-                    "without_leaks": without_leaks,
-                    "n": s.n,
-                    "accuracy": round(s.accuracy, 6),
-                    "interval": [round(v, 6) for v in s.interval],
-                    "macro_f1": round(s.macro_f1, 6),
-                    "nll": round(s.nll, 6),
-                    "ece": round(s.ece, 6),
-                    "ece_out_of_fold": None if s.ece_out_of_fold is None else round(s.ece_out_of_fold, 6),
-                    "recall": {c.label: None if c.recall is None else round(c.recall, 6) for c in s.classes},
-                }
-                for s in scores
-            ]
-    return rows
+def _check_parity(
+    precision: str,
+    expected: Mapping[str, NDArray[Any]],
+    found: Mapping[str, NDArray[Any]],
+    targets: tuple[Target, ...],
+) -> Parity:
+    """Return how far a file's probabilities are from the network's, or refuse what is too far.
 
+    Args:
+        precision: Of the stored weights.
+        expected: The network's probabilities by head, float ``[M, K]``.
+        found: The file's.
+        targets: Labels of the first N of the M faces.
 
-def _compare(
-    expected: Mapping[str, NDArray[Any]], answered: Mapping[str, NDArray[Any]]
-) -> tuple[float, float]:
-    difference = max(float(np.abs(expected[k] - answered[k]).max()) for k in expected)
-    agreement = min(float((expected[k].argmax(1) == answered[k].argmax(1)).mean()) for k in expected)
-    return difference, agreement
-
-
-def _check(precision: str, difference: float, agreement: float) -> None:
+    Raises:
+        ModelFileError: If the difference is larger than :data:`TOLERANCE` with float32 weights, or labels or
+            accuracy differ by more than :data:`AGREEMENT` and :data:`POINTS` allow.
+    """
+    difference = max(float(np.abs(expected[head] - found[head]).max()) for head in expected)
+    same = min(float((expected[head].argmax(1) == found[head].argmax(1)).mean()) for head in expected)
     if precision == "float32" and not difference <= TOLERANCE:
         raise ModelFileError(
             f"the file's probabilities differ from the Keras network's by {difference:.2e}; at most "
             f"{TOLERANCE:.0e} is allowed, so nothing was written"
         )
-    if not agreement >= AGREEMENT:
+    if not same >= AGREEMENT:
         raise ModelFileError(
-            f"with {precision} weights only {100 * agreement:.2f} % of the faces get the same label; at "
-            f"least {100 * AGREEMENT} % must, so nothing was written"
+            f"with {precision} weights only {100 * same:.2f} % of the faces get the same label; at least "
+            f"{100 * AGREEMENT} % must, so nothing was written"
         )
-
-
-def _check_accuracy(
-    expected: Mapping[str, NDArray[Any]],
-    answered: Mapping[str, NDArray[Any]],
-    targets: tuple[Target, ...],
-) -> None:
-    for target in targets:
+    for target in targets if precision != "float32" else ():
         head, keep = target.taxonomy.id, target.keep
-        before = float((expected[head].argmax(1) == target.labels)[keep].mean())
-        after = float((answered[head].argmax(1) == target.labels)[keep].mean())
+        before, after = (
+            float((p[head][: len(keep)].argmax(1) == target.labels)[keep].mean()) for p in (expected, found)
+        )
         if abs(before - after) > POINTS:
             raise ModelFileError(
-                f"reduced precision moves {target.name} from {100 * before:.2f} to {100 * after:.2f} %; at "
-                f"most {100 * POINTS} points are allowed, so nothing was written"
+                f"{precision} weights change the accuracy on {target.name} from {100 * before:.2f} to "
+                f"{100 * after:.2f} %; at most {100 * POINTS} points are allowed, so nothing was written"
             )
+    return Parity(largest_difference=difference, same_label=same, faces=len(next(iter(expected.values()))))
 
 
 def write_training_weights(run: Run, out: str | Path) -> int:

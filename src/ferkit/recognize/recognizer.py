@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ferkit.core.classifier import FaceClassifier
 from ferkit.core.crops import TTA_MODES, TtaMode, fit_crop
 from ferkit.core.errors import DetectorError, FerkitError, ImageError, TaxonomyError
+from ferkit.core.extras import require
 from ferkit.core.images import DEFAULT_MAX_PIXELS, ImageSource, load_image, to_gray
 from ferkit.detect import Detector, make_detector
 from ferkit.recognize.pipeline import CroppedFaces, FacePipeline, in_batches
@@ -115,6 +116,7 @@ class Recognizer:
             )
         if not isinstance(detector, str) and min_face is not None:
             raise FerkitError("min_face is for detectors by name; set it in the detector object itself")
+        require("cv2", "")  # an OpenCV that does not load is reported here, not with the first photo
         classifier = FaceClassifier(model, providers=providers, threads=threads)
         self._pipeline = FacePipeline(
             make_detector(detector, min_face=min_face, providers=providers, threads=threads)

@@ -1,10 +1,9 @@
-"""Search spaces: TOML files that say which keys of a recipe vary, over what, and on what condition."""
+"""Search spaces: TOML files that define which keys of a recipe vary, over which values and conditions."""
 
 from __future__ import annotations
 
 import copy
 import difflib
-import itertools
 import json
 import math
 import tomllib
@@ -14,150 +13,142 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import optuna
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ferkit.core.errors import RecipeError, SearchError
 from ferkit.training.recipe import Recipe, load_recipe, parse_recipe
 
 Values = dict[str, Any]
-"""A configuration: the value of every parameter that is active in it, by the parameter's name."""
+"""A configuration: the value of every active parameter, by the parameter's name."""
 
 Key = tuple[str, ...]
-"""A recipe's key, split at its dots; a number is a place in a list: ``("augment", "zoom", "0")``."""
+"""A recipe key, split at its dots; a number is an index into a list: ``("augment", "zoom", "0")``."""
 
 _DIGITS = 4
-"""Significant digits of a drawn real number: what people read is exactly what is trained."""
+"""Significant digits of a sampled real number, so that the value in a table is the value that was trained."""
 
 
-class _ParameterPart(BaseModel):
-    """A table ``[parameters.NAME]`` as it stands in the file."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    key: str = ""
-    choice: list[Any] | None = None
-    low: int | float | None = None
-    high: int | float | None = None
-    step: int | float | None = None
-    log: bool = False
-    when: dict[str, Any] = Field(default_factory=dict)
-
-
-class _SpacePart(BaseModel):
-    """A space's file."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    description: str = ""
-    recipe: str
-    fixed: dict[str, Any] = Field(default_factory=dict)
-    winner: dict[str, Any] = Field(default_factory=dict)
-    parameters: dict[str, _ParameterPart]
-
-
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """One thing that varies.
+class Parameter(BaseModel):
+    """A parameter of the space: the table ``[parameters.NAME]`` of the file.
 
     Args:
-        name: What tables and pictures call it.
-        key: The recipe's key that it sets; empty for a switch, which only decides conditions.
-        choices: Its values, or empty for a range.
+        name: Name in tables, pictures and the Optuna study.
+        key: The recipe key that it sets; empty for a switch, which only decides conditions.
+        choice: Its values, or None for a range.
         low: Start of a range.
-        high: End of a range, which belongs to it.
-        step: Distance between a range's values; None for all (of an integer range: 1).
-        log: Whether a range is drawn uniformly in the logarithm.
+        high: End of a range, inclusive.
+        step: Distance between the values of a range; None: continuous, or 1 for a range of integers.
+        log: Whether a range is sampled uniformly in the logarithm.
         when: Names of other parameters with the values for which this one is active; all must hold.
     """
 
-    name: str
-    key: Key
-    choices: tuple[Any, ...] = ()
-    low: float = 0
-    high: float = 0
-    step: float | None = None
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    name: str = ""
+    key: str = ""
+    choice: list[Any] | None = None
+    low: int | float = 0
+    high: int | float = 0
+    step: int | float | None = None
     log: bool = False
-    when: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+    when: dict[str, list[Any]] = Field(default_factory=dict)
+
+    @field_validator("when", mode="before")
+    @classmethod
+    def _as_lists(cls, when: Any) -> Any:
+        if not isinstance(when, dict):
+            return when
+        return {parent: values if isinstance(values, list) else [values] for parent, values in when.items()}
+
+    @model_validator(mode="after")
+    def _check(self) -> Parameter:
+        low, high, step, given = self.low, self.high, self.step, self.model_fields_set
+        if self.choice is not None:
+            twice = [value for place, value in enumerate(self.choice) if value in self.choice[:place]]
+            if given & {"low", "high", "step", "log"}:
+                raise ValueError("both a choice and a range; give one of them")
+            if not self.choice or twice:
+                raise ValueError(f"the choice contains {twice[0]!r} twice" if twice else "empty choice")
+        elif not {"low", "high"} <= given:
+            raise ValueError("needs choice = [...], or low and high")
+        elif not all(map(math.isfinite, (low, high, step or 0))) or not low < high:
+            raise ValueError(f"low must lie below high. Received: {low} and {high}")
+        elif self.log and (low <= 0 or step is not None):
+            raise ValueError("a logarithmic range starts above 0 and has no step")
+        elif step is not None and not 0 < step <= (high - low) * (1 + 1e-9):
+            raise ValueError(f"the step must lie above 0 and fit into {low}..{high}. Received: {step}")
+        return self
+
+    @property
+    def path(self) -> Key:
+        """The recipe key, split at its dots; empty for a switch."""
+        return tuple(self.key.split(".")) if self.key else ()
 
     @property
     def integer(self) -> bool:
         """Whether this is a range of integers."""
-        return not self.choices and isinstance(self.low, int) and isinstance(self.high, int)
-
-    @property
-    def ordered(self) -> bool:
-        """Whether the values are numbers in rising order, so that near values are alike."""
-        if not self.choices:
-            return True
-        numbers = [v for v in self.choices if isinstance(v, int | float) and not isinstance(v, bool)]
-        return len(numbers) == len(self.choices) and all(a < b for a, b in itertools.pairwise(numbers))
+        return self.choice is None and not any(isinstance(x, float) for x in (self.low, self.high, self.step))
 
     @property
     def continuous(self) -> bool:
         """Whether this is a range of real numbers without a step."""
-        return not self.choices and not self.integer and self.step is None
-
-    def steps(self) -> int:
-        """Return the number of values of a range with steps (an integer range has the step 1)."""
-        return math.floor((self.high - self.low) / (self.step or 1) + 1e-9) + 1
+        return self.choice is None and not self.integer and self.step is None
 
     def extremes(self) -> tuple[Any, ...]:
-        """Return every choice, or a range's two ends."""
-        if self.choices:
-            return self.choices
-        return (self.low, self.at(self.steps() - 1) if not self.continuous else self.high)
-
-    def at(self, place: int) -> Any:
-        """Return value number ``place`` of a range with steps."""
-        value = self.low + place * (self.step or 1)
-        return value if self.integer else self.tidy(value)
-
-    def tidy(self, value: float) -> Any:
-        """Bring a number of the range to few digits without leaving the range."""
-        if self.integer:
-            return int(value)
-        return min(max(float(f"{value:.{_DIGITS}g}"), float(self.low)), float(self.high))
+        """Return every choice, or the first and the last value of a range."""
+        if self.choice is not None:
+            return tuple(self.choice)
+        if self.step is None:
+            return self.low, self.high
+        last = self.low + math.floor((self.high - self.low) / self.step + 1e-9) * self.step
+        return self.low, last if self.integer else float(f"{last:.10g}")
 
     def holds(self, value: Any) -> bool:
-        """Whether ``value`` is one of the parameter's."""
-        if self.choices:
-            return any(same(value, choice) for choice in self.choices)
+        """Whether ``value`` is one of the parameter's values."""
+        if self.choice is not None:
+            return any(same(value, choice) for choice in self.choice)
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
-        if self.continuous or not self.low <= value <= self.high:
-            return self.low <= value <= self.high
-        return same(value, self.at(round((value - self.low) / (self.step or 1))))
+        low, high = self.extremes()
+        steps = (value - low) / (self.step or 1)
+        return low <= value <= high and (self.continuous or math.isclose(steps, round(steps)))
 
-    def draw(self, rng: np.random.Generator) -> Any:
-        """Draw a value."""
-        if self.choices:
-            return self.choices[int(rng.integers(len(self.choices)))]
-        if self.log:
-            # An integer stands for the interval around it, as in Optuna, so that the ends are not halved.
-            half = 0.5 if self.integer else 0.0
-            value = math.exp(rng.uniform(math.log(self.low - half), math.log(self.high + half)))
-            return min(max(round(value), int(self.low)), int(self.high)) if half else self.tidy(value)
-        if self.continuous:
-            return self.tidy(rng.uniform(self.low, self.high))
-        return self.at(int(rng.integers(self.steps())))
+    def suggest(self, trial: optuna.Trial) -> Any:
+        """Return the value that Optuna suggests for a trial; real numbers are rounded to a few digits."""
+        if self.choice is not None:
+            labels = [_label(value) for value in self.choice]
+            return self.choice[labels.index(trial.suggest_categorical(self.name, labels))]
+        low, high = self.extremes()
+        if self.integer:
+            return trial.suggest_int(self.name, low, high, step=int(self.step or 1), log=self.log)
+        value = trial.suggest_float(self.name, low, high, step=self.step, log=self.log)
+        digits = _DIGITS if self.step is None else 10
+        return min(max(float(f"{value:.{digits}g}"), float(low)), float(high))
+
+    def value_of(self, stored: Any) -> Any:
+        """Return the value for what an Optuna study stores of it."""
+        return next((v for v in self.choice or () if _label(v) == stored), stored)
+
+    def stored(self, value: Any) -> Any:
+        """Return what an Optuna study stores of a value."""
+        return value if self.choice is None else _label(value)
 
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """A search space that was read and checked.
+    """A checked search space.
 
     Args:
         name: Its name.
         description: One sentence for people.
-        parameters: What varies; each after those that its condition names.
+        parameters: What varies; each after the parameters that its condition names.
         base: The recipe that every configuration starts from.
-        fixed: Keys that are the same in every configuration, with their values.
-        winner: Keys that the winner's recipe gets for its full training.
-        text: The file, as it was read.
-        overrides: Further fixed keys that came with it, as ``key=value``.
-        source: Where it was read, for messages.
+        fixed: Keys with the same value in every configuration.
+        winner: Keys that are added to the winner's recipe for its full training.
+        text: The file's content.
+        overrides: Further fixed keys, as ``key=value``.
+        source: The file, for messages.
     """
 
     name: str
@@ -171,129 +162,139 @@ class Space:
     source: str
 
     def active(self, values: Values) -> Iterator[Parameter]:
-        """Yield the parameters in order whose condition holds; ``values`` may grow on the way."""
+        """Yield the parameters whose condition holds, in order; ``values`` may grow meanwhile."""
         for parameter in self.parameters:
             if all(
-                parent in values and any(same(values[parent], v) for v in wanted)
-                for parent, wanted in parameter.when
+                parent in values and any(same(values[parent], v) for v in allowed)
+                for parent, allowed in parameter.when.items()
             ):
                 yield parameter
 
-    def draw(self, rng: np.random.Generator, forced: Mapping[str, Any] | None = None) -> Values:
-        """Draw a configuration; ``forced`` names values that are not drawn where they are active."""
+    def suggest(self, trial: optuna.Trial) -> Values:
+        """Return the configuration that Optuna suggests for a trial, with conditions applied."""
         values: Values = {}
         for parameter in self.active(values):
-            if forced and parameter.name in forced:
-                values[parameter.name] = forced[parameter.name]
-            else:
-                values[parameter.name] = parameter.draw(rng)
+            values[parameter.name] = parameter.suggest(trial)
         return values
 
-    def probes(self, seed: int = 0) -> list[tuple[Parameter, Values]]:
-        """Return configurations in which every choice, and both ends of every range, appear."""
-        rng = np.random.default_rng(seed)
+    def values_of(self, stored: Mapping[str, Any]) -> Values:
+        """Return the configuration of an Optuna trial's ``params``."""
+        return {p.name: p.value_of(stored[p.name]) for p in self.parameters if p.name in stored}
+
+    def probes(self) -> list[tuple[Parameter, Values]]:
+        """Return configurations that contain every choice and both ends of every range."""
+        study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        named = {p.name: p for p in self.parameters}
         found = []
         for parameter in self.parameters:
             for value in parameter.extremes():
                 forced = {
-                    parent: allowed[int(rng.integers(len(allowed)))]
-                    for parent, allowed in _requirements(parameter, self.parameters).items()
+                    parent: named[parent].stored(allowed[0])
+                    for parent, allowed in _requirements(parameter, named).items()
                 }
-                found.append((parameter, self.draw(rng, {**forced, parameter.name: value})))
+                study.enqueue_trial({**forced, parameter.name: parameter.stored(value)})
+                found.append((parameter, self.suggest(study.ask())))
         return found
 
-    def recipe(self, values: Values, name: str, description: str = "") -> Recipe:
-        """Return a configuration as a recipe.
+    def recipe(self, values: Values, name: str, description: str = "", *, winner: bool = False) -> Recipe:
+        """Return the recipe of a configuration.
+
+        Args:
+            values: The configuration.
+            name: Name of the recipe.
+            description: Description of the recipe.
+            winner: Whether to add the space's ``[winner]`` keys, for a full training.
 
         Raises:
             SearchError: If the recipe refuses a value.
         """
-        settings = [(p.key, values[p.name]) for p in self.active(values) if p.key]
-        return self._built([*self.fixed, *settings], name, description, spell(values))
-
-    def winning_recipe(self, values: Values, name: str, description: str) -> Recipe:
-        """Return a configuration as the recipe of a full training, with the space's ``[winner]`` keys.
-
-        Raises:
-            SearchError: If the recipe refuses a value.
-        """
-        settings = [(p.key, values[p.name]) for p in self.active(values) if p.key]
-        return self._built([*self.fixed, *settings, *self.winner], name, description, spell(values))
-
-    def _built(self, settings: Sequence[tuple[Key, Any]], name: str, description: str, what: str) -> Recipe:
+        settings = [*self.fixed, *((p.path, values[p.name]) for p in self.active(values) if p.key)]
         recipe = self.base.model_dump(mode="json")
-        for key, value in sorted(settings, key=lambda item: _order(item[0])):
+        for key, value in sorted(
+            [*settings, *(self.winner if winner else ())], key=lambda item: _sort_key(item[0])
+        ):
             _set(recipe, key, copy.deepcopy(value), self.source)
         recipe["name"], recipe["description"] = name, description
         try:
             return parse_recipe(recipe, "recipe")
         except RecipeError as error:
-            raise SearchError(f"{self.source}: the configuration {what} is refused: {error}") from None
-
-    def most_epochs(self) -> int:
-        """Return the most epochs that a configuration can have."""
-        varied = [p for p in self.parameters if p.key == ("epochs",)]
-        found = [value for p in varied for value in p.extremes()]
-        if all(p.when for p in varied):  # There can be configurations in which none of them is active.
-            found.append(dict(self.fixed).get(("epochs",), self.base.epochs))
-        return int(max(found))
+            raise SearchError(
+                f"{self.source}: the configuration {format_values(values)} is not valid: {error}"
+            ) from None
 
 
 def same(a: Any, b: Any) -> bool:
-    """Whether two values of a space are the same: 5 and 5.0 are, 1 and true are not."""
-    if isinstance(a, bool) or isinstance(b, bool):
-        return isinstance(a, bool) and isinstance(b, bool) and a == b
-    return bool(a == b)
+    """Whether two values of a space are equal: 5 and 5.0 are, 1 and true are not."""
+    return isinstance(a, bool) is isinstance(b, bool) and bool(a == b)
 
 
-def spell(values: Mapping[str, Any]) -> str:
+def format_values(values: Mapping[str, Any]) -> str:
     """Return a configuration as text: ``depth 4, rate 0.01``."""
-    return ", ".join(f"{name} {spell_value(value)}" for name, value in values.items()) or "without parameters"
+    return ", ".join(f"{name} {format_value(value)}" for name, value in values.items()) or "no parameters"
 
 
-def spell_value(value: Any) -> str:
-    """Return a value as people write it."""
+def format_value(value: Any) -> str:
+    """Return a value as text."""
     if isinstance(value, str):
         return value
-    if isinstance(value, float):
-        return f"{value:.{_DIGITS}g}"
-    return json.dumps(value)
+    return f"{value:.{_DIGITS}g}" if isinstance(value, float) else json.dumps(value)
+
+
+def _label(value: Any) -> Any:
+    """Return a choice as Optuna stores it: scalars as they are, lists and tables as JSON."""
+    return value if isinstance(value, str | int | float) else json.dumps(value)
 
 
 def shipped_spaces() -> list[str]:
-    """Return the names of the spaces that come with ferkit, sorted."""
+    """Return the names of the shipped spaces, sorted."""
     folder = resources.files("ferkit.search") / "spaces"
     return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
 
 
 def load_space(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Space:
-    """Read a space by the name of a shipped one, or from a TOML file, and check it.
+    """Read and check a space.
 
     Args:
-        name_or_path: ``compact``, or ``my/space.toml``.
-        overrides: ``key=value``: further keys of the recipe that are the same in every configuration.
+        name_or_path: Name of a shipped space (``compact``) or path of a TOML file (``my/space.toml``).
+        overrides: ``key=value``: further recipe keys with the same value in every configuration.
 
     Raises:
         SearchError: If there is no such space, or it contradicts itself or the recipe.
     """
     path = Path(name_or_path)
-    folder: Path | None = None
     if path.suffix == ".toml" or path.is_file():
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise SearchError(f"cannot read search space {path}: {error}") from error
-        folder = path.parent
-    elif str(name_or_path) in shipped_spaces():
-        text = (resources.files("ferkit.search") / "spaces" / f"{name_or_path}.toml").read_text("utf-8")
-    else:
-        near = difflib.get_close_matches(str(name_or_path), shipped_spaces(), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return parse_space(text, str(path), folder=path.parent, overrides=overrides)
+    if str(name_or_path) not in shipped_spaces():
         raise SearchError(
-            f"no search space {str(name_or_path)!r}; shipped are {', '.join(shipped_spaces())}, and a path "
-            f"to a .toml file works too{hint}"
+            f"no search space {str(name_or_path)!r}; pass a path to a .toml file or a shipped one: "
+            f"{', '.join(shipped_spaces())}{_did_you_mean(str(name_or_path), shipped_spaces())}"
         )
-    return parse_space(text, str(name_or_path), folder=folder, overrides=overrides)
+    text = (resources.files("ferkit.search") / "spaces" / f"{name_or_path}.toml").read_text("utf-8")
+    return parse_space(text, str(name_or_path), overrides=overrides)
+
+
+class _SpaceFile(BaseModel):
+    """The content of a space's file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    description: str = ""
+    recipe: str
+    fixed: dict[str, Any] = Field(default_factory=dict)
+    winner: dict[str, Any] = Field(default_factory=dict)
+    parameters: dict[str, Parameter]
+
+    @field_validator("parameters", mode="before")
+    @classmethod
+    def _named(cls, tables: Any) -> Any:
+        if not isinstance(tables, dict):
+            return tables
+        return {name: {**t, "name": name} if isinstance(t, dict) else t for name, t in tables.items()}
 
 
 def parse_space(
@@ -304,12 +305,12 @@ def parse_space(
     base: Recipe | None = None,
     overrides: Sequence[str] = (),
 ) -> Space:
-    """Check a space's TOML.
+    """Check the TOML text of a space.
 
     Args:
-        text: The file.
-        source: Names it in messages.
-        folder: Where a recipe's path in it starts from.
+        text: The file's content.
+        source: The file, for messages.
+        folder: Folder that a relative path of the recipe starts from.
         base: The recipe to start from, in place of the one that the file names.
         overrides: As in :func:`load_space`.
 
@@ -317,37 +318,43 @@ def parse_space(
         SearchError: If the space contradicts itself or the recipe.
     """
     try:
-        part = _SpacePart.model_validate(tomllib.loads(text))
+        file = _SpaceFile.model_validate(tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         raise SearchError(f"{source} is not valid TOML: {error}") from error
     except ValidationError as error:
         lines = [
-            f"{'.'.join(str(p) for p in item['loc'])}: {item['msg']}"
-            + (f". Received: {item['input']!r}" if item["type"] != "missing" else "")
+            f"{'.'.join(str(p) for p in item['loc'])}: {item['msg'].removeprefix('Value error, ')}"
+            + ("" if item["type"] in ("missing", "value_error") else f". Received: {item['input']!r}")
             for item in error.errors()
         ]
         raise SearchError(f"{source}: " + "; ".join(lines)) from None
     if base is None:
-        inside = folder / part.recipe if folder is not None and part.recipe.endswith(".toml") else part.recipe
+        path = folder / file.recipe if folder is not None and file.recipe.endswith(".toml") else file.recipe
         try:
-            base = load_recipe(inside)
+            base = load_recipe(path)
         except RecipeError as error:
             raise SearchError(f"{source}: {error}") from error
-    fixed = [*_leaves(part.fixed), *(_override(text) for text in overrides)]
-    named = {name: _parameter(name, table, source) for name, table in part.parameters.items()}
+    _check_conditions(file.parameters, source)
     space = Space(
-        name=part.name,
-        description=part.description,
-        parameters=_sorted_by_condition(_with_checked_conditions(named, source), source),
+        name=file.name,
+        description=file.description,
+        parameters=_sorted_by_condition(file.parameters, source),
         base=base,
-        # The last one counts, so that an override replaces what the file fixes.
-        fixed=tuple(dict(fixed).items()),
-        winner=tuple(_leaves(part.winner)),
+        # The last value of a key counts, so that an override replaces what the file fixes.
+        fixed=tuple(dict([*_leaves(file.fixed), *map(_parse_override, overrides)]).items()),
+        winner=tuple(_leaves(file.winner)),
         text=text,
         overrides=tuple(overrides),
         source=source,
     )
-    _check(space)
+    _check_keys(space)
+    for parameter, values in space.probes():
+        try:
+            space.recipe(values, space.name)
+            space.recipe(values, space.name, winner=True)
+        except SearchError as error:
+            tried = format_value(values[parameter.name])
+            raise SearchError(f"{error} (tried for {parameter.name!r} = {tried})") from None
     return space
 
 
@@ -360,7 +367,7 @@ def _leaves(table: Mapping[str, Any], above: Key = ()) -> Iterator[tuple[Key, An
             yield key, value
 
 
-def _override(text: str) -> tuple[Key, Any]:
+def _parse_override(text: str) -> tuple[Key, Any]:
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
         raise SearchError(f"an override is key=value. Received: {text!r}")
@@ -371,100 +378,67 @@ def _override(text: str) -> tuple[Key, Any]:
     return tuple(key.strip().split(".")), parsed
 
 
-def _parameter(name: str, table: _ParameterPart, source: str) -> Parameter:
-    where = f"{source}: parameter {name!r}"
-    key = tuple(table.key.split(".")) if table.key else ()
-    when = tuple(
-        (parent, tuple(wanted) if isinstance(wanted, list) else (wanted,))
-        for parent, wanted in table.when.items()
-    )
-    if table.choice is not None:
-        if any(x is not None for x in (table.low, table.high, table.step)) or table.log:
-            raise SearchError(f"{where} has both a choice and a range; give it one of them")
-        if not table.choice:
-            raise SearchError(f"{where} has an empty choice; list the values to choose from")
-        for place, value in enumerate(table.choice):
-            if any(same(value, other) for other in table.choice[:place]):
-                raise SearchError(f"{where} names {value!r} twice, so it would be drawn twice as often")
-        return Parameter(name, key, tuple(table.choice), when=when)
-    if table.low is None or table.high is None:
-        raise SearchError(f"{where} needs choice = [...], or low and high")
-    low, high, step = table.low, table.high, table.step
-    whole = isinstance(low, int) and isinstance(high, int) and (step is None or isinstance(step, int))
-    if not whole:
-        low, high, step = float(low), float(high), None if step is None else float(step)
-    if not all(math.isfinite(x) for x in (low, high, step or 0)) or not low < high:
-        raise SearchError(f"{where} needs a low below its high. Received: {low} and {high}")
-    if table.log and (low <= 0 or step is not None):
-        raise SearchError(f"{where}: a logarithmic range starts above 0 and has no step")
-    if step is not None and not 0 < step <= high - low:
-        raise SearchError(f"{where}: the step must lie above 0 and fit into {low}..{high}. Received: {step}")
-    return Parameter(name, key, low=low, high=high, step=step, log=table.log, when=when)
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def _with_checked_conditions(named: Mapping[str, Parameter], source: str) -> dict[str, Parameter]:
-    """Refuse conditions on what is not there, cannot be compared, or never has the value."""
+def _check_conditions(named: Mapping[str, Parameter], source: str) -> None:
+    """Refuse conditions on unknown or continuous parameters, and on values that never occur."""
     for parameter in named.values():
         where = f"{source}: parameter {parameter.name!r}"
-        for parent, wanted in parameter.when:
+        for parent, allowed in parameter.when.items():
             if parent not in named:
-                near = difflib.get_close_matches(parent, list(named), n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
-                raise SearchError(f"{where} depends on {parent!r}, which is no parameter{hint}")
+                raise SearchError(
+                    f"{where} depends on {parent!r}, which is no parameter{_did_you_mean(parent, named)}"
+                )
             if named[parent].continuous:
                 raise SearchError(f"{where} depends on {parent!r}, which is continuous; use a choice there")
-            if not wanted:
-                raise SearchError(f"{where} depends on {parent!r}, but no value of it would do")
-            for value in wanted:
+            if not allowed:
+                raise SearchError(f"{where} depends on {parent!r}, but its list of values is empty")
+            for value in allowed:
                 if not named[parent].holds(value):
-                    raise SearchError(f"{where} depends on {parent!r} being {value!r}, which it never is")
-    mentioned = {parent for p in named.values() for parent, _ in p.when}
+                    raise SearchError(f"{where} depends on {parent!r} = {value!r}, which never occurs")
+    parents = {parent for p in named.values() for parent in p.when}
     for parameter in named.values():
-        if not parameter.key and parameter.name not in mentioned:
+        if not parameter.key and parameter.name not in parents:
             raise SearchError(
-                f"{source}: parameter {parameter.name!r} decides nothing: it has no key, and no condition "
+                f"{source}: parameter {parameter.name!r} has no effect: it has no key, and no condition "
                 "names it"
             )
-    return dict(named)
 
 
 def _sorted_by_condition(named: Mapping[str, Parameter], source: str) -> tuple[Parameter, ...]:
-    """Put every parameter after those that its condition names, else in the file's order."""
-    done: dict[str, Parameter] = {}
+    """Put every parameter after those that its condition names, otherwise in the file's order."""
+    done: list[Parameter] = []
     rest = dict(named)
     while rest:
-        ready = [p for p in rest.values() if all(parent in done for parent, _ in p.when)]
-        if not ready:
-            circle = " -> ".join(rest)
-            raise SearchError(f"{source}: the conditions of these parameters go in a circle: {circle}")
-        for parameter in ready[:1]:
-            done[parameter.name] = rest.pop(parameter.name)
-    return tuple(done.values())
+        ready = next((p for p in rest.values() if not any(parent in rest for parent in p.when)), None)
+        if ready is None:
+            raise SearchError(f"{source}: the conditions of these parameters are circular: {', '.join(rest)}")
+        done.append(rest.pop(ready.name))
+    return tuple(done)
 
 
-def _requirements(parameter: Parameter, parameters: Iterable[Parameter]) -> dict[str, tuple[Any, ...]]:
-    """Return what a parameter needs to be active: each ancestor with the values that are left to it."""
-    named = {p.name: p for p in parameters}
-    needed: dict[str, tuple[Any, ...]] = {}
-    waiting = list(parameter.when)
+def _requirements(parameter: Parameter, named: Mapping[str, Parameter]) -> dict[str, list[Any]]:
+    """Return what makes a parameter active: each of its ancestors with the allowed values."""
+    needed: dict[str, list[Any]] = {}
+    waiting = list(parameter.when.items())
     while waiting:
-        parent, wanted = waiting.pop()
+        parent, allowed = waiting.pop()
         if parent in needed:
-            wanted = tuple(v for v in needed[parent] if any(same(v, w) for w in wanted))
-        needed[parent] = wanted
-        waiting += named[parent].when
+            allowed = [v for v in needed[parent] if any(same(v, w) for w in allowed)]
+        needed[parent] = allowed
+        waiting += named[parent].when.items()
     return needed
 
 
-def _check(space: Space) -> None:
-    """Refuse what can be told without building a network.
-
-    Raises:
-        SearchError: If keys are unknown, set twice, or refused by the recipe.
-    """
+def _check_keys(space: Space) -> None:
+    """Refuse keys that are unknown, or set twice, and parameters that are never active."""
     for key, _ in (*space.fixed, *space.winner):
         _check_key(key, space.source)
-    needs = {p.name: _requirements(p, space.parameters) for p in space.parameters}
+    named = {p.name: p for p in space.parameters}
+    needs = {p.name: _requirements(p, named) for p in space.parameters}
     for place, parameter in enumerate(space.parameters):
         where = f"{space.source}: parameter {parameter.name!r}"
         empty = [parent for parent, allowed in needs[parameter.name].items() if not allowed]
@@ -472,38 +446,29 @@ def _check(space: Space) -> None:
             raise SearchError(f"{where} can never be active: no value of {empty[0]!r} meets its conditions")
         if not parameter.key:
             continue
-        _check_key(parameter.key, where)
+        _check_key(parameter.path, where)
         for key, value in space.fixed:
-            # A fixed list is what the places of it that vary start from.
-            within = isinstance(value, list) and len(key) < len(parameter.key)
-            if _overlap(key, parameter.key) and not within:
-                raise SearchError(
-                    f"{where} varies {'.'.join(parameter.key)}, but {'.'.join(key)} is fixed for all trials"
-                )
+            # A fixed list is the start value of a list whose entries vary.
+            start = isinstance(value, list) and len(key) < len(parameter.path)
+            if _overlap(key, parameter.path) and not start:
+                raise SearchError(f"{where} varies {parameter.key}, but {'.'.join(key)} is fixed")
         for other in space.parameters[:place]:
-            if _overlap(other.key, parameter.key) and not _exclusive(
+            if _overlap(other.path, parameter.path) and not _exclusive(
                 needs[other.name], needs[parameter.name]
             ):
                 raise SearchError(
-                    f"{where} and parameter {other.name!r} can both set {'.'.join(parameter.key)} at once; "
+                    f"{where} and parameter {other.name!r} can both set {parameter.key} at once; "
                     "their conditions must exclude each other"
                 )
-    for parameter, values in space.probes():
-        try:
-            space.recipe(values, space.name)
-            space.winning_recipe(values, space.name, "")
-        except SearchError as error:
-            shown = spell_value(values[parameter.name])
-            raise SearchError(f"{error} (tried for {parameter.name!r} = {shown})") from None
 
 
 def _overlap(a: Key, b: Key) -> bool:
-    """Whether one key is the other or lies within it."""
+    """Whether one key equals the other or lies within it."""
     length = min(len(a), len(b))
     return bool(length) and a[:length] == b[:length]
 
 
-def _exclusive(a: Mapping[str, tuple[Any, ...]], b: Mapping[str, tuple[Any, ...]]) -> bool:
+def _exclusive(a: Mapping[str, list[Any]], b: Mapping[str, list[Any]]) -> bool:
     """Whether two sets of requirements cannot hold together."""
     return any(
         not any(same(x, y) for x in allowed for y in b[parent])
@@ -514,34 +479,29 @@ def _exclusive(a: Mapping[str, tuple[Any, ...]], b: Mapping[str, tuple[Any, ...]
 
 def _check_key(key: Key, where: str) -> None:
     """Refuse a key that no recipe has."""
-    shown = ".".join(key)
     if key[0] in ("name", "description"):
-        raise SearchError(f"{where}: the search gives each trial its own {key[0]}, so it cannot be set")
-    at: Any = Recipe
+        raise SearchError(f"{where}: the search sets {key[0]} for each trial, so it cannot be set here")
+    model: Any = Recipe
     for depth, part in enumerate(key):
-        if key[:depth] == ("model", "params") or (part.isdigit() and not _fields(at)):
-            return  # The network's own parameters, or a place in a list: tried with real recipes.
-        fields = _fields(at)
-        known = [*fields, "preset"] if key[:depth] == ("augment",) else list(fields)
-        if part not in known:
-            near = difflib.get_close_matches(part, known, n=1)
-            hint = f"; did you mean {'.'.join((*key[:depth], near[0]))!r}?" if near else ""
-            raise SearchError(f"{where}: no recipe has the key {shown!r}{hint}")
-        at = fields[part].annotation if part in fields else str
+        fields = getattr(model, "model_fields", None)
+        if fields is None or key == ("augment", "preset"):
+            return  # Parameters of the network and entries of lists are checked with real recipes.
+        if part not in fields:
+            hint = _did_you_mean(
+                ".".join((*key[:depth], part)), (".".join((*key[:depth], f)) for f in fields)
+            )
+            raise SearchError(f"{where}: no recipe has the key {'.'.join(key)!r}{hint}")
+        model = fields[part].annotation
 
 
-def _order(key: Key) -> tuple[bool, list[tuple[int, str]]]:
-    """Sort keys so that a table's kind comes before the rest of it, and a list's places in order."""
+def _sort_key(key: Key) -> tuple[bool, list[tuple[int, str]]]:
+    """Sort the kind of a table before its other keys, and list entries by index."""
     kinds = {("model", "name"), ("augment",), ("augment", "preset")}
     return key not in kinds, [(int(part), "") if part.isdigit() else (0, part) for part in key]
 
 
-def _fields(model: Any) -> Mapping[str, Any]:
-    return model.model_fields if isinstance(model, type) and issubclass(model, BaseModel) else {}
-
-
 def _set(recipe: dict[str, Any], key: Key, value: Any, source: str) -> None:
-    """Set one key of a recipe's values; a number is a place in a list, or the place behind its end."""
+    """Set one key of a recipe's values; an index may be that of a list's next entry."""
     if key == ("model", "name"):
         if recipe["model"]["name"] != value:
             recipe["model"] = {"name": value, "params": {}}
@@ -555,9 +515,7 @@ def _set(recipe: dict[str, Any], key: Key, value: Any, source: str) -> None:
         if isinstance(at, list) and part.isdigit():
             place = int(part)
             if place > len(at):
-                raise SearchError(
-                    f"{source}: {'.'.join(key)} leaves a gap: the list has {len(at)} entries so far"
-                )
+                raise SearchError(f"{source}: {'.'.join(key)} leaves a gap: the list has {len(at)} entries")
             if place == len(at):
                 at.append(value if last else {})
             elif last:

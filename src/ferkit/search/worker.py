@@ -1,161 +1,206 @@
-"""What runs in a worker of Ray: one trial, and the counting of networks before any trial."""
+"""What runs in Ray's processes: the training of trials, and the profiler that counts what networks cost."""
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, Literal
+
+from filelock import FileLock
 
 from ferkit.core.errors import FerkitError, OutputError
 from ferkit.data import FaceDataset
-from ferkit.search.records import locked
 from ferkit.training.history import Row
 from ferkit.training.memory import memory_errors, out_of_memory
 from ferkit.training.recipe import Recipe, parse_recipe
-from ferkit.training.runs import CHECKPOINT, RUN
+from ferkit.training.runs import CHECKPOINT, LOCK, RUN
 
-MOST_HELD = 20_000_000
-"""Weights of networks that were counted and are still in memory, at most: 80 MB."""
+MANY = 1_000_000
+"""Parameters of a network whose memory is freed at once after it was counted; smaller ones can wait."""
 
 LOCK_PATIENCE = 300.0
-"""Seconds to wait for a lost worker that still writes into the same run."""
+"""Seconds to wait until the worker of a killed search has left the run folder."""
 
 
-class _Reporter:
-    """Tells Tune of a run; the last epoch only when the run is closed, so that nobody stops it before."""
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What a worker reports of its trial.
 
-    def __init__(self, recipe: Recipe, earlier: Sequence[Row]) -> None:
-        self.epochs, self.earlier = recipe.epochs, list(earlier)
-        self.last: Row | None = None
-
-    def started(self, *, epoch: int, **_: Any) -> None:
-        """Say that training begins; repeat the epochs that an earlier attempt left."""
-        report("started", epoch - 1)
-        for row in self.earlier:
-            self.epoch_done(row)
-
-    def step(self, **_: Any) -> None:
-        """Say nothing; Tune hears of epochs."""
-
-    def asking(self, **_: Any) -> None:
-        """Say nothing; a trial has no teacher."""
-
-    def epoch_done(self, row: Row) -> None:
-        """Report an epoch, but hold back the recipe's last."""
-        self.last = row
-        if row["epoch"] < self.epochs:
-            report("epoch", int(row["epoch"]), row)
-
-
-def report(phase: str, epoch: int, row: Row | None = None, **more: Any) -> None:
-    """Report to Tune; ``epoch`` and ``val_accuracy`` are what its schedulers look at."""
-    from ray import tune
-
-    metrics: dict[str, Any] = {"phase": phase, "epoch": epoch, **more}
-    if row is not None:
-        metrics.update(row=dict(row), val_accuracy=row["val_accuracy"])
-    tune.report(metrics)
-
-
-def run_trial(
-    config: Mapping[str, Any], dataset: FaceDataset | None = None, cores: int = 1, command: Sequence[str] = ()
-) -> None:
-    """Train one configuration into its run's folder, or go on with it where an earlier attempt left it.
-
-    What fails for a reason of its own (a loss that is not finite, too little memory) is reported as failed;
-    what cannot be written stops the search; every other exception is Tune's to retry.
+    Args:
+        kind: ``begin`` (rows: the epochs of an earlier attempt), ``epoch`` (one row), ``finished`` (rows: all
+            epochs), ``stopped``, ``failed`` (the trial, with a reason), ``unwritable`` (the search must end).
+        rows: Rows of the run's history.
+        reason: Why it failed.
+        pid: The worker's process.
     """
-    assert dataset is not None
-    limit_threads(cores)
+
+    kind: Literal["begin", "epoch", "finished", "stopped", "failed", "unwritable"]
+    rows: list[Row] = field(default_factory=list)
+    reason: str = ""
+    pid: int = field(default_factory=os.getpid)
+
+
+class _StopTraining(Exception):  # noqa: N818
+    """Leaves the training of a trial that the pruner stopped."""
+
+
+class TrialWorker:
+    """An actor that trains one trial after the other. A trial waits for the driver after every epoch.
+
+    Args:
+        dataset: Faces with the recipe's splits.
+        cores: Cores of the worker.
+        gpus: GPUs of the worker.
+        command: The command line, for the record.
+    """
+
+    def __init__(self, dataset: FaceDataset, cores: int, gpus: float, command: Sequence[str]) -> None:
+        limit_resources(cores, gpus)
+        self.dataset, self.command = dataset, command
+        self.thread = ThreadPoolExecutor(1)
+        self.messages: SimpleQueue[Message | Future[Message]] = SimpleQueue()
+        self.decisions: SimpleQueue[bool] = SimpleQueue()
+
+    def start(self, recipe: Mapping[str, Any], folder: Path) -> Message:
+        """Begin to train a trial, or continue it from its checkpoint; return its first message."""
+        future = self.thread.submit(self._train, parse_recipe(recipe, "recipe"), folder)
+        future.add_done_callback(self.messages.put)
+        return self._next_message()
+
+    def proceed(self, stop: bool) -> Message:
+        """Stop the trial or let it train on; return its next message."""
+        self.decisions.put(stop)
+        return self._next_message()
+
+    def _next_message(self) -> Message:
+        message = self.messages.get()
+        # The result of a future is the trial's last message, or raises what ended the training.
+        return message.result() if isinstance(message, Future) else message
+
+    def _report(self, message: Message) -> None:
+        self.messages.put(message)
+        if self.decisions.get():
+            raise _StopTraining
+
+    def _train(self, recipe: Recipe, folder: Path) -> Message:
+        try:
+            with FileLock(folder / LOCK, timeout=LOCK_PATIENCE):
+                pass
+            return Message("finished", train_trial(recipe, self.dataset, folder, self.command, self._report))
+        except _StopTraining:
+            return Message("stopped")
+        except OutputError as error:
+            return Message("unwritable", reason=str(error))
+        except FerkitError as error:
+            return Message("failed", reason=str(error))
+
+
+def train_trial(
+    recipe: Recipe,
+    dataset: FaceDataset,
+    folder: Path,
+    command: Sequence[str],
+    report: Callable[[Message], None],
+) -> list[Row]:
+    """Train a trial into its run folder, or continue it; nothing else of the search calls the trainer.
+
+    Args:
+        recipe: The trial's recipe.
+        dataset: Faces with the recipe's splits.
+        folder: The run folder.
+        command: The command line, for the record.
+        report: Receives the beginning and every epoch but the recipe's last; may raise to end the training.
+
+    Returns:
+        The run's history.
+    """
     import keras
 
     from ferkit.training.state import read_archive
-    from ferkit.training.trainer import train
+    from ferkit.training.trainer import Quiet, train
 
-    folder, recipe = Path(config["folder"]), parse_recipe(config["recipe"], "recipe")
-    # A worker is used for many trials; what the last one built is not needed any more.
-    keras.backend.clear_session()
-    with locked(Path(config["lock"]), LOCK_PATIENCE, "worker"):
-        resume = (folder / CHECKPOINT).exists()
-        earlier = read_archive(folder / CHECKPOINT)[1]["history"] if resume else []
-        if not resume:
-            (folder / RUN).unlink(missing_ok=True)
-        reporter = _Reporter(recipe, earlier)
-        try:
-            result = train(
-                recipe,
-                dataset,
-                folder,
-                resume=resume,
-                command=command,
-                watcher=reporter,
-                tensorboard=False,
-            )
-        except OutputError as error:
-            report("failed", 0, reason=str(error), halt=True)
-            return
-        except FerkitError as error:
-            report("failed", 0, reason=str(error), halt=False)
-            return
-    if reporter.last is None:  # The earlier attempt had done all but tell.
-        for row in earlier[:-1]:
-            report("epoch", int(row["epoch"]), row)
-    report("finished", len(result.history), result.history[-1])
+    resume = (folder / CHECKPOINT).exists()
+    earlier: list[Row] = read_archive(folder / CHECKPOINT)[1]["history"] if resume else []
+    if not resume:
+        (folder / RUN).unlink(missing_ok=True)  # A run that ended before its first checkpoint.
+
+    class Reporter(Quiet):
+        def started(self, **_: Any) -> None:
+            report(Message("begin", earlier))
+
+        def epoch_done(self, row: Row) -> None:
+            if row["epoch"] < recipe.epochs:
+                report(Message("epoch", [row]))
+
+    keras.backend.clear_session()  # The worker has trained other networks before.
+    return train(
+        recipe,
+        dataset,
+        folder,
+        resume=resume,
+        command=command,
+        watcher=Reporter(),
+        tensorboard=False,
+    ).history
 
 
-def limit_threads(cores: int) -> None:
-    """Let the framework compute with as many threads as the trial was given cores."""
+_NO_GPUS = {"CUDA_VISIBLE_DEVICES": "", "HIP_VISIBLE_DEVICES": ""}
+"""Hides the GPUs from the framework; Ray does so only in processes that have a GPU."""
+
+
+def limit_resources(cores: int, gpus: float) -> None:
+    """Let the framework, which is not loaded yet, use the cores and GPUs of this process and no others."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
+    if not gpus:
+        os.environ.update(_NO_GPUS)
     import keras
 
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        if tf.config.threading.get_intra_op_parallelism_threads() != cores:
-            tf.config.threading.set_intra_op_parallelism_threads(cores)
-            tf.config.threading.set_inter_op_parallelism_threads(1)
+        tf.config.threading.set_intra_op_parallelism_threads(cores)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
 
 
-class Surveyor:
-    """Builds networks to count what they cost; an actor, so that the driver stays small."""
+def count_network(
+    recipe: Mapping[str, Any], classes: Mapping[str, int], size: int
+) -> tuple[int, float] | str:
+    """Return parameters and MMAC of a recipe's network, or why it cannot be built.
 
-    def __init__(self) -> None:
-        self.held = 0
+    Args:
+        recipe: Values of the recipe.
+        classes: Number of classes of each head, by the taxonomy's id.
+        size: Side of the faces in pixels.
+    """
+    os.environ.update(_NO_GPUS)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from ferkit.models import build_model, count_macs
+    from ferkit.training.network import Resized
 
-    def count(
-        self, recipe: Mapping[str, Any], heads: Mapping[str, int], size: int
-    ) -> tuple[int, float] | str:
-        """Return parameters and MMAC of a recipe's network, or why it cannot be built."""
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-        import keras
-
-        from ferkit.models import build_model, count_macs
-        from ferkit.training.network import Resized
-
-        model, sides = recipe["model"], recipe["progressive"]["sizes"]
-        try:
-            network = build_model(model["name"], heads, input_size=size, **model["params"])
-            counted = int(network.count_params()), count_macs(network) / 1e6
-            for side in sides:
-                Resized(network).at(side)
-        except FerkitError as error:
-            return str(error)
-        except memory_errors() as error:
-            self.held = MOST_HELD
-            return out_of_memory(error)
-        else:
-            self.held += counted[0]
-            return counted
-        finally:
-            # Clearing takes longer than building, so it is not done for every small network.
-            if self.held >= MOST_HELD:
-                keras.backend.clear_session()
-                self.held = 0
+    model = recipe["model"]
+    try:
+        network = build_model(model["name"], classes, input_size=size, **model["params"])
+        for side in recipe["progressive"]["sizes"]:
+            Resized(network).at(side)
+        counted = int(network.count_params()), count_macs(network) / 1e6
+    except FerkitError as error:
+        return str(error)
+    except memory_errors() as error:
+        return out_of_memory(error)
+    del network
+    if counted[0] > MANY:
+        gc.collect()
+    return counted
 
 
-def look_around(file: str) -> tuple[str, bool]:
-    """Return a node's version of ferkit, and whether it sees a file of the driver's."""
+def inspect_node(file: str) -> tuple[str, bool]:
+    """Return the version of ferkit on a node, and whether it sees a file of the driver's."""
     from ferkit import __version__
 
     return __version__, Path(file).exists()

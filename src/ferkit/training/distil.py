@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ferkit.core.classifier import FaceClassifier
 from ferkit.core.crops import TtaMode as Views
 from ferkit.core.errors import FerkitError, OutputError, TrainingError
-from ferkit.core.files import blaming, cache_folder, write_bytes
+from ferkit.core.files import cache_folder, output_errors, write_bytes
 from ferkit.core.modelfile import ModelInfo, read_model, resolve_model
 from ferkit.core.taxonomy import Taxonomy
 from ferkit.data.cache import digest_of
@@ -264,7 +264,7 @@ def forget_teachers(folder: Path) -> None:
     Raises:
         OutputError: If it cannot be removed.
     """
-    with blaming(folder):
+    with output_errors(folder):
         for path in (folder / runs.TEACHER, *_copies(folder)):
             path.unlink(missing_ok=True)
 
@@ -324,7 +324,7 @@ def _shared_heads(
     """Return the heads that a teacher is asked for, or refuse it."""
     if info.members and not calibrated:
         raise TrainingError(
-            f"teacher {teacher} is an ensemble of {', '.join(str(m['name']) for m in info.members)}. Before "
+            f"teacher {teacher} is an ensemble of {', '.join(m.name for m in info.members)}. Before "
             "calibration (distil.calibrated = false) only the vote's temperature could be undone, not its "
             "members': name its members instead, or set distil.calibrated=true"
         )

@@ -13,7 +13,6 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from ferkit.core import onnxbytes
 from ferkit.core.errors import TrainingError
 from ferkit.core.extras import require
 from ferkit.core.modelfile import INPUT
@@ -51,7 +50,9 @@ class GraphFunction:
 
     def __init__(self, content: bytes, outputs: Sequence[str], *, name: str, dtype: str = "float32") -> None:
         onnx = require("onnx", "train")
-        model = onnx.load_from_string(onnxbytes.only_outputs(content, outputs))
+        require("onnx.utils", "train")
+        whole = onnx.utils.Extractor(onnx.load_from_string(content))
+        model = whole.extract_model([INPUT], list(outputs))
         self.name, self.dtype, self.outputs = name, dtype, tuple(outputs)
         self.constants: dict[str, NDArray[Any]] = {
             tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer

@@ -24,9 +24,9 @@ from pydantic import ValidationError
 from ferkit import __version__
 from ferkit.augment import balanced_rows
 from ferkit.core.errors import FerkitError, OutputError, TrainingError
-from ferkit.core.files import blaming, write_json, write_text
+from ferkit.core.files import output_errors, write_json, write_text
 from ferkit.core.runtime import usable_cores
-from ferkit.data import FaceDataset, faces_digest, majority_targets
+from ferkit.data import FaceDataset, check_training_labels, faces_digest, majority_targets
 from ferkit.data.duplicates import flat_rows, leaking_rows
 from ferkit.models import build_model, count_macs
 from ferkit.training import runs, state
@@ -154,6 +154,7 @@ class Session:
     ) -> None:
         self.recipe, self.folder, self.watcher = recipe, folder, watcher
         data = recipe.data
+        check_training_labels(dataset, data.train_split)
         training = dataset
         if data.drop_leaks:
             training = training.select(~leaking_rows(training, data.train_split))
@@ -670,7 +671,7 @@ def _set_aside(folder: Path, epochs: int) -> None:
         OutputError: If the folder cannot be written.
     """
     last, kept = folder / runs.WEIGHTS, folder / runs.weights_after(epochs)
-    with blaming(folder):
+    with output_errors(folder):
         (folder / runs.TEMPERATURES).unlink(missing_ok=True)
         if last.exists():
             last.replace(kept)

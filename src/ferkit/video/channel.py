@@ -1,136 +1,122 @@
-"""A bounded queue between two threads: the reader and the work, the work and the writer."""
+"""Threads beside the frame loop: one reads ahead, one writes behind, with bounded queues between them."""
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
+from queue import Queue
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 T = TypeVar("T")
 
+_END = object()
 
-class Channel(Generic[T]):
-    """Carries items from one thread to another; whoever is ahead waits.
 
-    The producer puts items inside ``with channel:``; leaving the block, well or by an error, ends the
-    stream, and the error is raised where the items are taken.
+class _WeightedQueue(Queue[tuple[Any, int]]):
+    """A queue of pairs of item and weight that is full as soon as its weight reaches ``maxsize``."""
 
-    Args:
-        limit: Total weight of the items under way; a single item may be heavier.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._items: deque[tuple[T, int]] = deque()
+    def _init(self, maxsize: int) -> None:
+        super()._init(maxsize)
         self._weight = 0
-        self._finished = False
-        self._closed = False
+
+    def _qsize(self) -> int:
+        return self._weight
+
+    def _put(self, pair: tuple[Any, int]) -> None:
+        super()._put(pair)
+        self._weight += pair[1]
+
+    def _get(self) -> tuple[Any, int]:
+        pair = super()._get()
+        self._weight -= pair[1]
+        return pair
+
+    def unbound(self) -> None:
+        """Drop the limit; a thread that waits to put an item goes on."""
+        with self.mutex:
+            self.maxsize = sys.maxsize
+            self.not_full.notify_all()
+
+
+class _Thread(threading.Thread):
+    """A thread that keeps its error, and does not keep the process from ending if it is left waiting."""
+
+    def __init__(self, work: Callable[[], None], name: str) -> None:
+        super().__init__(target=work, name=name, daemon=True)
         self._error: BaseException | None = None
-        self._changed = threading.Condition()
 
-    def __enter__(self) -> Self:
-        """Begin to produce."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        """End the stream; an error travels to the taking side."""
-        with self._changed:
-            self._finished = True
+    def run(self) -> None:
+        """Do the work."""
+        try:
+            super().run()
+        except BaseException as error:  # noqa: BLE001  # it is raised again in the caller's thread
             self._error = error
-            self._changed.notify_all()
-        return True
 
-    def put(self, item: T, weight: int = 1) -> bool:
-        """Add an item, as soon as there is room; False if nobody takes items any more."""
-        with self._changed:
-            while self._items and self._weight + weight > self._limit and not self._closed:
-                self._changed.wait()
-            if self._closed:
-                return False
-            self._items.append((item, weight))
-            self._weight += weight
-            self._changed.notify_all()
-            return True
-
-    def close(self) -> None:
-        """Take no more: what is under way is dropped, and the producer is told."""
-        with self._changed:
-            self._closed = True
-            self._items.clear()
-            self._changed.notify_all()
-
-    def __iter__(self) -> Iterator[T]:
-        """Take items until the stream ends; raise what ended it."""
-        while True:
-            with self._changed:
-                while not self._items and not self._finished and not self._closed:
-                    self._changed.wait()
-                if not self._items:
-                    if self._error is not None and not self._closed:
-                        raise self._error
-                    return
-                item, weight = self._items.popleft()
-                self._weight -= weight
-                self._changed.notify_all()
-            yield item
+    def raise_error(self) -> None:
+        """Raise the error that ended the work, if one did."""
+        if self._error is not None:
+            raise self._error
 
 
-def in_background(
+def read_ahead(
     source: Iterable[T],
     *,
     limit: int,
     weigh: Callable[[T], int],
     cancel: Callable[[], None] = lambda: None,
 ) -> Generator[T, None, None]:
-    """Yield the items of ``source``, which runs ahead in a thread of its own as far as ``limit`` allows.
+    """Yield the items of ``source``, which runs in a thread of its own and raises its errors here.
 
-    Closing the generator ends the thread, after the item it is at.
+    Closing the generator ends the thread after its current item.
 
     Args:
-        source: What to run.
-        limit: Total weight of the items under way.
-        weigh: Returns the weight of an item.
-        cancel: Called when the generator ends: tells a source that may be long at an item to leave off.
+        source: The items.
+        limit: Weight of the queued items at which the thread waits.
+        weigh: Returns the weight of an item, at least 1.
+        cancel: Called when the generator ends, so that a slow source can stop within an item.
     """
-    channel: Channel[T] = Channel(limit)
+    items = _WeightedQueue(limit)
+    closed = threading.Event()
 
     def produce() -> None:
-        with channel:
+        try:
             for item in source:
-                if not channel.put(item, weigh(item)):
+                items.put((item, weigh(item)))
+                if closed.is_set():
                     return
+        finally:
+            items.put((_END, 1))
 
-    # A daemon: a stream that was left half read must not keep the process from ending.
-    thread = threading.Thread(target=produce, name="ferkit-reader", daemon=True)
+    thread = _Thread(produce, "ferkit-reader")
     thread.start()
     try:
-        yield from channel
+        while (item := items.get()[0]) is not _END:
+            yield item
+        thread.raise_error()
     finally:
-        channel.close()
+        closed.set()
         cancel()
+        items.unbound()
         thread.join()
 
 
-class Sink(Generic[T]):
-    """Hands items to ``consume``, which works in a thread of its own.
+class BackgroundWriter(Generic[T]):
+    """Passes items to ``consume``, which runs in a thread of its own.
 
-    Used as a context manager: leaving it waits until everything is consumed. An error of ``consume`` is
+    Used as a context manager: leaving it waits until all items are consumed. An error of ``consume`` is
     raised at the next :meth:`put`, or at the end.
 
     Args:
-        consume: What to do with an item.
-        limit: Total weight of the items that wait.
+        consume: Called with each item.
+        limit: Weight of the queued items at which :meth:`put` waits.
     """
 
     def __init__(self, consume: Callable[[T], None], *, limit: int) -> None:
         self._consume = consume
-        self._items: Channel[T] = Channel(limit)
-        self._outcome: Channel[None] = Channel(1)
-        self._thread = threading.Thread(target=self._run, name="ferkit-writer", daemon=True)
+        self._items = _WeightedQueue(limit)
+        self._thread = _Thread(self._run, "ferkit-writer")
 
     def __enter__(self) -> Self:
         """Start the thread."""
@@ -140,22 +126,20 @@ class Sink(Generic[T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait until everything is consumed, and raise what went wrong with it."""
-        with self._items:
-            pass
+        """Wait until all items are consumed, and raise the error of ``consume``."""
+        self._items.put((_END, 1))
         self._thread.join()
         if error is None:
-            list(self._outcome)
+            self._thread.raise_error()
 
     def put(self, item: T, weight: int = 1) -> None:
-        """Hand over an item, as soon as there is room."""
-        if not self._items.put(item, weight):
-            list(self._outcome)
+        """Queue an item as soon as there is room."""
+        self._items.put((item, weight))
+        self._thread.raise_error()
 
     def _run(self) -> None:
-        with self._outcome:
-            try:
-                for item in self._items:
-                    self._consume(item)
-            finally:
-                self._items.close()
+        try:
+            while (item := self._items.get()[0]) is not _END:
+                self._consume(item)
+        finally:
+            self._items.unbound()  # after an error nobody takes items

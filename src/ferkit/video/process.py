@@ -1,4 +1,4 @@
-"""A clip from file to files: read once, written as tables, an annotated clip and a timeline along the way."""
+"""The work of ``ferkit video``: reads a clip once and writes tables, an annotated clip and a timeline."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, TextIO, Unpack
 
 from ferkit.core.errors import OutputError, VideoError
 from ferkit.core.extras import require
-from ferkit.core.files import blaming, replacing
+from ferkit.core.files import output_errors, replacing
 from ferkit.recognize.sinks import CSVSink, JSONLinesSink, ResultSink
-from ferkit.video.channel import Sink
+from ferkit.video.channel import BackgroundWriter
 from ferkit.video.clip import ClipFrame
 from ferkit.video.recognition import (
     AHEAD,
@@ -35,19 +35,19 @@ STDOUT = Path("-")
 """In place of a file: the table goes to the standard output."""
 
 PLOTS = (".png", ".svg", ".pdf")
-"""Suffixes that a timeline can have."""
+"""Suffixes of a timeline plot."""
 
 
 @dataclass(frozen=True, slots=True)
 class VideoOutputs:
-    """What is to be written; None: nothing of that kind.
+    """The files to write; None: not written.
 
     Attributes:
-        clip: The clip with the faces drawn in.
-        csv: One row per face and frame; :data:`STDOUT` is possible.
-        jsonl: One line of JSON per frame; :data:`STDOUT` is possible.
-        plot: The picture of each person's expressions over time.
-        sound: Whether the annotated clip keeps the sound.
+        clip: The annotated clip.
+        csv: One row per face and frame; may be :data:`STDOUT`.
+        jsonl: One JSON object per frame; may be :data:`STDOUT`.
+        plot: The timeline of each track.
+        sound: Whether the annotated clip keeps the audio.
     """
 
     clip: Path | None = None
@@ -57,19 +57,19 @@ class VideoOutputs:
     sound: bool = True
 
     def files(self) -> tuple[Path, ...]:
-        """Return the files that are to be written."""
+        """Return the paths of the files to write."""
         given = (self.clip, self.csv, self.jsonl, self.plot)
         return tuple(path for path in given if path is not None and path != STDOUT)
 
 
 @dataclass(frozen=True, slots=True)
 class VideoSummary:
-    """What came of a clip.
+    """The result of :func:`process_video`.
 
     Attributes:
         source: The clip.
-        timeline: The people in it, and what they showed.
-        notes: What is unusual about the clip.
+        timeline: The tracks and their expressions.
+        notes: Defects of the clip.
         damaged: Whether a part of it could not be read.
     """
 
@@ -87,77 +87,71 @@ def process_video(
     progress: Callable[[FrameResult, float | None], None] | None = None,
     **options: Unpack[VideoOptions],
 ) -> VideoSummary:
-    """Read a clip once and write all that is asked for.
+    """Read a clip once and write all outputs.
 
-    Files appear under their names when they are complete; when ``options["stop"]`` is set they hold what was
-    read until then, and can be used. Before the first frame there is nothing to write.
+    Files appear under their names when they are complete. When ``options["stop"]`` is set, they contain the
+    frames until then; before the first frame nothing is written.
 
     Args:
-        recognizer: Finds and reads the faces.
+        recognizer: Detector and model.
         path: The clip.
-        outputs: What to write.
-        progress: Called after each frame with what was found in it, and with the share of the range that is
-            read, 0..1, or None if the clip does not say how long it is.
-        **options: As of :func:`ferkit.video.recognition.recognize_video`.
+        outputs: The files to write.
+        progress: Called after each frame with its result and the share of the range that is read, 0..1, or
+            None if the length of the clip is unknown.
+        **options: See :func:`ferkit.video.recognition.recognize_video`.
 
     Raises:
         VideoError: If the clip cannot be read or was stopped before its first frame, or an option is out of
             range.
-        OutputError: If a file cannot be written, or would overwrite the clip or another file.
+        OutputError: If a file cannot be written, or would overwrite the clip or another output.
         MissingDependencyError: If the extra ``video`` is not installed.
     """
     _check(path, outputs)
-    if outputs.plot is not None:
-        require("matplotlib", "video")
     options["keep_pictures"] = outputs.clip is not None
     timeline = Timeline(recognizer.taxonomy)
-    with (
-        recognize_video(recognizer, path, **options) as reading,
-        _reserved(outputs.plot) as picture,
-    ):
-        with contextlib.ExitStack() as stack:
-            tables: list[tuple[Path, ResultSink]] = []
-            if outputs.csv is not None:
-                stream = stack.enter_context(_text(outputs.csv))
-                tables.append((outputs.csv, CSVSink(stream, frame_columns(recognizer.taxonomy.labels))))
-            if outputs.jsonl is not None:
-                tables.append((outputs.jsonl, JSONLinesSink(stack.enter_context(_text(outputs.jsonl)))))
-            draw = None
-            if outputs.clip is not None:
-                stop = options.get("stop")
-                whole = options.get("end") is None
-                draw = stack.enter_context(
-                    _annotated(
-                        reading, outputs.clip, outputs.sound, lambda: whole and not (stop and stop.is_set())
-                    )
+    with contextlib.ExitStack() as stack:
+        reading = stack.enter_context(recognize_video(recognizer, path, **options))
+        source = reading.info.source
+        if outputs.plot is not None:
+            require("matplotlib", "video")
+            stack.enter_context(_plotted(timeline, outputs.plot, Path(source).name))
+        tables: list[tuple[Path, ResultSink]] = []
+        if outputs.csv is not None:
+            stream = stack.enter_context(_text(outputs.csv))
+            tables.append((outputs.csv, CSVSink(stream, frame_columns(recognizer.taxonomy.labels))))
+        if outputs.jsonl is not None:
+            tables.append((outputs.jsonl, JSONLinesSink(stack.enter_context(_text(outputs.jsonl)))))
+        draw: Callable[[FrameResult, ClipFrame], None] | None = None
+        pairs: Iterator[tuple[FrameResult, ClipFrame | None]] = ((result, None) for result in reading)
+        if outputs.clip is not None:
+            stop = options.get("stop")
+            whole = options.get("end") is None
+            draw = stack.enter_context(
+                _annotated(
+                    reading, outputs.clip, outputs.sound, lambda: whole and not (stop and stop.is_set())
                 )
-            pairs = (
-                ((result, None) for result in reading) if outputs.clip is None else reading.with_pictures()
             )
-            for result, frame in pairs:
-                for place, table in tables:
-                    with blaming("the standard output" if place == STDOUT else place):
-                        table.write(result)
-                timeline.add(result)
-                if draw is not None and frame is not None:
-                    draw((result, frame))
-                if progress is not None:
-                    progress(result, reading.share_read(result))
-            if not timeline.frames:
-                raise VideoError(
-                    f"{reading.info.source} was stopped before its first frame; nothing is written"
-                )
-        if picture is not None:
-            timeline.draw(picture, title=Path(reading.info.source).name)
-    return VideoSummary(reading.info.source, timeline, reading.notes, reading.damaged)
+            pairs = iter(reading.with_pictures())
+        for result, frame in pairs:
+            for place, table in tables:
+                with output_errors("the standard output" if place == STDOUT else place):
+                    table.write(result)
+            timeline.add(result)
+            if draw is not None and frame is not None:
+                draw(result, frame)
+            if progress is not None:
+                progress(result, reading.share_read(result))
+        if not timeline.frames:
+            raise VideoError(f"{source} was stopped before its first frame; nothing is written")
+    return VideoSummary(source, timeline, reading.notes, reading.damaged)
 
 
 def _check(source: str | os.PathLike[str], outputs: VideoOutputs) -> None:
-    """Refuse outputs that would be lost or do harm, before anything is read."""
+    """Refuse conflicting outputs before anything is read."""
     taken = {os.fspath(source): "the clip itself"}
     for path in outputs.files():
         for place, what in taken.items():
-            if _same(place, path):
+            if _is_same_file(place, path):
                 raise OutputError(f"{path} would overwrite {what}; choose another name")
         taken[os.fspath(path)] = f"another output, {path}"
     if outputs.csv == STDOUT and outputs.jsonl == STDOUT:
@@ -166,24 +160,27 @@ def _check(source: str | os.PathLike[str], outputs: VideoOutputs) -> None:
         raise VideoError(f"a timeline is written as {', '.join(PLOTS)}. Received: {outputs.plot}")
 
 
-def _same(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
-    """Tell whether two names mean one file; where the file system ignores case, A.MOV and a.mov do."""
+def _is_same_file(one: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+    """Return whether two paths name one file, also by links or on a file system that ignores case."""
     if os.path.realpath(one) == os.path.realpath(other):
         return True
     try:
         return os.path.samefile(one, other)  # noqa: PTH121
-    except OSError:  # One of them is not there yet.
+    except OSError:  # one of them does not exist
         return False
 
 
-def _reserved(path: Path | None) -> contextlib.AbstractContextManager[Path | None]:
-    """Return what yields a file that appears when it is complete, so that a bad place is noticed first."""
-    return contextlib.nullcontext() if path is None else replacing(path)
+@contextlib.contextmanager
+def _plotted(timeline: Timeline, path: Path, title: str) -> Iterator[None]:
+    """Reserve the file at once, so that a bad path is an error before the clip is read; plot at the end."""
+    with replacing(path) as temporary:
+        yield
+        timeline.draw(temporary, title=title)
 
 
 @contextlib.contextmanager
 def _text(path: Path) -> Iterator[TextIO]:
-    """Yield a stream into a file that appears when it is complete."""
+    """Yield a text stream into a file that appears when it is complete, or the standard output."""
     if path == STDOUT:
         yield sys.stdout
         return
@@ -194,8 +191,8 @@ def _text(path: Path) -> Iterator[TextIO]:
 @contextlib.contextmanager
 def _annotated(
     reading: VideoReading, path: Path, sound: bool, to_the_end: Callable[[], bool]
-) -> Iterator[Callable[[tuple[FrameResult, ClipFrame]], None]]:
-    """Yield what draws a frame and adds it to the clip, in a thread of its own."""
+) -> Iterator[Callable[[FrameResult, ClipFrame], None]]:
+    """Yield a function that draws a frame and adds it to the annotated clip, in a thread of its own."""
     info = reading.info
     with (
         replacing(path) as temporary,
@@ -212,7 +209,7 @@ def _annotated(
             result, frame = item
             writer.write(draw_frame(frame.rgb, result), frame.time, frame.duration)
 
-        with Sink(consume, limit=AHEAD) as sink:
-            yield lambda item: sink.put(item, weight(item[1]))
+        with BackgroundWriter(consume, limit=AHEAD) as background:
+            yield lambda result, frame: background.put((result, frame), weight(frame))
         if to_the_end():
             writer.finish_sound()

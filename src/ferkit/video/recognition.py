@@ -1,10 +1,11 @@
-"""From a clip to expressions: frame after frame, each face with its person, smoothed over time."""
+"""Recognition in clips: faces of each frame, with tracks and smoothed expressions."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from types import TracebackType
@@ -28,7 +29,7 @@ from ferkit.recognize.results import (
     face_columns,
     to_pandas,
 )
-from ferkit.video.channel import in_background
+from ferkit.video.channel import read_ahead
 from ferkit.video.clip import Clip, ClipFrame, ClipInfo, Seconds
 from ferkit.video.smoothing import Smoother, Smoothing
 from ferkit.video.tracking import FaceTracker, Tracked
@@ -39,17 +40,17 @@ if TYPE_CHECKING:
     from ferkit.recognize.recognizer import Recognizer
 
 DETECT_EVERY = 5
-"""Frames of the clip, also those not read, between searches for faces, unless the caller says otherwise."""
+"""Default number of frames of the clip from one detection to the next, including frames that are not read."""
 
 AHEAD = 24 << 20
-"""Bytes of pictures that wait in each queue: it bounds the memory, whatever the length of the clip."""
+"""Bytes of pictures in each queue, and in a batch: memory does not grow with the length of the clip."""
 
 _PENDING_FRAMES = 32
-_LIGHTEST = AHEAD // 24  # what a small picture counts: there are never more than 24 in a queue either
+_MIN_WEIGHT = AHEAD // 24  # of a picture: a queue holds at most 24
 
 
 class VideoOptions(TypedDict, total=False):
-    """What :func:`recognize_video` can be told."""
+    """Options of :func:`recognize_video`."""
 
     start: Seconds
     end: Seconds | None
@@ -68,11 +69,11 @@ class TrackedFace:
     """A face in a frame.
 
     Attributes:
-        track: Number of the person, from 1: the same in every frame, also after a short gap. None for a face
-            that the detector is too unsure of to follow it.
-        face: Where it is and what it shows, smoothed over time.
-        raw: What it shows in this frame alone.
-        detected: False if the face was moved here by optical flow since the last detection.
+        track: Number of the track, from 1: the same in each frame, also after a short gap. None if the score
+            is too low to open a track.
+        face: The face, with its expression smoothed over time.
+        raw: The expression in this frame alone.
+        detected: False if optical flow moved the face here since the last detection.
     """
 
     track: int | None
@@ -102,19 +103,17 @@ class TrackedFace:
 
 @dataclass(frozen=True, slots=True)
 class FrameResult:
-    """What was found in a frame.
+    """The faces of a frame.
 
     Attributes:
-        index: Number of the frame in the clip, or in the range of it that was asked for, from 0. A stride
-            leaves gaps in it.
-        time: When the frame is shown, in seconds from the beginning of the clip.
+        index: Number of the frame, counted from 0 at the start of the range; a stride leaves gaps.
+        time: Time of the frame in seconds from the beginning of the clip.
         duration: Seconds until the next result, or until the end.
         width: In pixels, upright.
         height: In pixels, upright.
         taxonomy: Id of the label set.
-        faces: The faces, the surest first; empty if there is none.
-        labels: The labels of the taxonomy, in order, also where there is no face; empty in what was put
-            together without them.
+        faces: The faces by descending score; empty if there is none.
+        labels: The labels of the taxonomy in order; may be empty in results that were made by hand.
     """
 
     index: int
@@ -180,50 +179,46 @@ class _Waiting:
 
 
 class VideoReading(Iterator[FrameResult]):
-    """The results of a clip, frame after frame; made by :func:`recognize_video`.
+    """The results of a clip, frame by frame; returned by :func:`recognize_video`.
 
-    It reads ahead in a thread of its own, which ends with the iteration, with :meth:`close`, or at the end
-    of a ``with`` block.
+    A thread reads ahead; it ends with the iteration, with :meth:`close`, or at the end of a ``with`` block.
     """
 
     def __init__(
         self,
         clip: Clip,
-        results: Iterator[tuple[FrameResult, ClipFrame]],
-        remarks: Sequence[str] = (),
+        results: Generator[tuple[FrameResult, ClipFrame], None, None],
+        detector: _TolerantDetector,
         *,
-        keeps_pictures: bool = False,
+        keeps_pictures: bool,
     ) -> None:
         self._clip = clip
         self._results = results
-        self._remarks = remarks
+        self._detector = detector
         self._keeps_pictures = keeps_pictures
 
     @property
     def info(self) -> ClipInfo:
-        """What the clip says about itself."""
+        """What the file declares."""
         return self._clip.info
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is unusual about the clip, as far as it has been read: damage, missing times, changes.
-
-        Also how many faces of a detector could not be cut out, and were left out, and how often it failed.
-        """
-        return (*self._clip.notes, *self._remarks)
+        """Defects of the part that was read: damage, missing times, changes of size, failed detections."""
+        return (*self._clip.notes, *self._detector.notes)
 
     @property
     def damaged(self) -> bool:
-        """Whether a part of the clip could not be read, as far as it has been."""
+        """Whether a part of the clip could not be read so far."""
         return self._clip.damaged
 
     @property
     def start(self) -> Fraction:
-        """Where the range starts, in seconds."""
+        """Start of the range in seconds."""
         return self._clip.start
 
     def share_read(self, frame: FrameResult) -> float | None:
-        """Return how much of the range is read after a frame, 0..1; None if its end is not known."""
+        """Return the share of the range up to the end of ``frame``, 0..1; None if its end is unknown."""
         start, end = self._clip.start, self._clip.end
         if end is None or end <= start:
             return None
@@ -237,19 +232,15 @@ class VideoReading(Iterator[FrameResult]):
         """Yield each result with its frame.
 
         Raises:
-            VideoError: If ``recognize_video`` was not told to keep the pictures.
+            VideoError: If the clip was not opened with ``keep_pictures``.
         """
         if not self._keeps_pictures:
-            raise VideoError(
-                "the pictures of this clip are let go as they are read; open it with keep_pictures=True"
-            )
+            raise VideoError("the pictures of this clip were not kept; open it with keep_pictures=True")
         return self._results
 
     def close(self) -> None:
-        """Read no further."""
-        close = getattr(self._results, "close", None)
-        if close is not None:
-            close()
+        """Stop reading."""
+        self._results.close()
 
     def __enter__(self) -> Self:
         """Return the reading."""
@@ -258,7 +249,7 @@ class VideoReading(Iterator[FrameResult]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Read no further."""
+        """Stop reading."""
         self.close()
 
 
@@ -277,27 +268,25 @@ def recognize_video(
     stop: threading.Event | None = None,
     keep_pictures: bool = False,
 ) -> VideoReading:
-    """Read the expressions of all faces of a clip, with an identity for each person.
+    """Recognize the expressions of all faces of a clip, and track the faces.
 
-    Frames are read ahead in a thread; faces of many frames go through the network at once; memory does not
-    grow with the length of the clip. A clip that is cut off or damaged gives what can be read of it, and
-    :attr:`VideoReading.notes` says so.
+    Faces of many frames go through the network together, and memory does not grow with the length of the
+    clip. A clip that is cut off or damaged is read as far as possible; see :attr:`VideoReading.notes`.
 
     Args:
-        recognizer: Finds and reads the faces.
+        recognizer: Detector and model.
         path: The clip: any file that FFmpeg reads.
-        start: Leave out the frames before this time: seconds, or text like ``1:30``.
-        end: Leave out the frames from this time on.
+        start: Skip the frames before this time: seconds, or text like ``1:30``.
+        end: Skip the frames from this time on.
         every: Read each n-th frame.
-        fps: Read at most so many frames a second; their times stay those of the clip.
-        detect_every: Search for faces in each n-th of the frames that are read; in between, they move with
-            the picture. By default about as often as five frames of the clip pass, whether they are read or
-            not: in each fifth if all are read, in all that are read if these are each fifth or fewer.
-        max_gap: Seconds that a face may be out of sight and keep its number.
-        smoothing: How to smooth over time; None: not at all.
-        max_pixels: Clips with larger frames are refused; the recognizer's own limit is for photos.
+        fps: Read at most this many frames per second; times remain those of the clip.
+        detect_every: Detect faces in each n-th frame that is read; optical flow moves them in between. By
+            default about every five frames of the clip, read or not.
+        max_gap: Seconds that a face may be missing and keep its track.
+        smoothing: How to smooth expressions over time; None: not at all.
+        max_pixels: Clips with larger frames are refused; the limit of the recognizer is for photos.
         stop: When it is set, the clip ends at the next frame.
-        keep_pictures: Whether :meth:`VideoReading.with_pictures` is to give the frames.
+        keep_pictures: Whether :meth:`VideoReading.with_pictures` can return the frames.
 
     Returns:
         An iterator over the frames, the last one included.
@@ -305,50 +294,53 @@ def recognize_video(
     Raises:
         VideoError: If the clip cannot be read, has no video stream, or an argument is out of range; while
             iterating, if none of its frames can be decoded.
-        DetectorError: While iterating, if the detector fails at the first search. A later one that fails is
-            told in :attr:`VideoReading.notes`, and finds no face.
-        ImageError: While iterating, if a frame is too long to be a face crop, or the model aligns faces by
-            the eyes and the detector gives no landmarks.
+        DetectorError: While iterating, if the first detection fails. Later failures find no face and are
+            counted in :attr:`VideoReading.notes`.
+        ImageError: While iterating, if a frame cannot be a face crop because of its shape, or the model
+            aligns faces by the eyes and the detector has no landmarks.
         MissingDependencyError: If the extra ``video`` is not installed.
     """
     clip = Clip(path, start=start, end=end, every=every, fps=fps, max_pixels=max_pixels, stop=stop)
     if isinstance(recognizer.detector, WholePicture):
-        detect_every = 1  # a frame that is a face as a whole does not move in itself
+        detect_every = 1
     coded = clip.info.rate or 30.0
     rate = coded / every if fps is None else min(coded, float(fps))
     if detect_every is None:
-        # By the clip's time: who comes between two searches is seen as early where few frames are read.
+        # By the time of the clip, so that a stride does not delay the detection of new faces.
         detect_every = max(1, round(DETECT_EVERY * rate / coded))
-    detector = _CuttableFaces(recognizer.detector, recognizer.info.crop)
+    detector = _TolerantDetector(recognizer.detector, recognizer.info.crop)
     tracker = FaceTracker(detector, every=detect_every, max_gap=max_gap, rate=rate)
     work = _Work(recognizer, tracker, None if smoothing is None else Smoother(smoothing), keep_pictures)
-    return VideoReading(clip, work.results(clip), detector.remarks, keeps_pictures=keep_pictures)
+    return VideoReading(clip, work.results(clip), detector, keeps_pictures=keep_pictures)
 
 
 def weight(frame: ClipFrame) -> int:
-    """Return how much of :data:`AHEAD` a frame takes."""
-    return max(frame.rgb.nbytes, _LIGHTEST)
+    """Return the share of :data:`AHEAD` that a frame takes."""
+    return max(frame.rgb.nbytes, _MIN_WEIGHT)
 
 
-class _CuttableFaces:
-    """A detector that leaves out what cannot be cut out, such as an empty box, and searches that fail.
+class _TolerantDetector:
+    """A detector whose failures cost faces, not the rest of the clip.
 
-    Of photos that costs the photo; a clip is more than the one frame. A detector that fails from the first
-    search on is an error.
+    Boxes that cannot be cropped are dropped, and a detection that fails finds no face. If the first
+    detection fails, that is an error.
     """
 
     def __init__(self, detector: Detector, geometry: CropGeometry) -> None:
         self._detector = detector
         self._geometry = geometry
         self._worked = False
-        self._left_out = self._failed = 0
-        self._why_left_out = self._why_failed = ""
-        self.remarks: list[str] = []
-        """How many were left out, and why the first was; nothing if none was."""
+        self._counts: Counter[str] = Counter()
+        self._reasons: dict[str, str] = {}
 
     @property
     def name(self) -> str:
         return self._detector.name
+
+    @property
+    def notes(self) -> list[str]:
+        """How many faces were dropped and how many detections failed, with the first reason of each."""
+        return [f"{what}: {count} (first: {self._reasons[what]})" for what, count in self._counts.items()]
 
     def detect(self, image: NDArray[np.uint8]) -> tuple[Detection, ...]:
         try:
@@ -356,37 +348,27 @@ class _CuttableFaces:
         except DetectorError as error:
             if not self._worked:
                 raise
-            self._failed += 1
-            self._why_failed = self._why_failed or str(error)
-            self._tell()
+            self._count("failed detections, taken as no face", error)
             return ()
         self._worked = True
         if isinstance(self._detector, WholePicture):
             return found
-        return tuple(face for face in found if self._can_be_cut(face))
+        return tuple(face for face in found if self._can_be_cropped(face))
 
-    def _can_be_cut(self, face: Detection) -> bool:
+    def _can_be_cropped(self, face: Detection) -> bool:
         if self._geometry.align == "eyes" and face.landmarks is None:
-            return True  # no fault of this face: the detector does not go with the model, and cutting says so
+            return True  # the detector does not fit the model; cropping raises the error
         try:
             marks = None if face.landmarks is None else [face.landmarks]
             crop_corners([face.box], marks, geometry=self._geometry)
         except ImageError as error:
-            self._left_out += 1
-            self._why_left_out = self._why_left_out or str(error)
-            self._tell()
+            self._count("dropped faces that cannot be cropped", error)
             return False
         return True
 
-    def _tell(self) -> None:
-        remarks = []
-        if self._left_out:
-            some = "1 face was" if self._left_out == 1 else f"{self._left_out} faces were"
-            remarks.append(f"{some} left out, as the detector found no place to cut: {self._why_left_out}")
-        if self._failed:
-            times = "once" if self._failed == 1 else f"{self._failed} times"
-            remarks.append(f"the detector failed {times}, and no face was found there: {self._why_failed}")
-        self.remarks[:] = remarks
+    def _count(self, what: str, error: Exception) -> None:
+        self._counts[what] += 1
+        self._reasons.setdefault(what, str(error))
 
 
 class _Work:
@@ -400,8 +382,8 @@ class _Work:
         self._smoother = smoother
         self._keep_pictures = keep_pictures
 
-    def results(self, clip: Clip) -> Iterator[tuple[FrameResult, ClipFrame]]:
-        frames = in_background(clip.frames(), limit=AHEAD, weigh=weight, cancel=clip.close)
+    def results(self, clip: Clip) -> Generator[tuple[FrameResult, ClipFrame], None, None]:
+        frames = read_ahead(clip.frames(), limit=AHEAD, weigh=weight, cancel=clip.close)
         try:
             for batch in in_batches(self._prepared(clip, frames), self._is_full, "frames"):
                 yield from self._read(batch)

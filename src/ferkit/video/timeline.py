@@ -1,4 +1,4 @@
-"""A clip summed up: who was seen when, with which expressions, as figures and as a picture."""
+"""The timeline of a clip: for each track the expressions over time, as numbers and as a plot."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from ferkit.core.taxonomy import Taxonomy
 from ferkit.recognize.results import UNCERTAIN, ByLabel
 from ferkit.video.recognition import FrameResult
 
-_FINEST = 1 / 16  # seconds of a step of the picture, at first
-_MOST_STEPS = 1024
-_MOST_ROWS = 12
+_FIRST_STEP = 1 / 16  # seconds of a step of the plot; doubled when there are too many steps
+_MAX_STEPS = 1024
+_MAX_ROWS = 12
 _DPI = 120
 
 
 @dataclass(frozen=True, slots=True)
-class Person:
-    """What a person showed in a clip.
+class TrackSummary:
+    """The expressions of one track.
 
     Attributes:
-        track: Number of the person.
-        first: When the person was first seen, in seconds.
-        last: When the person was last seen.
-        seconds: How long the face was in sight.
-        frames: In how many frames.
-        label: The label that was shown longest.
-        confidence: Mean of the largest probability, over time.
+        track: Number of the track.
+        first: Time of its first frame in seconds.
+        last: End of its last frame.
+        seconds: Total duration of its frames.
+        frames: Number of its frames.
+        label: The label with the longest duration.
+        confidence: Mean of the largest probability, weighted by duration.
         by_label: Seconds of each label, ``uncertain`` last; they add up to ``seconds``.
-        probabilities: Mean probability of every label, over time.
+        probabilities: Mean probability of each label, weighted by duration.
     """
 
     track: int
@@ -78,9 +78,9 @@ class _Sums:
 
 
 class Timeline:
-    """Adds up frames as they come. Its memory goes by the number of people, not by the length of the clip.
+    """Sums up frames as they come. Memory grows with the number of tracks, not with the length of the clip.
 
-    Every frame counts for as long as it is shown, so that a stride and a variable frame rate change nothing.
+    Frames are weighted by their duration, so a stride or a variable frame rate does not bias the result.
 
     Args:
         taxonomy: The label set of the frames.
@@ -89,15 +89,15 @@ class Timeline:
     def __init__(self, taxonomy: Taxonomy) -> None:
         self._taxonomy = taxonomy
         self._labels = (*taxonomy.labels, UNCERTAIN)
-        self._people: dict[int, _Sums] = {}
-        self._step = _FINEST
+        self._sums: dict[int, _Sums] = {}
+        self._step = _FIRST_STEP
         self._origin: float | None = None
         self.frames = 0
-        """Frames so far."""
+        """Number of frames so far."""
         self.seconds = 0.0
-        """Their duration."""
+        """Their total duration."""
         self.faces = 0
-        """Faces in them, also those that were not followed."""
+        """Number of faces in them, including those without a track."""
 
     def add(self, frame: FrameResult) -> None:
         """Add the next frame."""
@@ -106,17 +106,14 @@ class Timeline:
         self.faces += len(frame.faces)
         if self._origin is None:
             self._origin = frame.time
-        while (frame.time - self._origin) / self._step >= _MOST_STEPS:
-            self._coarsen()
+        while (frame.time - self._origin) / self._step >= _MAX_STEPS:
+            self._double_step()
         step = int(max(0.0, frame.time - self._origin) / self._step)
         for tracked in frame.faces:
             if tracked.track is None:
                 continue
-            sums = self._people.get(tracked.track)
-            if sums is None:
-                zeros = np.zeros(len(self._taxonomy.labels))
-                sums = _Sums(frame.time, np.zeros(len(self._labels)), zeros)
-                self._people[tracked.track] = sums
+            zeros = np.zeros(len(self._labels))
+            sums = self._sums.setdefault(tracked.track, _Sums(frame.time, zeros, zeros[1:].copy()))
             values = np.fromiter(tracked.face.probabilities.values(), np.float64)
             sums.last = frame.time + frame.duration
             sums.seconds += frame.duration
@@ -124,14 +121,13 @@ class Timeline:
             sums.confidence += tracked.confidence * frame.duration
             sums.labels[self._labels.index(tracked.label)] += frame.duration
             sums.probabilities += values * frame.duration
-            if step not in sums.steps:
-                sums.steps[step] = np.zeros(len(values) + 1)
-            sums.steps[step] += np.append(values, 1) * max(frame.duration, 1e-9)
+            weighted = np.append(values, 1) * max(frame.duration, 1e-9)
+            sums.steps[step] = sums.steps.get(step, 0) + weighted
 
-    def people(self) -> tuple[Person, ...]:
-        """Return what each person showed, those seen longest first."""
-        found = [self._person(track, sums) for track, sums in self._people.items()]
-        return tuple(sorted(found, key=lambda person: (-person.seconds, person.track)))
+    def tracks(self) -> tuple[TrackSummary, ...]:
+        """Return a summary of each track, the longest first."""
+        found = [self._summary(track, sums) for track, sums in self._sums.items()]
+        return tuple(sorted(found, key=lambda summary: (-summary.seconds, summary.track)))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types for JSON."""
@@ -139,17 +135,15 @@ class Timeline:
             "frames": self.frames,
             "seconds": self.seconds,
             "taxonomy": self._taxonomy.id,
-            "people": [person.to_dict() for person in self.people()],
+            "tracks": [summary.to_dict() for summary in self.tracks()],
         }
 
     def plot(self, path: str | os.PathLike[str], *, title: str = "") -> None:
-        """Draw the probabilities of each person over time, one row per person, in one step.
-
-        The twelve people who were seen longest have a row.
+        """Plot the probabilities of the twelve longest tracks over time, and write the file atomically.
 
         Args:
-            path: The picture; the format goes by its suffix: png, svg, pdf.
-            title: What stands above.
+            path: The picture; its suffix sets the format: png, svg, pdf.
+            title: The heading.
 
         Raises:
             OutputError: If the file cannot be written.
@@ -159,7 +153,7 @@ class Timeline:
             self.draw(temporary, title=title)
 
     def draw(self, path: Path, *, title: str = "") -> None:
-        """Draw what :meth:`plot` does right into a file.
+        """Plot like :meth:`plot`, directly into a file.
 
         Raises:
             OSError: If the file cannot be written.
@@ -167,19 +161,18 @@ class Timeline:
         """
         self._figure(title).savefig(path, dpi=_DPI)
 
-    def _coarsen(self) -> None:
-        """Make steps twice as long."""
+    def _double_step(self) -> None:
         self._step *= 2
-        for sums in self._people.values():
-            halved: dict[int, NDArray[np.float64]] = {}
+        for sums in self._sums.values():
+            doubled: dict[int, NDArray[np.float64]] = {}
             for step, values in sums.steps.items():
-                halved[step // 2] = halved[step // 2] + values if step // 2 in halved else values
-            sums.steps = halved
+                doubled[step // 2] = doubled.get(step // 2, 0) + values
+            sums.steps = doubled
 
-    def _person(self, track: int, sums: _Sums) -> Person:
-        # A clip of a single frame may have no duration at all.
+    def _summary(self, track: int, sums: _Sums) -> TrackSummary:
+        # The duration of a clip of a single frame may be 0.
         whole = sums.seconds or 1.0
-        return Person(
+        return TrackSummary(
             track=track,
             first=sums.first,
             last=sums.last,
@@ -198,28 +191,28 @@ class Timeline:
         from matplotlib.figure import Figure
         from matplotlib.patches import Patch
 
-        people = self.people()
-        rows = people[:_MOST_ROWS]
+        tracks = self.tracks()
+        rows = tracks[:_MAX_ROWS]
         figure = Figure(figsize=(10, 1.6 + 1.1 * max(1, len(rows))), layout="constrained")
         axes = figure.subplots(max(1, len(rows)), 1, sharex=True, squeeze=False)[:, 0]
         colours = [colour.hex for colour in palette(self._taxonomy.labels).values()]
         origin = self._origin or 0.0
         end = origin
-        for axis, person in zip(axes, rows, strict=False):
-            end = max(end, person.last)
-            for times, shares in self._runs(self._people[person.track]):
+        for axis, summary in zip(axes, rows, strict=False):
+            end = max(end, summary.last)
+            for times, shares in self._runs(self._sums[summary.track]):
                 axis.stackplot(times, shares.T, colors=colours, linewidth=0)
             axis.set_ylim(0, 1)
             axis.set_yticks([0, 1], ["0", "1"])
-            axis.set_ylabel(f"person {person.track}", rotation=0, ha="right", va="center")
+            axis.set_ylabel(f"track {summary.track}", rotation=0, ha="right", va="center")
         if not rows:
             axes[0].text(0.5, 0.5, "no face", transform=axes[0].transAxes, ha="center", va="center")
             axes[0].set_yticks([])
         axes[-1].set_xlim(origin, max(end, origin + self.seconds, origin + self._step))
         axes[-1].set_xlabel("seconds")
-        left_out = len(people) - len(rows)
-        heading = title + (f" ({left_out} more people, seen for a shorter time)" if left_out else "")
-        # A file's name may hold dollars, and what no encoding has.
+        left_out = len(tracks) - len(rows)
+        heading = title + (f" ({left_out} shorter tracks left out)" if left_out else "")
+        # File names may contain dollars (mathematics to Matplotlib) and surrogates.
         figure.suptitle(heading.encode(errors="backslashreplace").decode(), parse_math=False)
         figure.legend(
             handles=[
@@ -232,7 +225,7 @@ class Timeline:
         return figure
 
     def _runs(self, sums: _Sums) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
-        """Return times and probabilities of each stretch in which the person was in sight."""
+        """Return times and probabilities of each stretch without a gap."""
         steps = np.array(sorted(sums.steps))
         stretches = np.split(steps, np.flatnonzero(np.diff(steps) > self._gap(sums)) + 1)
         runs = []
@@ -244,5 +237,5 @@ class Timeline:
         return runs
 
     def _gap(self, sums: _Sums) -> int:
-        """Return how many steps two frames in a row may lie apart: with few frames a second, several."""
+        """Return how many steps apart two successive frames may be: several at a low frame rate."""
         return 1 + int(np.ceil(2 * sums.seconds / sums.frames / self._step))

@@ -1,10 +1,12 @@
-"""Faces from frame to frame: detection now and then, motion in between, and who is who."""
+"""Face tracking: detection in some frames, optical flow in between, and ByteTrack for the identities."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,19 +15,19 @@ from ferkit.core.errors import VideoError
 from ferkit.core.extras import require
 from ferkit.detect import Detection, Detector
 
-_LONGEST = 640  # pixels of the picture in which motion is measured, at most
+_MAX_SIDE = 640  # pixels of the picture in which motion is measured
 _GRID = 5  # points across a face, and as many down
-_INSIDE = (0.15, 0.85)  # part of the box they stand in: its corners show background
+_INSIDE = (0.15, 0.85)  # the part of the box with points: its corners show background
 _WINDOW = (15, 15)
 _LEVELS = 3
-_ASTRAY = 1.0  # pixels between a point and where it comes back to
-_FEWEST = 0.4  # of the points that must come back
-_GROWTH = 1.25  # of a face, from one frame to the next, at most
-_SURE = 0.5  # score from which a face opens a track; see Zhang et al. 2022, https://arxiv.org/abs/2110.06864
+_MAX_ERROR = 1.0  # pixels between a point and where it returns to
+_MIN_SHARE = 0.4  # of the points that must return
+_MAX_GROWTH = 1.25  # of a face from one frame to the next
+_ACTIVATION = 0.5  # score from which a face opens a track (Zhang et al. 2022)
 _THUMB = (32, 18)
 _CUT = 0.3  # correlation of two thumbnails below which they show different scenes
-_FLAT = 2.0  # standard deviation below which a thumbnail shows nothing to compare
-_TICK = 1e-3  # seconds; the tracker's clock always moves on
+_FLAT = 2.0  # standard deviation below which a thumbnail cannot be compared
+_TICK = 1e-3  # seconds by which the tracker's clock moves on at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +35,9 @@ class Tracked:
     """A face in a frame.
 
     Attributes:
-        track: Number of the person, from 1; None for a face too unsure to be followed.
-        detection: Where the face is; the score is that of its last detection.
-        detected: False if it was not searched for in this frame but moved here along with the picture.
+        track: Number of the track, from 1; None if the score is too low to open a track.
+        detection: The box and landmarks; the score is that of the last detection.
+        detected: False if optical flow moved the face here from an earlier frame.
     """
 
     track: int | None
@@ -44,19 +46,18 @@ class Tracked:
 
 
 class FaceTracker:
-    """Follows faces through the frames of one clip: detection, optical flow, and ByteTrack.
+    """Tracks faces through the frames of one clip: detection, optical flow, and ByteTrack.
 
-    ByteTrack (Zhang et al. 2022, https://arxiv.org/abs/2110.06864) gets the faces of every frame, found or
-    moved, and says who is who.
+    ByteTrack (Zhang et al. 2022, https://arxiv.org/abs/2110.06864) associates the faces of each frame,
+    detected or moved, with tracks.
 
     Args:
-        detector: Finds the faces.
-        every: Search for faces in each n-th frame, and move them by optical flow in the frames between. It is
-            searched earlier where the motion of a face cannot be told, and where the scene changes. Who comes
-            into the picture is seen at the next search.
-        max_gap: Seconds that a face may be out of sight and still be the same person. One that was seen in
-            the frame before always is, however short the gap and however few frames there are.
-        rate: About how many frames a second there will be.
+        detector: The face detector.
+        every: Detect faces in each n-th frame, and move them by optical flow in the frames between. Detection
+            runs earlier if optical flow loses a face, and at a cut.
+        max_gap: Seconds that a face may be missing and keep its track. A face that was in the previous frame
+            always keeps its track, however far apart the frames are.
+        rate: Approximate frames per second.
 
     Raises:
         VideoError: If an argument is out of range.
@@ -67,26 +68,26 @@ class FaceTracker:
         self, detector: Detector, *, every: int = 1, max_gap: float = 1.0, rate: float = 30.0
     ) -> None:
         if every < 1:
-            raise VideoError(f"faces are searched for in each n-th frame, n from 1 on. Received: {every}")
+            raise VideoError(f"detect_every is a number of frames from 1 on. Received: {every}")
         if not 0 <= max_gap < 3600:
-            raise VideoError(f"a gap lasts 0 seconds or more, below an hour. Received: {max_gap}")
+            raise VideoError(f"max_gap is 0 seconds or more, below an hour. Received: {max_gap}")
         self._detector = detector
         self._every = every
         rate = min(max(rate, 1.0), 1000.0)
-        # A frame that comes later than the gap allows must not end a track that was seen in the one before.
-        self._longest = max(max_gap, 1 / rate)
+        self._max_step = max(max_gap, 1 / rate)
         self._boxes: Any = require("supervision", "video").Detections
         self._byte: Any = require("trackers", "video").ByteTrackTracker(
-            # Counted in frames of 1/30 s, whatever the clip's rate, also in parts of them. Longer than any
-            # step of the clock: rounding then decides nothing.
-            lost_track_buffer=30 * (self._longest + _TICK / 2),
+            # In frames of 1/30 s, whatever the rate. Half a tick more, so that rounding does not decide
+            # about a gap of exactly this length.
+            lost_track_buffer=30 * (self._max_step + _TICK / 2),
             frame_rate=rate,
-            track_activation_threshold=_SURE,
-            high_conf_det_threshold=_SURE,
+            track_activation_threshold=_ACTIVATION,
+            high_conf_det_threshold=_ACTIVATION,
             minimum_consecutive_frames=1,
         )
-        self._numbers: list[tuple[Any, int]] = []
-        self._count = 0
+        # ByteTrack numbers a track at its second frame; these numbers begin at its first.
+        self._numbers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+        self._next_number = itertools.count(1)
         self._clock = self._time = 0.0
         self._since = 0
         self._size: tuple[int, int] | None = None
@@ -96,11 +97,11 @@ class FaceTracker:
 
     @property
     def tracks(self) -> tuple[int, ...]:
-        """The tracks that a face may still be given to."""
-        return tuple(number for _, number in self._numbers)
+        """Numbers of the tracks that have not ended."""
+        return tuple(self._numbers[track] for track in self._byte.tracks if track in self._numbers)
 
     def update(self, rgb: NDArray[np.uint8], gray: NDArray[np.uint8], time: float) -> tuple[Tracked, ...]:
-        """Take the next frame and return its faces.
+        """Return the faces of the next frame.
 
         Args:
             rgb: uint8 ``[H, W, 3]``.
@@ -110,23 +111,21 @@ class FaceTracker:
         Raises:
             DetectorError: If the detector fails.
         """
-        # One scale for all frames: a clip whose size changes midway keeps its tracks.
+        # All frames are scaled to one size, so that tracks survive a change of size.
         small, scale = self._shrunk(gray)
         cut = self._is_cut(small)
         if cut:
             self._byte.reset()
-            self._numbers = []
         moved = None
         if self._small is not None and not cut and self._since + 1 < self._every:
             moved = move(self._small, small, [face.detection for face in self._last])
-        if moved is None or any(face is None for face in moved):
+        detected = moved is None or None in moved
+        if detected:
             self._since = 0
             faces = tuple(_scaled(face, 1 / scale) for face in self._detector.detect(rgb))
-            detected = True
         else:
             self._since += 1
-            faces = tuple(face for face in moved if face is not None)
-            detected = False
+            faces = tuple(face for face in moved or () if face is not None)
         numbers = self._assign(faces, time)
         self._small = small
         self._last = tuple(
@@ -135,13 +134,13 @@ class FaceTracker:
         return tuple(Tracked(t.track, _scaled(t.detection, scale), t.detected) for t in self._last)
 
     def _shrunk(self, gray: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
-        """Return the frame at the tracker's size, and what brings x and y back to the frame."""
+        """Return the frame at the tracker's size, and the factors of x and y back to the frame."""
         import cv2
 
         height, width = gray.shape
         if self._size is None:
-            # By a whole number: OpenCV averages over whole pixels ten times as fast as over parts of them.
-            shrink = -(-max(height, width) // _LONGEST)
+            # By a whole number: OpenCV averages whole pixels ten times as fast as fractions of them.
+            shrink = -(-max(height, width) // _MAX_SIDE)
             self._size = max(1, width // shrink), max(1, height // shrink)
         scale = np.array([width / self._size[0], height / self._size[1]])
         if (width, height) == self._size:
@@ -149,7 +148,7 @@ class FaceTracker:
         return np.asarray(cv2.resize(gray, self._size, interpolation=cv2.INTER_AREA), np.uint8), scale
 
     def _is_cut(self, small: NDArray[np.uint8]) -> bool:
-        """Say whether another scene begins; a flash, or fading to black and back, is no other scene."""
+        """Return whether another scene begins; flashes and fades to black and back are no cuts."""
         import cv2
 
         thumb = np.asarray(cv2.resize(small, _THUMB, interpolation=cv2.INTER_AREA), np.float64)
@@ -162,8 +161,8 @@ class FaceTracker:
         return before is not None and float((before * thumb).mean()) < _CUT
 
     def _assign(self, faces: Sequence[Detection], time: float) -> list[int | None]:
-        """Return the track of each face."""
-        self._clock += min(max(time - self._time, _TICK), self._longest)
+        """Return the track number of each face."""
+        self._clock += min(max(time - self._time, _TICK), self._max_step)
         self._time = time
         boxes = np.array([face.box for face in faces], np.float64).reshape(-1, 4)
         given = self._boxes(
@@ -173,34 +172,16 @@ class FaceTracker:
             data={"row": np.arange(len(faces))},
         )
         result = self._byte.update(given, timestamp=self._clock)
-        alive = self._byte.tracks
-        self._numbers = [pair for pair in self._numbers if any(pair[0] is track for track in alive)]
         numbers: list[int | None] = [None] * len(faces)
         for row, identity in zip(result.data.get("row", ()), result.tracker_id, strict=True):
-            # ByteTrack names a track when it is seen for the second time; ours have a number from the first.
-            track = _named(alive, identity) if identity != -1 else _opened(alive, boxes[row])
-            if track is not None:
-                numbers[row] = self._number(track)
+            for track in self._byte.tracks:
+                # A track that begins in this frame has no identity yet; it is found by its box.
+                begins = identity == -1 and np.allclose(track.get_state_bbox(), boxes[row], atol=1e-3)
+                if track.tracker_id == identity and (identity != -1 or begins):
+                    if track not in self._numbers:
+                        self._numbers[track] = next(self._next_number)
+                    numbers[row] = self._numbers[track]
         return numbers
-
-    def _number(self, track: Any) -> int:
-        for known, number in self._numbers:
-            if known is track:
-                return number
-        self._count += 1
-        self._numbers.append((track, self._count))
-        return self._count
-
-
-def _named(tracks: Sequence[Any], identity: int) -> Any:
-    return next((track for track in tracks if track.tracker_id == identity), None)
-
-
-def _opened(tracks: Sequence[Any], box: NDArray[np.float64]) -> Any:
-    """Return the track that begins with this box, if one does."""
-    return next(
-        (t for t in tracks if t.tracker_id == -1 and np.allclose(t.get_state_bbox(), box, atol=1e-3)), None
-    )
 
 
 def _scaled(face: Detection, scale: NDArray[np.float64]) -> Detection:
@@ -217,19 +198,18 @@ def _scaled(face: Detection, scale: NDArray[np.float64]) -> Detection:
 def move(
     before: NDArray[np.uint8], now: NDArray[np.uint8], faces: Sequence[Detection]
 ) -> list[Detection | None]:
-    """Move faces along with the picture, by optical flow.
+    """Move faces from one frame to the next by optical flow.
 
-    Points inside each face are followed from one frame to the next and back again (Kalal et al. 2010,
-    Forward-Backward Error, https://doi.org/10.1109/ICPR.2010.675); the median of those that come back moves
-    and scales the face.
+    Points inside each face are tracked forward and back again (Kalal et al. 2010, Forward-Backward Error,
+    https://doi.org/10.1109/ICPR.2010.675); the medians over the points that return move and scale the face.
 
     Args:
-        before: uint8 ``[H, W]``, the frame in which the faces are known.
-        now: uint8 ``[H, W]``, the frame after it.
+        before: uint8 ``[H, W]``, the frame with known faces.
+        now: uint8 ``[H, W]``, the next frame.
         faces: The faces in ``before``.
 
     Returns:
-        Each face in ``now``, or None where its motion cannot be told.
+        Each face in ``now``, or None where optical flow loses it.
     """
     import cv2
 
@@ -248,16 +228,16 @@ def move(
     there, found = flow(before, now, points)
     back, found_back = flow(now, before, there)
     good = (found & found_back).reshape(-1).astype(bool)
-    good &= np.abs(back - points).reshape(-1, 2).max(axis=1) < _ASTRAY
+    good &= np.abs(back - points).reshape(-1, 2).max(axis=1) < _MAX_ERROR
     target = there.reshape(-1, 2)
     good &= (target >= 0).all(axis=1) & (target < (width, height)).all(axis=1)
     ends = target.reshape(grids.shape).astype(np.float64)
     each = zip(faces, grids, ends, good.reshape(len(faces), -1), strict=True)
-    return [_follow(face, grid, to, kept, (width, height)) for face, grid, to, kept in each]
+    return [_moved(face, grid, to, kept, (width, height)) for face, grid, to, kept in each]
 
 
 def _grid(box: tuple[float, float, float, float], width: int, height: int) -> NDArray[np.float64]:
-    """Return points float64 ``[N, 2]`` inside a face, in the part of it that lies in the picture."""
+    """Return points float64 ``[N, 2]`` inside the visible part of a face."""
     left, right = np.clip((box[0], box[2]), 0, width - 1)
     top, bottom = np.clip((box[1], box[3]), 0, height - 1)
     steps = np.linspace(*_INSIDE, _GRID)
@@ -265,15 +245,15 @@ def _grid(box: tuple[float, float, float, float], width: int, height: int) -> ND
     return np.stack([x.ravel(), y.ravel()], axis=1)
 
 
-def _follow(
+def _moved(
     face: Detection,
     before: NDArray[np.float64],
     now: NDArray[np.float64],
     good: NDArray[np.bool_],
     size: tuple[int, int],
 ) -> Detection | None:
-    """Move one face by the points that stand for it; None if it leaves a picture of ``size`` (x, y)."""
-    if good.mean() < _FEWEST:
+    """Return a face moved with its points; None if too few are good or it leaves a picture of ``size``."""
+    if good.mean() < _MIN_SHARE:
         return None
     before, now = before[good], now[good]
     shift = np.median(now - before, axis=0)
@@ -284,7 +264,7 @@ def _follow(
     growth = np.hypot(*(now[rows] - now[others]).T)[wide] / apart[wide]
     scale = float(np.median(growth)) if len(growth) else 1.0
     extent = max(face.box[2] - face.box[0], face.box[3] - face.box[1])
-    if not 1 / _GROWTH < scale < _GROWTH or np.abs(shift).max() > extent:
+    if not 1 / _MAX_GROWTH < scale < _MAX_GROWTH or np.abs(shift).max() > extent:
         return None
 
     def place(x: float, y: float) -> tuple[float, float]:

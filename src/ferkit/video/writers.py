@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from collections.abc import Iterator
@@ -14,10 +15,10 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.core.errors import OutputError
+from ferkit.core.errors import OutputError, VideoError
 from ferkit.core.extras import require
 from ferkit.recognize.drawing import draw_faces
-from ferkit.video.clip import beginning, open_input
+from ferkit.video.clip import beginning, open_input, pyav_errors
 from ferkit.video.recognition import FrameResult
 
 if TYPE_CHECKING:
@@ -69,20 +70,20 @@ def draw_frame(rgb: NDArray[np.uint8], frame: FrameResult) -> NDArray[np.uint8]:
 
 
 class ClipWriter:
-    """Writes pictures into a clip, each at its own time, with the sound of the clip that they come from.
+    """Writes a clip of pictures with their own times, and the audio of the source clip.
 
-    Used as a context manager. Leaving it, also by an error or an interrupt, completes the file: what was
-    written until then can be played.
+    Used as a context manager. Leaving it, also by an error or an interrupt, completes the file, so that it
+    can be played.
 
     Args:
         path: The new clip; its suffix is one of :data:`CONTAINERS`.
-        source: The clip whose sound it gets; None: it stays silent.
-        start: Time that becomes the beginning of the new clip.
-        time_base: Unit of the times in seconds.
-        name: What errors call it; None: its path.
+        source: The clip with the audio; None: no audio.
+        start: Time of the source at which the new clip begins.
+        time_base: Unit of the timestamps in seconds.
+        name: Name in error messages; by default the path.
 
     Raises:
-        OutputError: If the suffix is none of those.
+        OutputError: If the suffix is not one of these.
         MissingDependencyError: If the extra ``video`` is not installed.
     """
 
@@ -97,7 +98,6 @@ class ClipWriter:
     ) -> None:
         av: Any = require("av", "video")
         self._name = os.fspath(path if name is None else name)
-        self._error = av.FFmpegError
         if Path(path).suffix.lower() not in CONTAINERS:
             raise OutputError(
                 f"a clip is written as {', '.join(CONTAINERS)}. "
@@ -108,18 +108,14 @@ class ClipWriter:
         self._size: tuple[int, int] | None = None
         self._last = -1
         self._durations: dict[int, int] = {}
-        try:
-            # MP4 rounds where a stream begins to this unit; by default that is a millisecond.
-            fine = (
-                {} if Path(path).suffix.lower() == ".mkv" else {"movie_timescale": str(time_base.denominator)}
-            )
-            self._container: OutputContainer = av.open(str(Path(path).absolute()), "w", options=fine)
-        except av.FFmpegError as error:
-            raise OutputError(f"cannot write {self._name}: {error.strerror}") from error
-        encoder = next(name for name in _ENCODERS if name in av.codecs_available)
-        stream: VideoStream = self._container.add_stream(encoder, rate=30, options=_ENCODERS[encoder])
-        self._stream = stream
-        self._sound = None if source is None else _Sound(source, self._container, start)
+        # MP4 rounds the start of a stream to this unit, by default a millisecond.
+        unit = {} if Path(path).suffix.lower() == ".mkv" else {"movie_timescale": str(time_base.denominator)}
+        with self._errors():
+            self._container: OutputContainer = av.open(str(Path(path).absolute()), "w", options=unit)
+            encoder = next(name for name in _ENCODERS if name in av.codecs_available)
+            stream: VideoStream = self._container.add_stream(encoder, rate=30, options=_ENCODERS[encoder])
+            self._stream = stream
+            self._sound = None if source is None else _Sound(source, self._container, start)
 
     def __enter__(self) -> Self:
         """Return the writer."""
@@ -130,57 +126,57 @@ class ClipWriter:
     ) -> None:
         """Complete the file."""
         try:
-            if self._size is not None:
-                self._mux(self._stream.encode(None))
-                if self._sound is not None:
-                    self._sound.close()
-            self._container.close()
-        except self._error as failure:
+            with self._errors():
+                if self._size is not None:
+                    self._mux(self._stream.encode(None))
+                    if self._sound is not None:
+                        self._sound.close()
+                self._container.close()
+        except OutputError:
             if error is None:
-                raise OutputError(f"cannot write {self._name}: {failure.strerror}") from failure
+                raise
+
+    def _errors(self) -> contextlib.AbstractContextManager[None]:
+        return pyav_errors(f"cannot write {self._name}", OutputError)
 
     def write(self, rgb: NDArray[np.uint8], time: Fraction, duration: Fraction) -> None:
-        """Write a picture, and the sound up to its end.
+        """Write a picture, and the audio until its end.
 
         Args:
-            rgb: uint8 ``[H, W, 3]``; one of another size than the first is fitted into it.
-            time: In seconds, in the clock of the source.
+            rgb: uint8 ``[H, W, 3]``; a picture of another size than the first is fitted into it.
+            time: In seconds of the source.
             duration: In seconds.
 
         Raises:
-            OutputError: If the file cannot be made, the disk is full, or the container does not take it.
+            OutputError: If the file cannot be written, or the container does not accept the data.
         """
-        if self._size is None:
-            self._begin(rgb)
         stamp = max(self._last + 1, round((time - self._start) / self._time_base))
         self._last = stamp
         self._durations[stamp] = max(1, round(duration / self._time_base))
-        frame = self._frame(rgb)
-        frame.pts, frame.time_base = stamp, self._time_base
-        try:
+        with self._errors():
+            if self._size is None:
+                self._begin(rgb)
+            frame = self._frame(rgb)
+            frame.pts, frame.time_base = stamp, self._time_base
             self._mux(self._stream.encode(frame))
             if self._sound is not None:
                 self._sound.write_until(time + duration)
-        except self._error as error:
-            raise OutputError(f"cannot write {self._name}: {error.strerror}") from error
 
     def finish_sound(self) -> None:
-        """Write what is left of the sound after the last picture.
+        """Write the rest of the audio after the last picture.
 
         Raises:
-            OutputError: As :meth:`write`.
+            OutputError: See :meth:`write`.
         """
-        try:
+        with self._errors():
             if self._sound is not None:
                 self._sound.write_until(None)
-        except self._error as error:
-            raise OutputError(f"cannot write {self._name}: {error.strerror}") from error
 
     def _begin(self, rgb: NDArray[np.uint8]) -> None:
         height, width = rgb.shape[:2]
         self._size = width, height
         context = self._stream.codec_context
-        # Colours are stored at half the resolution, which takes even sides.
+        # Colours have half the resolution, so both sides must be even.
         self._stream.width, self._stream.height = width + width % 2, height + height % 2
         self._stream.pix_fmt = "yuv420p"
         context.time_base = self._time_base
@@ -210,7 +206,7 @@ class ClipWriter:
 
 
 def _fitted(rgb: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
-    """Return a picture scaled to fit into a size, on black."""
+    """Return a picture scaled to fit into a size, with black bars."""
     import cv2
 
     scale = min(width / rgb.shape[1], height / rgb.shape[0])
@@ -223,16 +219,16 @@ def _fitted(rgb: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8
 
 @dataclass(slots=True)
 class _Route:
-    """One stream of sound on its way.
+    """The state of one audio stream.
 
     Attributes:
-        out: Where it goes.
-        copied: Whether its packets go as they are.
-        end: Where what went so far ends, in units of the packets, or in samples.
-        last: Where the last packet began.
-        shift: What continues the packets after a clock that went back, in their units.
-        form: How the sound comes: format, channels, samples a second.
-        resampler: What brings it from there into the encoder's form.
+        out: The output stream.
+        copied: Whether packets are copied; otherwise the audio is encoded again.
+        end: End of the written audio, in units of the packets, or in samples.
+        last: Timestamp of the last packet.
+        shift: Added to the timestamps after the clock of the source was set back, in their units.
+        form: Format, channel layout and sample rate of the decoded audio.
+        resampler: From that form to the encoder's.
     """
 
     out: AudioStream
@@ -245,9 +241,9 @@ class _Route:
 
 
 class _Sound:
-    """The sound of a clip on its way into another: copied where players know it there, else as AAC.
+    """Transfers the audio of a clip: copied where the container and players support it, else as AAC.
 
-    It reads the source on its own, as far as the pictures have come, so that nothing piles up.
+    It reads the source by itself, up to the time of the last picture, so that nothing queues up.
     """
 
     def __init__(self, source: str, target: OutputContainer, start: Fraction) -> None:
@@ -274,7 +270,7 @@ class _Sound:
         self._held = self._next()
 
     def write_until(self, time: Fraction | None) -> None:
-        """Write what sounds before ``time``; None: all that is left."""
+        """Write the audio before ``time``; None: all the rest."""
         while self._held is not None:
             begins = self._begins(self._held)
             if time is not None and begins is not None and begins >= time:
@@ -288,7 +284,7 @@ class _Sound:
             self._held = self._next()
 
     def close(self) -> None:
-        """Write what the encoders still hold, and let go of the source."""
+        """Flush the encoders and close the source."""
         for route in self._routes.values():
             if not route.copied and route.out.codec_context.is_open:
                 self._target.mux(route.out.encode(None))
@@ -304,9 +300,10 @@ class _Sound:
 
     def _next(self) -> Packet[Any] | None:
         try:
-            return next(self._packets, None)
-        except self._failures:
-            return None  # the sound ends where the source is damaged; the reader of its pictures says so
+            with pyav_errors("cannot read the audio"):
+                return next(self._packets, None)
+        except VideoError:
+            return None  # the audio ends where the source is damaged; the clip's notes say so
 
     def _begins(self, packet: Packet[Any]) -> Fraction | None:
         stamp = packet.dts if packet.pts is None else packet.pts
@@ -327,33 +324,34 @@ class _Sound:
         try:
             self._target.mux(packet)
         except self._invalid:
-            return  # a damaged packet is left out
+            return  # skip a damaged packet
 
     def _encode(self, packet: Packet[Any], route: _Route) -> None:
         try:
             frames = [
-                even for frame in cast("list[AudioFrame]", packet.decode()) for even in _even(frame, route)
+                resampled
+                for frame in cast("list[AudioFrame]", packet.decode())
+                for resampled in _resampled(frame, route)
             ]
         except self._failures:
-            return  # a damaged packet is left out
+            return  # skip a damaged packet
         for frame in frames:
             stamp = route.end or 0
             if frame.pts is not None and frame.time_base is not None:
-                told = frame.pts * frame.time_base - self._zero - self._start
-                # Samples follow one another, whatever their times are rounded to; only a gap stays.
-                if route.end is None or round((told - _JITTER) * frame.sample_rate) > route.end:
-                    stamp = round(told * frame.sample_rate)
+                time = frame.pts * frame.time_base - self._zero - self._start
+                # Samples are contiguous, however their times are rounded; only real gaps remain.
+                if route.end is None or round((time - _JITTER) * frame.sample_rate) > route.end:
+                    stamp = round(time * frame.sample_rate)
             route.end = stamp + frame.samples
             frame.pts, frame.time_base = stamp, Fraction(1, frame.sample_rate)
             self._target.mux(route.out.encode(frame))
 
 
 def _is_copied(stream: AudioStream, target: OutputContainer) -> bool:
-    """Say whether packets go as they are: whether players know the sound, and the container takes it.
+    """Return whether packets can be copied: whether players and the container support the codec.
 
-    What it takes goes by more than the codec (MP4 takes MP3 from 16 kHz on) and more than FFmpeg lists (MOV
-    is said to take FLAC). So it is tried, with the sound's description at the beginning of the file, where a
-    damaged one is noticed before anything is written.
+    FFmpeg's list of supported codecs is not enough (MP4 takes MP3 only from 16 kHz on, MOV is listed with
+    FLAC), so a trial file is begun. Its header comes first, so that damaged codec data fail here.
     """
     import av
 
@@ -371,15 +369,15 @@ def _is_copied(stream: AudioStream, target: OutputContainer) -> bool:
 
 
 def _aac_rate(rate: int) -> int:
-    """Return the least rate of AAC that keeps all of a sound, or else its highest."""
+    """Return the lowest sample rate of AAC that loses nothing, or else the highest."""
     import av
 
     rates = av.Codec("aac", "w").audio_rates or [rate]
     return min((known for known in rates if known >= rate), default=max(rates))
 
 
-def _even(frame: AudioFrame, route: _Route) -> list[AudioFrame]:
-    """Return a frame in the form that the encoder takes, whatever form the sound changes to midway."""
+def _resampled(frame: AudioFrame, route: _Route) -> list[AudioFrame]:
+    """Return a frame in the encoder's form; the source may change its form midway."""
     import av
 
     form = frame.format.name, frame.layout.name, frame.sample_rate

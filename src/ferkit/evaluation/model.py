@@ -1,0 +1,319 @@
+"""The evaluated model: a model file or a training run behind one function, and the facts about it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ferkit.core.classifier import FaceClassifier
+from ferkit.core.crops import TtaMode
+from ferkit.core.errors import DataError
+from ferkit.core.extras import require
+from ferkit.core.modelfile import Metric, ModelInfo, Provenance, resolve_model
+from ferkit.core.taxonomy import Taxonomy
+from ferkit.data import SPLITS, FaceDataset, faces_digest
+from ferkit.evaluation.evaluate import EVERYTHING, TRAINING_SPLIT, Evaluation, Predict, Scores
+
+if TYPE_CHECKING:
+    from ferkit.training.runs import Run
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """The facts of a model that reports state.
+
+    Args:
+        name: The model's name.
+        version: Its version; empty for a run.
+        kind: ``onnx`` or ``keras``.
+        architecture: Name in the registry, or ``ensemble``.
+        parameters: Number of parameters.
+        mmac: Multiply-accumulates for one face and one view, in millions.
+        size_bytes: Size of the file; None for a run.
+        sha256: Digest of the file, or of a run's weights; None if unknown.
+        members: Number of networks.
+        seeds: Seeds of the training runs, as far as they are known.
+        epochs: Epochs of the longest run; None if unknown.
+        hours: Hours of training, all runs together, without a teacher's; None if unknown.
+        fitted_on: Splits that epochs, temperatures or an ensemble's weights were selected or fitted on.
+        calibrated: Whether temperatures were fitted.
+        data: Digests of the data that it, or a member, was trained or fitted on, with votes and without.
+        trained_on: Splits that it, or a member, was trained on, as far as they are known.
+        held_out: Of an ensemble with fitted weights: the figures in its file, which hold those out of fold.
+        weights_fitted_on: Of an ensemble with fitted weights: the split that they were fitted on.
+        weights_data: And the digests of the data.
+    """
+
+    name: str
+    version: str
+    kind: str
+    architecture: str
+    parameters: int
+    mmac: float
+    size_bytes: int | None
+    sha256: str | None
+    members: int
+    seeds: tuple[int, ...]
+    epochs: int | None
+    hours: float | None
+    fitted_on: tuple[str, ...] = ()
+    calibrated: bool = True
+    data: tuple[str, ...] = ()
+    trained_on: tuple[str, ...] = ()
+    held_out: tuple[Metric, ...] = ()
+    weights_fitted_on: str = ""
+    weights_data: tuple[str, ...] = ()
+
+    @property
+    def train_splits(self) -> tuple[str, ...]:
+        """The splits whose duplicates count as leaks; Training if nothing is known."""
+        return self.trained_on or (TRAINING_SPLIT,)
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluatedModel:
+    """A model, ready to be evaluated.
+
+    Args:
+        facts: What reports state of it.
+        heads: Its taxonomies by id.
+        input_size: Side of the faces that it takes, in pixels.
+        predict: The model itself.
+    """
+
+    facts: ModelFacts
+    heads: Mapping[str, Taxonomy]
+    input_size: int
+    predict: Predict
+
+
+def open_model(model: str | os.PathLike[str] | None, *, threads: int | None = None) -> EvaluatedModel:
+    """Open a run's folder, a model file, or an embedded model by name.
+
+    Args:
+        model: Folder, file, name, or None for the embedded default.
+        threads: Threads of ONNX Runtime; a run's Keras network uses its backend's own.
+
+    Raises:
+        FerkitError: If there is none, it is damaged, or the libraries for it are not installed.
+    """
+    if model is not None and Path(model).is_dir():
+        return open_run(Path(model))
+    path = resolve_model(model)
+    classifier = FaceClassifier(path, threads=threads)
+    content, info = path.read_bytes(), classifier.info
+    return EvaluatedModel(
+        facts=facts_of(info, len(content), hashlib.sha256(content).hexdigest()),
+        heads={head.id: head.taxonomy for head in info.taxonomies},
+        input_size=info.input_size,
+        predict=lambda crops, tta: classifier.predict(crops, tta=cast(TtaMode, tta)),
+    )
+
+
+def open_run(folder: Path) -> EvaluatedModel:
+    """Open a finished training run: its Keras network, at the temperatures of its last export, else at 1.
+
+    Args:
+        folder: The run's folder.
+
+    Raises:
+        TrainingError: If it is none, or the run is not finished.
+        MissingDependencyError: If the training framework is not installed.
+    """
+    from ferkit.training.inference import predict_probabilities
+    from ferkit.training.runs import TEMPERATURES, WEIGHTS, load_run, read_json
+
+    run = load_run(folder)
+    require("keras", "train")
+    network = run.network()
+    size = run.input_size
+    kept = folder / TEMPERATURES
+    temperatures = read_json(kept) if kept.exists() else None
+    # The same rule as ModelInfo.ten_crop_shift, so that the exported file has the same figures.
+    shift = (size - int(run.recipe.model.params.get("view_size") or size)) // 2 or 2
+
+    def predict(crops: NDArray[np.uint8], tta: str) -> Mapping[str, NDArray[Any]]:
+        if crops.shape[1:] != (size, size):
+            raise DataError(f"run {folder} takes faces of {size} pixels. Received: {list(crops.shape)}")
+        return predict_probabilities(
+            network, crops, tta=cast(TtaMode, tta), temperatures=temperatures, shift=shift
+        )
+
+    training = provenance_of(run)
+    return EvaluatedModel(
+        facts=ModelFacts(
+            name=run.recipe.name,
+            version="",
+            kind="keras",
+            architecture=run.recipe.model.name,
+            parameters=int(run.facts["parameters"]),
+            mmac=float(run.facts["mmac"]),
+            size_bytes=None,
+            sha256=hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest(),
+            members=1,
+            calibrated=temperatures is not None,
+            **_from_records(training, [training]),
+        ),
+        heads={taxonomy.id: taxonomy for taxonomy in run.taxonomies},
+        input_size=size,
+        predict=predict,
+    )
+
+
+def provenance_of(run: Run) -> Provenance:
+    """Return the record of a run, without what an export fits."""
+    facts = run.facts
+    data, machine, init, teacher = (facts.get(key) or {} for key in ("data", "machine", "init", "teacher"))
+    return Provenance.model_validate(
+        {
+            **data,
+            **machine,
+            "trained_on": data.get("train_split", ""),
+            "selected_on": data.get("validation_split", ""),
+            "seeds": [run.recipe.seed],
+            "epochs": len(run.history),
+            "changed": facts.get("changed", []),
+            "hours": round(facts["seconds"] / 3600, 3),
+            "started": facts["started"],
+            "versions": facts["versions"],
+            "init": {**init, "name": init["from"]} if init else None,
+            "teachers": teacher or None,
+        }
+    )
+
+
+def facts_of(info: ModelInfo, size_bytes: int | None = None, sha256: str | None = None) -> ModelFacts:
+    """Return what reports state of a model file.
+
+    Args:
+        info: Its metadata; an ensemble's seeds, epochs and hours are those of its members.
+        size_bytes: Size of the file.
+        sha256: Digest of the file.
+    """
+    return ModelFacts(
+        name=info.name,
+        version=info.version,
+        kind="onnx",
+        architecture=info.architecture,
+        parameters=info.parameters,
+        mmac=info.mmac,
+        size_bytes=size_bytes,
+        sha256=sha256,
+        members=max(1, len(info.members)),
+        held_out=tuple(row for row in info.metrics if row.fit == "weights and temperature"),
+        **_from_records(info.training, info.provenance),
+    )
+
+
+def _from_records(own: Provenance, records: Sequence[Provenance]) -> dict[str, Any]:
+    """Return the facts that follow from the records of a model and of its members."""
+    networks = records[1:] or records
+    hours = [record.hours for record in networks]
+    epochs = [record.epochs for record in networks if record.epochs is not None]
+    return {
+        "seeds": tuple(seed for record in networks for seed in record.seeds),
+        "epochs": max(epochs, default=None),
+        # A sum over some of the members would be too small without saying so.
+        "hours": None if None in hours else sum(cast(list[float], hours)),
+        "trained_on": _distinct(record.trained_on for record in records),
+        "fitted_on": _distinct(
+            split for record in records for split in (record.selected_on, record.fitted_on)
+        ),
+        "data": _distinct(digest for record in records for digest in record.digests),
+        "weights_fitted_on": own.fitted_on if own.weights_fitted else "",
+        "weights_data": own.digests if own.weights_fitted else (),
+    }
+
+
+def _distinct(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the names that are not empty, each once."""
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+def knows_data(facts: ModelFacts, dataset: FaceDataset) -> bool:
+    """Return whether a model was trained, selected or fitted on this data set, with votes or without.
+
+    More faces in PrivateTest do not make it another data set. A model without a record is assumed to know
+    data that name their splits, so that a selection split does not pass for a test split.
+
+    Args:
+        facts: The model.
+        dataset: The whole data set, before faces are selected.
+    """
+    return _is_among(facts.data, dataset) if facts.data else dataset.split_named
+
+
+def weights_fitted_here(facts: ModelFacts, dataset: FaceDataset, split: str) -> bool:
+    """Return whether an ensemble's weights were fitted on (some of) the faces of this split.
+
+    Args:
+        facts: The model.
+        dataset: The whole data set, before faces are selected.
+        split: Name of the split, or :data:`ferkit.evaluation.evaluate.EVERYTHING`.
+    """
+    fitted_on = facts.weights_fitted_on
+    return bool(fitted_on) and split in (fitted_on, EVERYTHING) and _is_among(facts.weights_data, dataset)
+
+
+def _is_among(digests: Sequence[str], dataset: FaceDataset) -> bool:
+    """Return whether one of the digests is this data set's, with or without votes and PrivateTest."""
+    if dataset.fingerprint in digests or faces_digest(dataset) in digests:
+        return True
+    known = np.asarray(dataset.split) != SPLITS.index("PrivateTest")
+    return not known.all() and faces_digest(dataset.select(known)) in digests
+
+
+def metric_rows(evaluation: Evaluation) -> tuple[Metric, ...]:
+    """Return the figures of an evaluation as rows for a model's metadata."""
+    shared = {f.name for f in fields(Scores)} & {f.name for f in fields(Metric)}
+    return tuple(
+        Metric(
+            split=evaluation.split,
+            tta=cast(TtaMode, entry.tta),
+            without_leaks=without_leaks,
+            recall={c.label: c.recall for c in scores.classes},
+            **{name: getattr(scores, name) for name in shared},
+        )
+        for entry in evaluation.tta_modes
+        for without_leaks, rows in ((False, entry.scores), (True, entry.without_leaks or ()))
+        for scores in rows
+    )
+
+
+def with_held_out(evaluation: Evaluation, facts: ModelFacts) -> Evaluation:
+    """Return an evaluation whose figures out of fold are those of the model's file, None where it has none.
+
+    It is for an ensemble whose weights were fitted on the measured faces: a temperature that is fitted again
+    out of fold would leave the weights in sample.
+    """
+    known = {(r.split, r.tta, r.labels, r.without_leaks, r.n): r for r in facts.held_out}
+
+    def replaced(scores: tuple[Scores, ...], tta: str, without_leaks: bool) -> tuple[Scores, ...]:
+        rows = [
+            known.get((evaluation.split, cast(TtaMode, tta), s.labels, without_leaks, s.n)) for s in scores
+        ]
+        return tuple(
+            replace(
+                s,
+                nll_out_of_fold=row.nll_out_of_fold if row else None,
+                ece_out_of_fold=row.ece_out_of_fold if row else None,
+            )
+            for s, row in zip(scores, rows, strict=True)
+        )
+
+    tta_modes = (
+        replace(
+            entry,
+            scores=replaced(entry.scores, entry.tta, False),
+            without_leaks=entry.without_leaks and replaced(entry.without_leaks, entry.tta, True),
+        )
+        for entry in evaluation.tta_modes
+    )
+    return replace(evaluation, tta_modes=tuple(tta_modes))

@@ -1,0 +1,68 @@
+"""The predictions for each face of a data set, as a csv for other programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ferkit.core import files
+from ferkit.core.taxonomy import Taxonomy
+from ferkit.data.dataset import SPLITS, FaceDataset
+from ferkit.data.duplicates import flat_rows
+from ferkit.evaluation.evaluate import EVERYTHING
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Predictions:
+    """The predictions of a model for some faces of a data set.
+
+    Args:
+        dataset: The whole data set.
+        rows: Which of its faces, int64 ``[N]``, from 0.
+        heads: The taxonomies of the model.
+        by_tta: By test-time augmentation and taxonomy id, probabilities ``[N, K]``.
+    """
+
+    dataset: FaceDataset
+    rows: NDArray[np.int64]
+    heads: Mapping[str, Taxonomy]
+    by_tta: Mapping[str, Mapping[str, NDArray[Any]]]
+
+    def write(self, path: Path) -> None:
+        """Write one csv row per tta and face: its row in the data, split, label, and all probabilities.
+
+        The columns of the probabilities are called ``TAXONOMY LABEL``.
+
+        Raises:
+            OutputError: If it cannot be written.
+        """
+        buffer = io.StringIO(newline="")
+        writer = csv.writer(buffer, lineterminator="\n")
+        columns = [f"{head.id} {label}" for head in self.heads.values() for label in head.labels]
+        writer.writerow(["tta", "row", "split", "label", *columns])
+        labels, splits = self.dataset.labels, self.dataset.split
+        for tta, predicted in self.by_tta.items():
+            table = np.concatenate([np.asarray(predicted[name]) for name in self.heads], axis=1)
+            for row, probabilities in zip(self.rows, table, strict=True):
+                face = [tta, row, SPLITS[splits[row]], self.dataset.taxonomy.labels[labels[row]]]
+                writer.writerow([*face, *(f"{p:.6f}" for p in probabilities)])
+        files.write_text(path, buffer.getvalue())
+
+
+def measured_rows(dataset: FaceDataset, split: str, *, drop_flat: bool = False) -> NDArray[np.int64]:
+    """Return the rows, from 0, of the faces of a split in the whole data set: int64 ``[N]``.
+
+    Args:
+        dataset: The whole data set, before faces are selected.
+        split: Name of the split, or :data:`ferkit.evaluation.evaluate.EVERYTHING`.
+        drop_flat: Whether images of one constant colour are left out.
+    """
+    chosen = np.full(len(dataset), True) if split == EVERYTHING else dataset.split == SPLITS.index(split)
+    return np.flatnonzero(chosen & ~flat_rows(dataset) if drop_flat else chosen)

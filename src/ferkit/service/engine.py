@@ -1,0 +1,417 @@
+"""All that the service takes from the rooms below it: photos, frames, clips and models."""
+
+from __future__ import annotations
+
+import base64
+import io
+import logging
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ferkit.core.crops import TtaMode, crop_faces, fit_crop
+from ferkit.core.errors import DetectorError, FerkitError, ModelFileError, VideoError
+from ferkit.core.images import encode_image, load_image, to_gray
+from ferkit.core.palette import UNCERTAIN as UNCERTAIN_COLOUR
+from ferkit.core.palette import palette
+from ferkit.core.taxonomy import Taxonomy
+from ferkit.detect import Detection, Detector, make_detector
+from ferkit.detect.whole import WholePicture
+from ferkit.recognize import Explanation, Face, Recognizer, Unreadable
+from ferkit.recognize.drawing import draw
+from ferkit.recognize.quality import measure_quality
+from ferkit.recognize.results import UNCERTAIN, expressions
+from ferkit.service.settings import Settings
+
+DETECTOR = "centerface"
+"""The default detector."""
+
+_RECOGNIZERS = 8
+_HEAT = 96  # pixels of a side of an activation map's PNG
+_LIVE_RATE = 15.0  # frames a second that a webcam's tracker counts on
+_LIVE_DETECT_EVERY = 3
+_LIVE_GAP = 1.0
+_SMOOTHING_SECONDS = 0.4
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How faces are found and classified.
+
+    Attributes:
+        taxonomy: Id of the taxonomy; None for the model's default.
+        min_face: Height in pixels of the smallest face wanted; None leaves it to the detector.
+        tta: Mode of test-time augmentation.
+    """
+
+    taxonomy: str | None = None
+    min_face: int | None = None
+    tta: TtaMode = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A photo that was sent.
+
+    Attributes:
+        name: The client's name for it, if it has one.
+        content: Its bytes.
+    """
+
+    name: str | None
+    content: bytes
+
+
+class _FewFaces:
+    """A detector that refuses pictures with more faces than allowed."""
+
+    def __init__(self, detector: Detector, limit: int) -> None:
+        self._detector = detector
+        self._limit = limit
+
+    @property
+    def name(self) -> str:
+        return self._detector.name
+
+    def detect(self, image: NDArray[np.uint8]) -> tuple[Detection, ...]:
+        found = self._detector.detect(image)
+        if len(found) > self._limit:
+            raise DetectorError(
+                f"it has {len(found)} faces, more than the limit of {self._limit}; cut it into parts, or "
+                "raise min_face"
+            )
+        return found
+
+
+class Engine:
+    """Recognizers by their options. Safe to use from several threads at once.
+
+    Args:
+        settings: Model, detector and limits.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        import cv2
+
+        cv2.setNumThreads(1)
+        # What Pillow says of damaged files is said by the error of the request.
+        warnings.filterwarnings("ignore", module="PIL")
+        logging.getLogger("PIL").addHandler(logging.NullHandler())
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._recognizers: OrderedDict[Options, Recognizer] = OrderedDict()
+        self.default = self.recognizer(Options())
+
+    def recognizer(self, options: Options) -> Recognizer:
+        """Return the recognizer for options; the latest few are kept.
+
+        Raises:
+            FerkitError: If the model or the detector cannot work with the options.
+        """
+        with self._lock:
+            if options in self._recognizers:
+                self._recognizers.move_to_end(options)
+                return self._recognizers[options]
+        made = self._make(options)
+        with self._lock:
+            made = self._recognizers.setdefault(options, made)
+            self._recognizers.move_to_end(options)
+            while len(self._recognizers) > _RECOGNIZERS:
+                self._recognizers.popitem(last=False)
+            return made
+
+    def _make(self, options: Options) -> Recognizer:
+        settings = self._settings
+        providers = list(settings.providers) or None
+        detector = make_detector(
+            settings.detector or DETECTOR, min_face=options.min_face, providers=providers, threads=1
+        )
+        return Recognizer(
+            settings.model,
+            detector=detector if isinstance(detector, WholePicture) else _FewFaces(detector, settings.faces),
+            taxonomy=options.taxonomy,
+            min_confidence=settings.min_confidence,
+            tta=options.tta,
+            providers=providers,
+            threads=1,
+            max_pixels=settings.pixels,
+        )
+
+    def models(self) -> dict[str, Any]:
+        """Return the model, its taxonomies and the palette, as plain types for JSON."""
+        info = self.default.info
+        return {
+            "models": [
+                {
+                    "name": info.name,
+                    "architecture": info.architecture,
+                    "parameters": info.parameters,
+                    "input_size": info.input_size,
+                    "default_taxonomy": self.default.taxonomy.id,
+                    "taxonomies": [
+                        {"id": head.id, "labels": list(head.labels), "activation_maps": head.cam}
+                        for head in info.taxonomies
+                    ],
+                }
+            ],
+            "detector": self.default.detector.name,
+            "palette": colours(head.taxonomy for head in info.taxonomies),
+        }
+
+    def predict(
+        self,
+        uploads: Sequence[Upload],
+        options: Options,
+        *,
+        explain: bool = False,
+        annotated: bool = False,
+        check: Callable[[], None] = lambda: None,
+    ) -> list[dict[str, Any]]:
+        """Return what was found in photos, in the form of ``ferkit predict --format json``.
+
+        Args:
+            uploads: The photos.
+            options: How to find and classify faces.
+            explain: Add an activation map to every face.
+            annotated: Add the photo with the faces drawn in.
+            check: Called between photos; it raises an error to stop.
+
+        Returns:
+            An object per photo. One that is unreadable, among others, has only ``source`` and ``error``.
+
+        Raises:
+            ImageError: If a single photo is unreadable.
+            FerkitError: If an option does not fit the model.
+        """
+        recognizer = self.recognizer(options)
+        if explain and not recognizer.info.head(recognizer.taxonomy.id).cam:
+            raise ModelFileError(
+                f"model {recognizer.info.name!r} has no class activation maps for "
+                f"{recognizer.taxonomy.id!r}; leave explain out"
+            )
+        results = []
+        for upload in uploads:
+            check()
+            (result,) = recognizer.predict_each([upload.content])
+            if isinstance(result, Unreadable):
+                if len(uploads) == 1:
+                    raise result.error
+                results.append({"source": upload.name, "error": str(result.error)})
+                continue
+            photo = replace(result, source=upload.name)
+            document = photo.to_dict()
+            if explain or annotated:
+                check()
+                rgb = load_image(upload.content, max_pixels=self._settings.pixels)
+                maps = recognizer.explain(rgb, photo) if explain else ()
+                for face, explanation in zip(document["faces"], maps, strict=False):
+                    face["activation_map"] = _activation_map(explanation)
+                if annotated:
+                    document["annotated"] = _data_url(encode_image(draw(rgb, photo, maps), ".jpg"), "jpeg")
+            results.append(document)
+        return results
+
+    def live(self, options: Options) -> Live:
+        """Return the state of one webcam stream."""
+        return Live(self.recognizer(options), self._settings.frame_pixels)
+
+
+class Live:
+    """Frames of one camera: tracked, and smoothed over time. Used by one thread at a time.
+
+    Args:
+        recognizer: Finds and classifies the faces.
+        max_pixels: Larger frames are refused.
+    """
+
+    def __init__(self, recognizer: Recognizer, max_pixels: int) -> None:
+        from ferkit.video.smoothing import Smoother, Smoothing
+        from ferkit.video.tracking import FaceTracker
+
+        self._recognizer = recognizer
+        self._max_pixels = max_pixels
+        self._whole = isinstance(recognizer.detector, WholePicture)
+        every = 1 if self._whole else _LIVE_DETECT_EVERY
+        self._tracker = FaceTracker(recognizer.detector, every=every, max_gap=_LIVE_GAP, rate=_LIVE_RATE)
+        self._smoother = Smoother(Smoothing(seconds=_SMOOTHING_SECONDS))
+        self._last = 0.0
+
+    def frame(self, content: bytes, index: int, time: float) -> dict[str, Any]:
+        """Return the faces of the next frame, in the form of a frame of ``ferkit video --jsonl``.
+
+        Args:
+            content: JPEG, or another picture format.
+            index: Number of the frame.
+            time: In seconds; does not fall from frame to frame.
+
+        Raises:
+            ImageError: If the frame is unreadable or too large.
+            DetectorError: If the detector fails.
+        """
+        from ferkit.video.recognition import FrameResult, TrackedFace
+
+        recognizer = self._recognizer
+        rgb = load_image(content, max_pixels=self._max_pixels)
+        gray = to_gray(rgb)
+        height, width = gray.shape
+        found = self._tracker.update(rgb, gray, time)
+        boxes = np.array([face.detection.box for face in found], np.float64).reshape(-1, 4)
+        marks = [face.detection.landmarks for face in found]
+        landmarks = None if None in marks else np.array(marks, np.float64).reshape(-1, 5, 2)
+        info = recognizer.info
+        if self._whole:
+            crops = fit_crop(gray, info.input_size)[None]
+        else:
+            crops = crop_faces(gray, boxes, landmarks, geometry=info.crop, size=info.input_size)
+        faces = []
+        for face, crop, raw in zip(found, crops, recognizer.predict_crops(crops), strict=True):
+            shown = raw
+            if face.track is not None:
+                smooth = self._smoother.update(face.track, time, list(raw.probabilities.values()))
+                (shown,) = expressions(
+                    smooth[None].astype(np.float32),
+                    recognizer.taxonomy,
+                    min_confidence=recognizer.pipeline.min_confidence,
+                )
+            place = face.detection
+            quality = measure_quality(place.box, place.landmarks, crop, width, height)
+            faces.append(
+                TrackedFace(
+                    face.track,
+                    Face(place.box, place.score, place.landmarks, shown, quality),
+                    raw,
+                    face.detected,
+                )
+            )
+        self._smoother.keep(self._tracker.tracks)
+        duration, self._last = time - self._last, time
+        return FrameResult(
+            index, time, duration, width, height, recognizer.taxonomy.id, tuple(faces)
+        ).to_dict()
+
+
+@dataclass(frozen=True, slots=True)
+class ClipFiles:
+    """Where the results of a clip go."""
+
+    jsonl: Path
+    csv: Path
+    plot: Path | None
+    annotated: Path | None
+
+
+def process_clip(
+    engine: Engine,
+    clip: Path,
+    files: ClipFiles,
+    options: Options,
+    settings: Settings,
+    *,
+    fps: float | None,
+    progress: Callable[[int, float | None, dict[str, Any]], None],
+    stop: threading.Event,
+) -> dict[str, Any]:
+    """Classify the faces of a clip and write its results.
+
+    Args:
+        engine: Holds the recognizers.
+        clip: The clip.
+        files: What to write.
+        options: How to find and classify faces.
+        settings: The limits.
+        fps: Read at most so many frames a second; None reads all.
+        progress: Called after each frame with the number of frames, the share that is done, if known,
+            and the frame's results.
+        stop: Ends the clip at the next frame.
+
+    Returns:
+        The summary, in the form of ``ferkit video --json``.
+
+    Raises:
+        FerkitError: If the clip cannot be read or is beyond a limit.
+    """
+    from ferkit.video.clip import Clip
+    from ferkit.video.process import VideoOutputs, process_video
+
+    seconds = Clip(clip, max_pixels=settings.pixels).info.duration
+    if seconds is not None and seconds > settings.clip_seconds:
+        raise VideoError(
+            f"the clip is {seconds:.0f} seconds long, more than the limit of {settings.clip_seconds:.0f}; "
+            "cut it, or raise --clip-seconds"
+        )
+    count = 0
+
+    def moved(frame: Any, share: float | None) -> None:
+        nonlocal count
+        count += 1
+        if count > settings.clip_frames or frame.time > settings.clip_seconds:
+            raise VideoError(
+                f"the clip has more than {settings.clip_frames} frames or {settings.clip_seconds:.0f} "
+                "seconds; cut it, read fewer frames (fps), or raise --clip-frames or --clip-seconds"
+            )
+        progress(count, share, frame.to_dict())
+
+    summary = process_video(
+        engine.recognizer(options),
+        clip,
+        VideoOutputs(clip=files.annotated, csv=files.csv, jsonl=files.jsonl, plot=files.plot),
+        progress=moved,
+        fps=fps,
+        max_pixels=settings.pixels,
+        stop=stop,
+    )
+    return {
+        **summary.timeline.to_dict(),
+        "damaged": summary.damaged,
+        "notes": [note.replace(str(clip), "the clip") for note in summary.notes],
+    }
+
+
+def plots_available() -> bool:
+    """Return whether the picture of a timeline can be drawn: Matplotlib is not part of the extra serve."""
+    from importlib.util import find_spec
+
+    return find_spec("matplotlib") is not None
+
+
+def clip_error(error: FerkitError, clip: Path, name: str | None) -> str:
+    """Return an error's message with the client's name of the clip in place of the server's path."""
+    return str(error).replace(str(clip), name or "the clip")
+
+
+def colours(taxonomies: Iterable[Taxonomy]) -> dict[str, str]:
+    """Return the colour of every label of taxonomies, and of ``uncertain``: ``#rrggbb``."""
+    found = {label: colour.hex for one in taxonomies for label, colour in palette(one.labels).items()}
+    return {**found, UNCERTAIN: UNCERTAIN_COLOUR.hex}
+
+
+def _activation_map(explanation: Explanation) -> dict[str, Any]:
+    return {
+        "label": explanation.label,
+        "corners": [list(corner) for corner in explanation.corners],
+        "png": _data_url(_heat_png(explanation.heat), "png"),
+    }
+
+
+def _heat_png(heat: NDArray[np.float32]) -> bytes:
+    """Return a map as a PNG with transparency: red where it is hottest, clear where it is cold."""
+    import cv2
+    from PIL import Image
+
+    fine = np.clip(cv2.resize(heat, (_HEAT, _HEAT), interpolation=cv2.INTER_CUBIC), 0, 1)
+    colours = cv2.applyColorMap(np.rint(fine * 230).astype(np.uint8), cv2.COLORMAP_JET)[:, :, ::-1]
+    alpha = np.rint(fine * 170).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(np.dstack([colours, alpha])).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _data_url(content: bytes, kind: Literal["png", "jpeg"]) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

@@ -1,0 +1,160 @@
+"""The process that runs jobs: a huey consumer with one thread. A clip that crashes it stops no request."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO, TypeAlias
+
+from huey.consumer import Consumer
+
+from ferkit.core.errors import FerkitError
+from ferkit.service.engine import ClipFiles, Engine, Options, clip_error, plots_available, process_clip
+from ferkit.service.jobs import ATTEMPTS, FINISHED, LIVE, RESULTS, Job, Jobs
+from ferkit.service.security import JsonLines
+from ferkit.service.settings import Settings
+
+_SAVE_EVERY = 0.5  # seconds between notes of a job's progress
+_Progress: TypeAlias = Callable[[int, float | None, dict[str, Any]], None]
+_log = logging.getLogger("ferkit.service")
+
+
+class Worker:
+    """Runs one job at a time.
+
+    Args:
+        settings: Limits, folder and queue.
+        stopping: Set when the process is to end: the running job then goes back into the queue.
+    """
+
+    def __init__(self, settings: Settings, stopping: threading.Event) -> None:
+        self._settings = settings
+        self._stopping = stopping
+        self.jobs = Jobs(settings)
+        self.jobs.serve(self._run)
+        self._engine = Engine(settings)
+
+    def _run(self, job_id: str) -> None:
+        with self.jobs.claimed(job_id) as mine:
+            job = self.jobs.get(job_id) if mine else None
+            # A job can be in the queue twice: the lock and its state let only one of the two run.
+            if job is None or job.state in FINISHED or self._stopping.is_set():
+                return
+            if self.jobs.wants_stop(job_id):
+                self.jobs.finish(job, "cancelled")
+                return
+            if job.attempts >= ATTEMPTS:
+                return  # the server says why when it tidies
+            job.state, job.attempts, job.started = "running", job.attempts + 1, time.time()
+            job.frames, job.share = 0, None
+            self.jobs.save(job)
+            self._process(job)
+
+    def _process(self, job: Job) -> None:
+        stop = threading.Event()
+        deadline = time.monotonic() + self._settings.job_seconds
+        folder = self.jobs.folder(job.id)
+        files = ClipFiles(
+            jsonl=folder / RESULTS["jsonl"][0],
+            csv=folder / RESULTS["csv"][0],
+            plot=folder / RESULTS["timeline"][0] if plots_available() else None,
+            annotated=folder / RESULTS["annotated"][0] if job.annotated else None,
+        )
+        clip = self.jobs.clip(job.id)
+        try:
+            with (folder / LIVE).open("w", encoding="utf-8") as live:
+                summary = self._classify(job, clip, files, stop, self._progress(job, stop, deadline, live))
+        except FerkitError as error:
+            if not stop.is_set():
+                self.jobs.finish(job, "failed", " ".join(clip_error(error, clip, job.name).split()))
+                return
+            summary = None
+        if self._stopping.is_set() and stop.is_set() and not self.jobs.wants_stop(job.id):
+            job.state, job.attempts = "queued", job.attempts - 1  # not the clip's fault
+            self.jobs.save(job)
+            self.jobs.run(job.id)
+        elif self.jobs.wants_stop(job.id):
+            self.jobs.finish(job, "cancelled")
+        elif stop.is_set():
+            self.jobs.finish(
+                job, "failed", f"the job took longer than {self._settings.job_seconds:g} seconds"
+            )
+        else:
+            job.summary = summary
+            self.jobs.finish(job, "done")
+        _log.info("job", extra={"fields": {"id": job.id, "state": job.state, "frames": job.frames}})
+
+    def _classify(
+        self, job: Job, clip: Path, files: ClipFiles, stop: threading.Event, progress: _Progress
+    ) -> dict[str, Any]:
+        return process_clip(
+            self._engine,
+            clip,
+            files,
+            Options(job.taxonomy, job.min_face, job.tta),
+            self._settings,
+            fps=job.fps,
+            progress=progress,
+            stop=stop,
+        )
+
+    def _progress(self, job: Job, stop: threading.Event, deadline: float, live: TextIO) -> _Progress:
+        saved = 0.0
+
+        def progress(frames: int, share: float | None, frame: dict[str, Any]) -> None:
+            nonlocal saved
+            job.frames, job.share = frames, share
+            live.write(json.dumps(frame, allow_nan=False) + "\n")
+            now = time.monotonic()
+            if now - saved < _SAVE_EVERY:
+                return
+            saved = now
+            live.flush()
+            if self._stopping.is_set() or now > deadline or self.jobs.wants_stop(job.id):
+                stop.set()
+            else:
+                self.jobs.save(job)
+
+        return progress
+
+
+class _Consumer(Consumer):  # type: ignore[misc]
+    """A consumer that tells the running job when it stops."""
+
+    stopping: threading.Event
+
+    def stop(self, graceful: bool = False) -> None:
+        self.stopping.set()
+        super().stop(graceful)
+
+
+def main() -> None:
+    """Run jobs until the process is told to stop, or its parent ends. The settings come from stdin."""
+    settings = Settings(**json.loads(sys.stdin.readline()))
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    _log.setLevel(settings.log_level.upper())
+    stopping = threading.Event()
+    worker = Worker(settings, stopping)
+    consumer = _Consumer(worker.jobs.queue, workers=1, periodic=False, max_delay=0.5, graceful_signal="TERM")
+    consumer.stopping = stopping
+
+    def end_with_parent() -> None:
+        sys.stdin.read()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    consumer.run()
+
+
+if __name__ == "__main__":
+    main()
