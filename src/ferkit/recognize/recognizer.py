@@ -15,7 +15,7 @@ from ferkit.core.classifier import FaceClassifier
 from ferkit.core.crops import TTA_MODES, TtaMode, fit_crop
 from ferkit.core.errors import DetectorError, FerkitError, ImageError, TaxonomyError
 from ferkit.core.extras import require
-from ferkit.core.images import DEFAULT_MAX_PIXELS, ImageSource, load_image, to_gray
+from ferkit.core.images import DEFAULT_MAX_PIXELS, ImageSource, is_data_uri, load_image, to_gray
 from ferkit.detect import Detector, make_detector
 from ferkit.recognize.pipeline import CroppedFaces, FacePipeline, in_batches
 from ferkit.recognize.results import Explanation, Expression, Photo, Unreadable
@@ -340,6 +340,8 @@ class Recognizer:
             source, photo = photo
         else:
             source = os.fspath(photo) if isinstance(photo, (str, os.PathLike)) else None
+            if source is not None and is_data_uri(source):
+                source = None
         if isinstance(photo, ImageError):
             return Unreadable(source, photo)
         try:
