@@ -9,10 +9,10 @@ import pytest
 
 import modelzoo
 from faceresults import example_face, expression, frame, tracked
-from ferkit import Explanation, Expression, Face, FrameResult, Photo, Recognizer, TrackedFace
+from ferkit import Explanation, Expression, Face, Photo, Quality, Recognizer
 from ferkit.core.images import load_image
 from ferkit.core.taxonomy import FER2013
-from ferkit.recognize.drawing import colour, draw, label_places
+from ferkit.recognize.drawing import colour, draw, draw_faces, label_places
 from ferkit.video.writers import draw_frame
 from samples import sample
 
@@ -91,7 +91,7 @@ def test_an_activation_map_changes_only_the_pixels_of_its_face() -> None:
     heat[0, 5] = 1  # the upper right
     corners = ((50.0, 20.0), (170.0, 20.0), (170.0, 140.0), (50.0, 140.0))
     drawn = draw(gray, Photo(None, 300, 200, "fer2013", ()), [Explanation("happy", corners, heat)])
-    changed = np.argwhere((drawn != gray).any(axis=2))
+    changed = np.argwhere((drawn != gray).any(axis=2)[:180])  # the scale is below
     assert (changed.min(axis=0) >= (20, 110)).all()
     assert (changed.max(axis=0) <= (80, 170)).all()
     red, _, blue = (int(value) for value in drawn[28, 160])
@@ -99,7 +99,7 @@ def test_an_activation_map_changes_only_the_pixels_of_its_face() -> None:
     assert red > blue
     outside = tuple((x + 1000, y) for x, y in corners)
     untouched = draw(gray, Photo(None, 300, 200, "fer2013", ()), [Explanation("happy", outside, heat)])
-    assert np.array_equal(untouched, gray)
+    assert np.array_equal(untouched[:180], gray[:180])
 
 
 def test_faces_of_a_frame_are_drawn_into_a_copy() -> None:
@@ -117,11 +117,68 @@ def test_the_track_number_is_part_of_the_label() -> None:
     assert (one != none).any()
 
 
-@pytest.mark.parametrize(("side", "height"), [(40, 16), (120, 30), (400, 45)])
-def test_the_label_of_a_small_face_is_small(side: int, height: int) -> None:
+def label_height(box: tuple[float, ...], width: int, height: int) -> int:
+    face = Face(box, 0.9, None, expression("happy"))
+    drawn = draw_faces(np.zeros((height, width, 3), np.uint8), [face])
+    return len(np.flatnonzero(drawn[: int(box[1])].any(axis=(1, 2))))
+
+
+def test_labels_have_the_size_that_suits_the_picture() -> None:
+    """A known fault: in photos of a camera the labels were too small to be read."""
+    small, large = (
+        label_height((0.3 * side, 0.3 * side, 0.6 * side, 0.6 * side), side, side) for side in (400, 4000)
+    )
+    assert 10 <= small <= 25
+    assert large > 5 * small
+
+
+def test_labels_of_small_faces_are_smaller() -> None:
     """In a crowd, labels of the size that suits a large face would cover the others."""
-    box = (400.0, 200.0, 400.0 + side, 200.0 + side)
-    one = TrackedFace(1, Face(box, 0.9, None, expression("happy")), expression("happy"), detected=True)
-    drawn = draw_frame(np.zeros((720, 1280, 3), np.uint8), FrameResult(0, 0, 1, 1280, 720, "fer2013", (one,)))
-    rows = np.flatnonzero(drawn[:198].any(axis=(1, 2)))
-    assert height / 2 < len(rows) <= height
+    heights = [label_height((400, 200, 400 + side, 200 + side), 1280, 720) for side in (40, 100, 300)]
+    assert heights == sorted(set(heights))
+    assert heights[0] <= 20
+
+
+@pytest.mark.parametrize(("label", "flags"), [("uncertain", ()), ("happy", ("turned",))])
+def test_the_box_of_an_uncertain_or_turned_face_is_dashed(label: str, flags: tuple[str, ...]) -> None:
+    quality = Quality(300.0, 0.8, 50.0, 0.0, 0.0, 0.0, flags)
+    sure, doubtful = (
+        Face((100.0, 100.0, 400.0, 400.0), 0.9, None, expression(name), found)
+        for name, found in (("happy", None), (label, quality))
+    )
+    gray = np.full((500, 500, 3), 90, np.uint8)
+    one, other = (draw_faces(gray, [face])[400, 110:390].tolist() for face in (sure, doubtful))
+    assert {tuple(pixel) for pixel in one} == {colour(sure)}
+    assert {tuple(pixel) for pixel in other} == {colour(doubtful), (255, 255, 255)}
+
+
+def test_the_label_of_a_turned_face_is_longer() -> None:
+    box = (100.0, 100.0, 400.0, 400.0)
+    gray = np.full((500, 500, 3), 90, np.uint8)
+    plain, turned = (
+        draw_faces(
+            gray,
+            [Face(box, 0.9, None, expression("happy"), Quality(300.0, 0.8, 50.0, 0.0, 0.0, 0.0, flags))],
+        )
+        for flags in ((), ("turned",))
+    )
+    lengths = [np.ptp(np.flatnonzero((drawn[95] != gray[95]).any(axis=1))) for drawn in (plain, turned)]
+    assert lengths[1] > 1.3 * lengths[0]
+
+
+def test_landmarks_can_be_switched_off() -> None:
+    face = Face((100.0, 100.0, 400.0, 400.0), 0.9, ((200.0, 200.0),) * 5, expression("happy"))
+    gray = np.full((500, 500, 3), 90, np.uint8)
+    assert draw_faces(gray, [face])[200, 200].tolist() == list(colour(face))
+    assert draw_faces(gray, [face], landmarks=False)[200, 200].tolist() == [90, 90, 90]
+
+
+def test_activation_maps_have_a_scale_that_covers_no_face() -> None:
+    face = Face((10.0, 300.0, 300.0, 599.0), 0.9, None, expression("happy"))  # at the lower left
+    corners = ((10.0, 300.0), (300.0, 300.0), (300.0, 599.0), (10.0, 599.0))
+    heat = Explanation("happy", corners, np.ones((3, 3), np.float32))
+    gray = np.full((600, 800, 3), 90, np.uint8)
+    assert (draw_faces(gray, [face], explanations=[heat])[590:, 600:] != 90).any()
+    assert (draw_faces(gray, [face])[590:, 600:] == 90).all()
+    tiny = np.full((20, 20, 3), 90, np.uint8)
+    assert draw_faces(tiny, [], explanations=[heat]).shape == tiny.shape  # without room there is no scale

@@ -213,7 +213,7 @@ def test_arrays_that_are_no_pictures_are_refused(array: NDArray[Any], message: s
 
 @pytest.mark.parametrize("source", [None, 3, ["a.jpg"], {"a": 1}])
 def test_what_is_no_source_is_refused(source: Any) -> None:
-    with pytest.raises(ImageError, match="path, bytes, a NumPy array or a Pillow image"):
+    with pytest.raises(ImageError, match=r"a NumPy array or a Pillow image\. Received: "):
         load_image(source)
 
 

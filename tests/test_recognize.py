@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -528,6 +529,57 @@ def test_explain_without_a_detector_refuses_detected_faces(
     photo = recognizer.predict(pair)
     with pytest.raises(ImageError, match=rf"each picture is one face crop.* {number} detected"):
         Recognizer(model, detector="none").explain(pair, replace(photo, faces=photo.faces[:number]))
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_a_recognizer_is_pickled_by_its_settings(
+    model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, relative: bool
+) -> None:
+    if relative:
+        monkeypatch.chdir(model.parent)
+    name = model.name if relative else model
+    recognizer = Recognizer(name, detector="none", taxonomy="ferplus", min_confidence=0.3, tta="flip")
+    content = pickle.dumps(recognizer)
+    assert len(content) < 2000  # no networks
+    monkeypatch.chdir(tmp_path)
+    again = pickle.loads(content)
+    assert again.taxonomy == FERPLUS
+    assert again.predict(grays(9)) == recognizer.predict(grays(9))
+
+
+def test_a_recognizer_with_a_custom_detector_is_pickled_with_it(model: Path) -> None:
+    recognizer = Recognizer(model.read_bytes(), detector=FailsAt(9, DetectorError("no")))
+    again = pickle.loads(pickle.dumps(recognizer))
+    assert again.predict(grays(5)) == recognizer.predict(grays(5))
+
+
+def test_photos_may_have_names_and_errors_may_take_their_place(recognizer: Recognizer) -> None:
+    error = ImageError("the camera is off")
+    items = [("first", grays(5)[0]), error, ("third", error), (None, str(CAT)), str(CAT)]
+    results = list(recognizer.predict_each(items))
+    assert [result.source for result in results] == ["first", None, "third", None, str(CAT)]
+    assert [isinstance(result, Photo) for result in results] == [True, False, False, True, True]
+    assert results[1].error is results[2].error is error
+
+
+def test_pictures_are_kept_if_wanted_and_bounded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ferkit.recognize.recognizer.PENDING_BYTES", 3 * grays(0)[0].nbytes)
+    taken = 0
+
+    def photos() -> Iterator[NDArray[np.uint8]]:
+        nonlocal taken
+        for photo in grays(*range(10)):
+            taken += 1
+            yield photo
+
+    recognizer = Recognizer(model, detector="none")
+    waiting = []
+    for number, photo in enumerate(recognizer.predict_each(photos(), keep_pictures=True)):
+        assert isinstance(photo, Photo)
+        assert np.array_equal(photo.picture, grays(number)[0])
+        waiting.append(taken - number)
+    assert max(waiting) == 3
+    assert all(photo.picture is None for photo in recognizer.predict(grays(1, 2)))
 
 
 def test_the_package_offers_its_names_lazily() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import html
 import io
 import json
 import pickle
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, asdict, replace
@@ -18,8 +21,16 @@ import ferkit
 import modelzoo
 from faceresults import PHOTOS, frame
 from ferkit import Face, Photo, Quality, Recognizer, Unreadable
-from ferkit.core.errors import FerkitError, ImageError, MissingDependencyError, TaxonomyError
+from ferkit.core.errors import (
+    FerkitError,
+    ImageError,
+    MissingDependencyError,
+    OutputError,
+    TaxonomyError,
+)
+from ferkit.core.images import load_image, write_image
 from ferkit.core.taxonomy import FER2013
+from ferkit.recognize.drawing import draw
 from ferkit.recognize.results import UNCERTAIN, ByLabel, expressions, photo_columns
 from ferkit.recognize.sinks import CSVSink
 from samples import sample
@@ -177,3 +188,67 @@ def test_without_pandas_the_error_names_the_package(
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(MissingDependencyError, match="pip install pandas"):
         recognizer.predict(CAT).to_pandas()
+
+
+def test_a_photo_is_a_sequence_of_its_faces() -> None:
+    photo = photo_of_two_faces()
+    first, second = photo
+    assert (len(photo), photo[0], photo[-1], photo[:1]) == (2, first, second, (first,))
+    assert second in photo
+    assert not replace(photo, faces=())
+    with pytest.raises(IndexError):
+        photo[2]
+
+
+def test_the_repr_of_a_photo_is_one_readable_line() -> None:
+    photo = photo_of_two_faces()
+    assert repr(photo) == "<Photo 'a.jpg' 30 x 40: 2 faces (angry 50%, surprise 88%)>"
+    assert repr(replace(photo, source=None, faces=())) == "<Photo 30 x 40: 0 faces>"
+    crowd = replace(photo, faces=photo.faces * 50)
+    assert len(repr(crowd)) < 120
+    assert "100 faces (" in repr(crowd)
+    assert repr(photo[0]) == "<Face angry 50% at 0,0 10x20>"
+
+
+GRAY = np.full((40, 30, 3), 90, np.uint8)
+
+
+def test_a_photo_draws_and_saves_itself(tmp_path: Path) -> None:
+    photo = photo_of_two_faces()
+    write_image(tmp_path / "a.png", GRAY)
+    from_file = replace(photo, source=str(tmp_path / "a.png"))
+    expected = draw(GRAY, photo)
+    for drawn in (photo.draw(GRAY), replace(photo, picture=GRAY).draw(), from_file.draw()):
+        assert np.array_equal(drawn, expected)
+    assert not np.array_equal(photo.draw(GRAY, landmarks=False), expected)
+    from_file.save(tmp_path / "out.png")
+    assert np.array_equal(load_image(tmp_path / "out.png"), expected)
+
+
+def test_a_photo_without_its_picture_asks_for_it(tmp_path: Path) -> None:
+    photo = replace(photo_of_two_faces(), source=None)
+    with pytest.raises(ImageError, match="pass it as the argument picture"):
+        photo.draw()
+    with pytest.raises(ImageError, match=r"30 x 40 pixels\. Received: 40 x 30"):
+        photo.draw(GRAY.transpose(1, 0, 2))
+    with pytest.raises(ImageError, match=r"absent\.jpg"):
+        replace(photo, source="absent.jpg").draw()
+
+
+def test_a_photo_is_not_saved_over_itself(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", GRAY)
+    before = (tmp_path / "a.png").read_bytes()
+    photo = replace(photo_of_two_faces(), source=str(tmp_path / "a.png"))
+    with pytest.raises(OutputError, match="is the photo itself"):
+        photo.save(tmp_path / ".." / tmp_path.name / "a.png")
+    assert (tmp_path / "a.png").read_bytes() == before
+
+
+def test_a_notebook_shows_the_annotated_photo_or_its_text() -> None:
+    photo = replace(photo_of_two_faces(), source="<a>.jpg", picture=np.full((3000, 2000, 3), 90, np.uint8))
+    with_picture = replace(photo, width=2000, height=3000)._repr_html_()
+    content = re.match(r'<img src="data:image/jpeg;base64,([^"]+)"><br>', with_picture)
+    assert content is not None
+    assert load_image(base64.b64decode(content[1])).shape == (720, 480, 3)
+    assert with_picture.endswith(html.escape(repr(replace(photo, width=2000, height=3000))))
+    assert replace(photo, picture=None)._repr_html_() == html.escape(repr(photo))

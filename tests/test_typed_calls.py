@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_type
 
@@ -43,4 +44,7 @@ def test_one_photo_of_any_kind_is_a_photo_to_mypy_too(tmp_path: Path) -> None:
     assert_type(recognizer.predict((tmp_path / "a.png").read_bytes()), Photo)
     assert_type(recognizer.predict(GRAY), Photo)
     assert_type(recognizer.predict(Image.fromarray(GRAY)), Photo)
+    assert_type(recognizer.predict(io.BytesIO((tmp_path / "a.png").read_bytes())), Photo)
+    with (tmp_path / "a.png").open("rb") as stream:
+        assert_type(recognizer.predict(stream), Photo)
     assert len(photo.faces) == 1

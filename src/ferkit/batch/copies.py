@@ -15,7 +15,6 @@ from ferkit.batch import STDIN
 from ferkit.core.errors import ImageError, OutputError
 from ferkit.core.files import RealPaths, write_bytes
 from ferkit.core.images import WRITABLE, encode_image
-from ferkit.recognize.drawing import draw
 
 if TYPE_CHECKING:
     from ferkit.recognize import Photo, Recognizer
@@ -32,6 +31,7 @@ class AnnotatedCopies:
         folder: The folder for the copies.
         inputs: Photos whose names the copies must not take.
         explainer: The recognizer whose activation maps are drawn as well; None for no maps.
+        landmarks: Whether the landmarks are drawn.
     """
 
     def __init__(
@@ -40,9 +40,11 @@ class AnnotatedCopies:
         inputs: Iterable[str | os.PathLike[str]] = (),
         *,
         explainer: Recognizer | None = None,
+        landmarks: bool = True,
     ) -> None:
         self._names = CopyNames(folder, inputs)
         self._explainer = explainer
+        self._landmarks = landmarks
 
     def write(self, photo: Photo) -> Path:
         """Write the copy of a photo whose picture was kept, and return its path.
@@ -53,7 +55,7 @@ class AnnotatedCopies:
         """
         assert photo.picture is not None
         explanations = self._explainer.explain(photo.picture, photo) if self._explainer else ()
-        drawn = draw(photo.picture, photo, explanations)
+        drawn = photo.draw(explanations=explanations, landmarks=self._landmarks)
         if photo.source in (None, STDIN):
             source, signed = "stdin", signature(photo.picture.tobytes())
         else:

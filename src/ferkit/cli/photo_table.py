@@ -9,28 +9,38 @@ from typing import TYPE_CHECKING, Any
 
 from ferkit.batch import STDIN
 from ferkit.cli.common import console
+from ferkit.core.palette import UNCERTAIN, palette
 from ferkit.recognize.results import Face, Photo, Result, Unreadable
 from ferkit.recognize.sinks import ResultSink
 
 if TYPE_CHECKING:
     from typing import TextIO
 
-    from ferkit.core.taxonomy import Taxonomy
+    from rich.text import Text
 
-_LABELS_WITH_DECIMALS = 7  # a larger number of columns has no room for decimals
+_WIDTH = 80  # columns, where no terminal sets them
+_LEAST_NAME = 12  # columns of a shortened name
+_BAR = 5  # cells of a probability of 1
+_LEAST_SECOND = 0.05  # probability from which the second label is shown
+_EIGHTHS = "▏▎▍▌▋▊▉█"
 
 
 class PhotoTable(ResultSink):
     """A table of all faces; it is printed at the end, since the widths of its columns depend on every row.
 
+    A face has its number, its box, its two leading labels with bars, and its warning flags, in the width of
+    the terminal, or in 80 columns without one. Names are shortened in the middle.
+
     Args:
         stream: The standard output.
-        taxonomy: The label set of the results.
+        labels: The label set of the results.
+        full: Whether the table has whole names, all probabilities, scores and quality, however wide it gets.
     """
 
-    def __init__(self, stream: TextIO, taxonomy: Taxonomy) -> None:
+    def __init__(self, stream: TextIO, labels: tuple[str, ...], *, full: bool = False) -> None:
         super().__init__(stream)
-        self._taxonomy = taxonomy
+        self._labels = labels
+        self._full = full
         self._photos: list[Photo] = []
 
     def write(self, result: Result | Unreadable, **extra: Any) -> None:  # noqa: ARG002
@@ -43,41 +53,103 @@ class PhotoTable(ResultSink):
     ) -> None:
         """Print the table, also after an error."""
         from rich import box
+        from rich.measure import Measurement
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
-        digits = 1 if len(self._taxonomy) <= _LABELS_WITH_DECIMALS else 0
-        table.add_column("photo", overflow="fold")
-        table.add_column("box", no_wrap=True)
-        table.add_column("face", justify="right")
-        table.add_column("expression", no_wrap=True)
-        for label in self._taxonomy.labels:
-            table.add_column(label, justify="right", overflow="fold")
+        screen = console()
+        screen.file = self._stream
+        if not screen.is_terminal and "COLUMNS" not in os.environ:
+            screen.width = _WIDTH
+        blocks = screen.encoding.lower().startswith("utf")
+        faces = [[self._cells(number, face, blocks) for number, face in enumerate(p)] for p in self._photos]
         names = [photo.source or STDIN for photo in self._photos]
-        folder = _common_folder([name for name in names if name != STDIN])
-        for name, photo in zip(names, self._photos, strict=True):
-            short = (
-                name if name == STDIN or folder is None else os.path.relpath(Path(name).absolute(), folder)
-            )
-            for number, row in enumerate([_row(face, digits) for face in photo.faces] or [["no face"]]):
-                table.add_row(short if number == 0 else "", *row)
-        console().print(table)
+        headings = ["#", "box", "expression"]
+        if self._full:
+            headings += ["score", *self._labels, "size", "sharpness", "yaw", "pitch", "roll", "outside"]
+        else:
+            rows = [[Text(heading) for heading in headings], *(cells for some in faces for cells in some)]
+            rest = sum(max(_width(cell) for cell in column) + 1 for column in zip(*rows, strict=True))
+            room = max(_LEAST_NAME, screen.width - rest)
+            names = [_shorten(name, room, "…" if blocks else "..") for name in _relative(names)]
+        table = Table(
+            box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1 if self._full else 0, 0, 0)
+        )
+        for heading in ("photo", *headings):
+            table.add_column(heading, no_wrap=True)
+        for name, some in zip(names, faces, strict=True):
+            for number, cells in enumerate(some or [[Text(), Text(), Text("no face")]]):
+                table.add_row(name if number == 0 else "", *cells)
+        if self._full:
+            wide = screen.options.update(width=100_000)
+            screen.width = max(screen.width, Measurement.get(screen, wide, table).maximum)
+        screen.print(table, soft_wrap=True)
+
+    def _cells(self, number: int, face: Face, blocks: bool) -> list[Text]:
+        from rich.text import Text
+
+        left, top, right, bottom = (round(value) for value in face.box)
+        place = f"{left},{top} {right - left}x{bottom - top}"
+        more = []
+        if self._full:
+            more = [f"{face.score:.0%}", *(f"{value:.1%}" for value in face.probabilities.values())]
+            if (q := face.quality) is not None:
+                angles = ["" if angle is None else f"{angle:.0f}" for angle in (q.yaw, q.pitch, q.roll)]
+                more += [f"{q.size:.0f}", f"{q.sharpness:.2f}", *angles, f"{q.outside:.0%}"]
+        return [Text(str(number)), Text(place), self._expression(face, blocks), *map(Text, more)]
+
+    def _expression(self, face: Face, blocks: bool) -> Text:
+        """Return the leading labels with their bars, and the flags."""
+        from rich.text import Text
+
+        colours = palette(self._labels)
+        first, second = sorted(face.probabilities.items(), key=lambda item: -item[1])[:2]
+        shown = [(face.label, face.confidence, colours.get(face.label, UNCERTAIN))]
+        if face.label not in self._labels:
+            shown.append((*first, colours[first[0]]))
+        elif second[1] >= _LEAST_SECOND:
+            shown.append((*second, colours[second[0]]))
+        text = Text()
+        width = max(map(len, self._labels))
+        for label, share, colour in shown:
+            text.append(f"{'  ' if text else ''}{label:<{width}} ")
+            text.append(_bar(share, blocks), f"color({colour.terminal})")
+            text.append(f" {share:>4.0%}")
+        flags = face.quality.flags if face.quality else ()
+        if flags:
+            text.append(f"\n{', '.join(flags)}", "dim")
+        return text
 
 
-def _row(face: Face, digits: int) -> list[str]:
-    left, top, right, bottom = (round(value) for value in face.box)
-    flags = face.quality.flags if face.quality else ()
-    return [
-        f"{left},{top} {right - left}x{bottom - top}",
-        f"{face.score:.0%}",
-        "\n".join([f"{face.label} {face.confidence:.0%}", *flags]),
-        *(f"{value:.{digits}%}" for value in face.probabilities.values()),
-    ]
+def _width(cell: Text) -> int:
+    return max(line.cell_len for line in cell.split(allow_blank=True))
 
 
-def _common_folder(files: list[str]) -> str | None:
-    """Return the folder that all files lie in or below; None for no files, and for files of two drives."""
+def _bar(share: float, blocks: bool) -> str:
+    """Return a bar of five cells, padded; of ``#`` if there are no block characters."""
+    if not blocks:
+        return ("#" * round(share * _BAR)).ljust(_BAR)
+    full, part = divmod(round(share * _BAR * 8), 8)
+    return ("█" * full + (_EIGHTHS[part - 1] if part else "")).ljust(_BAR)
+
+
+def _shorten(name: str, width: int, ellipsis: str) -> str:
+    """Return a name with an ellipsis in the middle if it is wider than ``width`` cells."""
+    from rich.cells import cell_len
+
+    if cell_len(name) <= width:
+        return name
+    head, tail = name[: len(name) // 2], name[len(name) // 2 :]
+    while cell_len(head) + len(ellipsis) + cell_len(tail) > width:
+        head, tail = (head[:-1], tail) if len(head) >= len(tail) else (head, tail[1:])
+    return f"{head}{ellipsis}{tail}"
+
+
+def _relative(names: list[str]) -> list[str]:
+    """Return names relative to the folder that all files are in or below, if there is one."""
+    folders = [Path(name).absolute().parent for name in names if name != STDIN]
     try:
-        return os.path.commonpath([Path(name).absolute().parent for name in files])
-    except ValueError:
-        return None
+        common = os.path.commonpath(folders)
+    except ValueError:  # no files, or files of two drives
+        return names
+    return [name if name == STDIN else os.path.relpath(Path(name).absolute(), common) for name in names]

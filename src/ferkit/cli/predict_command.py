@@ -70,6 +70,9 @@ def predict(
         Format | None, typer.Option("--format", "-f", help="How to print.", show_default="table")
     ] = None,
     as_json: JsonOption = False,
+    all_columns: Annotated[
+        bool, typer.Option("--all", help="Table with whole names, all probabilities and quality.")
+    ] = False,
     annotate: Annotated[
         Path | None,
         typer.Option(help="Folder for copies of the photos with the faces drawn in.", show_default=False),
@@ -78,6 +81,9 @@ def predict(
         bool,
         typer.Option("--explain", help="Draw class activation maps into the annotated copies."),
     ] = False,
+    landmarks: Annotated[
+        bool, typer.Option("--landmarks/--no-landmarks", help="Draw landmarks into the annotated copies.")
+    ] = True,
     detector: Annotated[
         str,
         typer.Option(help="centerface, yunet:FILE, or none (each photo is a face crop already)."),
@@ -154,7 +160,9 @@ def predict(
     listed = [] if files_from is None else _read_list(files_from)
     copies = None
     if annotate is not None:
-        copies = AnnotatedCopies(annotate, [*photos, *listed], explainer=recognizer if explain else None)
+        copies = AnnotatedCopies(
+            annotate, [*photos, *listed], explainer=recognizer if explain else None, landmarks=landmarks
+        )
     passed_over: dict[str, int] = {}
     stop = threading.Event()
     lookup = Lookup(
@@ -166,7 +174,7 @@ def predict(
     hidden = kind is not Format.TABLE and sys.stdout.isatty()
     with (
         stopping(stop) as interrupts,
-        _sink(kind, recognizer.taxonomy) as sink,
+        _sink(kind, recognizer.taxonomy, full=all_columns) as sink,
         _progress(lookup, hidden=hidden) as advance,
     ):
         summary = process_photos(
@@ -259,11 +267,11 @@ def _progress(lookup: Lookup, *, hidden: bool) -> Iterator[Callable[[], None]]:
         bar.stop()
 
 
-def _sink(kind: Format, taxonomy: Taxonomy) -> ResultSink:
+def _sink(kind: Format, taxonomy: Taxonomy, *, full: bool) -> ResultSink:
     from ferkit.cli.photo_table import PhotoTable
     from ferkit.recognize.results import photo_columns
     from ferkit.recognize.sinks import make_sink
 
     if kind is Format.TABLE:
-        return PhotoTable(sys.stdout, taxonomy)
+        return PhotoTable(sys.stdout, taxonomy.labels, full=full)
     return make_sink(kind, sys.stdout, photo_columns(taxonomy.labels))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import importlib
+import inspect
 import io
 import os
 import re
@@ -11,7 +13,7 @@ import struct
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +25,17 @@ from ferkit.core.filetypes import HEAD_BYTES, file_type
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
-ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | NDArray[Any] | PillowImage"
-"""What a picture can be given as."""
+
+class BinaryStream(Protocol):
+    """An open binary file, ``io.BytesIO``, or the upload object of a web framework."""
+
+    def read(self, size: int = ..., /) -> bytes:
+        """Return up to ``size`` bytes."""
+        ...
+
+
+ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | NDArray[Any] | PillowImage | BinaryStream"
+"""What a picture can be given as; a text is a path or a data URI."""
 
 DEFAULT_MAX_PIXELS = 85 * 1024 * 1024
 """Default limit of pixels per picture; just below Pillow's own limit."""
@@ -58,6 +69,7 @@ READABLE = tuple(_READERS)
 """Formats that can be read; of several frames or pages, the first."""
 
 _MAX_FILE_BYTES = 1 << 29
+_LONGEST_NAME = 300  # characters of a path in messages
 _STRIP_PIXELS = 1 << 22
 _SMALL_PIXELS = 1 << 22  # decoded whatever the size of the file
 _DENSEST = 2000  # pixels per byte: JPEG reaches 170, a GIF or PNG of one single gray 1,300
@@ -91,8 +103,9 @@ def load_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
     recognised by the content, not by the suffix. URLs are not fetched.
 
     Args:
-        source: A file, its bytes, a Pillow image, or an array: uint8 or uint16 ``[H, W]``, ``[H, W, 1]``,
-            ``[H, W, 3]`` or ``[H, W, 4]``, in the order R, G, B, alpha.
+        source: A file, its bytes, a data URI (base64), a binary stream (read from its position), a Pillow
+            image, or an array: uint8 or uint16 ``[H, W]``, ``[H, W, 1]``, ``[H, W, 3]`` or ``[H, W, 4]``, in
+            the order R, G, B, alpha.
         max_pixels: Largest number of pixels; checked before decoding.
 
     Returns:
@@ -106,12 +119,43 @@ def load_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _decode(bytes(source), "the picture", max_pixels)
     if isinstance(source, (str, os.PathLike)):
-        return _decode(read_bytes(source), os.fspath(source), max_pixels)
+        name = os.fsdecode(source)
+        if is_data_uri(name):
+            return _decode(_data_uri_bytes(name), "the data URI", max_pixels)
+        return _decode(read_bytes(name), name, max_pixels)
     if type(source).__module__.partition(".")[0] == "PIL" or hasattr(source, "getexif"):
-        return _explain_errors(lambda: _from_pillow(source, "the picture", max_pixels), "the picture")
+        return _explain_errors(lambda: _from_pillow(source, "the picture", max_pixels), "the Pillow image")
+    if hasattr(source, "read"):
+        return _decode(_stream_bytes(source), "the stream", max_pixels)
+    hint = ". Pass the frames of a camera as RGB arrays" if isinstance(source, (int, np.integer)) else ""
     raise ImageError(
-        f"a picture must be a path, bytes, a NumPy array or a Pillow image. Received: {type(source).__name__}"
+        "a picture must be a path, bytes, a data URI, a binary stream, a NumPy array or a Pillow image. "
+        f"Received: {type(source).__name__}{hint}"
     )
+
+
+def is_data_uri(name: str) -> bool:
+    """Return whether a text is a data URI, such as ``data:image/png;base64,...``."""
+    return name[:5].lower() == "data:" and "," in name
+
+
+def _data_uri_bytes(uri: str) -> bytes:
+    header, _, data = uri.partition(",")
+    if not header.lower().endswith(";base64"):
+        raise ImageError(f"a data URI of a picture must be base64. Received: {header[:60]},")
+    try:
+        return base64.b64decode("".join(data.split()), validate=True)
+    except ValueError as error:
+        raise ImageError(f"the data URI is not valid base64 ({error}); is it complete?") from error
+
+
+def _stream_bytes(stream: Any) -> bytes:
+    """Return the content of an open binary file or an upload."""
+    if inspect.iscoroutinefunction(stream.read):
+        if not hasattr(stream, "file"):
+            raise ImageError("the stream is read asynchronously; pass its bytes: await stream.read()")
+        stream = stream.file  # of Starlette and FastAPI
+    return read_stream(stream, "the stream")
 
 
 def is_url(name: str) -> bool:
@@ -131,24 +175,27 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
         ImageError: If it is a URL, a folder, no regular file, empty, larger than 512 MiB, or unreadable.
     """
     name = os.fspath(path)
+    shown = name if len(name) <= _LONGEST_NAME else f"{name[:40]}... ({len(name):,} characters)"
     if is_url(name):
-        raise ImageError(f"{name} is a URL, and nothing is fetched from the network; download it first")
+        raise ImageError(f"{shown} is a URL, and nothing is fetched from the network; download it first")
     try:
         state = Path(name).stat()
         if stat.S_ISDIR(state.st_mode):
-            raise ImageError(f"{name} is a folder, not a picture")
+            raise ImageError(f"{shown} is a folder, not a picture")
         if not stat.S_ISREG(state.st_mode):
-            raise ImageError(f"{name} is not a regular file")
+            raise ImageError(
+                f"{shown} is not a regular file; pass its bytes, or pipe it into `ferkit predict -`"
+            )
         if state.st_size > _MAX_FILE_BYTES:
             raise ImageError(
-                f"{name} is larger than {_MAX_FILE_BYTES >> 20} MiB, the limit of a picture file"
+                f"{shown} is larger than {_MAX_FILE_BYTES >> 20} MiB, the limit of a picture file"
             )
         return Path(name).read_bytes()
     except (OSError, ValueError) as error:
-        raise ImageError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from error
+        raise ImageError(f"cannot read {shown}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def read_stream(stream: IO[bytes], name: str) -> bytes:
+def read_stream(stream: BinaryStream, name: str) -> bytes:
     """Return the content of a stream, such as standard input.
 
     Args:
@@ -162,8 +209,10 @@ def read_stream(stream: IO[bytes], name: str) -> bytes:
         content = stream.read(_MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:
         raise ImageError(f"cannot read {name}: {getattr(error, 'strerror', None) or error}") from error
+    if isinstance(content, str):
+        raise ImageError(f"{name} has text in place of bytes; open it in the mode 'rb'")
     if not content:
-        raise ImageError(f"{name} is empty; a picture was expected")
+        raise ImageError(f"{name} is empty or at its end; a picture was expected")
     if len(content) > _MAX_FILE_BYTES:
         raise ImageError(f"{name} is larger than {_MAX_FILE_BYTES >> 20} MiB, the limit of a picture file")
     return content
@@ -223,6 +272,8 @@ def _explain_errors(decode: Callable[[], NDArray[np.uint8]], name: str) -> NDArr
         return decode()
     except (*_DECODER_ERRORS, DecompressionBombError) as error:
         what = str(error).strip() or type(error).__name__
+        if "closed" in what:  # a Pillow image, or its file
+            raise ImageError(f"{name} is closed; pass it while it is open, or pass image.copy()") from error
         raise ImageError(f"{name} is damaged, truncated or of an unusual kind: {what}") from error
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,22 +13,30 @@ from numpy.typing import NDArray
 from ferkit.core import palette
 from ferkit.recognize.results import UNCERTAIN, Explanation, Face, Photo
 
-_DARK_TEXT_ABOVE = 140
-_TEXT_SIZES = (10, 14, 20, 28, 38, 48, 66, 96)  # pixels; few, so that clips find their labels in the cache
+_WHITE = (255, 255, 255)
+_DARK_TEXT_ABOVE = 140  # brightness of the ground
+_TEXT_SIZES = (10, 12, 14, 17, 20, 24, 28, 34, 40, 48, 57, 68, 80, 96)  # few: clips reuse their labels
 _HEAT_SIDE = 96
-_RED = 230  # index of red in OpenCV's colour map; higher values get darker
-_HEAT_OPACITY = 0.6  # at the maximum of a map
+_HEAT_OPACITY = 0.65  # at the maximum of a map
+_SCALE_TEXT = "no evidence", "most evidence for the label"
 
 
-def draw(rgb: NDArray[np.uint8], photo: Photo, explanations: Sequence[Explanation] = ()) -> NDArray[np.uint8]:
-    """Return a copy of a photo with the box, the landmarks and the label of each face.
+def draw(
+    rgb: NDArray[np.uint8],
+    photo: Photo,
+    explanations: Sequence[Explanation] = (),
+    *,
+    landmarks: bool = True,
+) -> NDArray[np.uint8]:
+    """Return a copy of a photo with its faces drawn in; see :func:`draw_faces`.
 
     Args:
         rgb: uint8 ``[H, W, 3]``, the photo.
         photo: Its result.
-        explanations: Activation maps to lay over the faces, from blue (little evidence for the label) to red.
+        explanations: Activation maps to lay over the faces.
+        landmarks: Whether the landmarks are drawn.
     """
-    return draw_faces(rgb, photo.faces, explanations=explanations)
+    return draw_faces(rgb, photo.faces, landmarks=landmarks, explanations=explanations)
 
 
 def draw_faces(
@@ -39,6 +49,9 @@ def draw_faces(
 ) -> NDArray[np.uint8]:
     """Return a copy of a picture with the box and the label of each face.
 
+    The box of a face is dashed if its label is ``uncertain`` or the face is turned. Activation maps are
+    transparent where there is no evidence for the label, and yellow at their maximum; a scale is drawn.
+
     Args:
         rgb: uint8 ``[H, W, 3]``.
         faces: The faces; where they overlap, the first is on top and its label has the best position.
@@ -49,14 +62,17 @@ def draw_faces(
     picture = rgb.copy()
     for explanation in explanations:
         _draw_heat(picture, explanation)
+    longest = max(rgb.shape[:2])
     labels = [
-        _label(face, prefix, rgb.shape[0])
+        _text(_label(face, prefix), _text_size(longest, face.box[2] - face.box[0]))
         for face, prefix in zip(faces, prefixes or [""] * len(faces), strict=True)
     ]
     places = label_places([face.box for face in faces], [mask.shape for mask in labels], rgb.shape[:2])
     for face, mask, (left, top) in reversed(list(zip(faces, labels, places, strict=True))):
         _draw_outline(picture, face, landmarks)
         _paste(picture, mask, left, top, colour(face))
+    if explanations:
+        _draw_scale(picture, [face.box for face in faces])
     return picture
 
 
@@ -107,7 +123,7 @@ def _clipped(box: Sequence[float], width: int, height: int) -> tuple[int, ...]:
     return tuple(int(np.clip(round(v), 0, limit - 1)) for v, limit in zip(box, limits, strict=True))
 
 
-def _overlaps(one: tuple[int, ...], others: Iterable[tuple[int, ...]]) -> bool:
+def _overlaps(one: tuple[int, ...], others: Iterable[Sequence[float]]) -> bool:
     return any(one[0] < o[2] and o[0] < one[2] and one[1] < o[3] and o[1] < one[3] for o in others)
 
 
@@ -116,17 +132,34 @@ def _draw_outline(picture: NDArray[np.uint8], face: Face, landmarks: bool) -> No
 
     height, width = picture.shape[:2]
     left, top, right, bottom = _clipped(face.box, width, height)
-    line = max(1, round(max(height, width) / 400))
-    cv2.rectangle(picture, (left, top), (right, bottom), colour(face), line, cv2.LINE_AA)
-    for x, y in (landmarks and face.landmarks) or ():
-        at = int(np.clip(x, -1, width)), int(np.clip(y, -1, height))
-        cv2.circle(picture, at, line + 1, colour(face), -1, cv2.LINE_AA)
+    line = max(1, round(max(height, width) / 320))
+    doubtful = face.label == UNCERTAIN or _is_turned(face)
+    cv2.rectangle(picture, (left, top), (right, bottom), _WHITE if doubtful else colour(face), line)
+    if doubtful:
+        dash = 5 * line
+        for x in range(left, right, 2 * dash):
+            for y in (top, bottom):
+                cv2.line(picture, (x, y), (min(x + dash, right), y), colour(face), line)
+        for y in range(top, bottom, 2 * dash):
+            for x in (left, right):
+                cv2.line(picture, (x, y), (x, min(y + dash, bottom)), colour(face), line)
+    for mark in (landmarks and face.landmarks) or ():
+        at = int(np.clip(mark[0], -1, width)), int(np.clip(mark[1], -1, height))
+        cv2.circle(picture, at, line, colour(face), -1, cv2.LINE_AA)
 
 
-def _label(face: Face, prefix: str, height: int) -> NDArray[np.uint8]:
-    wanted = min((face.box[2] - face.box[0]) / 5, height / 24)
-    size = max((size for size in _TEXT_SIZES if size <= wanted), default=_TEXT_SIZES[0])
-    return _text(f"{prefix}{face.label} {face.confidence:.0%}", size)
+def _is_turned(face: Face) -> bool:
+    return face.quality is not None and "turned" in face.quality.flags
+
+
+def _label(face: Face, prefix: str) -> str:
+    return f"{prefix}{face.label} {face.confidence:.0%}{', turned' if _is_turned(face) else ''}"
+
+
+def _text_size(longest: int, face: float) -> int:
+    """Return the size of a label for a picture's longest side and a face's width, in pixels."""
+    wanted = max(longest / 100, min(longest / 36, face / 4))
+    return max((size for size in _TEXT_SIZES if size <= wanted), default=_TEXT_SIZES[0])
 
 
 @lru_cache(maxsize=256)
@@ -172,7 +205,31 @@ def _draw_heat(picture: NDArray[np.uint8], explanation: Explanation) -> None:
     target = (corners[:3] - (left, top) - 0.5).astype(np.float32)
     heat = cv2.warpAffine(fine, cv2.getAffineTransform(edges, target), (right - left, bottom - top))
     heat = np.clip(heat, 0, 1)
-    colours = cv2.applyColorMap(np.rint(heat * _RED).astype(np.uint8), cv2.COLORMAP_JET)[:, :, ::-1]
     place = picture[top:bottom, left:right]
+    place[:] = _heated(place, heat)
+
+
+def _heated(picture: NDArray[np.uint8], heat: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return a picture ``[H, W, 3]`` under an activation map ``[H, W]``, 0..1."""
+    import cv2
+
+    colours = cv2.applyColorMap(np.rint(heat * 255).astype(np.uint8), cv2.COLORMAP_PLASMA)[:, :, ::-1]
     opacity = _HEAT_OPACITY * heat[:, :, None]
-    place[:] = np.rint(place * (1 - opacity) + colours * opacity).astype(np.uint8)
+    return np.asarray(np.rint(picture * (1 - opacity) + colours * opacity), np.uint8)
+
+
+def _draw_scale(picture: NDArray[np.uint8], boxes: Sequence[Sequence[float]]) -> None:
+    """Draw the scale of the activation maps into the corner that covers the least of the faces."""
+    height, width = picture.shape[:2]
+    none, most = (_text(text, _text_size(max(height, width) // 2, math.inf)) for text in _SCALE_TEXT)
+    high, bar = max(none.shape[0], most.shape[0]), width // 8
+    wide = none.shape[1] + bar + most.shape[1]
+    if wide > width or high > height:
+        return
+    corners = [(x, y, x + wide, y + high) for y in (height - high, 0) for x in (0, width - wide)]
+    left, top, *_ = min(corners, key=lambda corner: sum(_overlaps(corner, [box]) for box in boxes))
+    _paste(picture, none, left, top, (0, 0, 0))
+    ramp = np.tile(np.linspace(0, 1, bar, dtype=np.float32), (high, 1))
+    ground = np.full((high, bar, 3), 128, np.uint8)
+    picture[top : top + high, left + none.shape[1] :][:, :bar] = _heated(ground, ramp)
+    _paste(picture, most, left + none.shape[1] + bar, top, (0, 0, 0))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias, TypeVar, Unpack, overload
 
 import numpy as np
@@ -14,7 +15,7 @@ from ferkit.core.classifier import FaceClassifier
 from ferkit.core.crops import TTA_MODES, TtaMode, fit_crop
 from ferkit.core.errors import DetectorError, FerkitError, ImageError, TaxonomyError
 from ferkit.core.extras import require
-from ferkit.core.images import DEFAULT_MAX_PIXELS, ImageSource, load_image, to_gray
+from ferkit.core.images import DEFAULT_MAX_PIXELS, ImageSource, is_data_uri, load_image, to_gray
 from ferkit.detect import Detector, make_detector
 from ferkit.recognize.pipeline import CroppedFaces, FacePipeline, in_batches
 from ferkit.recognize.results import Explanation, Expression, Photo, Unreadable
@@ -48,7 +49,7 @@ class _Pending:
 class Recognizer:
     """Finds the faces in photos and classifies their expressions.
 
-    Safe to use from several threads at once.
+    Safe to use from several threads at once. It is pickled by its settings, and opens its networks again.
 
     Example:
         >>> import numpy as np
@@ -97,6 +98,10 @@ class Recognizer:
         batch_size: int = 64,
         max_pixels: int = DEFAULT_MAX_PIXELS,
     ) -> None:
+        # For pickle. A path is made absolute: another process may have another working directory.
+        self._settings = {name: value for name, value in locals().items() if name != "self"}
+        if isinstance(model, (str, os.PathLike)) and os.path.isfile(model):  # noqa: PTH113
+            self._settings["model"] = os.path.abspath(model)  # noqa: PTH100
         if not isinstance(min_confidence, (int, float, np.number)) or not 0 <= min_confidence <= 1:
             raise FerkitError(f"min_confidence is a number between 0 and 1. Received: {min_confidence!r}")
         if tta not in TTA_MODES:
@@ -124,6 +129,10 @@ class Recognizer:
             batch_size,
         )
         self._max_pixels = max_pixels
+
+    def __reduce__(self) -> tuple[Callable[[], Recognizer], tuple[()]]:
+        """Return the call that makes an equal recognizer, for pickle: its settings, not its networks."""
+        return partial(Recognizer, **self._settings), ()
 
     @property
     def pipeline(self) -> FacePipeline:
@@ -285,13 +294,7 @@ class Recognizer:
             ModelFileError: If the model has no class activation maps for this label set.
         """
         self._check_own(photo)
-        rgb = load_image(source, max_pixels=self._max_pixels)
-        if rgb.shape[:2] != (photo.height, photo.width):
-            raise ImageError(
-                f"the result belongs to a photo of {photo.width} x {photo.height} pixels. "
-                f"Received: {rgb.shape[1]} x {rgb.shape[0]}"
-            )
-        crops = self._pipeline.crop(to_gray(rgb), photo.faces)
+        crops = self._pipeline.crop(to_gray(photo.load(source)), photo.faces)
         # Strided convolutions pad one side, so maps are shifted to the upper left: by 5 % of the crop in the
         # embedded model. The mean with the mirror image's map has no shift sideways.
         maps, mirrored = (
@@ -337,6 +340,8 @@ class Recognizer:
             source, photo = photo
         else:
             source = os.fspath(photo) if isinstance(photo, (str, os.PathLike)) else None
+            if source is not None and is_data_uri(source):
+                source = None
         if isinstance(photo, ImageError):
             return Unreadable(source, photo)
         try:

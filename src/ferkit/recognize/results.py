@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import base64
+import html
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.core.errors import FerkitError, ImageError, MissingDependencyError, TaxonomyError
+from ferkit.core.errors import FerkitError, ImageError, MissingDependencyError, OutputError, TaxonomyError
+from ferkit.core.images import DEFAULT_MAX_PIXELS, ImageSource, encode_image, load_image, write_image
 from ferkit.core.taxonomy import Taxonomy
 from ferkit.recognize.quality import Quality
 
@@ -26,6 +30,8 @@ LANDMARKS = ("left_eye", "right_eye", "nose", "left_mouth", "right_mouth")
 """Names of the five landmarks; left and right as seen in the picture."""
 
 
+_LABELS_SHOWN = 4  # in the repr of a photo
+_NOTEBOOK_SIDE = 720  # pixels
 _QUALITY = tuple(field.name for field in fields(Quality))
 
 
@@ -94,7 +100,7 @@ class Expression:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Face:
     """A face in a photo.
 
@@ -128,6 +134,11 @@ class Face:
         """Probability of every label."""
         return self.expression.probabilities
 
+    def __repr__(self) -> str:
+        """Return the label, its probability and the box in one line."""
+        left, top, right, bottom = (round(value) for value in self.box)
+        return f"<Face {self.label} {self.confidence:.0%} at {left},{top} {right - left}x{bottom - top}>"
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain types for JSON."""
         marks = self.landmarks
@@ -142,9 +153,9 @@ class Face:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Photo:
-    """The result for a photo.
+@dataclass(frozen=True, slots=True, repr=False)
+class Photo(Sequence[Face]):
+    """The result for a photo: a sequence of its faces. A notebook shows it as an annotated picture.
 
     Attributes:
         source: The file or the name given by the caller; None for bytes, arrays and Pillow images.
@@ -162,7 +173,109 @@ class Photo:
     taxonomy: str
     faces: tuple[Face, ...]
     labels: tuple[str, ...] = ()
-    picture: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
+    picture: NDArray[np.uint8] | None = field(default=None, compare=False)
+
+    def __len__(self) -> int:
+        """Return the number of faces."""
+        return len(self.faces)
+
+    @overload
+    def __getitem__(self, index: int) -> Face: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Face, ...]: ...
+
+    def __getitem__(self, index: int | slice) -> Face | tuple[Face, ...]:
+        """Return a face, or a tuple of faces for a slice."""
+        return self.faces[index]
+
+    def __repr__(self) -> str:
+        """Return source, size and the labels of the first faces in one line."""
+        name = "" if self.source is None else f" {self.source!r}"
+        labels = ", ".join(f"{face.label} {face.confidence:.0%}" for face in self.faces[:_LABELS_SHOWN])
+        more = ", ..." if len(self) > _LABELS_SHOWN else ""
+        faces = f"{len(self)} face{'' if len(self) == 1 else 's'}"
+        return f"<Photo{name} {self.width} x {self.height}: {faces}{labels and f' ({labels}{more})'}>"
+
+    def _repr_html_(self) -> str:
+        """Return the annotated picture, if it can be read, and the text of ``repr``, for notebooks."""
+        text = html.escape(repr(self))
+        try:
+            drawn = self.draw()
+        except ImageError:
+            return text
+        import cv2
+
+        scale = min(1.0, _NOTEBOOK_SIDE / max(drawn.shape[:2]))
+        small = cv2.resize(drawn, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        data = base64.b64encode(encode_image(np.asarray(small, np.uint8), ".jpg")).decode()
+        return f'<img src="data:image/jpeg;base64,{data}"><br>{text}'
+
+    def load(self, picture: ImageSource | None = None) -> NDArray[np.uint8]:
+        """Return the photo itself, uint8 ``[H, W, 3]``, RGB.
+
+        Args:
+            picture: The photo; by default ``self.picture``, or else the file ``self.source``.
+
+        Raises:
+            ImageError: If the photo cannot be read, has another size, or was neither kept nor read from a
+                file.
+        """
+        known = next((one for one in (picture, self.picture, self.source) if one is not None), None)
+        if known is None:
+            raise ImageError("this photo was read from memory and not kept; pass it as the argument picture")
+        rgb = load_image(known, max_pixels=max(DEFAULT_MAX_PIXELS, self.width * self.height))
+        if rgb.shape[:2] != (self.height, self.width):
+            raise ImageError(
+                f"the result belongs to a photo of {self.width} x {self.height} pixels. "
+                f"Received: {rgb.shape[1]} x {rgb.shape[0]}"
+            )
+        return rgb
+
+    def draw(
+        self,
+        picture: ImageSource | None = None,
+        *,
+        explanations: Sequence[Explanation] = (),
+        landmarks: bool = True,
+    ) -> NDArray[np.uint8]:
+        """Return the photo with its faces drawn in, uint8 ``[H, W, 3]``, RGB.
+
+        Args:
+            picture: As in :meth:`load`.
+            explanations: Activation maps to lay over the faces; see :meth:`ferkit.Recognizer.explain`.
+            landmarks: Whether the landmarks are drawn.
+
+        Raises:
+            ImageError: As :meth:`load`.
+        """
+        from ferkit.recognize.drawing import draw
+
+        return draw(self.load(picture), self, explanations, landmarks=landmarks)
+
+    def save(
+        self,
+        path: str | os.PathLike[str],
+        picture: ImageSource | None = None,
+        *,
+        explanations: Sequence[Explanation] = (),
+        landmarks: bool = True,
+    ) -> None:
+        """Write the photo with its faces drawn in; the suffix of ``path`` gives the format.
+
+        Args:
+            path: The new file.
+            picture: As in :meth:`load`.
+            explanations: As in :meth:`draw`.
+            landmarks: As in :meth:`draw`.
+
+        Raises:
+            ImageError: As :meth:`draw`, or if the format is unknown or cannot hold the picture.
+            OutputError: If the file cannot be written, or is the photo itself.
+        """
+        if self.source is not None and os.path.realpath(path) == os.path.realpath(self.source):
+            raise OutputError(f"{os.fspath(path)} is the photo itself; choose another name")
+        write_image(path, self.draw(picture, explanations=explanations, landmarks=landmarks))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types for JSON."""
