@@ -33,7 +33,7 @@ COMMANDS = {
     "live": Command("ferkit.cli.live_command", "Open the page at the webcam."),
     "data": Command("ferkit.cli.data_command", "Look at, audit and convert labelled faces."),
     "train": Command("ferkit.cli.train_command", "Train a network by a recipe."),
-    "distil": Command("ferkit.cli.distil_command", "Train a student on a teacher's answers and the labels."),
+    "distil": Command("ferkit.cli.distil_command", "Train a student on labels and teachers' predictions."),
     "recipes": Command("ferkit.cli.recipes_command", "List recipes, or every key of one with its meaning."),
     "search": Command("ferkit.cli.search_command", "Search networks and recipes at random or guided."),
     "evaluate": Command("ferkit.cli.evaluate_command", "Measure a model on labelled faces or photos."),
