@@ -39,7 +39,7 @@ COMMANDS = {
     "evaluate": Command("ferkit.cli.evaluate_command", "Measure a model on labelled faces or photos."),
     "compare": Command("ferkit.cli.compare_command", "Test whether two models differ significantly."),
     "export": Command("ferkit.cli.export_command", "Turn a training run into one model file."),
-    "ensemble": Command("ferkit.cli.ensemble_command", "Join models into one that votes."),
+    "ensemble": Command("ferkit.cli.ensemble_command", "Join models into one ensemble file."),
     "models": Command("ferkit.cli.models_command", "List networks, recipes and embedded models."),
     "completion": Command("ferkit.cli.completion_command", "Print a script for completion in a shell."),
     "doctor": Command("ferkit.cli.doctor_command", "Say what is installed, what works and what is missing."),
