@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import softmax
 
 from ferkit.core.crops import TtaMode, tta_views
 
@@ -41,6 +40,8 @@ def predict_probabilities(
         batch_size: Faces per step.
         shift: Pixels of ten-crop's shifts.
     """
+    from scipy.special import softmax
+
     sums: dict[str, NDArray[np.float32]] = {}
     seen = tta_views(images, tta, shift=shift)
     for view in seen:
