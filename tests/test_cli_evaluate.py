@@ -149,7 +149,10 @@ def test_an_ensemble_is_in_sample_where_its_weights_were_fitted_and_its_file_has
     text = " ".join(done.out.split())
     assert f"Out of fold, from its file: fer2013 {100 * held_out['accuracy']:.2f} % (" in text
     none, flip, _ = (entry["scores"][0] for entry in content["tta_modes"])
-    assert (none["nll_out_of_fold"], none["ece_out_of_fold"]) == (held_out["nll"], held_out["ece"])
+    assert (none["nll_out_of_fold"], none["ece_out_of_fold"]) == (
+        held_out["nll_out_of_fold"],
+        held_out["ece_out_of_fold"],
+    )
     assert none["ece_out_of_fold"] != none["ece"]
     assert (flip["nll_out_of_fold"], flip["ece_out_of_fold"]) == (None, None)
 

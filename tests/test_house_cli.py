@@ -26,6 +26,7 @@ from samples import sample
 def install_command_app(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str) -> None:
     """Add a command `probe` with the one line ``body``, in a module on the import path."""
     (tmp_path / "probe_command.py").write_text(
+        "__name__ = 'ferkit.cli.probe_command'\n"  # as in the tracebacks of commands
         "from ferkit.cli.common import new_app\n"
         "from ferkit.core.errors import DataError\n"
         "app = new_app()\n"
@@ -206,7 +207,7 @@ def test_a_ferkit_error_is_one_line_on_stderr_and_exit_1(
     assert run(["probe"]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert_one_error(captured.err, "row 3: value 256")
+    assert_one_error(captured.err, "row 3:", "value 256")
     assert issubclass(DataError, FerkitError)
 
 
