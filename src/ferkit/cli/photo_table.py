@@ -22,6 +22,10 @@ _WIDTH = 80  # columns, where no terminal sets them
 _LEAST_NAME = 12  # columns of a shortened name
 _BAR = 5  # cells of a probability of 1
 _LEAST_SECOND = 0.05  # probability from which the second label is shown
+_QUALITY = {
+    **{"size": "{:.0f}", "sharpness": "{:.2f}", "brightness": "{:.0f}"},
+    **{"yaw": "{:.0f}", "pitch": "{:.0f}", "roll": "{:.0f}", "outside": "{:.0%}"},
+}  # columns and their formats
 _EIGHTHS = "▏▎▍▌▋▊▉█"
 
 
@@ -66,7 +70,7 @@ class PhotoTable(ResultSink):
         names = [photo.source or STDIN for photo in self._photos]
         headings = ["#", "box", "expression"]
         if self._full:
-            headings += ["score", *self._labels, "size", "sharpness", "yaw", "pitch", "roll", "outside"]
+            headings += ["score", *self._labels, *_QUALITY]
         else:
             rows = [[Text(heading) for heading in headings], *(cells for some in faces for cells in some)]
             rest = sum(max(_width(cell) for cell in column) + 1 for column in zip(*rows, strict=True))
@@ -94,8 +98,11 @@ class PhotoTable(ResultSink):
         if self._full:
             more = [f"{face.score:.0%}", *(f"{value:.1%}" for value in face.probabilities.values())]
             if (q := face.quality) is not None:
-                angles = ["" if angle is None else f"{angle:.0f}" for angle in (q.yaw, q.pitch, q.roll)]
-                more += [f"{q.size:.0f}", f"{q.sharpness:.2f}", *angles, f"{q.outside:.0%}"]
+                values = (getattr(q, name) for name in _QUALITY)
+                more += [
+                    "" if value is None else style.format(value)
+                    for value, style in zip(values, _QUALITY.values(), strict=True)
+                ]
         return [Text(str(number)), Text(place), self._expression(face, blocks), *map(Text, more)]
 
     def _expression(self, face: Face, blocks: bool) -> Text:
