@@ -38,34 +38,35 @@ def main() -> None:
     from ferkit.core.runtime import usable_cores
     from ferkit.data import load_data
     from ferkit.models import convolution
+    from ferkit.training.precision import processor_name
     from ferkit.training.recipe import load_recipe
-    from ferkit.training.trainer import processor_name
+    from ferkit.training.trainer import set_up
 
     recipe = load_recipe(args.recipe)
     dataset = load_data(args.data, votes=args.votes)
     plain = recipe.model_copy(update={"augment": AugmentConfig()})
-    whole, plain_session = _session(recipe, dataset), _session(plain, dataset)
-    ready = whole.faces[0][0]
-    stepped = {"ready": whole, "plain": plain_session}
+    whole = set_up(recipe, dataset)
+    ready = whole.batches[0][0]
+    stepped = {"ready": whole, "plain": set_up(plain, dataset)}
     times: dict[str, list[float]] = {"fit": [], "ready": [], "plain": []}
     _fit(whole, [])  # compiles
     if args.narrow:
-        stepped["narrow"] = _session(recipe, dataset)
+        stepped["narrow"] = set_up(recipe, dataset)
         times["narrow"] = []
     row = convolution.ROW
-    for name, session in stepped.items():
+    for name, setup in stepped.items():
         convolution.ROW = 1 if name == "narrow" else row  # read while the step is compiled
         for _ in range(3):
-            session.model.train_on_batch(ready)
+            setup.model.train_on_batch(ready)
     convolution.ROW = row
     end = time.perf_counter() + args.seconds
     # In turn, so that a change of the machine's speed meets all alike.
     while time.perf_counter() < end:
         _fit(whole, times["fit"])
-        for name, session in stepped.items():
+        for name, setup in stepped.items():
             for _ in range(_ROUND):
                 began = time.perf_counter()
-                session.model.train_on_batch(ready)
+                setup.model.train_on_batch(ready)
                 times[name].append(time.perf_counter() - began)
     middle = {name: sorted(values)[len(values) // 2] for name, values in times.items()}
     size = min(recipe.batch_size, len(dataset))
@@ -92,17 +93,8 @@ def main() -> None:
         print(f"a batch that lies ready {ready_rate:.0f} images/s, in narrow rows {narrow_rate:.0f} images/s")
 
 
-def _session(recipe: Any, dataset: Any) -> Any:
-    """Return all that a run holds, without a run."""
-    import tempfile
-
-    from ferkit.training.trainer import Quiet, Session
-
-    return Session(recipe, dataset, Path(tempfile.gettempdir()), (), Quiet())
-
-
-def _fit(session: Any, times: list[float]) -> None:
-    """Train some steps as a run does, and note how long each took, with waiting for its batch."""
+def _fit(setup: Any, times: list[float]) -> None:
+    """Train some steps as a run does, and add to ``times`` how long each took, with waiting for its batch."""
     import keras
 
     class Clock(keras.callbacks.Callback):  # type: ignore[misc]
@@ -115,9 +107,7 @@ def _fit(session: Any, times: list[float]) -> None:
             if batch:  # the first starts the pipeline
                 times.append(time.perf_counter() - self.began)
 
-    session.model.fit(
-        session.faces, steps_per_epoch=_ROUND + 1, callbacks=[Clock()], verbose=0, shuffle=False
-    )
+    setup.model.fit(setup.batches, steps_per_epoch=_ROUND + 1, callbacks=[Clock()], verbose=0, shuffle=False)
 
 
 if __name__ == "__main__":

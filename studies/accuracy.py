@@ -3,12 +3,11 @@ r"""What makes a network on FER2013 accurate? One change at a time to a short fo
     python studies/accuracy.py --data fer2013.csv.gz --votes fer2013new.csv \
         --teacher ferkit-large
 
-The short form has a seventh of the arithmetic and of the epochs, so that a variant takes minutes; what
-helps only in long runs does not show in it. Each variant is a normal run below --runs, trained if it is not
-there yet, so the study can be stopped and gone on with; --only names some. A variant that has no run here
-keeps the row that --out holds of it, if that is of the same recipe, so that the study can be spread over
-machines. The table says how far one run must lie from the seeds' mean to be told from noise. Writes
-ablation.csv, ablation.md and ablation.png.
+The short form has a seventh of the arithmetic and of the epochs, so that a variant takes minutes; it does not
+show what helps only in long runs. Each variant is a normal run below --runs, trained if it is not there yet,
+so an interrupted study is continued by the same command; --only trains some variants. A variant without a run
+keeps its row in --out if the recipe is the same, so that several machines can share the study. The table says
+how far from the seeds' mean a single run differs significantly. Writes ablation.csv, .md and .png.
 """
 
 from __future__ import annotations
@@ -41,12 +40,13 @@ SHORT = (
     "model.params.filters=[32, 64, 128]",
     "model.params.blocks=[1, 1, 1]",
     "model.params.dropout=0.1",
+    "mixed_precision=bfloat16",  # the same on every machine
 )
 SEEDS = (1, 2, 3, 4, 5, 6)
 
 
 def variants(teachers: Sequence[str]) -> list[Variant]:
-    """Return what is compared, the recipe itself with its seeds first; what is distilled has the teachers."""
+    """Return the variants, the recipe itself with its seeds first; the distilled ones have the teachers."""
 
     def one(name: str, what: str, *changes: str, epochs: int = EPOCHS, teach: bool = False) -> Variant:
         return Variant(name, what, epochs, (*SHORT, *changes), tuple(teachers) if teach else ())
@@ -60,12 +60,12 @@ def variants(teachers: Sequence[str]) -> list[Variant]:
         one("ferplus-1", "the FER+ head weighs as much as the labels'", "heads.ferplus=1.0"),
         one("no-augmentation", "no augmentation at all", "augment=none"),
         one("mirror", "mirror only", "augment=mirror"),
-        one("modern", "turned, zoomed and lit less, bilinearly; no mixup, nothing erased", "augment=modern"),
-        one("bilinear", "turned and zoomed by bilinear interpolation", "augment.interpolation=bilinear"),
-        one("precise", "batch normalisation by 8,192 unaugmented faces", "precise_batch_norm=8192"),
+        one("modern", "the preset modern: weaker, bilinear; no mixup, no erasing", "augment=modern"),
+        one("bilinear", "bilinear interpolation", "augment.interpolation=bilinear"),
+        one("precise", "batch normalisation of 8,192 unaugmented faces", "precise_batch_norm=8192"),
         one(
             "bilinear-precise",
-            "bilinear, and batch normalisation by 8,192 unaugmented faces",
+            "bilinear, and batch normalisation of 8,192 unaugmented faces",
             "augment.interpolation=bilinear",
             "precise_batch_norm=8192",
         ),
@@ -80,7 +80,7 @@ def variants(teachers: Sequence[str]) -> list[Variant]:
         one("deep-stem", "a convolution at the full side before the stem's", "model.params.stem_depth=2"),
         one("deeper", "two blocks in the last two stages", "model.params.blocks=[1, 2, 2]"),
         one("wider", "half as wide again", "model.params.stem=48", "model.params.filters=[48, 96, 192]"),
-        one("weights", "rare classes weigh more", "data.balance=weights"),
+        one("weights", "rare classes weighted", "data.balance=weights"),
         one(
             "adamw",
             "AdamW at 2e-3 in place of SGD",
@@ -104,13 +104,13 @@ def variants(teachers: Sequence[str]) -> list[Variant]:
         ),
         one("longer", "twice as many epochs", epochs=2 * EPOCHS),
     ]
-    said = ("distil.weight=0.7", "distil.tta=ten-crop")
+    offline = ("distil.weight=0.7", "distil.tta=ten-crop")
     for temperature in (1, 2, 4):
         found.append(
             one(
                 f"distilled-t{temperature}",
-                f"70 % of the loss from what the teachers say, at temperature {temperature}",
-                *said,
+                f"70 % of the loss from the teachers, at temperature {temperature}",
+                *offline,
                 f"distil.temperature={temperature}",
                 teach=True,
             )
@@ -118,8 +118,8 @@ def variants(teachers: Sequence[str]) -> list[Variant]:
     found.append(
         one(
             "distilled-uncalibrated",
-            "70 % of the loss from what the teachers say before calibration, at temperature 2",
-            *said,
+            "70 % of the loss from the teachers before calibration, at temperature 2",
+            *offline,
             "distil.temperature=2",
             "distil.calibrated=false",
             teach=True,
@@ -128,7 +128,7 @@ def variants(teachers: Sequence[str]) -> list[Variant]:
     found.append(
         one(
             "distilled-only",
-            "all of the loss from what the teachers say before calibration, at temperature 2",
+            "all of the loss from the teachers before calibration, at temperature 2",
             "distil.weight=1.0",
             "distil.tta=ten-crop",
             "distil.temperature=2",
@@ -136,35 +136,35 @@ def variants(teachers: Sequence[str]) -> list[Variant]:
             teach=True,
         )
     )
-    in_steps = (
+    online = (
         "distil.tta=none",
         "distil.temperature=2",
         "distil.calibrated=false",
-        "distil.every_step=true",
+        "distil.online=true",
     )
     found.append(
         one(
-            "distilled-every-step",
-            "70 % of the loss from what the teachers say in every step about what the student sees",
+            "distilled-online",
+            "70 % of the loss from the teachers, online",
             "distil.weight=0.7",
-            *in_steps,
+            *online,
             teach=True,
         )
     )
     found.append(
         one(
-            "distilled-every-step-only",
-            "all of the loss from what the teachers say in every step about what the student sees",
+            "distilled-online-only",
+            "all of the loss from the teachers, online",
             "distil.weight=1.0",
-            *in_steps,
+            *online,
             teach=True,
         )
     )
     found.append(
         one(
             "distilled-longer",
-            "70 % of the loss from what the teachers say before calibration; twice as many epochs",
-            *said,
+            "70 % of the loss from the teachers before calibration; twice as many epochs",
+            *offline,
             "distil.temperature=2",
             "distil.calibrated=false",
             epochs=2 * EPOCHS,
@@ -184,34 +184,33 @@ def main() -> None:
         nargs="+",
         default=[],
         metavar="MODEL",
-        help="model files or embedded models; without them nothing is distilled",
+        help="shipped models; without them nothing is distilled",
     )
     parser.add_argument("--runs", type=Path, default=Path("runs/accuracy"))
     parser.add_argument("--out", type=Path, default=Path("results/accuracy"))
     parser.add_argument("--only", nargs="+", default=[], metavar="VARIANT", help="train these, in this order")
-    parser.add_argument("--only-finished", action="store_true", help="train nothing; tell of what is there")
+    parser.add_argument("--only-finished", action="store_true", help="train nothing; tables of finished runs")
     args = parser.parse_args()
     known = {variant.name: variant for variant in variants(args.teacher)}
     unknown = [name for name in args.only if name not in known]
     if unknown:
         parser.error(f"no variant {unknown[0]}; known are {', '.join(known)}")
-    # Without a teacher nothing is distilled, and nothing speaks against the teachers of a row.
-    untaught = {name for name, variant in known.items() if is_distilled(variant) and not args.teacher}
-    orphans = untaught.intersection(args.only)
-    if orphans:
-        parser.error(f"{min(orphans)} asks for a --teacher")
-    wanted = args.only or [name for name in known if name not in untaught]
+    # Without --teacher nothing is distilled, and rows of distilled variants are kept whatever their teachers.
+    distilled = {name for name, variant in known.items() if is_distilled(variant) and not args.teacher}
+    if chosen := distilled.intersection(args.only):
+        parser.error(f"{min(chosen)} needs a --teacher")
+    wanted = args.only or [name for name in known if name not in distilled]
     digests = {name: digest_of_variant(variant, "best-single") for name, variant in known.items()}
-    told = {
+    kept = {
         row["variant"]: row
         for row in read_rows(args.out / "ablation.csv")
         if row["recipe"] == digests.get(row["variant"])
         and row.get("faces")
-        and (row["variant"] in untaught or row.get("teachers") == digest_of_teachers(known[row["variant"]]))
+        and (row["variant"] in distilled or row.get("teachers") == digest_of_teachers(known[row["variant"]]))
     }
     rows: list[dict[str, Any]] = []
     for name in [] if args.only_finished else wanted:
-        if name in told and not epochs_done(args.runs / name):
+        if name in kept and not epochs_done(args.runs / name):
             continue
         train_variant(
             known[name],
@@ -222,10 +221,10 @@ def main() -> None:
             study="studies/accuracy.py",
         )
     for name, variant in known.items():
-        if name not in untaught and is_finished(variant, "best-single", args.runs / name):
+        if name not in distilled and is_finished(variant, "best-single", args.runs / name):
             rows.append(row_of(variant, args.runs / name, digests[name]))
-        elif name in told:
-            rows.append(told[name])
+        elif name in kept:
+            rows.append(kept[name])
     if not rows:
         parser.error(f"no variant below {args.runs} is finished")
     if len({row["faces"] for row in rows}) > 1:
@@ -239,7 +238,7 @@ def main() -> None:
 
 
 def is_distilled(variant: Variant) -> bool:
-    """Return whether a variant is trained by what teachers say."""
+    """Return whether a variant has teachers."""
     return any(change.startswith("distil.") for change in variant.changes)
 
 
@@ -265,9 +264,9 @@ def row_of(variant: Variant, folder: Path, digest: str) -> dict[str, Any]:
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:
-    """Return the seeds' mean, their standard deviation, and how far one run lies from them in 95 of 100.
+    """Return the seeds' mean, their standard deviation, and the 95 % reach of one more run around the mean.
 
-    One run against the mean of n: ``s * sqrt(1 + 1/n)``, with Student's t for a spread known from n runs.
+    The reach is ``t * s * sqrt(1 + 1/n)`` with Student's t at n - 1 degrees of freedom.
     """
     deviation = statistics.stdev(values)
     reach = stats.t.ppf(0.975, len(values) - 1) * deviation * math.sqrt(1 + 1 / len(values))
@@ -275,12 +274,12 @@ def spread(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def of_seeds(rows: Sequence[dict[str, Any]], key: str) -> list[float]:
-    """Return a figure of the recipe itself, for each of its seeds."""
+    """Return a column of the rows of the recipe itself, one for each seed."""
     return [row[key] for row in rows if row["variant"] in {f"seed-{k}" for k in SEEDS}]
 
 
 def draw(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Draw each variant's loss and accuracy, with the band in which a seed alone would lie."""
+    """Draw each variant's loss and accuracy, with the 95 % band of the recipe's seeds."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -312,7 +311,7 @@ def draw(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def table(rows: list[dict[str, Any]], absent: Sequence[str] = ()) -> str:
-    """Return the rows as Markdown, with what seeds alone make of the recipe, and what was not run."""
+    """Return the rows as Markdown, with the spread of the seeds and the variants that were not run."""
     lines = [
         "PublicTest (selection split), single view, last epoch:",
         "",

@@ -1,11 +1,11 @@
-r"""Does an embedded model come out of its recipe again? All of its training with one command.
+r"""Can a shipped model be reproduced from its recipe? All of its training with one command.
 
     python studies/reproduce.py ferkit-distilled --data fer2013.csv.gz --votes fer2013new.csv
 
-Runs the commands that made the model one after another, each of them shown: training, from the weights of
-the step before where there was one, with the embedded models as teachers; export; measurement. An interrupted
-command is given again and goes on. Writes into runs/reproduced/MODEL, or below --runs. The numbers are like
-the embedded model's, not the same: sums run in parallel, and some networks were begun with more epochs.
+Runs and prints the commands that made the model: its training runs, each from the weights of the one before,
+with shipped models as teachers; the export; the evaluation. An interrupted study is continued by the same
+command. Writes into runs/reproduced/MODEL, or below --runs. The figures are close to the shipped model's, not
+equal: parallel sums differ in order, and some runs were started with more epochs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Step:
 
     Args:
         recipe: A shipped recipe or a file; its folder has its name.
-        teachers: Embedded models that it distils from.
+        teachers: Shipped models that it distils from.
         changes: ``key=value`` for the recipe.
     """
 
@@ -40,12 +40,12 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """How an embedded model was made.
+    """How a shipped model was made.
 
     Args:
         steps: Its runs; each but the first starts from the weights of the one before.
-        precision: How its weights are stored.
-        taxonomy: The head that users meet.
+        precision: Of the stored weights.
+        taxonomy: The default head.
     """
 
     steps: tuple[Step, ...]
@@ -73,14 +73,14 @@ MODELS = {
 def commands(
     name: str, data: str, votes: Path | None, folder: Path, *, epochs: int | None = None
 ) -> Iterator[list[str]]:
-    """Yield the commands, without ``ferkit``, that make a model from where its folder stands.
+    """Yield the commands, without ``ferkit``, that are left to make a model.
 
     Args:
-        name: An embedded model.
+        name: A shipped model.
         data: As ``--data``.
         votes: As ``--votes``; None where the data has its own.
-        folder: Where its runs lie.
-        epochs: In place of each recipe's, for a rehearsal.
+        folder: Where its runs are.
+        epochs: Replaces each recipe's, for a trial.
     """
     model = MODELS[name]
     given = data_options(data, votes)
@@ -119,7 +119,7 @@ def _is_finished(run: Path) -> bool:
 
 
 def call(words: Sequence[str]) -> int:
-    """Run a ferkit command and return its status; on Ctrl-C it ends in its own way.
+    """Run a ferkit command and return its status; on Ctrl-C it records its state first.
 
     Raises:
         KeyboardInterrupt: On Ctrl-C, once the command has ended.
@@ -138,14 +138,14 @@ def call(words: Sequence[str]) -> int:
 
 
 def main() -> int:
-    """Run the commands; the status is that of the first that fails."""
+    """Run the commands; return the status of the first that fails."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("model", choices=list(MODELS))
     parser.add_argument("--data", required=True)
     parser.add_argument("--votes", type=Path)
     parser.add_argument("--runs", type=Path, default=Path("runs/reproduced"))
-    parser.add_argument("--epochs", type=int, help="of each step, for a rehearsal; default: the recipes'")
-    parser.add_argument("--dry-run", action="store_true", help="show the commands that are left")
+    parser.add_argument("--epochs", type=int, help="of each step, for a trial; default: the recipes'")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands that are left")
     args = parser.parse_args()
     folder = args.runs / args.model
     for words in commands(args.model, args.data, args.votes, folder, epochs=args.epochs):
@@ -155,7 +155,7 @@ def main() -> int:
         try:
             status = call(words)
         except KeyboardInterrupt:
-            print("interrupted; the same command goes on", file=sys.stderr)
+            print("interrupted; the same command continues", file=sys.stderr)
             return 130
         if status:
             return status

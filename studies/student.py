@@ -1,10 +1,10 @@
-"""Why did the student's network reach 43 %? Its recipe, and what changes when one thing in it changes.
+"""Why did the student's network reach 43 %? Its recipe, and variants with one change each.
 
     python studies/student.py --data fer2013.csv.gz
 
-Each variant is a normal run below --runs, trained if it is not there yet, so the study can be stopped and
-gone on with. The learning rate is constant, so a run's first six epochs are those of a shorter run: variants
-of 6 and of 20 epochs are compared at epoch 6. Writes ablation.csv, ablation.md and ablation.png.
+Each variant is a normal run below --runs, trained if it is not there yet, so an interrupted study is
+continued by the same command. The learning rate is constant, so a run's first six epochs are those of a
+shorter run: variants of 6 and of 20 epochs are compared at epoch 6. Writes ablation.csv, .md and .png.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs/student"))
     parser.add_argument("--out", type=Path, default=Path("results/student"))
-    parser.add_argument("--only-finished", action="store_true", help="train nothing; tell of what is there")
+    parser.add_argument("--only-finished", action="store_true", help="train nothing; tables of finished runs")
     args = parser.parse_args()
     rows = []
     histories: dict[str, History] = {}

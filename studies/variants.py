@@ -1,4 +1,4 @@
-"""What the studies of training share: variants of a recipe, trained once and told in one table."""
+"""Variants of a recipe, each trained once: shared by the studies of training."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from ferkit.core import files
 from ferkit.core.errors import TrainingError
 from ferkit.core.modelfile import resolve_model
 from ferkit.training.recipe import Recipe, load_recipe
+from ferkit.training.runs import load_training_weights
+from ferkit.training.state import digest_arrays
 
 History = list[dict[str, float]]
 
@@ -26,10 +28,10 @@ class Variant:
 
     Args:
         name: Its folder's name.
-        what: What differs, for people.
+        what: What differs, for the table.
         epochs: How many it is trained for.
         changes: ``key=value`` for the recipe.
-        teachers: What it distils from.
+        teachers: The shipped models that it distils from.
     """
 
     name: str
@@ -42,7 +44,7 @@ class Variant:
 def train_variant(
     variant: Variant, recipe: str, data: str, folder: Path, *, votes: Path | None = None, study: str
 ) -> None:
-    """Train a variant as far as it has to go, from where it stands; another run in its folder is an error."""
+    """Train or resume a variant; another run in its folder is an error."""
     if is_finished(variant, recipe, folder):
         return
     load_keras()
@@ -64,14 +66,14 @@ def train_variant(
 
 
 def recipe_of(variant: Variant, recipe: str) -> Recipe:
-    """Return the recipe that a variant is trained by."""
+    """Return the recipe of a variant."""
     return load_recipe(recipe, [*variant.changes, f"epochs={variant.epochs}"])
 
 
 def digest_of_variant(variant: Variant, recipe: str) -> str:
-    """Return what a variant's figures hang on beside its teachers, as 12 characters: recipe and epochs.
+    """Return 12 characters of the SHA-256 of a variant's recipe.
 
-    What a recipe is called, and keys that stand at their defaults, do not count: a row outlives a new key.
+    Its name and keys at their defaults are left out, so that the digest survives a new key.
     """
     values = recipe_of(variant, recipe).model_dump(
         mode="json", exclude={"name", "description"}, exclude_defaults=True
@@ -80,52 +82,53 @@ def digest_of_variant(variant: Variant, recipe: str) -> str:
 
 
 def digest_of_teachers(variant: Variant) -> str:
-    """Return what a variant's teachers are, as 12 characters for each; nothing if it has none."""
-    return " ".join(digest_of_model(name)[:12] for name in variant.teachers)
+    """Return 12 characters of each teacher's digest; empty if there are none."""
+    return " ".join(digest[:12] for digest in _digests_of_teachers(variant))
+
+
+def _digests_of_teachers(variant: Variant) -> list[str]:
+    """Return the digests of a variant's teachers as ``run.json`` records them."""
+    if "distil.online=true" in variant.changes:
+        return [digest_arrays(load_training_weights(name).arrays) for name in variant.teachers]
+    return [hashlib.sha256(resolve_model(name).read_bytes()).hexdigest() for name in variant.teachers]
 
 
 def is_finished(variant: Variant, recipe: str, folder: Path) -> bool:
     """Return whether the folder holds the variant, trained to its end.
 
     Raises:
-        TrainingError: If what it holds was trained by another recipe or another teacher.
+        TrainingError: If it holds a run of another recipe or of other teachers.
     """
     if not (folder / "recipe.toml").exists():
         return False
     held = load_recipe(folder / "recipe.toml")
     wanted = recipe_of(variant, recipe)
-    # What a recipe is called does not touch what it trains.
-    told = {"name": wanted.name, "description": wanted.description}
-    longer = held.model_copy(update={"epochs": wanted.epochs, **told})
+    names = {"name": wanted.name, "description": wanted.description}
+    longer = held.model_copy(update={"epochs": wanted.epochs, **names})
     if longer != wanted or (held.schedule.name == "cosine" and held.epochs != wanted.epochs):
         raise TrainingError(
             f"{folder} was trained by another recipe than the study's; remove it or name other --runs"
         )
-    taught = json.loads((folder / "run.json").read_text("utf-8")).get("teacher", {}).get("models", [])
-    if [model["sha256"] for model in taught] != [digest_of_model(name) for name in variant.teachers]:
-        raise TrainingError(f"{folder} was taught by another teacher; remove it or name other --runs")
+    models = json.loads((folder / "run.json").read_text("utf-8")).get("teacher", {}).get("models", [])
+    if [model["sha256"] for model in models] != _digests_of_teachers(variant):
+        raise TrainingError(f"{folder} has another teacher; remove it or name other --runs")
     return epochs_done(folder) >= variant.epochs
 
 
-def digest_of_model(name: str) -> str:
-    """Return the SHA-256 (hex) of a model file, as a run records its teacher's."""
-    return hashlib.sha256(resolve_model(name).read_bytes()).hexdigest()
-
-
 def epochs_done(folder: Path) -> int:
-    """Return how many epochs a run has behind it."""
+    """Return the number of epochs that a run has finished."""
     history = folder / "history.json"
     return len(json.loads(history.read_text("utf-8"))) if history.exists() else 0
 
 
 def read_run(folder: Path) -> tuple[History, dict[str, Any]]:
-    """Return a run's history and its facts."""
+    """Return a run's history and its ``run.json``."""
     history = json.loads((folder / "history.json").read_text("utf-8"))
     return history, json.loads((folder / "run.json").read_text("utf-8"))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a CSV, numbers as numbers; none where there is no such file."""
+    """Return the rows of a CSV, numbers as numbers; none if the file is absent."""
     if not path.exists():
         return []
     with path.open(encoding="utf-8", newline="") as stream:

@@ -1,4 +1,4 @@
-"""The laboratory's line on the command line: train, resume, export, measure, read, fine-tune."""
+"""The laboratory on the command line: train, resume, export, evaluate, predict, fine-tune."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_resuming_a_finished_run_says_its_result_again(line, capsys):
     [
         (["train", "--data", "cartoon:70"], "name a recipe with --recipe"),
         (["train", "-r", "nothing", "--data", "cartoon:70"], "no recipe 'nothing'"),
-        (["train", "-r", "small", "--resume", "x", "--data", "cartoon:70"], "--resume goes on"),
+        (["train", "-r", "small", "--resume", "x", "--data", "cartoon:70"], "--resume continues"),
         (["train", "--resume", "x", "--seed", "3", "--data", "cartoon:70"], "no change to the recipe"),
         (["train", "--resume", "x", "--size", "32", "--data", "cartoon:70"], "--size"),
         (["train", "--resume", "absent", "--data", "cartoon:70"], "cannot read recipe"),
@@ -211,17 +211,44 @@ def test_a_backend_that_nothing_trains_on_is_refused(backend, where, tmp_path, m
     assert len(err.splitlines()) == 1
 
 
-def test_an_embedded_model_without_training_weights_names_those_that_have_them(tmp_path, monkeypatch, capfd):
+def test_an_installed_wheel_says_where_the_training_weights_are(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
-    own = weights.training_weights
-    monkeypatch.setattr(
-        weights, "training_weights", lambda name: None if name == "ferkit-base" else own(name)
-    )
+    monkeypatch.setattr(weights, "ZOO", tmp_path / "absent")
     assert run(["train", "-r", "finetune", "--init", "ferkit-base", "--data", "cartoon:70"]) == 1
     err = capfd.readouterr().err
-    assert "ferkit-base comes without training weights" in err
-    assert weights.DEFAULT in err
+    assert "ferkit-base.weights.npz in the folder zoo/" in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_finds_its_data_again(line, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert run(["data", "convert", "cartoon:70", "faces.npz"]) == 0
+    small = ["train", "-r", "small", "--epochs", "1", "--no-tensorboard", "--quiet", *TINY]
+    assert run([*small, "--data", "faces.npz", "-o", "run"]) == 0
+    monkeypatch.chdir(tmp_path.parent)  # the run records an absolute path
+    again = str(tmp_path / "run")
+    assert run(["train", "--resume", again, "--epochs", "2", "--no-tensorboard"]) == 0
+    assert run(["export", again, "-o", str(tmp_path / "m.onnx")]) == 0
+    assert str(tmp_path) not in read_model(tmp_path / "m.onnx")[1].model_dump_json()
+    (tmp_path / "faces.npz").rename(tmp_path / "moved.npz")
+    capfd.readouterr()
+    assert run(["train", "--resume", again, "--epochs", "3"]) == 1
+    assert str(tmp_path / "faces.npz") in capfd.readouterr().err
+    assert run(["train", "--resume", again, "--epochs", "3", "--data", str(tmp_path / "moved.npz")]) == 0
+    assert run(["data", "convert", "cartoon:70:5", str(tmp_path / "faces.npz")]) == 0
+    assert run(["export", again, "--data", str(tmp_path / "faces.npz"), "-o", str(tmp_path / "n.onnx")]) == 1
+    assert "is not the data of this run" in capfd.readouterr().err
+
+
+def test_recipes_lists_recipes_and_describes_one(capsys):
+    assert run(["recipes", "--json"]) == 0
+    assert {"seed", "small"} <= {row["recipe"] for row in json.loads(capsys.readouterr().out)}
+    assert run(["recipes", "small"]) == 0
+    text = capsys.readouterr().out
+    assert "optimizer.weight_decay" in text
+    assert "model.params.filters" in text
+    assert run(["recipes", "smal"]) == 1
+    assert "no recipe 'smal'" in capsys.readouterr().err
 
 
 def test_models_lists_what_there_is(capsys):

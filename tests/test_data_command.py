@@ -53,8 +53,7 @@ def test_audit_reports_what_is_odd(tmp_path: Path, capsys: pytest.CaptureFixture
     path = pack(csv_text(rows).encode(), tmp_path / "f.csv")
     assert run(["data", "audit", str(path)]) == 0
     out = capsys.readouterr().out
-    assert "constant images: 1 (1 PublicTest)" in out
-    assert "PublicTest: rows 44" in out
+    assert "constant images: 1\n  1 in PublicTest: rows 44\n" in out
     assert "groups of identical images: 1 (2 images)" in out
     assert "PublicTest images with a duplicate in Training: 1" in out
     assert "no FER+ votes" in out

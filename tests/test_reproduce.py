@@ -1,4 +1,4 @@
-"""The study that makes an embedded model again: its commands, their order, and how they go on."""
+"""The study that reproduces a shipped model: its commands, their order, and how they are resumed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT / "studies"))
 import reproduce  # noqa: E402  # found once the folder is on the path
 
 
-def test_every_embedded_model_can_be_made_again():
+def test_every_shipped_model_can_be_reproduced():
     assert set(reproduce.MODELS) == set(embedded_models())
 
 
@@ -130,7 +130,7 @@ def test_an_interrupt_is_told(chain, monkeypatch, capsys):
     monkeypatch.setattr(reproduce, "call", interrupted)
     monkeypatch.setattr(sys, "argv", line)
     assert reproduce.main() == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command continues" in capsys.readouterr().err
 
 
 def test_a_commands_status_comes_back(capfd):

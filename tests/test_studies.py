@@ -1,4 +1,4 @@
-"""The studies of training: every variant is a recipe, and what is finished is told without training."""
+"""The studies of training: every variant is a recipe, and finished runs are not trained again."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ import pytest
 pytest.importorskip("keras", reason="needs ferkit[train]")
 
 from ferkit.core.errors import TrainingError
+from ferkit.core.modelfile import resolve_model
 from ferkit.data import load_data
 from ferkit.training.recipe import dump_recipe, load_recipe
+from ferkit.training.runs import load_training_weights
+from ferkit.training.state import digest_arrays
 from ferkit.training.trainer import train
 from modelzoo import write_tiny_model
 from tinyruns import tiny
@@ -65,7 +68,7 @@ def two_seeds(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_what_is_finished_is_told_and_what_is_foreign_is_refused(two_seeds, tmp_path):
+def test_finished_variants_are_recognised_and_other_runs_are_refused(two_seeds, tmp_path):
     recipe, (first, second), folder = two_seeds
     assert variants.is_finished(first, str(recipe), folder / "seed-1")
     assert not variants.is_finished(first, str(recipe), folder / "absent")
@@ -164,12 +167,15 @@ def test_a_variants_digest_goes_by_what_it_is_trained_by_alone(tmp_path):
     assert len({digest, *(variants.digest_of_variant(other, "small") for other in others)}) == 3
 
 
-def test_a_variants_teachers_are_told_by_their_files(tmp_path):
+def test_a_variants_teachers_are_identified_by_their_files(tmp_path):
     teacher = str(write_tiny_model(tmp_path / "t.onnx"))
     taught = variants.Variant("a", "what", 5, (), (teacher, "ferkit-small"))
     first, second = variants.digest_of_teachers(taught).split()
     assert first == hashlib.sha256((tmp_path / "t.onnx").read_bytes()).hexdigest()[:12]
-    assert second == variants.digest_of_model("ferkit-small")[:12]
+    assert second == hashlib.sha256(resolve_model("ferkit-small").read_bytes()).hexdigest()[:12]
+    online = variants.Variant("a", "what", 5, ("distil.online=true",), ("ferkit-small",))
+    digest = digest_arrays(load_training_weights("ferkit-small").arrays)
+    assert variants.digest_of_teachers(online) == digest[:12]
     assert variants.digest_of_teachers(variants.Variant("a", "what", 5)) == ""
 
 
@@ -178,7 +184,7 @@ def test_what_is_distilled_asks_for_a_teacher(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", line)
     with pytest.raises(SystemExit):
         accuracy.main()
-    assert "distilled-t2 asks for a --teacher" in capsys.readouterr().err
+    assert "distilled-t2 needs a --teacher" in capsys.readouterr().err
 
 
 def test_a_study_without_any_finished_run_says_so(tmp_path):

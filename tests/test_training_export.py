@@ -19,7 +19,7 @@ import keras
 from ferkit.core.taxonomy import FER2013, FERPLUS, Taxonomy
 from ferkit.data import load_data
 from ferkit.data.cartoon import draw_faces
-from ferkit.evaluation.model import provenance_of
+from ferkit.evaluation.model import describe_run
 from ferkit.export import run as release
 from ferkit.export.graph import quantized, to_onnx
 from ferkit.models import build_model
@@ -123,7 +123,7 @@ def test_the_file_predicts_as_the_keras_network(run, exported, faces):
 )
 def test_weights_are_for_research_where_fer2013s_faces_made_them_whatever_the_labels(run, facts, restricted):
     assert {t.id for t in run.taxonomies} == {"fer2013", "ferplus"}
-    provenance = provenance_of(replace(run, facts={**run.facts, **facts}))
+    provenance = describe_run(replace(run, facts={**run.facts, **facts}), {}).training
     assert (release._licence(provenance) == release.LICENCE) is restricted
 
 

@@ -1,4 +1,4 @@
-"""Recipes: shipped ones load, overrides reach every key, and what is wrong is said by name."""
+"""Recipes: shipped ones load, overrides reach every key, and errors name the key."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ferkit.augment import PRESETS
 from ferkit.training.optimize import make_optimizer, plateau_rate
 from ferkit.training.recipe import (
     ProgressivePart,
+    describe_recipe,
     dump_recipe,
     load_recipe,
     model_params,
@@ -69,8 +70,14 @@ def test_a_preset_can_be_a_name_or_a_start():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epoch": 3}, "epoch: Extra inputs"),
+        ({"epoch": 3}, r"unknown key epoch; did you mean epochs\?"),
+        ({"optimizer": {"learnin_rate": 1}}, r"did you mean optimizer\.learning_rate\?"),
+        ({"augment": {"preset": "modern", "mixupp": 1}}, r"did you mean augment\.mixup\?"),
+        ({"colour": 3}, "unknown key colour; see `ferkit recipes NAME`"),
+        ({"epochs": 2.5}, "epochs: .* fractional part. Received: 2.5"),
+        ({"epochs": True}, "epochs: .* Received: True"),
         ({"epochs": 0}, "epochs: .* Received: 0"),
+        ({"mixed_precision": "half"}, "mixed_precision: .*'off', 'auto', 'bfloat16' or 'float16'"),
         ({"data": {"train_split": "train"}}, "data.train_split: .*'Training', 'PublicTest' or 'PrivateTest'"),
         ({"model": {"name": "vgg19"}}, "unknown architecture 'vgg19'"),
         ({"model": {"name": "vgg", "params": {"wide": 1}}}, "'wide'"),
@@ -127,6 +134,16 @@ def test_changes_to_the_network_of_given_weights_are_its_parameters_alone():
     for change in ("model.name=vgg", "model={name = 'vgg'}", "model=vgg", "model.params=3"):
         with pytest.raises(RecipeError, match=r"only model\.params\.KEY"):
             model_params([change])
+
+
+def test_every_key_is_described():
+    rows = {row["key"]: row for row in describe_recipe(load_recipe("small"))}
+    assert rows["epochs"] == {
+        "key": "epochs", "value": 40, "default": 20, "meaning": "passes over the training faces",
+    }  # fmt: skip
+    assert rows["augment.zoom"]["value"] == [0.87, 1.2]
+    assert rows["model.params.filters"]["default"] == [48, 96, 192]
+    assert all(row["meaning"] for name in shipped_recipes() for row in describe_recipe(load_recipe(name)))
 
 
 def test_files_that_are_no_recipe_are_refused(tmp_path):

@@ -118,7 +118,7 @@ def test_each_frame_has_a_result_with_its_time_and_track(recognizer: Recognizer,
     assert sum(frame.duration for frame in results) == pytest.approx(FRAMES / 30)
     assert {(frame.width, frame.height, frame.taxonomy) for frame in results} == {(WIDTH, HEIGHT, "fer2013")}
     assert [[face.track for face in frame.faces] for frame in results] == [[1]] * FRAMES
-    assert [face.detected for frame in results for face in frame.faces] == [k % 5 == 0 for k in range(FRAMES)]
+    assert [face.detected for frame in results for face in frame.faces] == [k % 6 == 0 for k in range(FRAMES)]
     assert reading.info.codec == "h264"
     assert (reading.notes, reading.damaged) == ((), False)
 
@@ -139,7 +139,7 @@ def test_the_share_that_is_read_grows_to_one_over_the_range(
 
 def test_a_frame_has_the_result_of_a_photo_of_it(recognizer: Recognizer, clip: Path) -> None:
     for frame, shown in zip(
-        recognizer.video(clip, detect_every=1, smoothing=None), Clip(clip).frames(), strict=True
+        recognizer.video(clip, detect_every=0, smoothing=None), Clip(clip).frames(), strict=True
     ):
         (photo,) = recognizer.predict(shown.rgb).faces
         (tracked,) = frame.faces
@@ -165,7 +165,7 @@ def test_each_face_has_a_quality_including_moved_ones(recognizer: Recognizer, cl
 
 def test_a_table_for_pandas_has_the_columns_and_rows_of_the_csv(model: Path, clip: Path) -> None:
     pd = pytest.importorskip("pandas")
-    frames = list(Recognizer(model, detector=ByNumber(empty=range(3))).video(clip, detect_every=1))
+    frames = list(Recognizer(model, detector=ByNumber(empty=range(3))).video(clip, detect_every=0))
     stream = io.StringIO()
     writer = CSVSink(stream, frame_columns(FER2013.labels))
     for frame in frames:
@@ -200,7 +200,7 @@ def test_results_do_not_depend_on_batches(model: Path, clip: Path, batch_size: i
 
 
 def test_a_stride_gives_the_results_of_these_frames(recognizer: Recognizer, clip: Path) -> None:
-    options: dict[str, Any] = {"detect_every": 1, "smoothing": None}
+    options: dict[str, Any] = {"detect_every": 0, "smoothing": None}
     whole = {frame.index: frame for frame in recognizer.video(clip, **options)}
     for stride in (recognizer.video(clip, every=5, **options), recognizer.video(clip, fps=6, **options)):
         part = list(stride)
@@ -213,43 +213,49 @@ def test_a_stride_gives_the_results_of_these_frames(recognizer: Recognizer, clip
 @pytest.mark.parametrize(
     ("options", "interval"),
     [
-        ({}, 5),
-        ({"every": 2}, 2),  # 2.5 frames are rounded to the even number
-        ({"every": 3}, 2),
+        ({}, 6),  # 0.2 s
+        ({"every": 2}, 3),
+        ({"every": 4}, 1),
         ({"every": 5}, 1),
-        ({"fps": 12}, 2),
-        ({"fps": 6}, 1),
+        ({"fps": 10}, 2),
         ({"fps": 1}, 1),
-        ({"fps": 6, "detect_every": 3}, 3),
-        ({"every": 2, "detect_every": 5}, 5),
+        ({"fps": 6, "detect_every": 0.5}, 3),
+        ({"every": 2, "detect_every": 1 / 3}, 5),
+        ({"detect_every": 0}, 1),
     ],
 )
-def test_the_default_interval_of_detection_depends_on_the_time_of_the_clip(
+def test_the_interval_of_detection_is_in_seconds_of_the_clip(
     recognizer: Recognizer, clip: Path, options: dict[str, Any], interval: int
 ) -> None:
     detected = [frame.faces[0].detected for frame in recognizer.video(clip, **options)]
     assert detected == [k % interval == 0 for k in range(len(detected))]
 
 
-def test_a_face_visible_for_seconds_is_found_at_one_frame_per_second(model: Path, tmp_path: Path) -> None:
-    """A known fault: detection ran every five seconds and missed faces in between."""
+@pytest.mark.parametrize(("rate", "fps"), [(1, None), (2, None), (5, None), (8, None), (10, None), (10, 1)])
+def test_a_face_visible_for_two_seconds_is_found_at_a_low_frame_rate(
+    model: Path, tmp_path: Path, rate: int, fps: int | None
+) -> None:
+    """A known fault: detection ran in each fifth frame, which may be every five seconds."""
+    start, end = Fraction(23, 10), Fraction(43, 10)
 
     class Passing(ByNumber):
         def detect(self, image: NDArray[np.uint8]) -> tuple[Detection, ...]:
-            seen = 10 <= number_in(image) < 45  # of ten frames a second
-            return (Detection((20.0, 20.0, 60.0, 70.0), 0.9),) if seen else ()
+            visible = start <= Fraction(number_in(image), rate) < end
+            return (Detection((20.0, 20.0, 60.0, 70.0), 0.9),) if visible else ()
 
-    frames = [picture(0) for _ in range(60)]
+    frames = [picture(0) for _ in range(6 * rate)]
     for k, frame in enumerate(frames):
         for bit in range(BITS):
             frame[:CELL, bit * CELL : (bit + 1) * CELL] = 255 if k >> bit & 1 else 0
-    path = write_clip(tmp_path / "passing.mp4", frames, time_base=Fraction(1, 10), options={"crf": "10"})
-    found = [len(frame.faces) for frame in Recognizer(model, detector=Passing()).video(path, fps=1)]
-    assert found == [0, 1, 1, 1, 1, 0]
+    path = write_clip(tmp_path / "passing.mp4", frames, time_base=Fraction(1, rate), options={"crf": "10"})
+    results = list(Recognizer(model, detector=Passing()).video(path, fps=fps))
+    visible = [frame for frame in results if start <= frame.time < end]
+    assert len(visible) >= 2
+    assert all(frame.faces for frame in visible if frame.time >= start + Fraction(1, 5))
 
 
 def test_moved_boxes_stay_on_the_face_between_detections(recognizer: Recognizer, clip: Path) -> None:
-    for frame in recognizer.video(clip, detect_every=8):
+    for frame in recognizer.video(clip, detect_every=8 / 30):
         x, y = place(frame.index)
         assert frame.faces[0].face.box == pytest.approx((x, y, x + 40, y + 50), abs=3)
 
@@ -411,8 +417,8 @@ def test_a_face_that_cannot_be_cropped_is_dropped_and_noted(
             more = (Detection(box, 0.9),) if number_in(image) in (3, 7) else ()
             return (*more, *super().detect(image))
 
-    reading = Recognizer(model, detector=SometimesEmpty()).video(clip, detect_every=1)
-    assert list(reading) == list(recognizer.video(clip, detect_every=1))
+    reading = Recognizer(model, detector=SometimesEmpty()).video(clip, detect_every=0)
+    assert list(reading) == list(recognizer.video(clip, detect_every=0))
     (note,) = reading.notes
     assert "2" in note
     assert re.search(reason, note)
@@ -437,7 +443,7 @@ def test_a_failed_detection_finds_no_face_and_is_noted(
     model: Path, clip: Path, failing: tuple[int, ...]
 ) -> None:
     """A known fault: the rest of the clip was lost."""
-    reading = Recognizer(model, detector=FailingAt(failing)).video(clip, detect_every=1)
+    reading = Recognizer(model, detector=FailingAt(failing)).video(clip, detect_every=0)
     assert [frame.index for frame in reading if not frame.faces] == list(failing)
     (note,) = reading.notes
     assert f"{len(failing)} (first: no memory for frame 5)" in note
@@ -473,7 +479,7 @@ def test_an_error_in_the_middle_comes_after_the_results_before_it_and_ends_the_r
                 raise VideoError("the detector fell over")
             return super().detect(image)
 
-    reading = Recognizer(model, detector=Broken()).video(clip, detect_every=1)
+    reading = Recognizer(model, detector=Broken()).video(clip, detect_every=0)
     assert [next(reading).index for _ in range(10)] == list(range(10))  # the error does not take them away
     with pytest.raises(VideoError, match="fell over") as caught:
         next(reading)

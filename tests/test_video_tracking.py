@@ -85,7 +85,7 @@ def follow(
     """Track faces at given places; return the boxes by track of each frame, and the number of detections."""
     at = 0
     detector = ScriptedDetector(lambda: [box_at(*place) for place in frames[at]], score)
-    tracker = FaceTracker(detector, every=every, max_gap=max_gap, rate=rate)
+    tracker = FaceTracker(detector, every=every / rate, max_gap=max_gap, rate=rate)
     found = []
     for at, places in enumerate(frames):
         gray = scene(*places, seed=0 if scenes is None else scenes[at])
@@ -153,7 +153,7 @@ def test_faces_are_detected_in_each_n_th_frame_and_moved_in_between(every: int, 
 
 
 def test_detected_and_moved_faces_are_marked() -> None:
-    tracker = FaceTracker(ScriptedDetector(lambda: [box_at(100, 80)]), every=3)
+    tracker = FaceTracker(ScriptedDetector(lambda: [box_at(100, 80)]), every=3 / 30)
     gray = scene((100, 80))
     assert [tracker.update(rgb_of(gray), gray, k / 30)[0].detected for k in range(7)] == [
         True, False, False, True, False, False, True,
@@ -230,7 +230,7 @@ def test_a_cut_ends_tracks() -> None:
 
 
 def test_a_flash_or_a_dark_moment_is_not_a_cut() -> None:
-    tracker = FaceTracker(ScriptedDetector(lambda: [box_at(100, 80)]), every=1)
+    tracker = FaceTracker(ScriptedDetector(lambda: [box_at(100, 80)]), every=0)
     gray = scene((100, 80))
     bright = np.clip(gray.astype(int) + 80, 0, 255).astype(np.uint8)
     frames = [gray, bright, gray, np.zeros_like(gray), np.zeros_like(gray), gray]
@@ -245,7 +245,7 @@ def test_a_face_with_a_low_score_has_no_track() -> None:
 def test_tracks_survive_a_change_of_size() -> None:
     import cv2
 
-    tracker = FaceTracker(ScriptedDetector(lambda: [box_at(100, 80)]), every=3)
+    tracker = FaceTracker(ScriptedDetector(lambda: [box_at(100, 80)]), every=3 / 30)
     for k in range(9):
         gray = scene((100, 80))
         if k >= 4:
@@ -277,7 +277,9 @@ def test_tracks_that_ended_are_forgotten() -> None:
     assert max(alive) <= 2
 
 
-@pytest.mark.parametrize("options", [{"every": 0}, {"max_gap": -1}, {"max_gap": float("nan")}])
+@pytest.mark.parametrize(
+    "options", [{"every": -1}, {"every": float("nan")}, {"max_gap": -1}, {"max_gap": float("nan")}]
+)
 def test_invalid_arguments_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(VideoError):
         FaceTracker(ScriptedDetector(lambda: []), **options)  # type: ignore[arg-type]

@@ -1,9 +1,11 @@
-"""Training runs of a second an epoch, and a way to stop them."""
+"""Training runs of a second an epoch, and callbacks that interrupt them."""
 
 from __future__ import annotations
 
+import keras
+
+from ferkit.training.callbacks import TIMINGS
 from ferkit.training.recipe import parse_recipe
-from ferkit.training.trainer import Quiet
 
 
 def tiny(**changes):
@@ -27,18 +29,29 @@ def tiny(**changes):
     return parse_recipe({**values, **changes})
 
 
-class StopAt(Quiet):
-    """Presses Ctrl-C, or does something else, at one step."""
+class StopAt(keras.callbacks.Callback):
+    """Press Ctrl-C, or do something else, after the second step of an epoch (from 1)."""
 
     def __init__(self, epoch, action=None):
+        super().__init__()
         self.epoch, self.action = epoch, action
 
-    def step(self, *, epoch, step, steps, images, loss, accuracy):
-        if epoch == self.epoch and step == 2:
+    def on_epoch_begin(self, epoch, logs=None):
+        self.running = epoch + 1
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.running == self.epoch and batch == 1:
             if self.action is None:
                 raise KeyboardInterrupt
             self.action()
 
 
+class StopBeforeTraining(keras.callbacks.Callback):
+    """Press Ctrl-C before the first step."""
+
+    def on_train_begin(self, logs=None):
+        raise KeyboardInterrupt
+
+
 def numbers(history):
-    return [{k: v for k, v in row.items() if k not in ("seconds", "images_per_second")} for row in history]
+    return [{key: value for key, value in row.items() if key not in TIMINGS} for row in history]

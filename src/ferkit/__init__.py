@@ -30,6 +30,9 @@ if TYPE_CHECKING:
         Unreadable,
         to_pandas,
     )
+    from ferkit.training.recipe import load_recipe
+    from ferkit.training.runs import load_run
+    from ferkit.training.trainer import train
     from ferkit.video.recognition import FrameResult, TrackedFace
     from ferkit.video.smoothing import Smoothing
 
@@ -53,7 +56,10 @@ __all__ = [
     "export",
     "load_data",
     "load_image",
+    "load_recipe",
+    "load_run",
     "to_pandas",
+    "train",
 ]
 
 _HOMES = {
@@ -73,7 +79,10 @@ _HOMES = {
     "export": "ferkit.export",
     "load_data": "ferkit.data.load",
     "load_image": "ferkit.core.images",
+    "load_recipe": "ferkit.training.recipe",
+    "load_run": "ferkit.training.runs",
     "to_pandas": "ferkit.recognize",
+    "train": "ferkit.training.trainer",
 }
 
 

@@ -1,4 +1,4 @@
-"""What happens to a batch of faces before the network sees it."""
+"""Augmentation of faces and balancing of rare classes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load the layer, and Keras with it, only where it is used; a recipe is read without."""
+    """Import the layer, and Keras with it, when it is used; recipes need neither."""
     if name in ("Augmenter", "augment_preview"):
         from ferkit.augment import layer
 

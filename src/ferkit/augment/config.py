@@ -1,4 +1,4 @@
-"""The parameters of augmentation, and presets of them."""
+"""The parameters of augmentation, and their presets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class AugmentConfig(BaseModel):
-    """Every number of the augmentation; all zero is none.
+    """The parameters of augmentation; the defaults change nothing.
 
     Lengths are shares of the image's side, angles are degrees, gray values lie in 0..255.
     """
@@ -24,7 +24,7 @@ class AugmentConfig(BaseModel):
     zoom: tuple[float, float] = Field((1.0, 1.0), description="log-uniform; above 1 enlarges")
     stretch: float = Field(0.0, ge=0, le=0.5, description="aspect ratio within 1 +- stretch")
     interpolation: Literal["bilinear", "cubic"] = Field(
-        "bilinear", description="of what is turned, zoomed or stretched; cubic keeps it sharper"
+        "bilinear", description="of rotated, zoomed or stretched faces; cubic is sharper"
     )
     brightness: float = Field(0.0, ge=0, le=1, description="added: uniform in +- share of 255")
     contrast: float = Field(0.0, ge=0, lt=1, description="factor about the image's mean, 1 +-")
@@ -48,7 +48,7 @@ class AugmentConfig(BaseModel):
 
     @property
     def moves(self) -> bool:
-        """Whether pixels change place."""
+        """Whether faces are transformed geometrically."""
         return bool(
             self.mirror
             or self.upside_down
@@ -61,8 +61,7 @@ class AugmentConfig(BaseModel):
 
 _PRESETS: dict[str, dict[str, Any]] = {
     "none": {},
-    # The student project's set; its scaling to 0..1 is the first layer of every network here, and its
-    # copies of rare classes are `data.balance = "copies"` of a recipe.
+    # The student project also copied rare classes, which is `data.balance = "copies"` of a recipe.
     "student": {"mirror": 0.5, "upside_down": 0.5},
     "mirror": {"mirror": 0.5},
     "modern": {

@@ -1,4 +1,4 @@
-"""Augmentation as a Keras layer on ``keras.ops``: it runs on every backend and inside a compiled step."""
+"""Augmentation as a Keras layer of ``keras.ops``, for every backend and inside a compiled step."""
 
 from __future__ import annotations
 
@@ -15,28 +15,27 @@ from ferkit.core.errors import RecipeError
 
 
 class Augmenter(keras.layers.Layer):  # type: ignore[misc]
-    """Augment a batch of faces and, where images are mixed, their targets.
+    """Augment a batch of faces and, with mixup and cutmix, their targets.
 
     Example:
         ``images, targets = Augmenter(PRESETS["modern"])(images, {"fer2013": one_hot})``
 
-    One affine map does mirror, flip, rotation, shift, zoom and stretch, so that pixels are interpolated
-    once; edges are replicated, as in ten-crop. Bilinear interpolation takes from a face what is finest in
-    it; ``cubic`` goes by a grid of twice the points and keeps most of that. Every image draws its own
-    numbers.
-    Mixup is Zhang et al. 2018, cutmix Yun et al. 2019, erasing Zhong et al. 2020 (filled with one random gray
-    value).
+    Mirror, flip, rotation, shift, zoom and stretch are one affine map, so that pixels are interpolated once;
+    edges are replicated, as in ten-crop. Bilinear interpolation removes the finest detail of a face;
+    ``cubic`` reads from a grid of twice the points and keeps most of it. Every image draws its own numbers.
+    Mixup: Zhang et al. 2018; cutmix: Yun et al. 2019; erasing: Zhong et al. 2020, filled with one random gray
+    value.
 
     Args:
-        config: What to do.
-        seed: Seed of the generator; :meth:`reseed` sets it anew.
+        config: The parameters.
+        seed: Seed of the generator.
     """
 
     def __init__(self, config: AugmentConfig, seed: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.config = config
         self.generator = random.SeedGenerator(seed)
-        # XLA knows no operation for TensorFlow's affine maps; Keras would choose it where there is a GPU.
+        # XLA has no operation for TensorFlow's affine maps; Keras would choose XLA where there is a GPU.
         self.supports_jit = keras.backend.backend() != "tensorflow"
         self.built = True
 
@@ -65,33 +64,21 @@ class Augmenter(keras.layers.Layer):  # type: ignore[misc]
         stretch = ops.exp(self._uniform(n, -math.log1p(c.stretch), math.log1p(c.stretch)) / 2)
         mirror = ops.where(self._uniform(n) < c.mirror, -1.0, 1.0)
         flip = ops.where(self._uniform(n) < c.upside_down, -1.0, 1.0)
-        # By whole pixels: what is only shifted or mirrored stays as sharp as the faces that are classified.
+        # By whole pixels, so that faces that are only shifted or mirrored are not blurred.
         dx = ops.round(self._uniform(n, -c.shift, c.shift) * side)
         dy = ops.round(self._uniform(n, -c.shift, c.shift) * side)
         cos, sin = ops.cos(angle) / scale, ops.sin(angle) / scale
-        # Rows of the map from a pixel of the result to a pixel of the source, about the middle.
+        # The rows of the affine map from a pixel of the result to a pixel of the source, about the middle.
         a, b = cos * stretch * mirror, -sin * mirror
         d, e = sin * flip, cos / stretch * flip
         middle = (side - 1) / 2
         zero = ops.zeros_like(a)
-        # On a grid of twice the points every step is twice as long.
+        # On the grid of twice the points every step is twice as long.
         finer = 2 if c.interpolation == "cubic" else 1
         if finer == 2:
             x = _halfway(_halfway(x, 1), 2)
-        transform = ops.stack(
-            [
-                finer * a,
-                finer * b,
-                finer * (middle + dx - (a + b) * middle),
-                finer * d,
-                finer * e,
-                finer * (middle + dy - (d + e) * middle),
-                zero,
-                zero,
-            ],
-            axis=1,
-        )
-        return _warp(x, transform, side)
+        rows = [a, b, middle + dx - (a + b) * middle, d, e, middle + dy - (d + e) * middle, zero, zero]
+        return _warp(x, finer * ops.stack(rows, axis=1), side)
 
     def _light(self, x: Any) -> Any:
         c = self.config
@@ -103,7 +90,7 @@ class Augmenter(keras.layers.Layer):  # type: ignore[misc]
         return ops.clip((x - mean) * contrast + mean + light, 0, 255)
 
     def _box(self, n: Any, side: int, area: Any, aspect: Any) -> Any:
-        """Masks float32 ``[N, S, S, 1]``: 1 inside a box of that share of the image, its middle random."""
+        """Return masks float32 ``[N, S, S, 1]``: 1 inside a box of that area, at a random place."""
         column = (-1, 1, 1, 1)
         grid = ops.arange(side, dtype="float32") + 0.5
         half_height = ops.sqrt(area * aspect) * side / 2
@@ -140,7 +127,7 @@ class Augmenter(keras.layers.Layer):  # type: ignore[misc]
             mask = self._box(n, side, 1 - drawn, ops.ones_like(drawn))
             mask = mask * ops.reshape(ops.cast(ops.logical_and(on, cut), "float32"), (-1, 1, 1, 1))
             mixed = mixed * (1 - mask) + other * mask
-            # A box that leaves the image pastes less than was drawn: the share is what was pasted.
+            # A box at the border covers less than its area: the share is what was pasted.
             share = share * (1 - ops.mean(mask, axis=(1, 2, 3)))
         column = ops.reshape(share, (-1, 1))
         blend = {
@@ -148,17 +135,13 @@ class Augmenter(keras.layers.Layer):  # type: ignore[misc]
         }
         return mixed, blend
 
-    def get_config(self) -> dict[str, Any]:
-        """Return what rebuilds the layer."""
-        return {**super().get_config(), "config": self.config.model_dump()}
-
 
 def _warp(x: Any, transform: Any, side: int) -> Any:
-    """Read ``[N, side, side, 1]`` by affine maps from squares that may be larger; edges are replicated."""
+    """Sample ``[N, side, side, 1]`` by affine maps from images that may be larger; edges are replicated."""
     if keras.backend.backend() == "tensorflow" and x.shape[1] != side:
         import tensorflow as tf
 
-        # Keras' operation returns as many pixels as it is given, so three quarters of them for nothing.
+        # Keras' operation would compute as many pixels as the larger image has.
         return tf.raw_ops.ImageProjectiveTransformV3(
             images=x,
             transforms=transform,
@@ -174,9 +157,9 @@ def _warp(x: Any, transform: Any, side: int) -> Any:
 
 
 def _halfway(x: Any, axis: int) -> Any:
-    """Put a point between each two along an axis by cubic convolution (Keys 1981), edges replicated.
+    """Insert a point between each two along an axis by cubic convolution (Keys 1981), edges replicated.
 
-    Returns ``2 n`` points for ``n``: the given ones at even places, unchanged.
+    Returns ``2 n`` points for ``n``; the given ones are unchanged, at even positions.
     """
     n = x.shape[axis]
 
@@ -193,18 +176,12 @@ def _halfway(x: Any, axis: int) -> Any:
 def augment_preview(
     images: NDArray[np.uint8], preset: str | AugmentConfig, seed: int = 0
 ) -> NDArray[np.uint8]:
-    """Return augmented faces to look at.
+    """Return augmented faces uint8 ``[N, S, S]``, for a preview.
 
     Args:
         images: uint8 ``[N, S, S]``.
-        preset: Name in :data:`PRESETS`, or a configuration.
+        preset: Name in :data:`PRESETS`, or a configuration; an unknown name is a RecipeError.
         seed: Seed of the randomness.
-
-    Returns:
-        uint8 ``[N, S, S]``.
-
-    Raises:
-        RecipeError: If the preset is unknown.
     """
     if isinstance(preset, str):
         if preset not in PRESETS:

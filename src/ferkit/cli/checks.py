@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ferkit.core.errors import FerkitError, MissingDependencyError
@@ -215,8 +215,18 @@ def check_training(*, full: bool) -> Check:
     if absent:
         return Check("training", "missing", ", ".join(absent), install_command("train"))
     if not full:
-        return Check("training", "skipped", "installed; `ferkit doctor --full` starts it")
-    return _try_import("training", _TRY_TENSORFLOW, "train")
+        return Check("training", "skipped", f"installed; `ferkit doctor --full` starts it; {_precision()}")
+    check = _try_import("training", _TRY_TENSORFLOW, "train")
+    return replace(check, detail=f"{check.detail}; {_precision()}") if check.state == "ok" else check
+
+
+def _precision() -> str:
+    """Return which precision ``mixed_precision = "auto"`` uses here, and whether oneDNN is switched on."""
+    from ferkit.training.precision import choose_precision, onednn_pays
+
+    precision, reason = choose_precision("auto")
+    onednn = "; oneDNN is switched on" if onednn_pays() else ""
+    return f"mixed_precision auto is {precision} on the CPU ({reason}){onednn}"
 
 
 def _absent(extra: str) -> list[str]:

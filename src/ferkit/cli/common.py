@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from ferkit.core.crops import TtaMode
     from ferkit.data import FaceDataset
 
-BACKENDS = ("tensorflow", "jax")
-"""What Keras may compute on; the first is its default."""
-
 WIDE = 120
 """Columns of a table that goes into a file or a pipe, where nobody's window sets them."""
 
@@ -159,28 +156,25 @@ def print_json(content: Any) -> None:
 
 
 def load_keras() -> None:
-    """Import Keras with its backend, and keep what TensorFlow writes while it starts off stderr.
+    """Import Keras with ferkit's settings, and hide what TensorFlow prints on stderr while it starts.
 
-    TensorFlow's own switch for it does not reach lines that are written before its log is set up. If the
+    ``TF_CPP_MIN_LOG_LEVEL`` does not affect lines that are written before TensorFlow's log is set up. If the
     import fails, they are printed after all.
 
     Raises:
-        MissingDependencyError: If the extra ``train``, or the backend that was chosen, is not installed.
-        TrainingError: If the backend that was chosen is none that ferkit trains and reads runs on.
+        MissingDependencyError: If the extra ``train``, or the chosen backend, is not installed.
+        TrainingError: If ferkit does not train on the chosen backend.
     """
+    import importlib
     import tempfile
 
-    from ferkit.core.extras import require
-
-    _check_backend()
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     sys.stderr.flush()
     with tempfile.TemporaryFile() as held:
         stderr = os.dup(2)
         os.dup2(held.fileno(), 2)
         started = False
         try:
-            require("keras", "train")
+            importlib.import_module("ferkit.training.backend")
             started = True
         finally:
             os.dup2(stderr, 2)
@@ -188,25 +182,6 @@ def load_keras() -> None:
             if not started:
                 held.seek(0)
                 os.write(2, held.read())
-
-
-def _check_backend() -> None:
-    """Refuse a backend of Keras that ferkit does not compute on, before Keras is imported and fails at it."""
-    from ferkit.core.errors import TrainingError
-
-    told = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "keras.json"
-    chosen, where = os.environ.get("KERAS_BACKEND"), "KERAS_BACKEND"
-    if not chosen:
-        where = str(told)
-        try:
-            chosen = json.loads(told.read_text("utf-8"))["backend"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return  # Keras takes its own default, TensorFlow.
-    if chosen not in BACKENDS:
-        raise TrainingError(
-            f"ferkit trains, and reads runs, on Keras' backends {' and '.join(BACKENDS)}; set "
-            f"KERAS_BACKEND to one of them. Received: {chosen!r} (from {where})"
-        )
 
 
 def as_tta_mode(name: str, *also: str) -> TtaMode:

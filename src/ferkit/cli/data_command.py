@@ -214,7 +214,7 @@ def convert(
     ] = False,
     detector: Annotated[
         str | None,
-        typer.Option("--detector", help="Face detector of --crop-faces.", show_default="centerface"),
+        typer.Option("--detector", help="Face detector of --crop-faces.", show_default="as `ferkit predict`"),
     ] = None,
     votes_out: Annotated[
         Path | None,
@@ -227,7 +227,6 @@ def convert(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
 ) -> None:
     """Write labelled faces in another format; nothing is written unless all of them can be read."""
-    from ferkit.core.errors import DataError
     from ferkit.data.convert import check_target, format_of, write_dataset
 
     check_target(out, overwrite=overwrite)
@@ -249,11 +248,9 @@ def convert(
         "drop_flat": drop_flat,
     }
     if crop_faces:
-        dataset = _load_photos(source, size, detector or "centerface", options)
+        dataset = _load_photos(source, size, detector, options)
     else:
         dataset = load_faces(source, size, **options)
-    if votes_out is not None and dataset.votes is None:
-        raise DataError(f"{source} has no votes to write; join them with --votes, or omit --votes-out")
     write_dataset(dataset, out, votes=votes_out, overwrite=overwrite)
     remark(f"wrote {len(dataset)} faces to {out}")
     if votes_out is not None:
@@ -265,7 +262,7 @@ def convert(
             remark(f"{out} does not hold the votes; --votes-out writes them")
 
 
-def _load_photos(source: str, size: int | None, detector: str, options: dict[str, Any]) -> FaceDataset:
+def _load_photos(source: str, size: int | None, detector: str | None, options: dict[str, Any]) -> FaceDataset:
     """Crop the largest face of each photo; photos without one are left out."""
     from rich.progress import Progress
 
@@ -276,7 +273,7 @@ def _load_photos(source: str, size: int | None, detector: str, options: dict[str
     from ferkit.detect import make_detector
 
     check_source(source)
-    finder = make_detector(detector)
+    finder = make_detector(detector) if detector else make_detector()
     photos = crowded = 0
 
     def crop(photo: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
@@ -328,11 +325,10 @@ def _print_audit(report: AuditReport) -> None:
     for warning in (describe_untrained(report.untrained), _describe_unreadable(report.unreadable)):
         if warning:
             out.print(f"\nwarning: {warning}")
-    flat = [f"{len(rows)} {split}" for split, rows in report.flat.items() if rows]
-    out.print(f"\nconstant images: {sum(map(len, report.flat.values()))} ({', '.join(flat) or 'none'})")
+    out.print(f"\nconstant images: {sum(map(len, report.flat.values()))}")
     for split, rows in report.flat.items():
         if rows:
-            out.print(f"  {split}: rows {name_some(rows)}")
+            out.print(f"  {len(rows)} in {split}: rows {name_some(rows)}")
     out.print(f"groups of identical images: {len(report.groups)} ({report.repeated} images)")
     out.print(f"  with conflicting labels: {len(report.conflicting)}")
     out.print(f"  across splits: {len(report.crossing)}")

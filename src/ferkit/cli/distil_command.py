@@ -1,4 +1,4 @@
-"""``ferkit distil``: a student that learns from a teacher's answers as well as from the labels."""
+"""``ferkit distil``: train a student on the predictions of teachers and on the labels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ferkit.cli.common import DataOption, VotesOption, new_app
+from ferkit.cli.common import DataChoice, VotesOption, new_app
 from ferkit.cli.training import (
     EpochsOption,
     InitOption,
@@ -22,20 +22,21 @@ from ferkit.cli.training import (
 )
 
 DEFAULT_WEIGHT = 0.7
-"""The teacher's share of the loss where neither the recipe nor the command line says one."""
+"""The teachers' share of the loss where neither the recipe nor the command line sets one."""
 
 app = new_app()
 
 
 @app.command()
 def distil(
-    data: DataOption,
+    data: DataChoice = None,
     teacher: Annotated[
         list[str] | None,
         typer.Option(
             "--teacher",
             "-t",
-            help="A model file (an ensemble's is one) or an embedded model; several are averaged.",
+            help="A model file or a shipped model's name; for online distillation also a run or its training "
+            "weights. Several teachers are averaged.",
             show_default=False,
         ),
     ] = None,
@@ -45,11 +46,11 @@ def distil(
     weight: Annotated[
         float | None,
         typer.Option(
-            "--weight", help=f"The teacher's share of the loss.  [default: the recipe's, or {DEFAULT_WEIGHT}]"
+            "--weight", help=f"The teachers' share of the loss.  [default: the recipe's, or {DEFAULT_WEIGHT}]"
         ),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option("--temperature", help="Of teacher and student, in place of the recipe's.")
+        float | None, typer.Option("--temperature", help="Of teacher and student; replaces the recipe's.")
     ] = None,
     resume: ResumeOption = None,
     init: InitOption = None,
@@ -59,25 +60,23 @@ def distil(
     tensorboard: TensorboardOption = True,
     quiet: QuietOption = False,
 ) -> None:
-    """Train a student on a teacher's answers and the labels.
+    """Train a student on the predictions of teachers and on the labels.
 
-    The teacher is asked once about every training face; its answers are kept in the user's cache and in the
-    run's folder, which is that of any other run. With --set distil.every_step=true it is asked in every step
-    about what the student sees. Any recipe will do.
+    Any recipe will do. Offline (the default), the teachers predict every training face once; the predictions
+    are kept in the user's cache and in the run folder. Online (--set distil.online=true), they predict in
+    every step what the student sees, augmented and mixed.
     """
     from ferkit.training.recipe import is_of_model, load_recipe
 
-    changes = recipe_changes(
-        overrides,
-        {"epochs": epochs, "seed": seed, "distil.weight": weight, "distil.temperature": temperature},
-    )
+    options = {"epochs": epochs, "seed": seed, "distil.weight": weight, "distil.temperature": temperature}
+    changes = recipe_changes(overrides, options)
     if resume is None:
         if not teacher:
-            raise typer.BadParameter("a student needs one", param_hint="--teacher")
-        said = weight is not None or any(change.startswith("distil.weight=") for change in changes)
-        # What is said of the network may be meant for that of --init, which the recipe's need not be.
+            raise typer.BadParameter("name at least one teacher", param_hint="--teacher")
+        weighted = any(change.startswith("distil.weight=") for change in changes)
+        # Changes to the network may be meant for that of --init, which the recipe's need not be.
         own = [change for change in changes if not is_of_model(change)]
-        if recipe is not None and not said and not load_recipe(recipe, own).distil.weight:
+        if recipe is not None and not weighted and not load_recipe(recipe, own).distil.weight:
             changes.append(f"distil.weight={DEFAULT_WEIGHT}")
     run_recipe(
         recipe=recipe,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ferkit.cli.common import DataOption, VotesOption, load_keras, new_app
+from ferkit.cli.common import DataChoice, VotesOption, load_keras, new_app
 
 app = new_app()
 
@@ -15,7 +15,7 @@ app = new_app()
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)],
-    data: DataOption,
+    data: DataChoice = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="The model file.", show_default="RUN/model.onnx")
     ] = None,
@@ -46,7 +46,8 @@ def export(
     """Write a run's network as one self-describing ONNX file.
 
     Temperatures are fitted and metrics measured on the run's validation split (FER2013: PublicTest). The
-    file's predictions are compared with the network's; if they differ, nothing is written.
+    file's predictions are compared with the network's; if they differ, nothing is written. Without --data,
+    the data that the run was trained on are used.
     """
     from ferkit.core import files
     from ferkit.core.extras import require
@@ -55,14 +56,15 @@ def export(
     require("tf2onnx", "train")
     from ferkit.export.card import render_card
     from ferkit.export.run import export_run, write_training_weights
-    from ferkit.training.runs import load_run
+    from ferkit.training.runs import RunFolder, load_run
 
     loaded, path = load_run(run), out or run / "model.onnx"
+    source, recorded = (data, None) if data is not None else RunFolder(run).data_source()
     info = export_run(
         loaded,
-        data,
+        source,
         path,
-        votes=votes,
+        votes=votes or recorded,
         name=name,
         version=version,
         precision=precision,

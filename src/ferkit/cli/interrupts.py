@@ -1,4 +1,4 @@
-"""Ctrl-C as the wish to end early, so that what was done until then is kept."""
+"""Ctrl-C as a request to stop, so that the results so far are kept."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from types import FrameType
 
 
 class Interrupts:
-    """The first signal sets an event; the second one raises as usual.
+    """The first signal sets an event; the second raises KeyboardInterrupt.
 
     Attributes:
-        stop: Set once a signal came.
-        received: Number of that signal; None before.
+        stop: Set by the first signal.
+        received: The number of that signal; None before.
     """
 
     def __init__(self, stop: threading.Event | None = None) -> None:
@@ -22,7 +22,7 @@ class Interrupts:
         self.received: int | None = None
 
     def handle(self, number: int, _frame: FrameType | None) -> None:
-        """Take a signal."""
+        """Handle a signal."""
         if self.stop.is_set():
             raise KeyboardInterrupt
         self.received = number
@@ -31,7 +31,7 @@ class Interrupts:
 
 @contextlib.contextmanager
 def stopping(stop: threading.Event | None = None) -> Iterator[Interrupts]:
-    """Yield what SIGINT and SIGTERM set within the block; nothing sets it outside of the main thread.
+    """Handle SIGINT and SIGTERM within the block; outside of the main thread they are not handled.
 
     Args:
         stop: The event to set; by default a new one.

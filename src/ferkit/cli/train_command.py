@@ -1,4 +1,4 @@
-"""``ferkit train``: a network by a recipe, with a progress bar."""
+"""``ferkit train``: train a network by a recipe."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ferkit.cli.common import DataOption, SizeOption, VotesOption, new_app
+from ferkit.cli.common import DataChoice, SizeOption, VotesOption, new_app
 from ferkit.cli.training import (
     EpochsOption,
     InitOption,
@@ -26,7 +26,7 @@ app = new_app()
 
 @app.command()
 def train(
-    data: DataOption,
+    data: DataChoice = None,
     recipe: RecipeOption = None,
     out: OutOption = None,
     votes: VotesOption = None,
@@ -34,48 +34,41 @@ def train(
     resume: ResumeOption = None,
     init: InitOption = None,
     epochs: EpochsOption = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="In place of the recipe's.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Replaces the recipe's.")] = None,
     learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", help="In place of the recipe's.")
+        float | None, typer.Option("--learning-rate", help="Replaces the recipe's.")
     ] = None,
     seed: SeedOption = None,
     overrides: SetOption = None,
     deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="Deterministic operations: slower, but bit for bit.")
+        bool, typer.Option("--deterministic", help="Use deterministic operations: slower, reproducible.")
     ] = False,
     drop_leaks: Annotated[
-        bool, typer.Option("--drop-leaks", help="Leave out training faces that also stand in another split.")
+        bool, typer.Option("--drop-leaks", help="Leave out training faces that are also in another split.")
     ] = False,
     drop_flat: Annotated[
-        bool, typer.Option("--drop-flat", help="Leave out images of one single colour.")
+        bool, typer.Option("--drop-flat", help="Leave out images of one constant gray value.")
     ] = False,
     tensorboard: TensorboardOption = True,
     quiet: QuietOption = False,
 ) -> None:
     """Train a network by a recipe.
 
-    The run's folder gets the recipe, what made it (run.json), history.csv and .json, curves.png, a checkpoint
-    per epoch and, at the end, weights.npz. Ctrl-C stops cleanly and --resume goes on.
+    The run folder gets the recipe, run.json (what was used), history.csv and .json, curves.png, a checkpoint
+    per epoch and, at the end, weights.npz. Ctrl-C stops the run, and --resume continues it.
     """
-    changes = recipe_changes(
-        overrides,
-        {
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "optimizer.learning_rate": learning_rate,
-            "seed": seed,
-        },
-    )
-    for key, on in (
-        ("deterministic", deterministic),
-        ("data.drop_leaks", drop_leaks),
-        ("data.drop_flat", drop_flat),
-    ):
-        if on:
-            changes.append(f"{key}=true")
+    options = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "optimizer.learning_rate": learning_rate,
+        "seed": seed,
+        "deterministic": "true" if deterministic else None,
+        "data.drop_leaks": "true" if drop_leaks else None,
+        "data.drop_flat": "true" if drop_flat else None,
+    }
     run_recipe(
         recipe=recipe,
-        changes=changes,
+        changes=recipe_changes(overrides, options),
         data=data,
         votes=votes,
         out=out,

@@ -63,14 +63,14 @@ def video(
     ] = "0",
     end: Annotated[str | None, typer.Option("--to", help="End time.", show_default="the end")] = None,
     detect_every: Annotated[
-        int | None,
+        float,
         typer.Option(
             "--detect-every",
-            min=1,
-            help="Detect faces in each n-th frame that is read; optical flow moves them in between.",
-            show_default="every five frames of the clip",
+            min=0,
+            help="Seconds from one face detection to the next; optical flow moves faces in between. 0: in "
+            "each frame.",
         ),
-    ] = None,
+    ] = 0.2,
     max_gap: Annotated[
         float,
         typer.Option("--max-gap", min=0, help="Seconds that a face may be missing and keep its track."),

@@ -22,7 +22,7 @@ class FerkitError(Exception):
     """Base of every error that ferkit raises on purpose; the command line prints it and exits with 1."""
 
     def __str__(self) -> str:
-        """Return the message on one line, without the control characters that a file name may bring."""
+        """Return the message on one line, with control characters (of file names, for example) escaped."""
         return escape_control(super().__str__())
 
 

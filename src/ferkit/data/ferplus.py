@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,11 +128,8 @@ def to_fer2013(columns: NDArray[np.int64]) -> NDArray[np.int64]:
     Returns:
         int64 of the same shape.
     """
-    table = np.full(len(VOTE_COLUMNS), -1, dtype=np.int64)
-    for k, label in enumerate(FERPLUS.labels):
-        same = FERPLUS_TO_FER2013[label]
-        if same is not None:
-            table[k] = FER2013.index(same)
+    same = [FERPLUS_TO_FER2013.get(name) for name in VOTE_COLUMNS]
+    table = np.array([-1 if label is None else FER2013.index(label) for label in same], np.int64)
     mapped: NDArray[np.int64] = table[columns]
     return mapped
 
@@ -156,10 +153,8 @@ def majority_targets(votes: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArr
     Returns:
         Labels int64 ``[N]`` (columns of FERPLUS, 0 where not kept) and the mask ``[N]`` of images to keep.
     """
-    counts = np.where(votes > 1, votes, 0).astype(np.int64)
-    top = np.argmax(counts, axis=1) if len(counts) else np.zeros(0, dtype=np.int64)
-    keep = (2 * counts.max(axis=1, initial=0) > counts.sum(axis=1)) & (top < EMOTIONS)
-    return np.where(keep, top, 0).astype(np.int64), keep
+    counts = np.where(votes > 1, votes, 0)
+    return _leading_emotion(counts, counts.sum(axis=1) / 2)
 
 
 def argmax_targets(votes: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -171,9 +166,15 @@ def argmax_targets(votes: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray
     Returns:
         Labels int64 ``[N]`` (columns of FERPLUS, 0 where not kept) and the mask ``[N]`` of images to keep.
     """
-    counts = votes.astype(np.int64)
-    top = np.argmax(counts, axis=1) if len(counts) else np.zeros(0, dtype=np.int64)
-    keep = (top < EMOTIONS) & (counts.max(axis=1, initial=0) > 0)
+    return _leading_emotion(votes, np.zeros(len(votes)))
+
+
+def _leading_emotion(
+    votes: NDArray[Any], minimum: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return the leading columns, and the mask of those that are emotions with over ``minimum`` votes."""
+    top = np.argmax(votes, axis=1)
+    keep = (top < EMOTIONS) & (votes.max(axis=1) > minimum)
     return np.where(keep, top, 0).astype(np.int64), keep
 
 

@@ -255,7 +255,7 @@ def taxonomy_of_names(
     Args:
         source: The source, for messages and for the name of a dataset in it.
         names: The labels; of names that differ in case only, the first decides the spelling.
-        example: A file name, which may tell the dataset too.
+        example: A file name, which may name the dataset too.
 
     Raises:
         DataError: If there are fewer than two labels.

@@ -92,7 +92,7 @@ def label_column(text: str, taxonomy: Taxonomy, place: str) -> int:
 
 
 def numbers_of(names: Collection[str], texts: Sequence[str]) -> str:
-    """Return the dataset whose numbers the labels are, if a path or file name tells it; else :data:`OWN`.
+    """Return the dataset whose numbers the labels are, if a path or file name says so; else :data:`OWN`.
 
     Args:
         names: The labels.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ferkit.data import faces_digest
 from ferkit.data.dataset import FaceDataset
 from ferkit.data.duplicates import leaked_rows, rows_of_splits
 from ferkit.data.ferplus import argmax_targets, majority_targets
-from ferkit.data.labels import OWN
+from ferkit.data.labels import OWN, label_in
 from ferkit.evaluation.calibration import FOLDS, temper_out_of_fold
 from ferkit.evaluation.metrics import (
     ClassScores,
@@ -39,6 +40,8 @@ SELECTION_SPLIT = "PublicTest"
 
 EVERYTHING = "all"
 """In place of the name of a split: all faces."""
+
+logger = logging.getLogger("ferkit.evaluation")
 
 Predict = Callable[[NDArray[np.uint8], str], Mapping[str, NDArray[Any]]]
 """From crops ``[N, S, S]`` and the name of a tta to probabilities ``[N, K]`` by taxonomy id."""
@@ -149,7 +152,7 @@ class Target:
 def targets_for(dataset: FaceDataset, heads: Mapping[str, Taxonomy]) -> tuple[Target, ...]:
     """Return the sets of labels in ``dataset`` that a model with these heads can be measured against.
 
-    A folder's own labels fit a head that has all of them, in any case of letters, and perhaps more.
+    A folder's own labels fit a head that has all of them and perhaps more (:func:`match_labels`).
 
     Raises:
         DataError: If there is none, or a head has the data set's taxonomy id but other labels.
@@ -160,7 +163,11 @@ def targets_for(dataset: FaceDataset, heads: Mapping[str, Taxonomy]) -> tuple[Ta
     if head is not None and head.labels == own.labels:
         found.append(Target(own.id, own, dataset.labels, np.ones(len(dataset), dtype=bool)))
     elif own.id == OWN:
-        found += _target_of_own_labels(dataset, heads)
+        if (match := match_labels(own.labels, heads.values())) is not None:
+            fitting, label_of = match
+            columns = np.array([fitting.index(label_of[label]) for label in own.labels], np.int64)
+            everything = np.ones(len(dataset), dtype=bool)
+            found.append(Target(fitting.id, fitting, columns[dataset.labels], everything))
     elif head is not None:
         raise DataError(
             f"{dataset.source} and the model both have the taxonomy {own.id!r}, with different labels. Data: "
@@ -185,15 +192,36 @@ def targets_for(dataset: FaceDataset, heads: Mapping[str, Taxonomy]) -> tuple[Ta
     return tuple(found)
 
 
-def _target_of_own_labels(dataset: FaceDataset, heads: Mapping[str, Taxonomy]) -> list[Target]:
-    """Return the target for a folder's labels: those of the first head that has them all, or none."""
-    for head in heads.values():
-        columns = {label.casefold(): k for k, label in enumerate(head.labels)}
-        moved = [columns.get(label.casefold(), -1) for label in dataset.taxonomy.labels]
-        if min(moved) >= 0:
-            labels = np.array(moved, np.int64)[dataset.labels]
-            return [Target(head.id, head, labels, np.ones(len(dataset), dtype=bool))]
-    return []
+def label_in_head(name: str, head: Taxonomy) -> str | None:
+    """Return the head's label that a name is, in any case of letters, or means: ``anger`` is ``angry``."""
+    labels = {label.casefold(): label for label in head.labels}
+    return labels.get(name.casefold()) or label_in(head, name, {})
+
+
+def match_labels(names: Iterable[str], heads: Iterable[Taxonomy]) -> tuple[Taxonomy, dict[str, str]] | None:
+    """Return the first head that has all labels, and its label for each name; None if no head has.
+
+    A head with the very names comes before one whose labels they mean; the latter is logged as a warning.
+    """
+    names = list(names)
+    matches = [(head, {name: label_in_head(name, head) for name in names}) for head in heads]
+    complete = [
+        (head, {name: label for name, label in labels.items() if label})
+        for head, labels in matches
+        if all(labels.values())
+    ]
+    if not complete:
+        return None
+
+    def renamed(match: tuple[Taxonomy, dict[str, str]]) -> list[str]:
+        return [
+            f"{name} = {label}" for name, label in match[1].items() if name.casefold() != label.casefold()
+        ]
+
+    best = min(complete, key=lambda match: bool(renamed(match)))
+    if changes := renamed(best):
+        logger.warning("labels taken as those of %s: %s", best[0].id, ", ".join(changes))
+    return best
 
 
 def measure(

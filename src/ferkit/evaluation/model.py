@@ -16,7 +16,7 @@ from ferkit.core.classifier import FaceClassifier
 from ferkit.core.crops import TtaMode
 from ferkit.core.errors import DataError
 from ferkit.core.extras import require
-from ferkit.core.modelfile import Metric, ModelInfo, Provenance, resolve_model
+from ferkit.core.modelfile import HeadInfo, Metric, ModelInfo, Provenance, resolve_model
 from ferkit.core.taxonomy import Taxonomy
 from ferkit.data import SPLITS, FaceDataset, faces_digest
 from ferkit.evaluation.evaluate import EVERYTHING, TRAINING_SPLIT, Evaluation, Predict, Scores
@@ -128,56 +128,48 @@ def open_run(folder: Path) -> EvaluatedModel:
         MissingDependencyError: If the training framework is not installed.
     """
     from ferkit.training.inference import predict_probabilities
-    from ferkit.training.runs import TEMPERATURES, WEIGHTS, load_run, read_json
+    from ferkit.training.runs import WEIGHTS, load_run, read_temperatures
 
     run = load_run(folder)
     require("keras", "train")
     network = run.network()
-    size = run.input_size
-    kept = folder / TEMPERATURES
-    temperatures = read_json(kept) if kept.exists() else None
-    # The same rule as ModelInfo.ten_crop_shift, so that the exported file has the same figures.
-    shift = (size - int(run.recipe.model.params.get("view_size") or size)) // 2 or 2
+    temperatures = read_temperatures(folder)
+    info = describe_run(run, temperatures)
+    size = info.input_size
 
     def predict(crops: NDArray[np.uint8], tta: str) -> Mapping[str, NDArray[Any]]:
         if crops.shape[1:] != (size, size):
             raise DataError(f"run {folder} takes faces of {size} pixels. Received: {list(crops.shape)}")
+        views = cast(TtaMode, tta)
         return predict_probabilities(
-            network, crops, tta=cast(TtaMode, tta), temperatures=temperatures, shift=shift
+            network, crops, tta=views, temperatures=temperatures or None, shift=info.ten_crop_shift
         )
 
-    training = provenance_of(run)
+    digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
     return EvaluatedModel(
-        facts=ModelFacts(
-            name=run.recipe.name,
-            version="",
-            kind="keras",
-            architecture=run.recipe.model.name,
-            parameters=int(run.facts["parameters"]),
-            mmac=float(run.facts["mmac"]),
-            size_bytes=None,
-            sha256=hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest(),
-            members=1,
-            calibrated=temperatures is not None,
-            **_from_records(training, [training]),
-        ),
-        heads={taxonomy.id: taxonomy for taxonomy in run.taxonomies},
+        facts=replace(facts_of(info, None, digest), kind="keras", version="", calibrated=bool(temperatures)),
+        heads={head.id: head.taxonomy for head in info.taxonomies},
         input_size=size,
         predict=predict,
     )
 
 
-def provenance_of(run: Run) -> Provenance:
-    """Return the record of a run, without what an export fits."""
-    facts = run.facts
+def describe_run(run: Run, temperatures: Mapping[str, float]) -> ModelInfo:
+    """Return the metadata of a run's network, without what an export adds.
+
+    Args:
+        run: The run.
+        temperatures: By taxonomy id; 1 where absent.
+    """
+    facts, recipe = run.facts, run.recipe
     data, machine, init, teacher = (facts.get(key) or {} for key in ("data", "machine", "init", "teacher"))
-    return Provenance.model_validate(
+    training = Provenance.model_validate(
         {
             **data,
             **machine,
             "trained_on": data.get("train_split", ""),
             "selected_on": data.get("validation_split", ""),
-            "seeds": [run.recipe.seed],
+            "seeds": [recipe.seed],
             "epochs": len(run.history),
             "changed": facts.get("changed", []),
             "hours": round(facts["seconds"] / 3600, 3),
@@ -186,6 +178,21 @@ def provenance_of(run: Run) -> Provenance:
             "init": {**init, "name": init["from"]} if init else None,
             "teachers": teacher or None,
         }
+    )
+    return ModelInfo(
+        name=recipe.name,
+        architecture=recipe.model.name,
+        taxonomies=tuple(
+            HeadInfo(id=t.id, labels=t.labels, temperature=temperatures.get(t.id, 1.0))
+            for t in run.taxonomies
+        ),
+        default_taxonomy=run.taxonomies[0].id,
+        input_size=run.input_size,
+        view_size=int(recipe.model.params.get("view_size") or run.input_size),
+        parameters=facts["parameters"],
+        mmac=facts["mmac"],
+        recipe=recipe.model_dump(mode="json"),
+        training=training,
     )
 
 
@@ -197,6 +204,9 @@ def facts_of(info: ModelInfo, size_bytes: int | None = None, sha256: str | None 
         size_bytes: Size of the file.
         sha256: Digest of the file.
     """
+    own, records = info.training, info.provenance
+    networks = records[1:] or records
+    hours = [record.hours for record in networks if record.hours is not None]
     return ModelFacts(
         name=info.name,
         version=info.version,
@@ -207,29 +217,17 @@ def facts_of(info: ModelInfo, size_bytes: int | None = None, sha256: str | None 
         size_bytes=size_bytes,
         sha256=sha256,
         members=max(1, len(info.members)),
-        held_out=tuple(row for row in info.metrics if row.fit == "weights and temperature"),
-        **_from_records(info.training, info.provenance),
-    )
-
-
-def _from_records(own: Provenance, records: Sequence[Provenance]) -> dict[str, Any]:
-    """Return the facts that follow from the records of a model and of its members."""
-    networks = records[1:] or records
-    hours = [record.hours for record in networks]
-    epochs = [record.epochs for record in networks if record.epochs is not None]
-    return {
-        "seeds": tuple(seed for record in networks for seed in record.seeds),
-        "epochs": max(epochs, default=None),
+        seeds=tuple(seed for record in networks for seed in record.seeds),
+        epochs=max((record.epochs for record in networks if record.epochs is not None), default=None),
         # A sum over some of the members would be too small without saying so.
-        "hours": None if None in hours else sum(cast(list[float], hours)),
-        "trained_on": _distinct(record.trained_on for record in records),
-        "fitted_on": _distinct(
-            split for record in records for split in (record.selected_on, record.fitted_on)
-        ),
-        "data": _distinct(digest for record in records for digest in record.digests),
-        "weights_fitted_on": own.fitted_on if own.weights_fitted else "",
-        "weights_data": own.digests if own.weights_fitted else (),
-    }
+        hours=sum(hours) if len(hours) == len(networks) else None,
+        trained_on=_distinct(record.trained_on for record in records),
+        fitted_on=_distinct(split for record in records for split in (record.selected_on, record.fitted_on)),
+        data=_distinct(digest for record in records for digest in record.digests),
+        held_out=tuple(row for row in info.metrics if row.fit == "weights and temperature"),
+        weights_fitted_on=own.fitted_on if own.weights_fitted else "",
+        weights_data=own.digests if own.weights_fitted else (),
+    )
 
 
 def _distinct(names: Iterable[str]) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from ferkit.core import files
 from ferkit.core.errors import DataError, FerkitError
 from ferkit.core.modelfile import ModelInfo
 from ferkit.core.taxonomy import Taxonomy
-from ferkit.evaluation.evaluate import Scores, measure
+from ferkit.evaluation.evaluate import Scores, label_in_head, match_labels, measure
 from ferkit.evaluation.metrics import mean_recall, wilson_interval
 from ferkit.evaluation.text import class_table, confusion_table, number, paragraph, percent, percents, table
 
@@ -212,8 +212,8 @@ def fit_taxonomy(
         folders: Names of the folders.
         taxonomy: Id of the taxonomy; None for the model's first one that has all labels, its default before
             the others.
-        label_map: Labels by folder name in lower case (:func:`read_label_map`); other folders are named by
-            label, in any case of letters. An empty label leaves the folder out of the result.
+        label_map: Labels by folder name in lower case (:func:`read_label_map`), for folders with other
+            names than labels. An empty label leaves the folder out of the result.
 
     Raises:
         DataError: If folders are named otherwise, or all are left out.
@@ -224,14 +224,12 @@ def fit_taxonomy(
     if not wanted:
         raise DataError("the label map leaves out every folder; map at least one of them to a label")
     default_first = sorted(info.taxonomies, key=lambda head: head.id != info.default_taxonomy)
-    heads = default_first if taxonomy is None else [info.head(taxonomy)]
-    for head in heads:
-        labels = {label.casefold(): label for label in head.labels}
-        if all(label.casefold() in labels for label in wanted.values()):
-            return head.taxonomy, {folder: labels[label.casefold()] for folder, label in wanted.items()}
+    heads = [head.taxonomy for head in (default_first if taxonomy is None else [info.head(taxonomy)])]
+    if (match := match_labels(dict.fromkeys(wanted.values()), heads)) is not None:
+        head, label_of = match
+        return head, {folder: label_of[name] for folder, name in wanted.items()}
     known = "; ".join(f"{head.id}: {', '.join(head.labels)}" for head in heads)
-    first = {label.casefold() for label in heads[0].labels}
-    odd = [label for label in wanted.values() if label.casefold() not in first]
+    odd = [name for name in wanted.values() if label_in_head(name, heads[0]) is None]
     raise DataError(
         f"folders must be named by the labels of the model ({known}), or mapped to them (--map "
         f"{odd[0]}=LABEL). Received also: {', '.join(odd)}"

@@ -16,7 +16,7 @@ from ferkit.core.classifier import FaceClassifier
 from ferkit.core.crops import TTA_MODES, TtaMode
 from ferkit.core.errors import DataError, ModelFileError, TaxonomyError, TrainingError
 from ferkit.core.files import write_json
-from ferkit.core.modelfile import Fit, HeadInfo, ModelInfo, Parity, Provenance, write_model
+from ferkit.core.modelfile import Fit, ModelInfo, Parity, Provenance, write_model
 from ferkit.core.taxonomy import FERPLUS
 from ferkit.data import faces_digest, load_data
 from ferkit.data.cartoon import draw_faces
@@ -30,10 +30,10 @@ from ferkit.evaluation.evaluate import (
     leaks_show,
     targets_for,
 )
-from ferkit.evaluation.model import metric_rows, provenance_of
+from ferkit.evaluation.model import describe_run, metric_rows
 from ferkit.export.graph import has_cam, to_onnx
 from ferkit.training.inference import predict_logits, predict_probabilities
-from ferkit.training.runs import TEMPERATURES, Run, load_run, weights_meta
+from ferkit.training.runs import TEMPERATURES, Run, load_run, read_temperatures, weights_meta
 from ferkit.training.state import network_arrays, write_archive
 
 TOLERANCE = 1e-4
@@ -102,7 +102,8 @@ def export_run(
     if not isinstance(data, FaceDataset):
         needed_by = f"run {run.folder}"
         data = load_data(data, votes=votes, size=run.input_size, needed_by=needed_by, heads=run.taxonomies)
-    provenance = provenance_of(run)
+    described = describe_run(run, {})
+    provenance = described.training
     _check_data(provenance, data)
     heads = {taxonomy.id: taxonomy for taxonomy in run.taxonomies}
     split = provenance.selected_on or SELECTION_SPLIT
@@ -115,31 +116,25 @@ def export_run(
             f"the temperature of {missing[0]} cannot be fitted: {data.source} has no labels for it in {split}"
             + ("; add --votes" if missing[0] == FERPLUS.id and data.votes is None else "")
         )
-    fitted: Fit = "temperature"
-    info = ModelInfo(
-        name=name or run.recipe.name,
-        version=version,
-        architecture=run.recipe.model.name,
-        taxonomies=tuple(
-            HeadInfo(
-                id=t.id, labels=t.labels, temperature=temperatures[t.id], cam=cams and has_cam(network, t.id)
-            )
-            for t in run.taxonomies
-        ),
-        default_taxonomy=default,
-        input_size=run.input_size,
-        view_size=int(run.recipe.model.params.get("view_size") or run.input_size),
-        parameters=int(run.facts["parameters"]),
-        mmac=float(run.facts["mmac"]),
-        recipe=run.recipe.model_dump(mode="json"),
-        training=provenance.model_copy(
-            update={"fitted_on": split, "fitted": dict.fromkeys(temperatures, fitted)}
-        ),
-        precision=precision,
-        licence=licence or _licence(provenance),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        ferkit_version=__version__,
-        notes=notes,
+    fitted: dict[str, Fit] = dict.fromkeys(temperatures, "temperature")
+    info = described.model_copy(
+        update={
+            "name": name or described.name,
+            "version": version,
+            "taxonomies": tuple(
+                head.model_copy(
+                    update={"temperature": temperatures[head.id], "cam": cams and has_cam(network, head.id)}
+                )
+                for head in described.taxonomies
+            ),
+            "default_taxonomy": default,
+            "training": provenance.model_copy(update={"fitted_on": split, "fitted": fitted}),
+            "precision": precision,
+            "licence": licence or _licence(provenance),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "ferkit_version": __version__,
+            "notes": notes,
+        }
     )
     graph = to_onnx(network, temperatures, cams=cams, precision=precision)
     trained_on = (provenance.trained_on or TRAINING_SPLIT,)
@@ -247,5 +242,6 @@ def write_training_weights(run: Run, out: str | Path) -> int:
     arrays = network_arrays(network, tuple(t.id for t in run.taxonomies))
     # Running variances may exceed float16's range and are few.
     small = {k: v.astype(np.float16) if v.size > 4096 else v for k, v in arrays.items()}
-    write_archive(out, small, weights_meta(run.recipe, run.taxonomies, run.input_size))
+    temperatures = run.temperatures if run.folder is None else read_temperatures(run.folder)
+    write_archive(out, small, weights_meta(run.recipe, run.taxonomies, run.input_size, temperatures))
     return Path(out).stat().st_size

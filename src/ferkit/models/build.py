@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ferkit.core.errors import ModelError
 
@@ -23,8 +23,8 @@ ARCHITECTURES: Mapping[str, str] = MappingProxyType(
         "se-resnet": "ferkit.models.se_resnet",
     }
 )
-"""Where each architecture lives. A module there has ``Params``, ``features`` and, if its last layers are
-its own, ``head``."""
+"""The module of each architecture. It has ``Params``, ``features`` and, if its last layers are not the
+usual ones, ``head``."""
 
 
 class ArchitectureParams(BaseModel):
@@ -32,8 +32,9 @@ class ArchitectureParams(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    view_size: int | None = None
-    """Pixels that the network sees, cut from the middle inside the graph; None: all of them."""
+    view_size: int | None = Field(
+        None, description="side of the middle crop that the network sees; by default the whole face"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,9 @@ def parse_params(name: str, params: Mapping[str, Any]) -> ArchitectureParams:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(get_architecture(name).params.model_fields)
+            raise ModelError(f"architecture {name!r} has no parameter {where!r}; it has {known}") from None
         raise ModelError(
             f"architecture {name!r}, parameter {where!r}: {first['msg']}. Received: {first['input']!r}"
         ) from None

@@ -1,4 +1,4 @@
-"""Convolution whose kernel's gradient is computed in wider rows, where the backend is slow in narrow ones."""
+"""A convolution that computes the kernel's gradient of narrow bfloat16 maps in wider rows."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from typing import Any
 import keras
 
 ROW = 32
-"""Places of a row that a matrix unit (AMX, in bfloat16) takes at once; of narrower rows the rest is idle."""
+"""Places of a row that a matrix unit (AMX, bfloat16) processes at once; narrower rows use it in part."""
 
 
 class Conv2D(keras.layers.Conv2D):  # type: ignore[misc]
-    """Keras' layer; on TensorFlow without a GPU, narrow bfloat16 maps are put side by side for one gradient.
+    """Keras' layer; on TensorFlow without a GPU, images of narrow bfloat16 maps are joined for one gradient.
 
     The gradient of a 3x3 kernel sums over all places of all images. oneDNN (3.7, in TensorFlow 2.21) sums
-    row by row, and a row of 6 places takes it as long as one of 32. So images are joined to wider rows, with
-    a gap of zeros between them, whose gradient is zero as well: the same terms, added in another order.
-    Weights, names, results and the gradient of the input are Keras' own.
+    row by row, and a row of 6 places takes as long as one of 32. The images are therefore joined to wider
+    rows, separated by zeros, whose gradient is zero: the same terms are added in another order. Weights,
+    names, results and the gradient of the input are Keras' own.
     """
 
     def convolution_op(self, inputs: Any, kernel: Any) -> Any:
         """Convolve."""
-        if not self._joins(inputs):
+        if not self._joins_images(inputs):
             return super().convolution_op(inputs, kernel)
-        return _convolve(inputs, kernel, self.strides[0], joined(self._side(inputs)))
+        return _convolve(inputs, kernel, self.strides[0], images_per_row(self._output_width(inputs)))
 
-    def _side(self, inputs: Any) -> int:
+    def _output_width(self, inputs: Any) -> int:
         return int(inputs.shape[2]) // int(self.strides[0])
 
-    def _joins(self, inputs: Any) -> bool:
+    def _joins_images(self, inputs: Any) -> bool:
         if keras.backend.backend() != "tensorflow" or self.compute_dtype != "bfloat16":
             return False
         import tensorflow as tf
@@ -43,13 +43,13 @@ class Conv2D(keras.layers.Conv2D):  # type: ignore[misc]
             and self.data_format == "channels_last"
             and None not in inputs.shape[1:3]
             and all(side % step == 0 for side in inputs.shape[1:3])
-            and joined(self._side(inputs)) > 1
+            and images_per_row(self._output_width(inputs)) > 1
             and not tf.config.list_physical_devices("GPU")
         )
 
 
-def joined(width: int) -> int:
-    """Return how many images of that width stand side by side: a power of two, with a gap after each."""
+def images_per_row(width: int) -> int:
+    """Return how many images of that width fit into :data:`ROW`, each with a gap: a power of two."""
     count = 1
     while 2 * count * (width + 1) <= ROW:
         count *= 2
@@ -68,9 +68,9 @@ def _convolve(x: Any, kernel: Any, step: int, count: int) -> Any:
                 input_sizes=tf.shape(x), filter=kernel, out_backprop=dy, strides=strides, padding="SAME"
             )
             dkernel = tf.raw_ops.Conv2DBackpropFilter(
-                input=_beside(x, count, step),
+                input=_join_images(x, count, step),
                 filter_sizes=tf.shape(kernel),
-                out_backprop=_beside(dy, count, 1),
+                out_backprop=_join_images(dy, count, 1),
                 strides=strides,
                 padding="SAME",
             )
@@ -78,11 +78,11 @@ def _convolve(x: Any, kernel: Any, step: int, count: int) -> Any:
 
         return tf.nn.conv2d(x, kernel, strides, "SAME"), gradient
 
-    return convolve(x, tf.cast(kernel, x.dtype))  # a variable would have to be told to the gradient
+    return convolve(x, tf.cast(kernel, x.dtype))  # the gradient function does not accept a variable
 
 
-def _beside(x: Any, count: int, gap: int) -> Any:
-    """Put ``count`` images of ``[N, h, w, C]`` side by side, a gap of zeros after each; N is filled up."""
+def _join_images(x: Any, count: int, gap: int) -> Any:
+    """Join ``count`` images of ``[N, h, w, C]`` side by side, each followed by zeros; N is padded."""
     import tensorflow as tf
 
     n = tf.shape(x)[0]

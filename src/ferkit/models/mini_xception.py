@@ -10,10 +10,12 @@ from ferkit.models.build import ArchitectureParams
 
 
 class Params(ArchitectureParams):
-    """Side that the face is resized to inside the graph, and the filters of the modules."""
+    """The parameters of mini-XCEPTION."""
 
-    resize: int | None = Field(64, ge=16, le=256)
-    filters: tuple[int, ...] = Field((16, 32, 64, 128), min_length=1, max_length=6)
+    resize: int | None = Field(64, ge=16, le=256, description="side that faces are resized to in the graph")
+    filters: tuple[int, ...] = Field(
+        (16, 32, 64, 128), min_length=1, max_length=6, description="of each module"
+    )
 
 
 def features(x: Any, params: Params) -> Any:
@@ -29,8 +31,8 @@ def features(x: Any, params: Params) -> Any:
         x = BatchNormalization()(x)
         x = layers.Activation("relu")(x)
     for filters in params.filters:
-        # A 1x1 convolution of stride 2, in two steps: as one, TensorFlow 2.21's filter gradient crashes on
-        # processors with AVX-512 (8 channels at 60 pixels). The numbers are the same.
+        # A 1x1 convolution of stride 2 in two steps, with the same result: in one step, the kernel's gradient
+        # of TensorFlow 2.21 crashes on processors with AVX-512 (8 channels at 60 pixels).
         residual = layers.MaxPooling2D(1, strides=2, padding="same")(x)
         residual = layers.Conv2D(filters, 1, use_bias=False)(residual)
         residual = BatchNormalization()(residual)

@@ -1,4 +1,4 @@
-"""Batch normalisation by the backend's fused operation, where there is one."""
+"""Batch normalisation with TensorFlow's fused operation."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import keras
 
 
 class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
-    """Keras' layer; on TensorFlow, training on maps goes through the backend's fused operation.
+    """Keras' layer; on TensorFlow, training on maps uses the fused operation.
 
-    Keras composes the normalisation of many small operations, which takes a CPU longer than the convolution
-    before it. The fused operation computes the same numbers in one pass, in float32 where the maps are
+    Keras composes the normalisation of many small operations, which on a CPU take longer than the convolution
+    before them. The fused operation computes the same numbers in one pass, in float32 where the maps are
     bfloat16. Weights, names and everything outside training are Keras' own.
     """
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        """Return the input normalised: in training by the batch's statistics, else by the averages."""
+        """Normalise by the batch's statistics in training, otherwise by the moving averages."""
         fused = (
             training
             and self.trainable
@@ -42,7 +42,7 @@ class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
             epsilon=self.epsilon,
             is_training=True,
         )
-        # The operation tells the unbiased variance; Keras averages the biased one.
+        # The operation returns the unbiased variance; Keras averages the biased one.
         samples = tf.cast(tf.reduce_prod(tf.shape(x)[:3]), "float32")
         variance = variance * ((samples - 1) / samples)
         for average, seen in ((self.moving_mean, mean), (self.moving_variance, variance)):

@@ -10,12 +10,14 @@ from ferkit.models.build import ArchitectureParams
 
 
 class Params(ArchitectureParams):
-    """Filters per convolution, units per dense layer, and the dropout after each dense layer."""
+    """The parameters; the defaults are the student's network."""
 
-    filters: tuple[int, ...] = Field((32, 32, 64, 64), min_length=1, max_length=5)
-    kernel: int = Field(3, ge=1, le=7)
-    dense: tuple[int, ...] = Field((1024, 4096), max_length=4)
-    dropout: float = Field(0.2, ge=0, lt=1)
+    filters: tuple[int, ...] = Field(
+        (32, 32, 64, 64), min_length=1, max_length=5, description="of each convolution"
+    )
+    kernel: int = Field(3, ge=1, le=7, description="side of the kernels")
+    dense: tuple[int, ...] = Field((1024, 4096), max_length=4, description="units of each dense layer")
+    dropout: float = Field(0.2, ge=0, lt=1, description="after each dense layer")
 
 
 def features(x: Any, params: Params) -> Any:

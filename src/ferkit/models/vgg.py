@@ -11,12 +11,16 @@ from ferkit.models.build import ArchitectureParams
 
 
 class Params(ArchitectureParams):
-    """``filters[k]`` and ``convolutions[k]`` of stage k; a stage ends with pooling, but for the last."""
+    """``filters[k]`` and ``convolutions[k]`` of stage k; every stage but the last ends with pooling."""
 
-    filters: tuple[int, ...] = Field((32, 64, 128, 256), min_length=1, max_length=5)
-    convolutions: tuple[int, ...] = Field((1, 2, 2, 2), min_length=1, max_length=5)
-    stage_dropout: float = Field(0.0, ge=0, lt=1)
-    dropout: float = Field(0.3, ge=0, lt=1)
+    filters: tuple[int, ...] = Field(
+        (32, 64, 128, 256), min_length=1, max_length=5, description="of each stage"
+    )
+    convolutions: tuple[int, ...] = Field(
+        (1, 2, 2, 2), min_length=1, max_length=5, description="of each stage"
+    )
+    stage_dropout: float = Field(0.0, ge=0, lt=1, description="after each pooling")
+    dropout: float = Field(0.3, ge=0, lt=1, description="before each head")
 
 
 def features(x: Any, params: Params) -> Any:

@@ -119,23 +119,22 @@ def train_trial(
     Returns:
         The run's history.
     """
-    import keras
-
+    from ferkit.training.backend import keras
     from ferkit.training.state import read_archive
-    from ferkit.training.trainer import Quiet, train
+    from ferkit.training.trainer import train
 
     resume = (folder / CHECKPOINT).exists()
     earlier: list[Row] = read_archive(folder / CHECKPOINT)[1]["history"] if resume else []
     if not resume:
         (folder / RUN).unlink(missing_ok=True)  # A run that ended before its first checkpoint.
 
-    class Reporter(Quiet):
-        def started(self, **_: Any) -> None:
+    class Reporter(keras.callbacks.Callback):  # type: ignore[misc, name-defined]
+        def on_train_begin(self, logs: Any = None) -> None:  # noqa: ARG002
             report(Message("begin", earlier))
 
-        def epoch_done(self, row: Row) -> None:
-            if row["epoch"] < recipe.epochs:
-                report(Message("epoch", [row]))
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            if epoch + 1 < recipe.epochs:
+                report(Message("epoch", [{"epoch": epoch + 1, **(logs or {})}]))
 
     keras.backend.clear_session()  # The worker has trained other networks before.
     return train(
@@ -144,7 +143,7 @@ def train_trial(
         folder,
         resume=resume,
         command=command,
-        watcher=Reporter(),
+        callbacks=[Reporter()],
         tensorboard=False,
     ).history
 
@@ -159,7 +158,7 @@ def limit_resources(cores: int, gpus: float) -> None:
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
     if not gpus:
         os.environ.update(_NO_GPUS)
-    import keras
+    from ferkit.training.backend import keras
 
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
@@ -181,13 +180,13 @@ def count_network(
     os.environ.update(_NO_GPUS)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from ferkit.models import build_model, count_macs
-    from ferkit.training.network import Resized
+    from ferkit.training.network import resize_network
 
     model = recipe["model"]
     try:
         network = build_model(model["name"], classes, input_size=size, **model["params"])
         for side in recipe["progressive"]["sizes"]:
-            Resized(network).at(side)
+            resize_network(network, side)
         counted = int(network.count_params()), count_macs(network) / 1e6
     except FerkitError as error:
         return str(error)

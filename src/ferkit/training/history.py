@@ -14,55 +14,36 @@ Row = dict[str, float]
 
 
 def write_history(folder: Path, rows: Sequence[Row]) -> None:
-    """Write ``history.json`` and ``history.csv``.
-
-    Raises:
-        OutputError: If a file cannot be written.
-    """
+    """Write ``history.json`` and ``history.csv``."""
     write_json(folder / "history.json", list(rows))
     if rows:
         text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         write_text(folder / "history.csv", text.getvalue())
 
 
 def draw_curves(path: Path, rows: Sequence[Row], title: str) -> None:
-    """Draw training and validation accuracy and loss over the epochs.
-
-    Raises:
-        OutputError: If the picture cannot be written.
-    """
+    """Draw training and validation accuracy and loss over the epochs."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
+    styles = {"": "C0-", "val_": "C1-", "ferplus_": "C0:", "val_ferplus_": "C1:"}
+    labels = ("training", "validation", "training, FER+", "validation, FER+")
     epochs = [row["epoch"] for row in rows]
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title)
     panels: Any = figure.subplots(1, 2)
     for panel, what, factor in zip(panels, ("accuracy", "loss"), (100.0, 1.0), strict=True):
-        lines = [
-            (key, label, style)
-            for key, label, style in (
-                (what, "training", "C0-"),
-                (f"val_{what}", "validation", "C1-"),
-                (f"ferplus_{what}", "training, FER+", "C0:"),
-                (f"val_ferplus_{what}", "validation, FER+", "C1:"),
-            )
-            if rows and key in rows[0]
-        ]
-        for key, label, style in lines:
-            panel.plot(
-                epochs,
-                [factor * row[key] for row in rows],
-                style,
-                label=label,
-                marker="o" if len(rows) < 30 else None,
-                markersize=3,
-            )
+        for (prefix, style), label in zip(styles.items(), labels, strict=True):
+            if prefix + what in rows[0]:
+                values = [factor * row[prefix + what] for row in rows]
+                marker = "o" if len(rows) < 30 else None
+                panel.plot(epochs, values, style, label=label, marker=marker, markersize=3)
         panel.set_xlabel("epoch")
         panel.set_ylabel("accuracy in %" if what == "accuracy" else "cross-entropy")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))

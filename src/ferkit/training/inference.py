@@ -1,4 +1,4 @@
-"""Answers of a Keras network, as the ONNX file would give them."""
+"""Predictions of a Keras network, as its ONNX file computes them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import softmax
 
 from ferkit.core.crops import TtaMode, tta_views
 
@@ -17,15 +18,8 @@ def predict_logits(
     """Return float32 logits ``[N, K]`` by taxonomy id for uint8 faces ``[N, S, S]``."""
     if not len(images):
         return {head: np.zeros((0, out.shape[-1]), np.float32) for head, out in model.output.items()}
-    answers = model.predict(images[..., None].astype(np.float32), batch_size=batch_size, verbose=0)
-    return {head: np.asarray(logits, np.float32) for head, logits in answers.items()}
-
-
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return probabilities float32 ``[N, K]``."""
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    exponents = np.exp(shifted)
-    return np.asarray(exponents / exponents.sum(axis=-1, keepdims=True), np.float32)
+    predicted = model.predict(images[..., None].astype(np.float32), batch_size=batch_size, verbose=0)
+    return {head: np.asarray(logits, np.float32) for head, logits in predicted.items()}
 
 
 def predict_probabilities(
@@ -51,6 +45,6 @@ def predict_probabilities(
     seen = tta_views(images, tta, shift=shift)
     for view in seen:
         for head, logits in predict_logits(model, view, batch_size).items():
-            p = softmax(logits / np.float32((temperatures or {}).get(head, 1.0)))
+            p = softmax(logits / np.float32((temperatures or {}).get(head, 1.0)), axis=-1)
             sums[head] = sums[head] + p if head in sums else p
     return {head: total / np.float32(len(seen)) for head, total in sums.items()}

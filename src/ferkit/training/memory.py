@@ -1,4 +1,4 @@
-"""Too little memory: what the frameworks raise, told as an error for people."""
+"""Out of memory: the frameworks' exceptions as one error of ferkit."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from collections.abc import Iterator
 from ferkit.core.errors import OutputError, TrainingError
 
 OUT_OF_MEMORY = "out of memory: "
-"""Begins the reason where memory did not suffice, for training or for counting."""
+"""The beginning of the reason where training, or building a network, ran out of memory."""
 
 _JAX = "RESOURCE_EXHAUSTED"
-"""Begins JAX's message, whose class stands for every error of its runtime."""
+"""The beginning of JAX's message; its class is that of every runtime error."""
 
 
 _OF_FILES = (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE)
-"""What the system says of files for which TensorFlow has the same error as for memory."""
+"""System errors of files that TensorFlow reports with the same exception as memory."""
 
 
 def memory_errors() -> tuple[type[Exception], ...]:
-    """Return what Python and the framework raise where memory does not suffice."""
+    """Return the exceptions of Python and the framework for too little memory."""
     import keras
 
     if keras.backend.backend() == "tensorflow":
@@ -37,16 +37,16 @@ def out_of_memory(error: Exception) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no further word"])[0][:200]
+    return (str(error).strip().splitlines() or ["no message"])[0][:200]
 
 
 @contextlib.contextmanager
 def explaining_memory() -> Iterator[None]:
-    """Explain what is raised within the block where memory does not suffice.
+    """Turn the frameworks' exceptions for too little memory into errors of ferkit.
 
     Raises:
-        TrainingError: In its place; the message begins with :data:`OUT_OF_MEMORY`.
-        OutputError: Where it was the disk that did not suffice, or the number of open files.
+        TrainingError: For too little memory; the message begins with :data:`OUT_OF_MEMORY`.
+        OutputError: For a full disk, or too many open files.
     """
     advice = "a smaller batch_size, or a smaller network, takes less"
     try:

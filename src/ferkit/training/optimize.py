@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules from a recipe."""
+"""The optimiser and the learning-rate schedule of a recipe."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def plateau_rate(recipe: Recipe, validation_losses: Sequence[float]) -> float:
     """Return the learning rate of the next epoch under a plateau schedule.
 
     The rate falls by ``factor`` whenever the validation loss has had no new minimum for ``patience``
-    epochs; it follows from the history alone, so a resumed run goes on with the right one.
+    epochs. It depends on the history alone, so that a resumed run has the same rate.
     """
     rate = recipe.optimizer.learning_rate
     best, waited = float("inf"), 0

@@ -1,7 +1,8 @@
-"""A recipe: everything that decides a training run, in one TOML file."""
+"""Recipes: everything that decides a training run but the data, in one TOML file."""
 
 from __future__ import annotations
 
+import difflib
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import to_jsonable_python
 
 from ferkit.augment.config import PRESETS, AugmentConfig
 from ferkit.core.crops import TtaMode
@@ -20,12 +30,19 @@ from ferkit.models.build import parse_params
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_number(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError(f"neither true nor false is possible here. Received: {value}")
+        return value
+
 
 class ModelPart(_Part):
-    """Which network: an architecture's name and its own parameters."""
+    """The network: an architecture and its parameters."""
 
-    name: str
-    params: dict[str, Any] = Field(default_factory=dict)
+    name: str = Field(description="an architecture of `ferkit models`")
+    params: dict[str, Any] = Field(default_factory=dict, description="the architecture's own parameters")
 
     @model_validator(mode="after")
     def _known(self) -> ModelPart:
@@ -37,10 +54,10 @@ class ModelPart(_Part):
 
 
 class HeadsPart(_Part):
-    """Weight of each head's loss; a head of weight 0 is not built."""
+    """The weight of each head's loss; a head of weight 0 is not built."""
 
     label: float = Field(1.0, ge=0, description="the data's own labels")
-    ferplus: float = Field(0.0, ge=0, description="FER+ votes as soft labels")
+    ferplus: float = Field(0.0, ge=0, description="FER+ votes as soft targets")
 
     @model_validator(mode="after")
     def _some(self) -> HeadsPart:
@@ -53,47 +70,45 @@ SplitName = Literal["Training", "PublicTest", "PrivateTest"]
 
 
 class DataPart(_Part):
-    """Which faces are trained on, and how often."""
+    """The faces to train on."""
 
-    balance: Literal["none", "copies", "oversample", "weights"] = "none"
-    drop_leaks: bool = Field(False, description="leave out training images that also stand in another split")
-    drop_flat: bool = Field(False, description="leave out images of one gray value")
-    train_split: SplitName = "Training"
-    validation_split: SplitName = "PublicTest"
+    balance: Literal["none", "copies", "oversample", "weights"] = Field(
+        "none", description="of rare classes: copied, drawn more often, or weighted"
+    )
+    drop_leaks: bool = Field(False, description="leave out training images that are also in another split")
+    drop_flat: bool = Field(False, description="leave out images of one constant gray value")
+    train_split: SplitName = Field("Training", description="the split to train on")
+    validation_split: SplitName = Field("PublicTest", description="the split to validate on")
 
     @model_validator(mode="after")
-    def _apart(self) -> DataPart:
+    def _different_splits(self) -> DataPart:
         if self.train_split == self.validation_split:
             raise ValueError(f"train_split and validation_split are both {self.train_split}")
         return self
 
 
 class DistilPart(_Part):
-    """How a teacher's answers enter the loss (Hinton et al. 2015); ``ferkit distil`` names the teacher."""
+    """How teachers enter the loss (Hinton et al. 2015); ``ferkit distil --teacher`` names them."""
 
-    weight: float = Field(0.0, ge=0, le=1, description="share of the loss; the labels have the rest")
-    temperature: float = Field(
-        1.0, ge=0.1, le=100, description="of both the teacher's answers and the student"
-    )
-    tta: TtaMode = Field("flip", description="views that the teacher's answers are averaged over")
-    calibrated: bool = Field(
-        True, description="answers as the model file gives them; false: as the teacher's own loss left them"
-    )
-    every_step: bool = Field(
-        False, description="asked in every step about what the student sees; false: once about each face"
+    weight: float = Field(0.0, ge=0, le=1, description="the teachers' share of the loss; 0 is off")
+    temperature: float = Field(1.0, ge=0.1, le=100, description="of the teachers' targets and the student")
+    tta: TtaMode = Field("flip", description="test-time augmentation of the teachers: none, flip, ten-crop")
+    calibrated: bool = Field(True, description="false: the teachers' probabilities before calibration")
+    online: bool = Field(
+        False, description="true: teachers predict in every step what the student sees; false: each face once"
     )
 
     @model_validator(mode="after")
-    def _answerable(self) -> DistilPart:
-        if self.every_step and self.tta == "ten-crop":
-            raise ValueError("online distillation takes tta none or flip, not with ten-crop")
+    def _online_tta(self) -> DistilPart:
+        if self.online and self.tta == "ten-crop":
+            raise ValueError("online distillation takes tta none or flip, not ten-crop")
         return self
 
 
 class ProgressivePart(_Part):
-    """Smaller faces in the first epochs, where only what is coarse is learnt yet (Tan & Le 2021)."""
+    """Smaller faces in the first epochs, for less arithmetic (Tan & Le 2021)."""
 
-    sizes: tuple[int, ...] = Field((), description="sides in pixels; empty: the data's own throughout")
+    sizes: tuple[int, ...] = Field((), description="sides in pixels, rising; empty: the data's own")
     until: tuple[float, ...] = Field((), description="share of the epochs at which each size ends")
 
     @model_validator(mode="after")
@@ -107,10 +122,7 @@ class ProgressivePart(_Part):
         return self
 
     def side(self, epoch: int, epochs: int, own: int) -> int:
-        """Return the side of the faces in an epoch (from 0) of a run, ``own`` being the data's.
-
-        The last epoch always has the data's own.
-        """
+        """Return the side of the faces in an epoch (from 0); the last epoch has the data's ``own``."""
         for size, end in zip(self.sizes, self.until, strict=True):
             if epoch < min(math.floor(end * epochs + 1e-9), epochs - 1):
                 return size
@@ -118,25 +130,29 @@ class ProgressivePart(_Part):
 
 
 class OptimizerPart(_Part):
-    """The optimiser; ``weight_decay`` is decoupled for adamw, else a factor of half the square norm."""
+    """The optimiser."""
 
-    name: Literal["adam", "adamw", "sgd"] = "adam"
-    learning_rate: float = Field(1e-3, gt=0, le=10)
+    name: Literal["adam", "adamw", "sgd"] = Field("adam", description="adam, adamw or sgd")
+    learning_rate: float = Field(1e-3, gt=0, le=10, description="the first or, after warm-up, highest rate")
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd only")
     nesterov: bool = Field(True, description="sgd only")
-    weight_decay: float = Field(0.0, ge=0, description="kernels only")
-    clip_norm: float = Field(0.0, ge=0, description="global norm of the gradient; 0 is off")
-    ema: float = Field(0.0, ge=0, lt=1, description="decay per step; 0 is off")
+    weight_decay: float = Field(
+        0.0, ge=0, description="of kernels; decoupled for adamw, otherwise L2 in the loss"
+    )
+    clip_norm: float = Field(0.0, ge=0, description="limit of the gradient's global norm; 0 is off")
+    ema: float = Field(0.0, ge=0, lt=1, description="average of the weights: decay per step; 0 is off")
 
 
 class SchedulePart(_Part):
-    """The learning rate over the run; epochs count from 0."""
+    """The learning rate over the run."""
 
-    name: Literal["constant", "cosine", "step", "plateau"] = "constant"
-    warmup_epochs: float = Field(0.0, ge=0)
-    final: float = Field(0.0, ge=0, le=1, description="cosine: last rate as a share of the first")
-    milestones: tuple[int, ...] = Field((), description="step: epochs at which the rate falls")
-    factor: float = Field(0.1, gt=0, lt=1, description="step, plateau: the rate's factor")
+    name: Literal["constant", "cosine", "step", "plateau"] = Field(
+        "constant", description="constant, cosine, step or plateau"
+    )
+    warmup_epochs: float = Field(0.0, ge=0, description="cosine, step: epochs of rising rate")
+    final: float = Field(0.0, ge=0, le=1, description="cosine: the last rate as a share of the highest")
+    milestones: tuple[int, ...] = Field((), description="step: epochs (from 0) at which the rate falls")
+    factor: float = Field(0.1, gt=0, lt=1, description="step, plateau: factor of each fall")
     patience: int = Field(5, ge=1, description="plateau: epochs without a lower validation loss")
 
     @model_validator(mode="after")
@@ -151,19 +167,21 @@ class SchedulePart(_Part):
 
 
 class Recipe(_Part):
-    """Everything that decides a run, but for the data's path."""
+    """Everything that decides a run, but for the data."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    description: str = ""
-    seed: int = Field(0, ge=0, lt=2**31)
-    epochs: int = Field(20, ge=1, le=100_000)
-    batch_size: int = Field(64, ge=1, le=65_536)
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    mixed_precision: Literal["off", "bfloat16", "float16"] = "off"
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="names the run folder")
+    description: str = Field("", description="one sentence for `ferkit recipes`")
+    seed: int = Field(0, ge=0, lt=2**31, description="of all randomness")
+    epochs: int = Field(20, ge=1, le=100_000, description="passes over the training faces")
+    batch_size: int = Field(64, ge=1, le=65_536, description="faces per step")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
+    mixed_precision: Literal["off", "auto", "bfloat16", "float16"] = Field(
+        "off", description="dtype of the feature maps; auto: the fastest here; weights and losses are float32"
+    )
     deterministic: bool = Field(False, description="deterministic operations, somewhat slower")
     early_stopping: int = Field(0, ge=0, description="epochs without a better validation accuracy; 0 is off")
     precise_batch_norm: int = Field(
-        0, ge=0, description="unaugmented faces that its statistics are taken from at the end; 0 is off"
+        0, ge=0, description="unaugmented faces for the final batch-norm statistics; 0 is off"
     )
     model: ModelPart
     heads: HeadsPart = HeadsPart()
@@ -175,16 +193,16 @@ class Recipe(_Part):
     schedule: SchedulePart = SchedulePart()
 
     @model_validator(mode="after")
-    def _comparable(self) -> Recipe:
+    def _validation_is_comparable(self) -> Recipe:
         if self.progressive.sizes and (self.early_stopping or self.schedule.name == "plateau"):
             raise ValueError(
-                "early_stopping and a plateau schedule go by validation on faces of the full size, which a "
-                "progressive run is not trained on before its last stage; leave one of them out"
+                "early_stopping and a plateau schedule compare epochs by validation on full-size faces, and "
+                "progressive runs train on smaller ones before the last stage; leave one of them out"
             )
         if self.precise_batch_norm and self.early_stopping:
             raise ValueError(
-                "early_stopping compares epochs, and precise_batch_norm makes the last one another kind of "
-                "network than those before it; leave one of them out"
+                "early_stopping compares epochs, and precise_batch_norm changes the network after the last "
+                "one; leave one of them out"
             )
         return self
 
@@ -204,7 +222,7 @@ class Recipe(_Part):
 
 
 def shipped_recipes() -> list[str]:
-    """Return the names of the recipes that come with ferkit, sorted."""
+    """Return the names of the shipped recipes, sorted."""
     folder = resources.files("ferkit.training") / "recipes"
     return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
 
@@ -223,7 +241,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     path = Path(name_or_path)
     if path.suffix == ".toml" or path.is_file():
         try:
-            text = path.read_text(encoding="utf-8-sig")  # Notepad begins a file with a byte order mark
+            text = path.read_text(encoding="utf-8-sig")  # with or without a byte order mark
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"cannot read recipe {path}: {error}") from error
     elif str(name_or_path) in shipped_recipes():
@@ -240,7 +258,7 @@ def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Reci
     augment = values.get("augment")
     complete = isinstance(augment, dict) and set(AugmentConfig.model_fields) <= set(augment)
     if complete and any(override.partition("=")[0].strip() == "augment.preset" for override in overrides):
-        values["augment"] = {}  # a run's own recipe spells out every key: a preset replaces them
+        values["augment"] = {}  # the recipe in a run folder has every key: a preset replaces them all
     for override in overrides:
         _set(values, override)
     return parse_recipe(values, str(name_or_path))
@@ -255,12 +273,50 @@ def parse_recipe(values: Mapping[str, Any], source: str = "recipe") -> Recipe:
     try:
         return Recipe.model_validate(dict(values))
     except ValidationError as error:
-        lines = [
-            f"{'.'.join(str(part) for part in item['loc']) or 'recipe'}: {item['msg']}"
-            + (f". Received: {item['input']!r}" if item["type"] != "missing" else "")
-            for item in error.errors()
-        ]
-        raise RecipeError(f"{source}: " + "; ".join(lines)) from None
+        raise RecipeError(f"{source}: " + "; ".join(map(_explain, error.errors()))) from None
+
+
+def _explain(error: Any) -> str:
+    """Return one error of a recipe's validation as a phrase."""
+    key = ".".join(str(part) for part in error["loc"]) or "recipe"
+    if error["type"] == "extra_forbidden":
+        *parents, name = (str(part) for part in error["loc"])
+        fields: type[BaseModel] = Recipe
+        for parent in parents:
+            fields = _part_of(fields, parent) or fields
+        close = difflib.get_close_matches(name, fields.model_fields, n=1)
+        known = f"did you mean {'.'.join([*parents, *close])}?" if close else "see `ferkit recipes NAME`"
+        return f"unknown key {key}; {known}"
+    if error["type"] == "value_error":
+        return f"{key}: {error['ctx']['error']}"
+    return f"{key}: {error['msg']}" + (
+        "" if error["type"] == "missing" else f". Received: {error['input']!r}"
+    )
+
+
+def _part_of(part: type[BaseModel], key: str) -> type[BaseModel] | None:
+    """Return the class of a table within a part of the recipe; None if the key is no table."""
+    kind = part.model_fields[key].annotation
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+
+
+def describe_recipe(recipe: Recipe) -> list[dict[str, Any]]:
+    """Return ``key``, ``value``, ``default`` and ``meaning`` of every key, those of the network included."""
+    params = parse_params(recipe.model.name, recipe.model.params)
+    return [*_describe(recipe), *_describe(params, "model.params.")]
+
+
+def _describe(part: BaseModel, prefix: str = "") -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = []
+    values = part.model_dump(mode="json")
+    for key, field in type(part).model_fields.items():
+        if _part_of(type(part), key) is not None:
+            rows += _describe(getattr(part, key), f"{prefix}{key}.")
+        elif prefix + key != "model.params":
+            default = "" if field.is_required() else to_jsonable_python(field.get_default())
+            row = {"key": prefix + key, "value": values[key], "default": default}
+            rows.append({**row, "meaning": field.description or ""})
+    return rows
 
 
 def _set(values: dict[str, Any], override: str) -> None:
@@ -285,15 +341,15 @@ def _set(values: dict[str, Any], override: str) -> None:
 
 
 def is_of_model(override: str) -> bool:
-    """Tell whether an override is about the network."""
+    """Tell whether an override changes the network."""
     return override.partition("=")[0].strip().partition(".")[0] == "model"
 
 
 def model_params(overrides: Sequence[str]) -> dict[str, Any]:
-    """Return the network's parameters that overrides name, for a network whose architecture is given.
+    """Return the network's parameters among the overrides, for a network whose architecture is given.
 
     Raises:
-        RecipeError: If one of them names an architecture.
+        RecipeError: If one of them changes the architecture.
     """
     values: dict[str, Any] = {}
     for override in filter(is_of_model, overrides):
@@ -306,7 +362,7 @@ def model_params(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """Return the recipe as TOML that :func:`load_recipe` reads back to the same recipe."""
+    """Return the recipe as TOML, from which :func:`load_recipe` makes the same recipe."""
     values = recipe.model_dump(mode="json")
     tables = {k: v for k, v in values.items() if isinstance(v, dict)}
     lines = [f"{k} = {_toml(v)}" for k, v in values.items() if k not in tables]

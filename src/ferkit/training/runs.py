@@ -1,18 +1,31 @@
-"""A run's folder: what lies in it, and how it is read back."""
+"""Run folders: the files of a training run, who may write them, and how they are read back."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import importlib
+import itertools
 import json
-from dataclasses import dataclass
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ferkit.core.errors import TrainingError
+from filelock import FileLock, Timeout
+
+from ferkit.core.errors import OutputError, TrainingError
+from ferkit.core.files import output_errors, write_json, write_text
+from ferkit.core.modelfile import read_model, resolve_model
 from ferkit.core.taxonomy import Taxonomy
 from ferkit.models import build_model
-from ferkit.training.history import Row
-from ferkit.training.recipe import Recipe, load_recipe, parse_recipe
-from ferkit.training.state import load_network_arrays, read_archive
+from ferkit.training.history import Row, draw_curves, write_history
+from ferkit.training.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
+from ferkit.training.state import load_network_arrays, read_archive, write_archive
+from ferkit.weights import embedded_models, training_weights
+
+logger = logging.getLogger("ferkit.training")
 
 RECIPE = "recipe.toml"
 RUN = "run.json"
@@ -22,21 +35,28 @@ LOCK = ".lock"
 HISTORY = "history.json"
 CURVES = "curves.png"
 TEMPERATURES = "temperatures.json"
-TEACHER = "teacher.npz"
+PREDICTIONS = "teacher.npz"
+
+RESUMABLE = ("epochs", "precise_batch_norm")
+"""Keys of the recipe that may change when a run is resumed: they do not affect the epochs that are done."""
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
+"""Errors of a file system that has no locks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run that was read back.
+    """A finished run, or training weights outside a run, as read from disk.
 
     Args:
-        folder: Where it lies; None for training weights outside a run.
-        recipe: What it was trained by.
+        folder: The run folder; None for training weights outside a run.
+        recipe: The recipe that it was trained by.
         facts: ``run.json``: command, versions, machine, data, seed, state.
         history: One row per epoch.
         taxonomies: The heads in order.
         input_size: Side of a face in pixels.
-        arrays: The last weights, by name.
+        arrays: The final weights, by name.
+        temperatures: Of each head, by taxonomy id; empty before the first export.
     """
 
     folder: Path | None
@@ -46,41 +66,197 @@ class Run:
     taxonomies: tuple[Taxonomy, ...]
     input_size: int
     arrays: dict[str, Any]
+    temperatures: dict[str, float] = field(default_factory=dict)
 
-    def network(self) -> Any:
-        """Build the network and give it the weights."""
+    def network(self, dtype: str = "float32") -> Any:
+        """Build the Keras network with its weights.
+
+        Args:
+            dtype: Keras dtype policy, such as ``mixed_bfloat16``.
+
+        Returns:
+            A ``keras.Model``: float32 ``[N, S, S, 1]``, gray 0..255, to a dict of logits float32 ``[N, K]``
+            by taxonomy id.
+        """
+        importlib.import_module("ferkit.training.backend")  # Keras with ferkit's settings
         network = build_model(
             self.recipe.model.name,
             {t.id: len(t) for t in self.taxonomies},
             input_size=self.input_size,
+            dtype=dtype,
             **self.recipe.model.params,
         )
         load_network_arrays(network, tuple(t.id for t in self.taxonomies), self.arrays, str(self.folder))
         return network
 
-
-def weights_after(epochs: int) -> str:
-    """Return the name under which a finished run's weights stay when it goes on to more epochs."""
-    weights = Path(WEIGHTS)
-    return f"{weights.stem}-epoch{epochs}{weights.suffix}"
+    def meta(self) -> dict[str, Any]:
+        """Return the metadata of a file of these weights."""
+        return weights_meta(self.recipe, self.taxonomies, self.input_size, self.temperatures)
 
 
-def teacher_file(number: int) -> str:
-    """Return the name of the copy of a teacher's model file, from 0, where it is asked in every step."""
-    return f"teacher-{number + 1}.onnx"
+class RunFolder:
+    """The files of one run.
+
+    Args:
+        path: The folder; it need not exist.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.recipe, self.checkpoint = self.path / RECIPE, self.path / CHECKPOINT
+        self.weights, self.predictions = self.path / WEIGHTS, self.path / PREDICTIONS
+
+    def check_new(self) -> None:
+        """Raise TrainingError if the folder holds a run."""
+        if self.checkpoint.exists() or self.weights.exists():
+            raise TrainingError(
+                f"{self.path} holds a run already; continue it with --resume, or name another --out"
+            )
+
+    @contextlib.contextmanager
+    def run_lock(self) -> Iterator[None]:
+        """Keep other processes from training into the folder; the lock ends with the process.
+
+        Raises:
+            TrainingError: If another process holds it.
+            OutputError: If the folder cannot be written.
+        """
+        lock = FileLock(self.path / LOCK, timeout=0, fallback_to_soft=False)
+        with contextlib.ExitStack() as held:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                held.enter_context(lock)
+            except Timeout:
+                raise TrainingError(
+                    f"another process trains in {self.path}; wait for it to end, or name another --out"
+                ) from None
+            except (OSError, NotImplementedError) as error:
+                # A file system without locks: training goes on unguarded.
+                if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+                    raise OutputError(f"cannot write {self.path}: {error.strerror or error}") from error
+            yield
+
+    def read_facts(self) -> dict[str, Any]:
+        """Return ``run.json``; raise TrainingError if it is missing or damaged."""
+        facts: dict[str, Any] = read_json(self.path / RUN)
+        return facts
+
+    def write_facts(self, facts: Mapping[str, Any]) -> None:
+        """Write ``run.json``."""
+        write_json(self.path / RUN, facts)
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Write ``recipe.toml``."""
+        write_text(self.recipe, dump_recipe(recipe))
+
+    def write_history(self, history: Sequence[Row], title: str) -> None:
+        """Write the history as JSON and CSV, and draw its curves."""
+        write_history(self.path, history)
+        draw_curves(self.path / CURVES, history, title)
+
+    def data_source(self) -> tuple[str, Path | None]:
+        """Return the data and the votes of the run; raise TrainingError if they are not recorded."""
+        inputs = self.read_facts().get("inputs")
+        if inputs is None:
+            raise TrainingError(f"{self.path / RUN} does not record where the data is; name it with --data")
+        return inputs["data"], None if inputs["votes"] is None else Path(inputs["votes"])
+
+    def is_complete(self, recipe: Recipe) -> bool:
+        """Tell whether the run is finished by that recipe, with all its files."""
+        return (
+            self.read_facts().get("state") == "finished"
+            and self.weights.exists()
+            and (self.path / HISTORY).exists()
+            and load_recipe(self.recipe) == recipe
+        )
+
+    def check_resumable(
+        self, meta: Mapping[str, Any], recipe: Recipe, data: Mapping[str, Any], *, has_votes: bool
+    ) -> None:
+        """Raise TrainingError if recipe or data differ from the run's, or more epochs are done already.
+
+        Args:
+            meta: Metadata of the checkpoint.
+            recipe: The recipe to resume with.
+            data: The facts of the data to resume with.
+            has_votes: Whether these data have FER+ votes.
+        """
+        begun = parse_recipe(meta.get("recipe", {}), str(self.checkpoint))
+        if begun.model_copy(update={key: getattr(recipe, key) for key in RESUMABLE}) != recipe:
+            raise TrainingError(
+                f"{self.checkpoint} belongs to another recipe; when a run is resumed, only "
+                f"{' and '.join(RESUMABLE)} may change"
+            )
+        done = len(meta["history"])
+        if recipe.epochs < done:
+            raise TrainingError(
+                f"{self.checkpoint} has {done} epochs behind it; --epochs {recipe.epochs} cannot undo them"
+            )
+        before = self.read_facts().get("data", {})
+        if meta.get("fingerprint") != data["fingerprint"]:
+            if before.get("faces") == data["faces"]:
+                raise TrainingError(
+                    f"{self.path} was started {'without' if has_votes else 'with'} FER+ votes (--votes); "
+                    "resume it the same way"
+                )
+            raise TrainingError(f"{self.path} was trained on other data: the fingerprints differ")
+        if before.get("training", data["training"]) != data["training"]:
+            raise TrainingError(
+                f"{self.path} was trained on {before['training']} faces, and the recipe's filters leave "
+                f"{data['training']} now; resume it with the version of ferkit that started it"
+            )
+
+    def set_aside_weights(self, epochs: int) -> None:
+        """Rename the weights of a finished run that goes on, to ``weights-epoch<epochs>.npz``.
+
+        Its temperatures are removed: they belong to those weights, and the next export fits them again.
+        """
+        kept = self.weights.with_stem(f"{self.weights.stem}-epoch{epochs}")
+        with output_errors(self.path):
+            (self.path / TEMPERATURES).unlink(missing_ok=True)
+            if self.weights.exists():
+                self.weights.replace(kept)
+                logger.warning("%s was finished; its weights are kept as %s", self.path, kept.name)
+
+    def teacher_weights(self) -> list[Path]:
+        """Return the copies of the teachers' training weights, in order; raise TrainingError if absent."""
+        found = list(itertools.takewhile(Path.exists, map(self._teacher_file, itertools.count(1))))
+        if not found:
+            raise TrainingError(f"there is no {self._teacher_file(1)}, so the run cannot go on without it")
+        return found
+
+    def write_teacher_weights(self, teachers: Sequence[Run]) -> None:
+        """Write a copy of the teachers' training weights, so that the run goes on without the teachers."""
+        for number, teacher in enumerate(teachers, 1):
+            write_archive(self._teacher_file(number), teacher.arrays, teacher.meta())
+
+    def remove_teachers(self) -> None:
+        """Remove predictions and copies of teachers that an earlier start without a checkpoint left."""
+        with output_errors(self.path):
+            for path in (self.predictions, *self.path.glob(self._teacher_file("*").name)):
+                path.unlink(missing_ok=True)
+
+    def _teacher_file(self, number: int | str) -> Path:
+        return self.path / f"teacher-{number}.weights.npz"
 
 
-def weights_meta(recipe: Recipe, taxonomies: tuple[Taxonomy, ...], input_size: int) -> dict[str, Any]:
-    """Return what a weights file says about itself, enough to build its network."""
+def weights_meta(
+    recipe: Recipe,
+    taxonomies: tuple[Taxonomy, ...],
+    input_size: int,
+    temperatures: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """Return the metadata of a weights file: what is needed to build its network and to calibrate it."""
     return {
         "recipe": recipe.model_dump(mode="json"),
         "taxonomies": [{"id": t.id, "labels": list(t.labels)} for t in taxonomies],
         "input_size": input_size,
+        "temperatures": dict(temperatures or {}),
     }
 
 
 def load_weights(path: str | Path) -> Run:
-    """Read training weights (``weights.npz`` of a run, or the ones beside an embedded model).
+    """Read a file of training weights: ``weights.npz`` of a run, or one of ``zoo/``.
 
     Raises:
         TrainingError: If the file is missing, damaged or of another kind.
@@ -89,40 +265,82 @@ def load_weights(path: str | Path) -> Run:
     try:
         taxonomies = tuple(Taxonomy(t["id"], tuple(t["labels"])) for t in meta["taxonomies"])
         recipe = parse_recipe(meta["recipe"], str(path))
-        size = int(meta["input_size"])
+        size, temperatures = int(meta["input_size"]), dict(meta.get("temperatures", {}))
     except (KeyError, TypeError, ValueError) as error:
         raise TrainingError(f"{path} holds no training weights of ferkit: {error!r}") from error
-    return Run(None, recipe, {}, [], taxonomies, size, arrays)
+    return Run(None, recipe, {}, [], taxonomies, size, arrays, temperatures)
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file of a run's folder.
-
-    Raises:
-        TrainingError: If it is missing or damaged.
-    """
+    """Return a JSON file of a run folder; raise TrainingError if it is missing or damaged."""
     try:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise TrainingError(f"cannot read {path}, so the run is damaged: {error}") from error
 
 
-def load_start(init: str | Path) -> Run:
-    """Read weights to start from: a run's folder, or a file of training weights.
+def read_temperatures(folder: Path) -> dict[str, float]:
+    """Return the temperatures that the run's last export fitted, by taxonomy id; empty before the first."""
+    path = folder / TEMPERATURES
+    return dict(read_json(path)) if path.exists() else {}
+
+
+def load_training_weights(source: str | Path) -> Run:
+    """Read the weights that ``--init`` and online distillation start from.
+
+    Args:
+        source: A run folder, a file of training weights, or the name of a shipped model whose training
+            weights lie in ``zoo/``.
 
     Raises:
         TrainingError: If there are none.
     """
-    if Path(init).suffix == ".onnx":
+    if str(source) in embedded_models() and not Path(source).exists():
+        found = training_weights(str(source))
+        if found is None:
+            raise TrainingError(
+                f"the training weights of {source} are not installed; they are {source}.weights.npz in the "
+                "folder zoo/ of ferkit's repository: name that file"
+            )
+        return load_weights(found)
+    path = Path(source)
+    if path.suffix == ".onnx":
         raise TrainingError(
-            f"{init} is a model file, whose graph is folded and cannot be trained on; --init takes a "
-            "run's folder or its training weights (ferkit export --training-weights FILE.npz)"
+            f"{path} is a model file, whose graph is folded and cannot be trained; name a run folder or "
+            "training weights (ferkit export --training-weights FILE.npz)"
         )
-    return load_run(init) if Path(init).is_dir() else load_weights(init)
+    return load_run(path) if path.is_dir() else load_weights(path)
+
+
+def needed_faces(
+    resume: Path | None, init: str | Path | None, teachers: Sequence[str | Path]
+) -> tuple[int | None, str, tuple[Taxonomy, ...]]:
+    """Return the size of faces that a run needs, what needs it, and its label sets; None where any will do.
+
+    Raises:
+        FerkitError: If the run, the weights or the first teacher cannot be read.
+    """
+    if resume is not None and (resume / CHECKPOINT).exists():
+        begun = load_weights(resume / CHECKPOINT)
+        return begun.input_size, f"run {resume}", begun.taxonomies
+    if init is not None:
+        weights = load_training_weights(init)
+        return weights.input_size, str(init), weights.taxonomies
+    if teachers:
+        teacher = Path(teachers[0])
+        if teacher.is_dir() or teacher.suffix == ".npz":
+            weights = load_training_weights(teacher)
+            return weights.input_size, f"teacher {teacher}", weights.taxonomies
+        info = read_model(resolve_model(teachers[0]))[1]
+        return info.input_size, f"teacher {teacher}", tuple(head.taxonomy for head in info.taxonomies)
+    return None, "", ()
 
 
 def load_run(folder: str | Path) -> Run:
     """Read a finished run.
+
+    Example:
+        ``network = load_run("runs/small").network()``
 
     Raises:
         TrainingError: If the folder is no run, or the run has no final weights yet.
@@ -130,14 +348,12 @@ def load_run(folder: str | Path) -> Run:
     folder = Path(folder)
     if not (folder / RUN).is_file():
         raise TrainingError(f"{folder} is no run folder: it has no {RUN}")
-    facts = read_json(folder / RUN)
+    facts = RunFolder(folder).read_facts()
     if facts.get("state") != "finished" or not (folder / WEIGHTS).is_file():
         raise TrainingError(
-            f"run {folder} is not finished (it is {facts.get('state')}); go on with: "
-            f"ferkit train --resume {folder} and the --data and --votes that it began with"
+            f"run {folder} is not finished (it is {facts.get('state')}); continue it with: "
+            f"ferkit train --resume {folder}"
         )
-    run = load_weights(folder / WEIGHTS)
-    history = read_json(folder / HISTORY)
-    return Run(
-        folder, load_recipe(folder / RECIPE), facts, history, run.taxonomies, run.input_size, run.arrays
-    )
+    run, history = load_weights(folder / WEIGHTS), read_json(folder / HISTORY)
+    recipe, temperatures = load_recipe(folder / RECIPE), read_temperatures(folder)
+    return Run(folder, recipe, facts, history, run.taxonomies, run.input_size, run.arrays, temperatures)

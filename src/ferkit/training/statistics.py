@@ -1,4 +1,4 @@
-"""Batch normalisation's statistics from faces as they are classified, after training on augmented ones."""
+"""Statistics of batch normalisation from unaugmented faces, after training on augmented ones."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ BATCH = 256
 
 
 def reestimate_batch_norm(network: Any, images: NDArray[np.uint8], faces: int, seed: int) -> None:
-    """Give every batch normalisation the mean and variance of unaugmented faces.
+    """Set the moving averages of every batch normalisation to the statistics of unaugmented faces.
 
-    Turned and zoomed faces are interpolated, so they are smoother than the faces that a network is used on,
-    and the moving averages of training describe the smoother ones. The averages here are over faces as they
-    are, half of them mirrored ("precise batch normalisation", Wu & Johnson 2021, with the
-    statistics of the test's kind of image as in Touvron et al. 2019). Nothing is dropped on the way.
+    Rotated and zoomed faces are interpolated, so they are smoother than the faces that a network is used on,
+    and so are the moving averages of training. Here the averages are taken over unaugmented faces, half of
+    them mirrored ("precise batch normalisation", Wu & Johnson 2021, on images like those of the test as in
+    Touvron et al. 2019), without dropout.
 
     Args:
         network: From :func:`ferkit.models.build_model`; changed in place.
         images: uint8 ``[N, S, S]``, the training faces.
-        faces: How many of them; all where there are fewer.
+        faces: The number of faces to use; all if there are fewer.
         seed: Of the choice, the order and the mirroring.
     """
     layers = list(network._flatten_layers(include_self=False, recursive=True))

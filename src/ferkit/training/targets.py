@@ -1,4 +1,4 @@
-"""What each head is asked to answer: target mass per face and class, before and during training."""
+"""The heads of a network, and the soft targets that each head is trained on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def heads_of(recipe: Recipe, taxonomy: Taxonomy, has_votes: bool) -> tuple[Head,
     """Return the heads that a recipe builds for data of a taxonomy, the data's own first.
 
     Raises:
-        TrainingError: If the recipe asks for FER+ votes and the data has none.
+        TrainingError: If the recipe has a FER+ head and the data has no votes, or FER+ labels already.
     """
     heads = []
     if recipe.heads.label:
@@ -34,8 +34,8 @@ def heads_of(recipe: Recipe, taxonomy: Taxonomy, has_votes: bool) -> tuple[Head,
     if recipe.heads.ferplus:
         if taxonomy == FERPLUS:
             raise TrainingError(
-                f"recipe {recipe.name!r} trains a FER+ head on votes beside the data's own labels, but these "
-                "are FER+ labels already; leave the second head out with --set heads.ferplus=0"
+                f"recipe {recipe.name!r} adds a FER+ head for votes, but the data's own labels are "
+                "FER+ labels already; leave the second head out with --set heads.ferplus=0"
             )
         if not has_votes:
             raise TrainingError(
@@ -46,15 +46,20 @@ def heads_of(recipe: Recipe, taxonomy: Taxonomy, has_votes: bool) -> tuple[Head,
     return tuple(heads)
 
 
-def target_mass(
+def weighted_targets(
     dataset: FaceDataset, heads: tuple[Head, ...], balance: str = "none"
 ) -> dict[str, NDArray[np.float32]]:
-    """Return float32 ``[N, K]`` by taxonomy id: the target's probabilities times the weight of the face.
+    """Return sample-weighted soft targets float32 ``[N, K]`` by taxonomy id: probabilities times weight.
 
-    A row of zeros (a face that no tagger saw an emotion in) takes no part in that head's loss. Cross-entropy
-    over mass is the weighted cross-entropy, and mass can be mixed like probabilities.
+    A row of zeros (a face in which no FER+ tagger saw an emotion) does not count in that head's loss.
+    Cross-entropy with these targets is the weighted cross-entropy, and they can be mixed like probabilities.
+
+    Args:
+        dataset: Labels and, for a FER+ head, votes.
+        heads: From :func:`heads_of`.
+        balance: ``weights`` weighs faces by the inverse frequency of their label.
     """
-    mass = {}
+    targets = {}
     for head in heads:
         if head.taxonomy == dataset.taxonomy:
             rows = np.eye(len(head.taxonomy), dtype=np.float32)[dataset.labels]
@@ -64,5 +69,5 @@ def target_mass(
             assert dataset.votes is not None
             rows, weights = soft_targets(dataset.votes)
             rows = (rows * weights[:, None]).astype(np.float32)
-        mass[head.taxonomy.id] = rows
-    return mass
+        targets[head.taxonomy.id] = rows
+    return targets

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
     from ferkit.recognize.recognizer import Recognizer
 
-DETECT_EVERY = 5
-"""Default number of frames of the clip from one detection to the next, including frames that are not read."""
+DETECT_EVERY = 0.2
+"""Default seconds from one face detection to the next."""
 
 AHEAD = 24 << 20
 """Bytes of pictures in each queue, and in a batch: memory does not grow with the length of the clip."""
@@ -56,7 +56,7 @@ class VideoOptions(TypedDict, total=False):
     end: Seconds | None
     every: int
     fps: float | Fraction | None
-    detect_every: int | None
+    detect_every: float
     max_gap: float
     smoothing: Smoothing | None
     max_pixels: int
@@ -261,7 +261,7 @@ def recognize_video(
     end: Seconds | None = None,
     every: int = 1,
     fps: float | Fraction | None = None,
-    detect_every: int | None = None,
+    detect_every: float = DETECT_EVERY,
     max_gap: float = 1.0,
     smoothing: Smoothing | None = Smoothing(),  # noqa: B008
     max_pixels: int = DEFAULT_MAX_PIXELS,
@@ -280,8 +280,8 @@ def recognize_video(
         end: Skip the frames from this time on.
         every: Read each n-th frame.
         fps: Read at most this many frames per second; times remain those of the clip.
-        detect_every: Detect faces in each n-th frame that is read; optical flow moves them in between. By
-            default about every five frames of the clip, read or not.
+        detect_every: Seconds of the clip from one face detection to the next at most; 0, or frames that are
+            further apart: detect in each frame. Optical flow moves the faces in between.
         max_gap: Seconds that a face may be missing and keep its track.
         smoothing: How to smooth expressions over time; None: not at all.
         max_pixels: Clips with larger frames are refused; the limit of the recognizer is for photos.
@@ -302,12 +302,9 @@ def recognize_video(
     """
     clip = Clip(path, start=start, end=end, every=every, fps=fps, max_pixels=max_pixels, stop=stop)
     if isinstance(recognizer.detector, WholePicture):
-        detect_every = 1
+        detect_every = 0
     coded = clip.info.rate or 30.0
     rate = coded / every if fps is None else min(coded, float(fps))
-    if detect_every is None:
-        # By the time of the clip, so that a stride does not delay the detection of new faces.
-        detect_every = max(1, round(DETECT_EVERY * rate / coded))
     detector = _TolerantDetector(recognizer.detector, recognizer.info.crop)
     tracker = FaceTracker(detector, every=detect_every, max_gap=max_gap, rate=rate)
     work = _Work(recognizer, tracker, None if smoothing is None else Smoother(smoothing), keep_pictures)

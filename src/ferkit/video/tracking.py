@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,7 @@ _ACTIVATION = 0.5  # score from which a face opens a track (Zhang et al. 2022)
 _THUMB = (32, 18)
 _CUT = 0.3  # correlation of two thumbnails below which they show different scenes
 _FLAT = 2.0  # standard deviation below which a thumbnail cannot be compared
+_TOLERANCE = 1.05  # so that rounded times do not shorten an interval by a frame
 _TICK = 1e-3  # seconds by which the tracker's clock moves on at least
 
 
@@ -53,8 +55,9 @@ class FaceTracker:
 
     Args:
         detector: The face detector.
-        every: Detect faces in each n-th frame, and move them by optical flow in the frames between. Detection
-            runs earlier if optical flow loses a face, and at a cut.
+        every: Seconds from one detection to the next at most, with 5 % tolerance; 0: detect in each frame. In
+            between, optical flow moves the faces. Detection runs earlier if optical flow loses a face, and at
+            a cut, and in each frame if they are further apart.
         max_gap: Seconds that a face may be missing and keep its track. A face that was in the previous frame
             always keeps its track, however far apart the frames are.
         rate: Approximate frames per second.
@@ -65,10 +68,10 @@ class FaceTracker:
     """
 
     def __init__(
-        self, detector: Detector, *, every: int = 1, max_gap: float = 1.0, rate: float = 30.0
+        self, detector: Detector, *, every: float = 0.2, max_gap: float = 1.0, rate: float = 30.0
     ) -> None:
-        if every < 1:
-            raise VideoError(f"detect_every is a number of frames from 1 on. Received: {every}")
+        if not 0 <= every < math.inf:
+            raise VideoError(f"detect_every is a number of seconds from 0 on. Received: {every}")
         if not 0 <= max_gap < 3600:
             raise VideoError(f"max_gap is 0 seconds or more, below an hour. Received: {max_gap}")
         self._detector = detector
@@ -89,7 +92,7 @@ class FaceTracker:
         self._numbers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         self._next_number = itertools.count(1)
         self._clock = self._time = 0.0
-        self._since = 0
+        self._detected = -math.inf
         self._size: tuple[int, int] | None = None
         self._small: NDArray[np.uint8] | None = None
         self._thumb: NDArray[np.float64] | None = None
@@ -117,14 +120,14 @@ class FaceTracker:
         if cut:
             self._byte.reset()
         moved = None
-        if self._small is not None and not cut and self._since + 1 < self._every:
+        next_time = time + (time - self._time)
+        if self._small is not None and not cut and next_time - self._detected < _TOLERANCE * self._every:
             moved = move(self._small, small, [face.detection for face in self._last])
         detected = moved is None or None in moved
         if detected:
-            self._since = 0
+            self._detected = time
             faces = tuple(_scaled(face, 1 / scale) for face in self._detector.detect(rgb))
         else:
-            self._since += 1
             faces = tuple(face for face in moved or () if face is not None)
         numbers = self._assign(faces, time)
         self._small = small

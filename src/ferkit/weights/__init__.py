@@ -11,6 +11,9 @@ DEFAULT = "ferkit-distilled"
 
 _FOLDER = Path(__file__).parent
 
+ZOO = Path(__file__).parents[3] / "zoo"
+"""Training weights of the shipped models, in a checkout; the wheel does not hold them."""
+
 
 def embedded_models() -> tuple[str, ...]:
     """Return the names of the embedded models, the default first."""
@@ -35,9 +38,9 @@ def embedded_path(name: str = DEFAULT) -> Path:
 
 
 def training_weights(name: str) -> Path | None:
-    """Return the file of an embedded model's training weights (Keras, float16), or None if there is none.
+    """Return the file of a shipped model's training weights (Keras, float16), or None if it is not here.
 
-    The ONNX graph is folded and cannot be trained; fine-tuning starts from these.
+    The ONNX graph is folded and cannot be trained; fine-tuning and online distillation start from these.
     """
-    path = _FOLDER / f"{name}.weights.npz"
+    path = ZOO / f"{name}.weights.npz"
     return path if name in embedded_models() and path.is_file() else None

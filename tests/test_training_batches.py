@@ -1,4 +1,4 @@
-"""What Keras' training loop is given: every batch once an epoch, in order, and no thread that tunes."""
+"""The input pipeline: every batch once an epoch, in order, without TensorFlow's autotuning."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ pytest.importorskip("keras", reason="needs ferkit[train]")
 
 import keras
 
-from ferkit.training.feed import fed
+from ferkit.training.batches import input_pipeline
 
-pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="of TensorFlow's pipeline")
+pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tests TensorFlow's pipeline")
 
 
-class Counted(keras.utils.PyDataset):
+class ThreeBatches(keras.utils.PyDataset):
     """Three batches whose numbers change with the epoch."""
 
     def __init__(self):
@@ -28,9 +28,9 @@ class Counted(keras.utils.PyDataset):
         return ({"face": np.full((2, 4, 4), at, np.uint8), "label": np.full((2, 7), self.epoch, np.float32)},)
 
 
-def test_an_epoch_is_every_batch_once_in_order_as_the_batches_stand_when_it_begins():
-    batches = Counted()
-    dataset = fed(batches)
+def test_an_epoch_yields_every_batch_once_in_order_with_the_values_at_its_begin():
+    batches = ThreeBatches()
+    dataset = input_pipeline(batches)
     assert len(dataset) == 3
     for epoch in range(2):
         batches.epoch = epoch
@@ -40,5 +40,5 @@ def test_an_epoch_is_every_batch_once_in_order_as_the_batches_stand_when_it_begi
         assert {float(batch["label"].max()) for (batch,) in seen} == {float(epoch)}
 
 
-def test_no_thread_tunes_that_the_end_of_an_epoch_could_wait_for():
-    assert fed(Counted()).options().autotune.enabled is False
+def test_autotuning_is_off():
+    assert input_pipeline(ThreeBatches()).options().autotune.enabled is False
