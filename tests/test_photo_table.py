@@ -95,3 +95,9 @@ def test_names_are_relative_to_the_common_folder(tmp_path: Path) -> None:
     names = [str(tmp_path / "x" / "a.jpg"), str(tmp_path / "x" / "y" / "b.jpg"), "-"]
     lines = table(*(photo(name) for name in names))
     assert [line.split()[0] for line in lines[2:]] == ["a.jpg", str(Path("y") / "b.jpg"), "-"]
+
+
+def test_control_characters_in_names_are_escaped() -> None:
+    lines = table(photo("a\x1b[31m\nb.jpg", example_face(marks=None)))
+    assert len(lines) == 3
+    assert lines[2].startswith("a\\x1b[31m\\nb.jpg ")

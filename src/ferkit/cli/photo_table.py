@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ferkit.batch import STDIN
 from ferkit.cli.common import console
+from ferkit.core.errors import escape_control
 from ferkit.core.palette import UNCERTAIN, palette
 from ferkit.recognize.results import Face, Photo, Result, Unreadable
 from ferkit.recognize.sinks import ResultSink
@@ -68,6 +69,7 @@ class PhotoTable(ResultSink):
         blocks = screen.encoding.lower().startswith("utf")
         faces = [[self._cells(number, face, blocks) for number, face in enumerate(p)] for p in self._photos]
         names = [photo.source or STDIN for photo in self._photos]
+        names = [escape_control(name) for name in (names if self._full else _relative(names))]
         headings = ["#", "box", "expression"]
         if self._full:
             headings += ["score", *self._labels, *_QUALITY]
@@ -75,7 +77,7 @@ class PhotoTable(ResultSink):
             rows = [[Text(heading) for heading in headings], *(cells for some in faces for cells in some)]
             rest = sum(max(_width(cell) for cell in column) + 1 for column in zip(*rows, strict=True))
             room = max(_LEAST_NAME, screen.width - rest)
-            names = [_shorten(name, room, "…" if blocks else "..") for name in _relative(names)]
+            names = [_shorten(name, room, "…" if blocks else "..") for name in names]
         table = Table(
             box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1 if self._full else 0, 0, 0)
         )
@@ -119,7 +121,7 @@ class PhotoTable(ResultSink):
         text = Text()
         width = max(map(len, self._labels))
         for label, share, colour in shown:
-            text.append(f"{'  ' if text else ''}{label:<{width}} ")
+            text.append(f"{'  ' if text else ''}{escape_control(label):<{width}} ")
             text.append(_bar(share, blocks), f"color({colour.terminal})")
             text.append(f" {share:>4.0%}")
         flags = face.quality.flags if face.quality else ()
