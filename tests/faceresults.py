@@ -20,7 +20,7 @@ def expression(label: str, confidence: float = 0.7) -> Expression:
 
 
 def example_face(label: str = "happy", marks: Any = MARKS) -> Face:
-    quality = None if marks is None else Quality(59.5, 0.8, -4.5, 3.0, 1.0, 0.0, ("small", "cut off"))
+    quality = None if marks is None else Quality(59.5, 0.8, 120.0, -4.5, 3.0, 1.0, 0.0, ("small", "cut off"))
     return Face((10.25, 20.5, 60.0, 80.0), 0.875, marks, expression(label), quality)
 
 

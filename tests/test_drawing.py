@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from ferkit.video.writers import draw_frame
 from samples import sample
 
 ASTRONAUT = sample("astronaut.png")
+QUALITY = Quality(300.0, 0.8, 120.0, 50.0, 0.0, 0.0, 0.0, ())
 
 
 def test_a_face_is_drawn_into_a_copy_of_the_picture(tmp_path: Path) -> None:
@@ -141,7 +143,7 @@ def test_labels_of_small_faces_are_smaller() -> None:
 
 @pytest.mark.parametrize(("label", "flags"), [("uncertain", ()), ("happy", ("turned",))])
 def test_the_box_of_an_uncertain_or_turned_face_is_dashed(label: str, flags: tuple[str, ...]) -> None:
-    quality = Quality(300.0, 0.8, 50.0, 0.0, 0.0, 0.0, flags)
+    quality = replace(QUALITY, flags=flags)
     sure, doubtful = (
         Face((100.0, 100.0, 400.0, 400.0), 0.9, None, expression(name), found)
         for name, found in (("happy", None), (label, quality))
@@ -158,7 +160,7 @@ def test_the_label_of_a_turned_face_is_longer() -> None:
     plain, turned = (
         draw_faces(
             gray,
-            [Face(box, 0.9, None, expression("happy"), Quality(300.0, 0.8, 50.0, 0.0, 0.0, 0.0, flags))],
+            [Face(box, 0.9, None, expression("happy"), replace(QUALITY, flags=flags))],
         )
         for flags in ((), ("turned",))
     )

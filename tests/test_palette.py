@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from ferkit.core.palette import EMOTIONS, UNCERTAIN, emotion_of, palette
+from ferkit.core.palette import EMOTIONS, UNCERTAIN, palette
 from ferkit.core.taxonomy import FER2013, FERPLUS
 
 # Machado, Oliveira and Fernandes 2009, table 1, severity 1.0; for linear RGB.
@@ -80,12 +80,11 @@ def test_other_labels_have_their_own_colours() -> None:
     assert len(palette(map(str, range(20)))) == 20
 
 
-@pytest.mark.parametrize(
-    ("label", "emotion"),
-    [("Angry", "anger"), (" happy ", "happiness"), ("fearful", "fear"), ("boredom", None), ("", None)],
-)
-def test_labels_are_recognized_as_emotions(label: str, emotion: str | None) -> None:
-    assert emotion_of(label) == emotion
+def test_emotions_have_their_colours_under_other_names() -> None:
+    colours = palette(["Angry", "fearful", "joie", "yawn"])
+    assert [colours[label] for label in ("Angry", "fearful", "joie")] == [
+        EMOTIONS[emotion] for emotion in ("anger", "fear", "happiness")
+    ]
 
 
 def test_a_colour_has_hex_and_rgb_values() -> None:

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ferkit.recognize.quality import _HEAD, FLAGS, head_pose, measure_quality, sharpness
+from ferkit.recognize.quality import _HEAD, FLAGS, brightness, head_pose, measure_quality, sharpness
 
 SHARP = np.random.default_rng(0).integers(0, 256, (48, 48), dtype=np.uint8)
+RAMP = np.tile(np.linspace(5, 45, 48), (48, 1)).astype(np.uint8)  # dark and smooth
 FRONTAL = [(40.0, 50.0), (60.0, 50.0), (50.0, 61.0), (42.0, 69.4), (58.0, 69.4)]
 
 
@@ -59,6 +60,14 @@ def test_sharpness_falls_with_blur_and_not_with_contrast() -> None:
     assert sharpness(np.zeros((48, 48), np.uint8)) == 0
 
 
+def test_brightness_is_that_of_the_face_and_not_of_its_surroundings() -> None:
+    crop = np.full((48, 48), 200, np.uint8)
+    crop[8:40, 8:40] = 20
+    assert brightness(crop) == 20
+    assert brightness(crop[8:40, 8:40]) == 20
+    assert brightness(np.full((1, 1), 7, np.uint8)) == 7
+
+
 def blurred() -> NDArray[np.uint8]:
     return np.asarray(cv2.GaussianBlur(SHARP, (0, 0), 6), np.uint8)
 
@@ -69,6 +78,7 @@ def blurred() -> NDArray[np.uint8]:
         ((30, 30, 70, 80), FRONTAL, SHARP, ()),
         ((30, 30, 45, 50), FRONTAL, SHARP, ("small",)),
         ((30, 30, 70, 80), FRONTAL, blurred(), ("blurred",)),
+        ((30, 30, 70, 80), FRONTAL, SHARP // 9, ("dark",)),
         ((30, 30, 70, 80), turned(50, 0, 0), SHARP, ("turned",)),
         ((30, 30, 70, 80), turned(0, -45, 0), SHARP, ("turned",)),
         ((30, 30, 70, 80), turned(0, 0, 35), SHARP, ("tilted",)),
@@ -77,7 +87,7 @@ def blurred() -> NDArray[np.uint8]:
         ((0.5, 30, 40.5, 80), FRONTAL, SHARP, ("cut off",)),
         ((0, 0, 300, 200), None, SHARP, ()),
         ((30, 30, 70, 80), None, SHARP, ()),
-        ((-9, 30, 6, 50), turned(50, 0, -50), blurred(), FLAGS),
+        ((-9, 30, 6, 50), turned(50, 0, -50), RAMP, FLAGS),
     ],
 )
 def test_flags_follow_from_the_numbers(

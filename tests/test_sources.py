@@ -40,6 +40,13 @@ def test_a_folder_stands_for_all_photos_in_it_and_below(folder: Path) -> None:
     assert found(folder, ".") == ["a.PNG", "b.jpg", "sub/c.webp", "sub/deep/d.tif"]
 
 
+@pytest.mark.parametrize("name", ["@eaDir", "$RECYCLE.BIN", "__MACOSX"])
+def test_folders_of_operating_systems_are_left_out(folder: Path, name: str) -> None:
+    (folder / name / "b.jpg").mkdir(parents=True)  # a NAS keeps a folder of thumbnails per photo
+    (folder / name / "b.jpg" / "thumbnail.jpg").write_bytes(b"x")
+    assert found(folder, ".") == ["a.PNG", "b.jpg", "sub/c.webp", "sub/deep/d.tif"]
+
+
 @pytest.mark.parametrize(
     ("pattern", "names"),
     [

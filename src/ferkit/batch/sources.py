@@ -14,7 +14,7 @@ from pathlib import Path
 from ferkit.batch import STDIN
 from ferkit.batch.copies import read_signature
 from ferkit.core.errors import ImageError
-from ferkit.core.files import RealPaths
+from ferkit.core.files import RealPaths, is_hidden
 from ferkit.core.images import SUFFIXES, is_url
 
 _UNSUPPORTED = (
@@ -57,8 +57,8 @@ def find_photos(
     """Yield the photos that a user names, in order.
 
     * A file is itself, and so is ``-``, standard input.
-    * A folder stands for all photos in it and below it, sorted by name, without hidden files and folders and
-      without linked folders.
+    * A folder stands for all photos in it and below it, sorted by name, without hidden files and folders,
+      folders of operating systems (``@eaDir``, ``$RECYCLE.BIN``), and linked folders.
     * A pattern (``*``, ``?``, ``[a-z]``, ``**`` for any folders) stands for all photos that match, sorted.
 
     A photo from a folder or a pattern is yielded once, even if several names cover it. Folders are searched
@@ -190,7 +190,7 @@ def _in_folder(folder: str, refused: list[OSError], stop: threading.Event) -> It
     for parent, folders, files in os.walk(folder, onerror=refused.append):
         if stop.is_set():
             return
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
         for name in sorted(files):
             if _has_suffix(name, SUFFIXES + _UNSUPPORTED):
                 yield os.path.join(parent, name)  # noqa: PTH118

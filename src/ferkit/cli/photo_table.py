@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ferkit.batch import STDIN
 from ferkit.cli.common import console
+from ferkit.core.errors import escape_control
 from ferkit.core.palette import UNCERTAIN, palette
 from ferkit.recognize.results import Face, Photo, Result, Unreadable
 from ferkit.recognize.sinks import ResultSink
@@ -22,6 +23,10 @@ _WIDTH = 80  # columns, where no terminal sets them
 _LEAST_NAME = 12  # columns of a shortened name
 _BAR = 5  # cells of a probability of 1
 _LEAST_SECOND = 0.05  # probability from which the second label is shown
+_QUALITY = {
+    **{"size": "{:.0f}", "sharpness": "{:.2f}", "brightness": "{:.0f}"},
+    **{"yaw": "{:.0f}", "pitch": "{:.0f}", "roll": "{:.0f}", "outside": "{:.0%}"},
+}  # columns and their formats
 _EIGHTHS = "▏▎▍▌▋▊▉█"
 
 
@@ -64,14 +69,15 @@ class PhotoTable(ResultSink):
         blocks = screen.encoding.lower().startswith("utf")
         faces = [[self._cells(number, face, blocks) for number, face in enumerate(p)] for p in self._photos]
         names = [photo.source or STDIN for photo in self._photos]
+        names = [escape_control(name) for name in (names if self._full else _relative(names))]
         headings = ["#", "box", "expression"]
         if self._full:
-            headings += ["score", *self._labels, "size", "sharpness", "yaw", "pitch", "roll", "outside"]
+            headings += ["score", *self._labels, *_QUALITY]
         else:
             rows = [[Text(heading) for heading in headings], *(cells for some in faces for cells in some)]
             rest = sum(max(_width(cell) for cell in column) + 1 for column in zip(*rows, strict=True))
             room = max(_LEAST_NAME, screen.width - rest)
-            names = [_shorten(name, room, "…" if blocks else "..") for name in _relative(names)]
+            names = [_shorten(name, room, "…" if blocks else "..") for name in names]
         table = Table(
             box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1 if self._full else 0, 0, 0)
         )
@@ -94,8 +100,11 @@ class PhotoTable(ResultSink):
         if self._full:
             more = [f"{face.score:.0%}", *(f"{value:.1%}" for value in face.probabilities.values())]
             if (q := face.quality) is not None:
-                angles = ["" if angle is None else f"{angle:.0f}" for angle in (q.yaw, q.pitch, q.roll)]
-                more += [f"{q.size:.0f}", f"{q.sharpness:.2f}", *angles, f"{q.outside:.0%}"]
+                values = (getattr(q, name) for name in _QUALITY)
+                more += [
+                    "" if value is None else style.format(value)
+                    for value, style in zip(values, _QUALITY.values(), strict=True)
+                ]
         return [Text(str(number)), Text(place), self._expression(face, blocks), *map(Text, more)]
 
     def _expression(self, face: Face, blocks: bool) -> Text:
@@ -112,7 +121,7 @@ class PhotoTable(ResultSink):
         text = Text()
         width = max(map(len, self._labels))
         for label, share, colour in shown:
-            text.append(f"{'  ' if text else ''}{label:<{width}} ")
+            text.append(f"{'  ' if text else ''}{escape_control(label):<{width}} ")
             text.append(_bar(share, blocks), f"color({colour.terminal})")
             text.append(f" {share:>4.0%}")
         flags = face.quality.flags if face.quality else ()

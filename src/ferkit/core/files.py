@@ -1,4 +1,4 @@
-"""Atomic writes: a file appears complete or not at all."""
+"""Atomic writes, by which a file appears complete or not at all, and other helpers for paths."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ferkit.core.errors import OutputError
 
 _NAME_BYTES = 64  # shortest limit of a temporary file's name
+_SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information")
 
 
 def cache_folder() -> Path:
@@ -26,6 +27,12 @@ def cache_folder() -> Path:
     from platformdirs import user_cache_path
 
     return user_cache_path("ferkit")
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file, or a folder above it, is hidden or belongs to an operating system."""
+    # PurePosixPath drops the leading "./" of names in some tars.
+    return any(part.startswith(".") or part in _SYSTEM_FOLDERS for part in PurePosixPath(name).parts)
 
 
 class RealPaths:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from ferkit.core.taxonomy import emotion_of
+
 
 class Colour(NamedTuple):
     """A colour.
@@ -49,29 +51,6 @@ _OTHERS = (
     Colour("#9ad4f5", 117),
     Colour("#8c1d5a", 89),
 )  # of labels that are not among the emotions
-
-_SYNONYMS = {
-    **dict.fromkeys(("angry", "angriness", "mad"), "anger"),
-    **dict.fromkeys(("disgusted",), "disgust"),
-    **dict.fromkeys(("fearful", "afraid", "scared"), "fear"),
-    **dict.fromkeys(("happy", "joy", "joyful"), "happiness"),
-    **dict.fromkeys(("sad",), "sadness"),
-    **dict.fromkeys(("surprised",), "surprise"),
-    **dict.fromkeys(("neutrality", "calm"), "neutral"),
-    **dict.fromkeys(("contemptuous",), "contempt"),
-}
-
-
-def emotion_of(label: str) -> str | None:
-    """Return the emotion of a label, under its name in :data:`EMOTIONS`; None for any other label.
-
-    Example:
-        >>> emotion_of("angry"), emotion_of("Happiness"), emotion_of("boredom")
-        ('anger', 'happiness', None)
-    """
-    name = label.strip().lower()
-    name = _SYNONYMS.get(name, name)
-    return name if name in EMOTIONS else None
 
 
 def palette(labels: Iterable[str]) -> dict[str, Colour]:

@@ -1,7 +1,9 @@
-"""Taxonomies: ordered sets of emotion labels, and the map from FER+ to FER2013."""
+"""Taxonomies: ordered sets of emotion labels, the map from FER+ to FER2013, and other names of emotions."""
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -80,6 +82,25 @@ FERPLUS_TO_FER2013: Mapping[str, str | None] = MappingProxyType(
 )
 """The FER2013 label of each FER+ label; FER2013 has no contempt."""
 
+# Names of the FER+ emotions without accents: in other datasets, then in German, French, Spanish, Portuguese
+# and Italian.
+_WORDS = {
+    "neutral": "neutral normal none natural neutre neutro neutra neutrale",
+    "happiness": "happiness happy joy smile freude glucklich gluecklich frohlich joie joyeux heureux content "
+    "alegria alegre felicidad feliz felicidade felicita felice gioia",
+    "surprise": "surprise surprised surprising uberraschung uberrascht ueberraschung ueberrascht surpris "
+    "sorpresa sorprendido surpresa surpreso sorpreso",
+    "sadness": "sadness sad unhappy trauer traurig traurigkeit tristesse triste tristeza tristezza",
+    "anger": "anger angry mad wut wutend wuetend arger aerger verargert zorn zornig colere encolere fache "
+    "enojo enojado enfado enfadado ira raiva zangado rabbia arrabbiato",
+    "disgust": "disgust disgusted ekel angeekelt geekelt degout degoute asco disgusto disgustado nojo "
+    "disgustato",
+    "fear": "fear fearful afraid scared angst angstlich aengstlich furcht peur apeure effraye miedo temor "
+    "asustado medo assustado paura spaventato impaurito",
+    "contempt": "contempt contemptuous verachtung verachtlich mepris meprisant desprecio desprezo disprezzo",
+}
+_EMOTIONS = {word: emotion for emotion, words in _WORDS.items() for word in words.split()}
+
 KNOWN: Mapping[str, Taxonomy] = MappingProxyType({t.id: t for t in (FER2013, FERPLUS)})
 
 
@@ -93,3 +114,15 @@ def get_taxonomy(taxonomy_id: str) -> Taxonomy:
         return KNOWN[taxonomy_id]
     except KeyError:
         raise TaxonomyError(f"unknown taxonomy {taxonomy_id!r}; known are {', '.join(KNOWN)}") from None
+
+
+def emotion_of(name: str) -> str | None:
+    """Return the FER+ label that a name means, or None.
+
+    Example:
+        >>> emotion_of("Fearful"), emotion_of("Überraschung"), emotion_of("03_disgusted"), emotion_of("yawn")
+        ('fear', 'surprise', 'disgust', None)
+    """
+    plain = unicodedata.normalize("NFKD", name.casefold())
+    plain = "".join(c for c in plain if not unicodedata.combining(c))
+    return _EMOTIONS.get(re.sub(r"^[\d\s._-]+|[\s._-]+", "", plain))

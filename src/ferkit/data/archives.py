@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from ferkit.core.errors import DataError
+from ferkit.core.files import is_hidden
 from ferkit.core.filetypes import HEAD_BYTES, file_type
 from ferkit.core.images import READABLE
 
@@ -40,7 +41,6 @@ KNOWN_TABLES = ("fer2013.csv", "icml_face_data.csv")
 
 _SMALL = 1 << 16
 _DECOMPRESSORS: dict[str, Any] = {"gzip": gzip.GzipFile, "xz": lzma.LZMAFile, "bzip2": bz2.BZ2File}
-_SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information")
 _ADVICE = {
     **dict.fromkeys(READABLE, "name the folder with one folder of pictures per label"),
     **dict.fromkeys(("RAR", "7z", "Zstandard"), "unpack it and name what it holds"),
@@ -111,12 +111,6 @@ def source_kind(path: Path) -> str:
     raise DataError(
         f"{path}: the file is {what}; a csv, a Parquet file, an .npz, a .zip or a tar was expected: {advice}"
     )
-
-
-def is_hidden(name: str) -> bool:
-    """Return whether a file, or a folder above it, is hidden or belongs to an operating system."""
-    # PurePosixPath drops the leading "./" of names in some tars.
-    return any(part.startswith(".") or part in _SYSTEM_FOLDERS for part in PurePosixPath(name).parts)
 
 
 def _files(path: Path) -> Iterator[tuple[str, int, Callable[[], IO[bytes]]]]:

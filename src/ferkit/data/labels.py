@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import difflib
 import re
-import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from ferkit.core.errors import DataError
-from ferkit.core.taxonomy import FER2013, FERPLUS, FERPLUS_TO_FER2013, KNOWN, Taxonomy, get_taxonomy
+from ferkit.core.taxonomy import (
+    FER2013,
+    FERPLUS,
+    FERPLUS_TO_FER2013,
+    KNOWN,
+    Taxonomy,
+    emotion_of,
+    get_taxonomy,
+)
 from ferkit.data.dataset import SPLITS, FaceDataset
 
 OWN = "own"
@@ -19,25 +26,6 @@ OWN = "own"
 
 MOST_MISSING = 2
 """Labels of a known taxonomy that a dataset may lack; with fewer labels it has a taxonomy of its own."""
-
-# Names of the FER+ emotions without accents: in other datasets, then in German, French, Spanish, Portuguese
-# and Italian.
-_WORDS = {
-    "neutral": "neutral normal none natural neutre neutro neutra neutrale",
-    "happiness": "happiness happy joy smile freude glucklich gluecklich frohlich joie joyeux heureux content "
-    "alegria alegre felicidad feliz felicidade felicita felice gioia",
-    "surprise": "surprise surprised surprising uberraschung uberrascht ueberraschung ueberrascht surpris "
-    "sorpresa sorprendido surpresa surpreso sorpreso",
-    "sadness": "sadness sad unhappy trauer traurig traurigkeit tristesse triste tristeza tristezza",
-    "anger": "anger angry mad wut wutend wuetend arger aerger verargert zorn zornig colere encolere fache "
-    "enojo enojado enfado enfadado ira raiva zangado rabbia arrabbiato",
-    "disgust": "disgust disgusted ekel angeekelt geekelt degout degoute asco disgusto disgustado nojo "
-    "disgustato",
-    "fear": "fear fearful afraid scared angst angstlich aengstlich furcht peur apeure effraye miedo temor "
-    "asustado medo assustado paura spaventato impaurito",
-    "contempt": "contempt contemptuous verachtung verachtlich mepris meprisant desprecio desprezo disprezzo",
-}
-_EMOTIONS = {word: emotion for emotion, words in _WORDS.items() for word in words.split()}
 
 _RAF_DB = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
 _AFFECTNET = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger", "contempt")
@@ -54,18 +42,6 @@ _DATASET_NAMES = {
     "raf-db": re.compile(r"raf[-_ ]?db|(train|test)_\d+_aligned", re.IGNORECASE),
     "affectnet": re.compile(r"affect[-_ ]?net", re.IGNORECASE),
 }
-
-
-def emotion_of(name: str) -> str | None:
-    """Return the FER+ label that a name means, or None.
-
-    Example:
-        >>> emotion_of("Fearful"), emotion_of("Überraschung"), emotion_of("03_disgusted"), emotion_of("yawn")
-        ('fear', 'surprise', 'disgust', None)
-    """
-    plain = unicodedata.normalize("NFKD", name.casefold())
-    plain = "".join(c for c in plain if not unicodedata.combining(c))
-    return _EMOTIONS.get(re.sub(r"^[\d\s._-]+|[\s._-]+", "", plain))
 
 
 def label_in(taxonomy: Taxonomy, name: str, numbers: Mapping[str, str]) -> str | None:
