@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("ray", reason="needs ferkit[tune]")
 pytest.importorskip("optuna", reason="needs ferkit[tune]")
 
-from ferkit.data import load_data
+from ferkit.data import load_dataset
 from ferkit.search.cluster import Machine
 from ferkit.search.space import load_space
 from ferkit.search.study import read_search
@@ -22,7 +22,7 @@ from searchfiles import write_search
 STUDIES = Path(__file__).resolve().parents[1] / "studies"
 sys.path.insert(0, str(STUDIES))
 
-import search_compact  # noqa: E402  # found once the folder is on the path
+import search_compact  # noqa: E402  # needs the folder on the path
 
 ENGINE = [
     {
@@ -38,7 +38,7 @@ ENGINE = [
 
 
 def finished(count: int, epochs: int) -> list[tuple[str, list[float]]]:
-    """Trials whose order after the first epoch is the opposite of that after the last."""
+    """Trials whose ranking after the first epoch is reversed after the last."""
     return [("finished", [0.5 - 0.01 * k] * (epochs - 1) + [0.5 + 0.01 * k]) for k in range(count)]
 
 
@@ -71,8 +71,8 @@ def study(tmp_path):
     return found
 
 
-def test_a_share_of_training_has_the_same_part_of_each_class_and_leaves_the_other_splits() -> None:
-    data = load_data("cartoon:700:1", cache=False)
+def test_a_share_of_training_is_stratified_and_the_other_splits_are_complete() -> None:
+    data = load_dataset("cartoon:700:1", cache=False)
     half = search_compact.thinned(data, 0.5)
     for split in ("PublicTest", "PrivateTest"):
         assert (half.of_split(split).images == data.of_split(split).images).all()
@@ -83,7 +83,7 @@ def test_a_share_of_training_has_the_same_part_of_each_class_and_leaves_the_othe
     assert search_compact.thinned(data, 1.0) is data
 
 
-def test_both_methods_have_spent_the_same_epochs_and_the_table_says_what_they_cost(study) -> None:
+def test_both_methods_have_the_same_epochs_and_the_table_lists_their_compute(study) -> None:
     searches = {name: read_search(study.folder(name)) for name in ("random", "tpe-asha")}
     random, guided = search_compact.comparison(searches)
     assert (random["epochs"], guided["epochs"]) == (16, 16)
@@ -94,32 +94,32 @@ def test_both_methods_have_spent_the_same_epochs_and_the_table_says_what_they_co
     assert (random["best_accuracy"], guided["best_accuracy"]) == (0.53, 0.52)
 
 
-def test_the_order_after_a_few_epochs_is_compared_with_the_last(study) -> None:
+def test_early_accuracies_are_correlated_with_the_last(study) -> None:
     rows = search_compact.agreement(read_search(study.folder("random")))
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert {row["spearman"] for row in rows} == {-1.0}
     assert {row["final_rank_of_the_leader"] for row in rows} == {4}
 
 
-def test_what_asha_stopped_is_counted_by_epoch(study) -> None:
+def test_stopped_trials_are_counted_by_epoch(study) -> None:
     assert search_compact.stops(read_search(study.folder("tpe-asha"))) == (
         "ASHA stopped 4 of 7 trials: 4 after epoch 1"
     )
     assert search_compact.stops(read_search(study.folder("random"))) == "ASHA stopped 0 of 4 trials"
 
 
-def test_only_tendencies_that_chance_does_not_explain_are_named_with_their_direction() -> None:
+def test_only_significant_correlations_are_named_with_their_direction() -> None:
     rows = [("batch_size", -0.5, 0.006), ("weights", 0.4, 0.01), ("MMAC", 0.36, 0.0507)]
     slopes = [{"what": what, "spearman": rho, "p_value": p} for what, rho, p in rows]
     assert search_compact.tendencies_text(slopes) == (
-        "Accuracy rose with weights and fell with batch_size (p < 0.05). With the others (MMAC) it had no "
-        "tendency that can be told from chance."
+        "Accuracy rose with weights and fell with batch_size (p < 0.05). Its correlation with the others "
+        "(MMAC) is not significant."
     )
-    assert search_compact.tendencies_text(slopes[2:]).startswith(" With the others (MMAC)")
+    assert search_compact.tendencies_text(slopes[2:]).startswith(" Its correlation with the others (MMAC)")
     assert search_compact.tendencies_text([]) == ""
 
 
-def test_the_report_is_whole_and_tells_no_path_of_the_machine(study) -> None:
+def test_the_report_is_complete_and_contains_no_local_path(study) -> None:
     study.work.mkdir(exist_ok=True)
     (study.work / "engine.json").write_text(json.dumps(ENGINE))
     search_compact.write_results(study)
@@ -131,7 +131,7 @@ def test_the_report_is_whole_and_tells_no_path_of_the_machine(study) -> None:
     assert "study-2021" not in compute  # other epochs, another space
     assert "the best of 7 equal networks" in page  # four of random search and three of TPE finished
     assert "Keras 1.2.3. Not alone." in page
-    assert "the order after 40 epochs" in page  # as [winner] of compact has it
+    assert "the same after 40 epochs" in page  # as [winner] of compact has it
     assert "small networks" not in page
     assert "| seconds between two trials of a worker | 1.25 | 1.25 |" in page
     assert "| driver, MiB at most (processes) | 200 (1) | 200 (1) |" in page
@@ -151,13 +151,13 @@ def test_the_report_is_whole_and_tells_no_path_of_the_machine(study) -> None:
 @pytest.mark.parametrize(
     ("stage", "message"), [("tpe", "run the stage random first"), ("winner", "run the stages random and tpe")]
 )
-def test_a_stage_without_what_it_builds_on_is_refused(study, tmp_path, stage, message) -> None:
+def test_a_stage_without_its_predecessor_is_refused(study, tmp_path, stage, message) -> None:
     for path in study.folder("random").iterdir():
         path.rename(tmp_path / f"gone-{path.name}")
     with pytest.raises(SystemExit, match=message):
         search_compact.STAGES[stage](study)
 
 
-def test_a_search_of_other_settings_is_not_gone_on_with(study) -> None:
+def test_a_search_with_other_settings_is_not_continued(study) -> None:
     with pytest.raises(SystemExit, match="begun with other settings"):
         search_compact.search_random(study)

@@ -455,8 +455,10 @@ class _Driver:
                 self._record(trial, row)
             self._call("on_trial_begin", trial)
         elif message.kind in ("epoch", "finished"):
+            reported = trial.reported
             self._record(trial, message.rows[-1])
-            self._call("on_epoch_end", trial)
+            if trial.reported > reported:  # Early stopping reports its last epoch twice.
+                self._call("on_epoch_end", trial)
             if message.kind == "finished":
                 self._end(trial, "finished")
             elif trial.handle.should_prune():
