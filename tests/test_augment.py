@@ -69,7 +69,7 @@ def test_a_shift_moves_by_at_most_its_share_and_replicates_the_edge():
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "cubic"])
-def test_what_is_only_shifted_and_mirrored_keeps_every_pixel(interpolation):
+def test_shifting_and_mirroring_keep_every_pixel(interpolation):
     noise = np.random.default_rng(8).integers(0, 256, (40, 48, 48), np.uint8)
     config = AugmentConfig(shift=0.1, mirror=0.5, interpolation=interpolation)
     for face, source in zip(augment_preview(noise, config), noise, strict=True):
@@ -187,7 +187,7 @@ def test_both_mixes_share_the_images_and_the_rest_stays():
     assert 0.369 <= untouched < 0.52
 
 
-def test_mass_of_unlabelled_faces_stays_zero():
+def test_targets_of_unlabelled_faces_stay_zero():
     images = np.zeros((8, 48, 48, 1), np.float32)
     _, out = Augmenter(AugmentConfig(mixup=1.0), 0)(images, {"a": np.zeros((8, 3), np.float32)})
     assert np.asarray(out["a"]).max() == 0
@@ -241,5 +241,5 @@ def test_an_unknown_balance_is_refused():
         balanced_rows(LABELS, "smote", np.random.default_rng(0))
 
 
-def test_presets_say_what_the_student_did():
+def test_the_student_preset_is_the_students():
     assert PRESETS["student"] == AugmentConfig(mirror=0.5, upside_down=0.5)

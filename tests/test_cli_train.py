@@ -43,7 +43,7 @@ def line(tmp_path_factory):
     return folder
 
 
-def test_training_tells_each_epoch_and_ends_with_the_accuracy(tmp_path, capfd):
+def test_training_prints_each_epoch_and_the_final_accuracy(tmp_path, capfd):
     args = [
         "train",
         "-r",
@@ -65,7 +65,7 @@ def test_training_tells_each_epoch_and_ends_with_the_accuracy(tmp_path, capfd):
     assert out.startswith(f"{tmp_path / 'r'}: 2 epochs, PublicTest")
 
 
-def test_the_exported_file_is_measured_and_reads_a_face(line, tmp_path, capsys):
+def test_the_exported_file_is_evaluated_and_predicts(line, tmp_path, capsys):
     report = tmp_path / "report.json"
     args = ["evaluate", str(line / "m.onnx"), "--data", "cartoon:300", "--json", str(report)]
     assert run(args) == 0
@@ -80,7 +80,7 @@ def test_the_exported_file_is_measured_and_reads_a_face(line, tmp_path, capsys):
     assert len(answer) == 1
 
 
-def test_the_card_tells_the_files_own_figures(line):
+def test_the_card_has_the_files_own_figures(line):
     card = (line / "m.md").read_text("utf-8")
     info = read_model(line / "m.onnx")[1]
     assert card.startswith("# mine 1\n")
@@ -91,7 +91,7 @@ def test_the_card_tells_the_files_own_figures(line):
     assert f"{info.licence}." in card
 
 
-def test_a_run_is_measured_like_its_file(line, tmp_path):
+def test_a_run_is_evaluated_like_its_file(line, tmp_path):
     for subject, name in ((line / "run", "keras.json"), (line / "m.onnx", "onnx.json")):
         args = ["evaluate", str(subject), "--data", "cartoon:300", "--json", str(tmp_path / name)]
         assert run(args) == 0
@@ -119,7 +119,7 @@ def test_weights_fine_tune_to_a_users_own_labels(line, tmp_path, capsys):
     assert facts["init"]["heads"] == []
 
 
-def test_a_run_of_a_folders_own_labels_goes_on_and_is_measured_with_that_folder(tmp_path, capfd):
+def test_a_run_of_own_labels_is_resumed_and_evaluated_with_the_same_folder(tmp_path, capfd):
     seven = sorted(set(FERPLUS.labels) - {"contempt"})
     names = [f"{side}/{x}/{k}.png" for side in ("train", "val") for x in seven for k in range(3)]
     mine, kept = str(write_faces(tmp_path / "mine", names)), str(tmp_path / "own.npz")
@@ -139,7 +139,7 @@ def test_a_run_of_a_folders_own_labels_goes_on_and_is_measured_with_that_folder(
     assert json.loads((tmp_path / "tuned" / "run.json").read_text())["init"]["heads"] == ["own"]
 
 
-def test_faces_are_as_large_as_the_network_that_is_gone_on_with(line, tmp_path, capfd):
+def test_faces_have_the_size_of_the_network_that_is_resumed(line, tmp_path, capfd):
     small = ["train", "-r", "small", "--epochs", "1", "--no-tensorboard", "--quiet", *TINY]
     first, second, third = (str(tmp_path / name) for name in "abc")
     assert run([*small, "--data", "cartoon:70", "-o", first, "--size", "32"]) == 0
@@ -155,7 +155,7 @@ def test_faces_are_as_large_as_the_network_that_is_gone_on_with(line, tmp_path, 
     assert f"its faces are 48 pixels wide, and {first} takes 32" in capfd.readouterr().err
 
 
-def test_faces_of_another_size_than_the_teachers_are_refused_before_it_is_asked(tmp_path, capfd):
+def test_faces_of_another_size_than_the_teachers_are_refused_before_it_predicts(tmp_path, capfd):
     teacher = str(write_tiny_model(tmp_path / "m64.onnx", size=64))
     assert run(["data", "convert", "cartoon:70", str(tmp_path / "f.npz")]) == 0
     capfd.readouterr()
@@ -164,7 +164,7 @@ def test_faces_of_another_size_than_the_teachers_are_refused_before_it_is_asked(
     assert f"its faces are 48 pixels wide, and teacher {teacher} takes 64" in capfd.readouterr().err
 
 
-def test_resuming_a_finished_run_says_its_result_again(line, capsys):
+def test_resuming_a_finished_run_prints_its_result_again(line, capsys):
     assert run(["train", "--resume", str(line / "run"), "--data", "cartoon:300"]) == 0
     assert "2 epochs" in capsys.readouterr().out
 
@@ -196,7 +196,7 @@ def test_wrong_requests_are_one_line_and_status_1(args, message, tmp_path, monke
 
 @pytest.mark.parametrize("backend", ["numpy", "torch", "tensorflwo"])
 @pytest.mark.parametrize("where", ["KERAS_BACKEND", "keras.json"])
-def test_a_backend_that_nothing_trains_on_is_refused(backend, where, tmp_path, monkeypatch, capfd):
+def test_other_backends_are_refused(backend, where, tmp_path, monkeypatch, capfd):
     monkeypatch.delenv("KERAS_BACKEND", raising=False)
     if where == "KERAS_BACKEND":
         monkeypatch.setenv("KERAS_BACKEND", backend)

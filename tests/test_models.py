@@ -48,7 +48,7 @@ def test_networks_have_their_published_parameter_counts(name, parameters):
     assert build_model(name, {"fer2013": 7}).count_params() == parameters
 
 
-def test_the_searched_network_costs_what_its_layers_add_up_to():
+def test_macs_are_the_sum_over_the_layers():
     # Five 3x3 convolutions at 48, 48, 24, 12 and 6 pixels, then 3*3*384 x 256 and 256 x 7.
     by_hand = 9 * (
         48**2 * (1 * 256 + 256 * 512) + 24**2 * 512 * 384 + 12**2 * 384 * 192 + 6**2 * 192 * 384
@@ -65,7 +65,7 @@ def test_macs_of_separable_convolutions_count_both_parts():
 
 
 @pytest.mark.parametrize("name", list_architectures())
-def test_every_architecture_answers_in_every_head(name):
+def test_every_architecture_has_logits_for_every_head(name):
     model = build_model(name, HEADS, **SMALL[name])
     faces = np.random.default_rng(0).integers(0, 256, (3, 48, 48), dtype=np.uint8)
     logits = predict_logits(model, faces)
@@ -138,7 +138,7 @@ def test_a_smaller_view_ignores_the_border():
     )
 
 
-def test_a_deep_stem_looks_at_the_full_side_first():
+def test_a_deep_stem_begins_at_the_full_side():
     plain = build_model("se-resnet", {"fer2013": 7}, **SMALL["se-resnet"] | {"stem": 16})
     deep = build_model("se-resnet", {"fer2013": 7}, **SMALL["se-resnet"] | {"stem": 16, "stem_depth": 3})
     sides = [

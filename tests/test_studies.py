@@ -82,7 +82,7 @@ def test_finished_variants_are_recognised_and_other_runs_are_refused(two_seeds, 
     assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_the_table_says_how_far_a_run_must_lie_from_the_seeds_to_differ():
+def test_the_table_gives_the_distance_of_a_significant_difference():
     row = {
         "what": "", "mmac": 1.0, "epochs": 2, "training_accuracy": 0.5, "loss": 1.0, "ferplus_majority": "",
         "minutes": 1.0, "seed": 1,
@@ -93,7 +93,7 @@ def test_the_table_says_how_far_a_run_must_lie_from_the_seeds_to_differ():
     assert "lies 5.0 points away, or 0.000 in loss; of 1 variants" in text  # 4.303 * sqrt(4 / 3)
 
 
-def test_the_table_says_what_was_not_run():
+def test_the_table_lists_variants_that_were_not_run():
     row = {
         "variant": "other", "what": "", "mmac": 1.0, "epochs": 2, "training_accuracy": 0.5, "accuracy": 0.5,
         "loss": 1.0, "ferplus_majority": 0.5, "minutes": 1.0, "seed": 1,
@@ -137,7 +137,7 @@ def test_a_row_outlives_its_run_but_not_a_change_of_its_recipe(tmp_path, monkeyp
     assert (tmp_path / "ablation.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_rows_of_different_data_do_not_stand_in_one_table(tmp_path, monkeypatch, capsys):
+def test_rows_of_different_data_are_not_put_into_one_table(tmp_path, monkeypatch, capsys):
     known = {variant.name: variant for variant in accuracy.variants([])}
     rows = [
         {
@@ -159,7 +159,7 @@ def test_rows_of_different_data_do_not_stand_in_one_table(tmp_path, monkeypatch,
     assert "variants of different data" in capsys.readouterr().err
 
 
-def test_a_variants_digest_goes_by_what_it_is_trained_by_alone(tmp_path):
+def test_a_variants_digest_depends_on_its_recipe_alone(tmp_path):
     one = variants.Variant("a", "what", 5, ("seed=2",))
     digest = variants.digest_of_variant(one, "small")
     assert digest == variants.digest_of_variant(variants.Variant("b", "other", 5, ("seed=2",)), "small")
@@ -179,7 +179,7 @@ def test_a_variants_teachers_are_identified_by_their_files(tmp_path):
     assert variants.digest_of_teachers(variants.Variant("a", "what", 5)) == ""
 
 
-def test_what_is_distilled_asks_for_a_teacher(tmp_path, monkeypatch, capsys):
+def test_distilled_variants_need_a_teacher(tmp_path, monkeypatch, capsys):
     line = ["accuracy.py", "--data", "x", "--votes", "x", "--out", str(tmp_path), "--only", "distilled-t2"]
     monkeypatch.setattr(sys, "argv", line)
     with pytest.raises(SystemExit):
@@ -187,7 +187,7 @@ def test_what_is_distilled_asks_for_a_teacher(tmp_path, monkeypatch, capsys):
     assert "distilled-t2 needs a --teacher" in capsys.readouterr().err
 
 
-def test_a_study_without_any_finished_run_says_so(tmp_path):
+def test_a_study_without_any_finished_run_is_an_error(tmp_path):
     for script in ("accuracy.py", "student.py"):
         line = [
             sys.executable,

@@ -229,7 +229,7 @@ def test_an_absent_teacher_is_named(faces, tmp_path):
         predict_offline([tmp_path / "nobody.onnx"], np.asarray(faces.images[:5]), HEADS, "none")
 
 
-def test_the_loss_is_the_weighted_sum_that_the_recipe_says():
+def test_the_loss_is_the_recipes_weighted_sum():
     recipe = pupil(label_smoothing=0.0, optimizer={"name": "sgd"}, augment="none")
     network = build_model(recipe.model.name, {"fer2013": 7}, **recipe.model.params)
     model = TrainingModel(network, recipe, {"fer2013": 1.0}, ["fer2013"])
@@ -254,7 +254,7 @@ def test_the_loss_is_the_weighted_sum_that_the_recipe_says():
 
 
 @pytest.mark.slow
-def test_a_distilled_run_goes_on_without_its_teacher_to_the_same_result(faces, teacher, tmp_path):
+def test_a_distilled_run_resumes_without_its_teacher_to_the_same_result(faces, teacher, tmp_path):
     whole = train(pupil(), faces, tmp_path / "a", teachers=[teacher])
     with pytest.raises(KeyboardInterrupt):
         train(pupil(), faces, tmp_path / "b", teachers=[teacher], callbacks=[StopAt(3)])
@@ -328,7 +328,7 @@ def exported_card(folder):
 
 
 @pytest.mark.slow
-def test_the_command_distils_exports_and_tells_on_the_card(teacher, tmp_path, capfd):
+def test_the_command_distils_and_the_card_names_the_teacher(teacher, tmp_path, capfd):
     distil_small(teacher, tmp_path, "--temperature", "2")
     out, err = capfd.readouterr()
     assert "tiny has predicted" in err
@@ -363,7 +363,9 @@ def test_wrong_requests_leave_nothing_behind(args, status, message, tmp_path, mo
     assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
 
 
-def test_parameters_of_the_network_of_init_are_not_the_recipes(teacher, tmp_path, monkeypatch, capfd):
+def test_with_init_model_parameters_are_those_of_the_weights_architecture(
+    teacher, tmp_path, monkeypatch, capfd
+):
     """`small` is a se-resnet, which has no stage_dropout; the network given by --init has one."""
     monkeypatch.chdir(tmp_path)
     recipe = tiny(model={"name": "vgg", "params": {"filters": [4, 8], "convolutions": [1, 1]}})
@@ -541,7 +543,7 @@ def test_an_online_run_resumes_with_its_own_copies_of_the_teachers(faces, weight
 
 
 @pytest.mark.slow
-def test_a_run_folder_teaches_online_and_the_file_says_so(faces, tmp_path):
+def test_a_run_folder_teaches_online_and_the_file_records_it(faces, tmp_path):
     train(tiny(epochs=1), faces, tmp_path / "teacher", tensorboard=False)
     recipe = online(epochs=1)
     with pytest.raises(TrainingError, match=r"record no temperatures.*distil\.calibrated=false"):

@@ -50,7 +50,7 @@ def finished(faces, tmp_path_factory):
     return folder
 
 
-def test_the_folder_holds_all_that_made_the_run(finished, faces):
+def test_the_run_folder_holds_every_file(finished, faces):
     names = {path.name for path in finished.iterdir()} - {".lock"}  # which stays where the system lets it
     assert names == {
         "recipe.toml", "run.json", "history.csv", "history.json", "curves.png", "checkpoint.npz",
@@ -78,7 +78,7 @@ def test_the_final_weights_give_the_last_row_of_the_history(finished, faces):
     assert float((answers == test.labels).mean()) == pytest.approx(run.history[-1]["val_accuracy"])
 
 
-def test_a_run_that_was_stopped_goes_on_to_the_same_result(finished, faces, tmp_path):
+def test_an_interrupted_run_resumes_to_the_same_result(finished, faces, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(tiny(), faces, tmp_path / "b", callbacks=[StopAt(3)])
     assert json.loads((tmp_path / "b" / "run.json").read_text())["state"] == "interrupted"
@@ -171,7 +171,7 @@ def test_a_loss_that_is_not_finite_is_an_error_and_the_checkpoint_stays(faces, t
 
 
 @pytest.mark.parametrize("kind", ["python", "tensorflow", "jax"])
-def test_too_little_memory_is_an_error_and_the_run_says_so(faces, tmp_path, kind):
+def test_too_little_memory_is_an_error_and_is_recorded(faces, tmp_path, kind):
     import tensorflow as tf
 
     error, first = {
@@ -403,14 +403,14 @@ def test_fine_tuning_to_other_labels_starts_with_an_untrained_head_and_warns(fin
         ),
     ],
 )
-def test_runs_that_cannot_start_say_why(finished, faces, tmp_path, arrange, message):
+def test_runs_that_cannot_start_are_refused_with_the_reason(finished, faces, tmp_path, arrange, message):
     with pytest.raises(Exception, match=message) as caught:
         arrange(finished, faces, tmp_path / "new")
     assert type(caught.value).__module__ == "ferkit.core.errors"
     assert not (tmp_path / "new" / "run.json").exists()
 
 
-def test_a_run_that_had_more_training_faces_does_not_go_on_with_fewer(finished, faces, tmp_path):
+def test_a_run_does_not_resume_with_fewer_training_faces(finished, faces, tmp_path):
     folder = tmp_path / "x"
     shutil.copytree(finished, folder)
     record = json.loads((folder / "run.json").read_text())
@@ -437,7 +437,7 @@ def test_a_finished_run_that_was_resumed_and_interrupted_is_not_finished(finishe
         train(tiny(epochs=2), faces, tmp_path / "x", resume=True)
 
 
-def test_a_finished_run_that_goes_on_keeps_the_weights_it_had(finished, faces, tmp_path, caplog):
+def test_a_finished_run_that_is_resumed_keeps_its_weights(finished, faces, tmp_path, caplog):
     shutil.copytree(finished, tmp_path / "x")
     before = load_run(finished).arrays
     result = train(tiny(epochs=4), faces, tmp_path / "x", resume=True, tensorboard=False)
@@ -548,7 +548,7 @@ def test_ferplus_labels_and_a_ferplus_head_are_one_too_many(tmp_path):
         train(tiny(), data, tmp_path / "p")
 
 
-def test_a_run_that_was_begun_with_votes_says_so_without_them(faces, tmp_path):
+def test_a_run_with_votes_is_not_resumed_without_them(faces, tmp_path):
     from dataclasses import replace
 
     labels_only = {"heads": {"label": 1.0, "ferplus": 0.0}, "epochs": 1}
@@ -574,7 +574,7 @@ def test_a_damaged_weights_file_is_refused(finished, tmp_path):
             runs.load_weights(path)
 
 
-def test_small_faces_come_first_and_a_stopped_run_knows_where_it_was(faces, tmp_path):
+def test_small_faces_come_first_and_a_resumed_run_has_the_right_size(faces, tmp_path):
     recipe = tiny(progressive={"sizes": [24], "until": [0.7]})
     whole = train(recipe, faces, tmp_path / "a")
     assert [row["side"] for row in whole.history] == [24, 24, 48]

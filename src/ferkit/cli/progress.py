@@ -24,7 +24,7 @@ class TrainingProgress(keras.callbacks.Callback):  # type: ignore[misc]
     """Show a run; where the console is no terminal, lines only.
 
     Args:
-        folder: The run folder, whose ``run.json`` says what is trained.
+        folder: The run folder, whose ``run.json`` describes what is trained.
         console: Where to write.
         quiet: Whether to write nothing.
 

@@ -13,7 +13,7 @@ from ferkit.cli.common import command_line, console, load_faces, load_keras, rem
 
 RecipeOption = Annotated[
     str | None,
-    typer.Option("--recipe", "-r", help="A shipped recipe's name (see `ferkit models`) or a TOML file."),
+    typer.Option("--recipe", "-r", help="A shipped recipe's name (see `ferkit recipes`) or a TOML file."),
 ]
 OutOption = Annotated[
     Path | None, typer.Option("--out", "-o", help="The run folder.  [default: runs/RECIPE]")

@@ -69,7 +69,7 @@ class TeacherPredictions:
         return facts
 
     def save(self, path: Path) -> None:
-        """Write the predictions, so that a run goes on without its teachers."""
+        """Write the predictions, so that a resumed run needs no teacher."""
         meta = {
             "teachers": [dict(model) for model in self.models],
             "tta": self.tta,

@@ -63,7 +63,7 @@ def choose_precision(wanted: str, accelerator: tuple[str, float] | None = None) 
         accelerator: Kind (``gpu``, ``tpu``) and, of an NVIDIA GPU, compute capability; None for the CPU.
     """
     if wanted != "auto":
-        return wanted, "as the recipe says"
+        return wanted, "set by the recipe"
     if accelerator is not None:
         kind, capability = accelerator
         if kind == "gpu" and capability < 8:

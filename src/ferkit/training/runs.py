@@ -131,7 +131,7 @@ class RunFolder:
                     f"another process trains in {self.path}; wait for it to end, or name another --out"
                 ) from None
             except (OSError, NotImplementedError) as error:
-                # A file system without locks: training goes on unguarded.
+                # On a file system without locks, training is not guarded.
                 if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
                     raise OutputError(f"cannot write {self.path}: {error.strerror or error}") from error
             yield
@@ -207,7 +207,7 @@ class RunFolder:
             )
 
     def set_aside_weights(self, epochs: int) -> None:
-        """Rename the weights of a finished run that goes on, to ``weights-epoch<epochs>.npz``.
+        """Rename the weights of a finished run that is resumed, to ``weights-epoch<epochs>.npz``.
 
         Its temperatures are removed: they belong to those weights, and the next export fits them again.
         """
@@ -222,11 +222,11 @@ class RunFolder:
         """Return the copies of the teachers' training weights, in order; raise TrainingError if absent."""
         found = list(itertools.takewhile(Path.exists, map(self._teacher_file, itertools.count(1))))
         if not found:
-            raise TrainingError(f"there is no {self._teacher_file(1)}, so the run cannot go on without it")
+            raise TrainingError(f"there is no {self._teacher_file(1)}, which the run needs to be resumed")
         return found
 
     def write_teacher_weights(self, teachers: Sequence[Run]) -> None:
-        """Write a copy of the teachers' training weights, so that the run goes on without the teachers."""
+        """Write a copy of the teachers' training weights, so that a resumed run needs no teacher."""
         for number, teacher in enumerate(teachers, 1):
             write_archive(self._teacher_file(number), teacher.arrays, teacher.meta())
 

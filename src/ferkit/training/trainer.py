@@ -182,7 +182,7 @@ def train(
         resume: Continue from the last checkpoint of ``out``, to the same result as without the interruption.
             Only ``epochs`` may differ from the recipe that the run was started with (``run.json`` records
             it), and ``precise_batch_norm``, which comes after the last epoch. The weights of a finished run
-            that goes on to more epochs are kept beside the new ones, as ``weights-epoch100.npz``.
+            that is resumed with more epochs are kept beside the new ones, as ``weights-epoch100.npz``.
         command: The command line, for the record.
         tensorboard: Whether to write a TensorBoard log.
 
