@@ -417,7 +417,7 @@ def test_nothing_on_standard_input_is_an_error(model: str) -> None:
     command = [sys.executable, "-m", "ferkit", "predict", "-", "-m", model]
     done = subprocess.run(command, input=b"", capture_output=True, text=False, check=False)
     assert done.returncode == 1
-    assert done.stderr == b"error: standard input is empty; a picture was expected\n"
+    assert done.stderr == b"error: standard input is empty: a picture was expected\n"
 
 
 @pytest.mark.parametrize("url", ["https://example.org/face.jpg", "s3://bucket/face.jpg"])
@@ -431,9 +431,11 @@ def test_activation_maps_are_drawn_over_the_face(model: str, tmp_path: Path) -> 
         assert run(["predict", ASTRONAUT, "-m", model, "--annotate", str(tmp_path / name), *extra]) == 0
     plain, explained = (load_image(tmp_path / n / "astronaut-faces.png") for n in ("plain", "explained"))
     changed = np.argwhere((plain != explained).any(axis=2))
-    assert len(changed) > 500
-    assert (changed.min(axis=0) > (50, 150)).all()  # the face is at 182..267, 65..177
-    assert (changed.max(axis=0) < (200, 300)).all()
+    in_face = (changed > (50, 150)).all(axis=1) & (changed < (200, 300)).all(
+        axis=1
+    )  # it is at 65..177, 182..267
+    assert in_face.sum() > 500
+    assert (changed[~in_face][:, 0] > 400).all()  # the scale of the map, at the lower edge
 
 
 def test_explain_needs_annotate_and_a_model_with_maps(
@@ -450,7 +452,7 @@ def test_explain_needs_annotate_and_a_model_with_maps(
 def test_an_unavailable_provider_is_an_error(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A known fault of other tools: the CPU is used silently in place of a GPU."""
     assert run(["predict", ASTRONAUT, "-m", model, "--provider", "NoSuchExecutionProvider"]) == 1
-    assert "offers no NoSuchExecutionProvider" in capsys.readouterr().err
+    assert "no NoSuchExecutionProvider" in capsys.readouterr().err
     assert run(["predict", ASTRONAUT, "-m", model, "--provider", "CPUExecutionProvider"]) == 0
 
 
@@ -490,7 +492,7 @@ def test_without_a_detector_every_photo_is_one_face(model: str, capsys: pytest.C
     [
         (["--model", "no-such-model"], "no model 'no-such-model'"),
         (["--detector", "haar"], "unknown detector 'haar'"),
-        (["--taxonomy", "mood"], "does not answer in taxonomy 'mood'"),
+        (["--taxonomy", "mood"], "has no taxonomy 'mood'"),
         (["--detector", "none", "--min-face", "20"], "no min_face"),
     ],
 )

@@ -240,8 +240,8 @@ def test_a_truncated_clip_is_read_as_far_as_possible_with_status_1(
         (["{clip}", "-o", "{folder}/out.avi"], "a clip is written as .mp4, .mov, .mkv"),
         (["{clip}", "--plot", "{folder}/out.doc"], "a timeline is written as"),
         (["{clip}", "--csv", "{clip}/out.csv"], "cannot write"),
-        (["{clip}", "--taxonomy", "mood"], "does not answer in taxonomy 'mood'"),
-        (["{clip}", "--provider", "NoSuchExecutionProvider"], "offers no NoSuchExecutionProvider"),
+        (["{clip}", "--taxonomy", "mood"], "has no taxonomy 'mood'"),
+        (["{clip}", "--provider", "NoSuchExecutionProvider"], "no NoSuchExecutionProvider"),
     ],
 )
 def test_an_error_is_one_line_and_leaves_no_file(
