@@ -417,7 +417,8 @@ def test_nothing_on_standard_input_is_an_error(model: str) -> None:
     command = [sys.executable, "-m", "ferkit", "predict", "-", "-m", model]
     done = subprocess.run(command, input=b"", capture_output=True, text=False, check=False)
     assert done.returncode == 1
-    assert done.stderr == b"error: standard input is empty: a picture was expected\n"
+    assert done.stderr.startswith(b"error: standard input is empty")
+    assert done.stderr.count(b"\n") == 1
 
 
 @pytest.mark.parametrize("url", ["https://example.org/face.jpg", "s3://bucket/face.jpg"])
