@@ -134,7 +134,7 @@ def imported_modules(file: Path) -> set[str]:
 
 
 # Used where a user has them, brought by no install.
-WELCOME = {"pandas"}
+WELCOME = {"pandas", "jax", "pydantic_core"}
 
 
 def test_the_source_imports_only_what_is_a_direct_requirement() -> None:
@@ -175,7 +175,7 @@ def break_module(tmp_path: Path) -> Callable[[str, str], dict[str, str]]:
         (["doctor"], "pydantic", LIBGL, "apt-get install libgl1"),
         (["models"], "rich", "it is something else", "pip install --force-reinstall rich"),
         (["evaluate", "--data", "cartoon:7"], "typer", "no", "pip install --force-reinstall typer"),
-        (["train", "--data", "cartoon:7"], "tensorflow", GLIBCXX, "apt-get install libstdc++6"),
+        (["train", "-r", "seed", "--data", "cartoon:7"], "tensorflow", GLIBCXX, "apt-get install libstdc++6"),
     ],
 )
 def test_a_command_names_in_one_line_what_installs_a_library_that_does_not_load(

@@ -174,7 +174,8 @@ def load_keras() -> None:
         os.dup2(held.fileno(), 2)
         started = False
         try:
-            importlib.import_module("ferkit.training.backend")
+            # The check is part of the import; a process that has imported it before checks again.
+            importlib.import_module("ferkit.training.backend").check_backend()
             started = True
         finally:
             os.dup2(stderr, 2)

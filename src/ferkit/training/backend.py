@@ -14,10 +14,11 @@ BACKENDS = ("tensorflow", "jax")
 """The backends of Keras that ferkit trains on; the first is Keras' default."""
 
 
-_SETTINGS = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "keras.json"
+def _settings() -> Path:
+    return Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "keras.json"
 
 
-def _check_backend() -> None:
+def check_backend() -> None:
     """Refuse other backends of Keras, before Keras is imported and fails on them.
 
     Raises:
@@ -25,9 +26,9 @@ def _check_backend() -> None:
     """
     chosen, where = os.environ.get("KERAS_BACKEND"), "KERAS_BACKEND"
     if not chosen:
-        where = str(_SETTINGS)
+        where = str(_settings())
         try:
-            chosen = json.loads(_SETTINGS.read_text("utf-8"))["backend"]
+            chosen = json.loads(_settings().read_text("utf-8"))["backend"]
         except (OSError, ValueError, KeyError, TypeError):
             return  # Keras uses its default, TensorFlow
     if chosen not in BACKENDS:
@@ -37,13 +38,13 @@ def _check_backend() -> None:
         )
 
 
-_check_backend()
+check_backend()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 use_onednn()
 try:
     keras = require("keras", "train")
 except ValueError as error:
-    raise TrainingError(f"Keras refuses {_SETTINGS}: {error}") from error
+    raise TrainingError(f"Keras refuses {_settings()}: {error}") from error
 # keras.json may set others, for the user's own networks.
 keras.config.set_image_data_format("channels_last")
 keras.config.set_floatx("float32")
