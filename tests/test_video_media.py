@@ -96,7 +96,9 @@ def test_the_annotated_clip_has_all_frames_and_the_audio(
     assert not summary.damaged
     before, after = list(Clip(source).frames()), list(Clip(target).frames())
     assert [frame.time for frame in after] == [frame.time for frame in before]
-    assert np.abs(after[-1].rgb.astype(int) - before[-1].rgb).mean() < 4
+    assert (
+        np.abs(after[-1].rgb.astype(int) - before[-1].rgb).mean() < 6
+    )  # boxes and labels cover a part of the picture
     with av.open(str(source)) as a, av.open(str(target)) as b:
         assert [bytes(p) for p in a.demux(audio=0)] == [bytes(p) for p in b.demux(audio=0)]
         begins = [

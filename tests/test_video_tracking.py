@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from ferkit.core.errors import VideoError
 from ferkit.detect import Detection
+from ferkit.video.cuts import CutDetector
 from ferkit.video.tracking import FaceTracker, move
 
 WIDTH, HEIGHT = 320, 240
@@ -227,6 +228,33 @@ def test_a_cut_ends_tracks() -> None:
     found, calls = follow([[(100, 80)]] * 10, every=100, scenes=[0] * 5 + [3] * 5)
     assert [list(frame) for frame in found] == [[1]] * 5 + [[2]] * 5
     assert calls == 2
+
+
+def shot(seed: int, gray: tuple[int, int]) -> NDArray[np.uint8]:
+    """A scenery of blurred blocks between two gray levels, uint8 ``[90, 160, 3]``."""
+    import cv2
+
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(*gray, (6, 10, 3)).astype(np.uint8)
+    return np.asarray(cv2.resize(blocks, (160, 90), interpolation=cv2.INTER_CUBIC), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "cut"),
+    [
+        (shot(1, (0, 256)), shot(2, (0, 256)), True),  # another layout
+        (shot(1, (20, 90)), shot(1, (150, 256)) // 2 * 2, False),  # the same layout, much brighter: a flash
+        (shot(3, (10, 60)), shot(4, (180, 250)), True),  # 91 gray levels and more apart
+        (shot(5, (0, 256)), np.roll(shot(5, (0, 256)), 4, axis=1), False),  # a pan
+        (shot(6, (0, 256)), (shot(6, (0, 256)) * 0.6).astype(np.uint8), False),  # a fade
+    ],
+)
+def test_a_cut_is_told_from_motion_flashes_and_fades(
+    before: NDArray[np.uint8], now: NDArray[np.uint8], cut: bool
+) -> None:
+    detector = CutDetector()
+    assert not detector.is_cut(before, before[..., 1])
+    assert detector.is_cut(now, now[..., 1]) is cut
 
 
 def test_a_flash_or_a_dark_moment_is_not_a_cut() -> None:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 app = new_app()
 
+_COLUMNS = ("track", "time", "seconds", "confidence", "expressions")
+_NAME = 24  # characters of a file name beside a progress bar
+
 
 @app.command()
 def video(
@@ -220,10 +223,12 @@ def _progress(clip: Path) -> Iterator[Callable[[FrameResult, float | None], None
         time_left(),
     )
     with Progress(*columns, console=screen, transient=True) as bar:
-        task = bar.add_task(clip.name, total=None, at="")
+        half = _NAME // 2
+        name = clip.name if len(clip.name) <= _NAME else f"{clip.name[:half]}…{clip.name[1 - half :]}"
+        task = bar.add_task(name, total=None, at="")
 
         def advance(frame: FrameResult, share: float | None) -> None:
-            at = f"{frame.time:.1f} s, frame {frame.index}"
+            at = f"clip at {_clock(frame.time)}"
             if share is None:
                 bar.update(task, at=at)
             else:
@@ -242,31 +247,37 @@ def _remark(summary: VideoSummary, outputs: VideoOutputs) -> None:
 
 
 def _print_table(summary: VideoSummary) -> None:
+    import textwrap
+
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("track", justify="right")
-    table.add_column("time", no_wrap=True)
-    table.add_column("seconds", justify="right")
-    table.add_column("mostly")
-    table.add_column("confidence", justify="right")
+    from ferkit.core.palette import UNCERTAIN, palette
+
     tracks = summary.timeline.tracks()
-    labels = tracks[0].by_label if tracks else ()
-    shown = [label for label in labels if any(track.by_label[label] for track in tracks)]
-    for label in shown:
-        table.add_column(label, justify="right")
-    for track in tracks:
-        table.add_row(
-            str(track.track),
-            f"{_clock(track.first)}-{_clock(track.last)}",
-            f"{track.seconds:.1f}",
-            track.label,
-            f"{track.confidence:.0%}",
-            *(f"{track.by_label[label] / (track.seconds or 1):.0%}" for label in shown),
-        )
-    if tracks:
-        console().print(table)
+    if not tracks:
+        return
+    screen = console()
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 2, 0, 0))
+    for name in _COLUMNS:
+        table.add_column(name, justify="left" if name in ("time", "expressions") else "right", no_wrap=True)
+    times = [f"{_clock(track.first)}-{_clock(track.last)}" for track in tracks]
+    room = screen.width - len("".join(_COLUMNS[:-1])) + len("time") - max(map(len, times)) - 8
+    *labels, uncertain = tracks[0].by_label
+    colours = {**palette(labels), uncertain: UNCERTAIN}
+    for track, time in zip(tracks, times, strict=True):
+        shares = sorted(track.by_label.items(), key=lambda share: -share[1])
+        # Lines break between the labels only.
+        items = [
+            f"{label}\N{NO-BREAK SPACE}{part / (track.seconds or 1):.0%}" for label, part in shares if part
+        ]
+        lines = textwrap.wrap("  ".join(items), max(room, 20))
+        text = Text("\n".join(lines).replace("\N{NO-BREAK SPACE}", " "))
+        for label, colour in colours.items():
+            text.highlight_words([label], style=colour.hex)
+        table.add_row(str(track.track), time, f"{track.seconds:.1f}", f"{track.confidence:.0%}", text)
+    screen.print(table)
 
 
 def _clock(seconds: float) -> str:

@@ -36,7 +36,7 @@ DETECTOR = "centerface"
 _RECOGNIZERS = 8
 _HEAT = 96  # pixels of a side of an activation map's PNG
 _LIVE_RATE = 15.0  # frames a second that a webcam's tracker counts on
-_LIVE_DETECT_EVERY = 3
+_LIVE_DETECT_EVERY = 0.2  # seconds
 _LIVE_GAP = 1.0
 _SMOOTHING_SECONDS = 0.4
 
@@ -238,7 +238,7 @@ class Live:
         self._recognizer = recognizer
         self._max_pixels = max_pixels
         self._whole = isinstance(recognizer.detector, WholePicture)
-        every = 1 if self._whole else _LIVE_DETECT_EVERY
+        every = 0.0 if self._whole else _LIVE_DETECT_EVERY
         self._tracker = FaceTracker(recognizer.detector, every=every, max_gap=_LIVE_GAP, rate=_LIVE_RATE)
         self._smoother = Smoother(Smoothing(seconds=_SMOOTHING_SECONDS))
         self._last = 0.0

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ferkit.core.errors import VideoError
 from ferkit.core.extras import require
 from ferkit.detect import Detection, Detector
+from ferkit.video.cuts import CutDetector, are_replaced
 
 _MAX_SIDE = 640  # pixels of the picture in which motion is measured
 _GRID = 5  # points across a face, and as many down
@@ -25,9 +26,7 @@ _MAX_ERROR = 1.0  # pixels between a point and where it returns to
 _MIN_SHARE = 0.4  # of the points that must return
 _MAX_GROWTH = 1.25  # of a face from one frame to the next
 _ACTIVATION = 0.5  # score from which a face opens a track (Zhang et al. 2022)
-_THUMB = (32, 18)
-_CUT = 0.3  # correlation of two thumbnails below which they show different scenes
-_FLAT = 2.0  # standard deviation below which a thumbnail cannot be compared
+_COMPARABLE = 0.25  # seconds between two frames in which a face looks alike
 _TOLERANCE = 1.05  # so that rounded times do not shorten an interval by a frame
 _TICK = 1e-3  # seconds by which the tracker's clock moves on at least
 
@@ -95,8 +94,10 @@ class FaceTracker:
         self._detected = -math.inf
         self._size: tuple[int, int] | None = None
         self._small: NDArray[np.uint8] | None = None
-        self._thumb: NDArray[np.float64] | None = None
         self._last: tuple[Tracked, ...] = ()
+        self._cuts = CutDetector()
+        self.cuts = 0
+        """Number of cuts so far."""
 
     @property
     def tracks(self) -> tuple[int, ...]:
@@ -116,19 +117,23 @@ class FaceTracker:
         """
         # All frames are scaled to one size, so that tracks survive a change of size.
         small, scale = self._shrunk(gray)
-        cut = self._is_cut(small)
-        if cut:
-            self._byte.reset()
+        cut = self._cuts.is_cut(rgb, small)
+        earlier = [face.detection for face in self._last]
+        step = time - self._time
         moved = None
-        next_time = time + (time - self._time)
-        if self._small is not None and not cut and next_time - self._detected < _TOLERANCE * self._every:
-            moved = move(self._small, small, [face.detection for face in self._last])
+        if self._small is not None and not cut and time + step - self._detected < _TOLERANCE * self._every:
+            moved = move(self._small, small, earlier)
         detected = moved is None or None in moved
         if detected:
             self._detected = time
             faces = tuple(_scaled(face, 1 / scale) for face in self._detector.detect(rgb))
+            if self._small is not None and step <= _COMPARABLE:
+                cut = cut or are_replaced(self._small, earlier, small, faces)
         else:
             faces = tuple(face for face in moved or () if face is not None)
+        if cut:
+            self.cuts += 1
+            self._byte.reset()
         numbers = self._assign(faces, time)
         self._small = small
         self._last = tuple(
@@ -149,19 +154,6 @@ class FaceTracker:
         if (width, height) == self._size:
             return gray, scale
         return np.asarray(cv2.resize(gray, self._size, interpolation=cv2.INTER_AREA), np.uint8), scale
-
-    def _is_cut(self, small: NDArray[np.uint8]) -> bool:
-        """Return whether another scene begins; flashes and fades to black and back are no cuts."""
-        import cv2
-
-        thumb = np.asarray(cv2.resize(small, _THUMB, interpolation=cv2.INTER_AREA), np.float64)
-        thumb -= thumb.mean()
-        spread = float(thumb.std())
-        if spread < _FLAT:
-            return False
-        thumb /= spread
-        before, self._thumb = self._thumb, thumb
-        return before is not None and float((before * thumb).mean()) < _CUT
 
     def _assign(self, faces: Sequence[Detection], time: float) -> list[int | None]:
         """Return the track number of each face."""
