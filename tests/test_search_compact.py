@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("ray", reason="needs ferkit[tune]")
 pytest.importorskip("optuna", reason="needs ferkit[tune]")
 
-from ferkit.data import load_dataset
+from ferkit.data import load_data
 from ferkit.search.cluster import Machine
 from ferkit.search.space import load_space
 from ferkit.search.study import read_search
@@ -72,7 +72,7 @@ def study(tmp_path):
 
 
 def test_a_share_of_training_is_stratified_and_the_other_splits_are_complete() -> None:
-    data = load_dataset("cartoon:700:1", cache=False)
+    data = load_data("cartoon:700:1", cache=False)
     half = search_compact.thinned(data, 0.5)
     for split in ("PublicTest", "PrivateTest"):
         assert (half.of_split(split).images == data.of_split(split).images).all()
