@@ -61,7 +61,7 @@ def test_the_table_has_a_row_per_track(model: str, portrait: str, capsys: pytest
     captured = capsys.readouterr()
     assert captured.err == ""
     header, _, track = [line for line in captured.out.splitlines() if line.strip()]
-    assert header.split()[:4] == ["track", "time", "seconds", "mostly"]
+    assert header.split()[:4] == ["track", "time", "seconds", "confidence"]
     assert track.split()[:3] == ["1", "0:00.0-0:00.3", "0.3"]
     assert "100%" in track
 

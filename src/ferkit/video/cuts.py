@@ -18,6 +18,7 @@ _OTHER_LAYOUT = 0.3  # correlation; without a cut only in pans by a tenth of the
 _MOVED = 0.65  # correlation of blocks with their best match; in such pans at least 0.96
 _SAME_FACE = 0.6  # correlation of two face crops; of one face 0.2 s apart at least 0.66
 _SAME_PLACE = 0.1  # intersection over union
+_WHOLE = 0.8  # share of the picture from which a face is judged with the picture
 _FLAT = 2.0  # standard deviation of gray levels below which pictures cannot be compared
 _LAYOUT = (32, 18)
 _COLOURS = (64, 36)
@@ -132,11 +133,13 @@ def are_replaced(
         now: uint8 ``[h, w]``, this frame, not later than 0.25 s.
         found: Its faces.
     """
+    height, width = now.shape
     alike = [
         correlation(crop, other)
         for face in faces
         for one in found
         if _overlap(face.box, one.box) >= _SAME_PLACE
+        and _overlap(one.box, (0, 0, width, height)) < _WHOLE
         and (crop := _crop(before, face.box)) is not None
         and (other := _crop(now, one.box)) is not None
     ]
