@@ -17,6 +17,7 @@ from clips import BITS, CELL, number_in, numbered, sound_of, tone, write_clip
 from faceresults import frame, tracked
 from ferkit.core.errors import OutputError, VideoError
 from ferkit.core.images import load_image
+from ferkit.core.palette import palette
 from ferkit.core.taxonomy import FER2013
 from ferkit.recognize.results import UNCERTAIN
 from ferkit.video.clip import Clip
@@ -344,7 +345,7 @@ def test_the_timeline_is_a_picture(tmp_path: Path, suffix: str) -> None:
     if suffix == ".png":
         picture = load_image(path)
         assert picture.shape[1] == 1200
-        assert (picture == (255, 200, 40)).all(axis=2).any()  # happy's colour, as in annotated pictures
+        assert (picture == palette(["happy"])["happy"].rgb).all(axis=2).any()
     else:
         assert "person 2" in path.read_text() or path.stat().st_size > 5000
 
