@@ -334,8 +334,8 @@ def test_the_command_distils_and_the_card_names_the_teacher(teacher, tmp_path, c
     assert "tiny has predicted" in err
     assert "1 epochs, PublicTest" in out
     card = exported_card(tmp_path)
-    assert "Distilled from `" in card
-    assert "in fer2013 and ferplus, temperature 2, 70 % of these heads' loss" in card
+    assert "Offline distillation from `tiny`" in card
+    assert "in fer2013 and ferplus; temperature 2, 70 % of these heads' loss" in card
     assert "no pretrained weights" not in card
     info = read_model(tmp_path / "m.onnx")[1]
     assert info.recipe["distil"]["weight"] == 0.7
@@ -554,9 +554,9 @@ def test_a_run_folder_teaches_online_and_the_file_records_it(faces, tmp_path):
     assert copy.temperatures == {"fer2013": 0.9, "ferplus": 0.5}
     exported = ["export", str(tmp_path / "r"), "--data", "cartoon:240:3", "-o", str(tmp_path / "m.onnx")]
     assert run(exported) == 0
-    told = read_model(tmp_path / "m.onnx")[1].data["teacher"]
-    assert told["online"]
-    assert told["models"][0]["name"] == "teacher"
+    teachers = read_model(tmp_path / "m.onnx")[1].training.teachers
+    assert teachers.online
+    assert teachers.models[0].name == "teacher"
 
 
 @pytest.mark.slow
