@@ -223,6 +223,11 @@ def test_a_connection_without_a_complete_header_is_closed(url: str) -> None:
     assert raw(url, b"GET / HTTP/1.1\r\nHost: loc") == b""
 
 
+def test_a_later_request_without_a_complete_header_is_closed(url: str) -> None:
+    answer = raw(url, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET / HTTP/1.1\r\nHost: loc")
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
 def test_a_huge_header_is_refused(url: str) -> None:
     assert b" 400 " in raw(url, b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"x" * 100_000)
 

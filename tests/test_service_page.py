@@ -20,6 +20,8 @@ from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwrig
 
 from clips import write_clip
 from ferkit.core.taxonomy import FERPLUS
+from ferkit.recognize.results import photo_columns
+from ferkit.video.recognition import frame_columns
 from servers import Process, portrait, running, settings_for
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -135,6 +137,10 @@ def check_access(page: Page) -> None:
     assert serious == []
 
 
+def read_csv(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(Path(path).read_text())))
+
+
 def test_a_photo_shows_box_bars_and_downloads(page: Page, tmp_path: Path) -> None:
     check_access(page)
     page.set_input_files("#file-photos", jpeg(tmp_path / "portrait.jpg", portrait()))
@@ -149,7 +155,10 @@ def test_a_photo_shows_box_bars_and_downloads(page: Page, tmp_path: Path) -> Non
     assert photo["faces"][0]["label"] == "happiness"
     with page.expect_download() as waiting:
         page.click("#save-csv")
-    rows = list(csv.DictReader(io.StringIO(Path(waiting.value.path()).read_text())))
+    rows = read_csv(waiting.value.path())
+    assert list(rows[0]) == photo_columns(FERPLUS.labels)
+    assert float(rows[0]["left_eye_x"]) == photo["faces"][0]["landmarks"]["left_eye"][0]
+    assert float(rows[0]["p_contempt"]) == photo["faces"][0]["probabilities"]["contempt"]
     assert [(row["source"], row["label"]) for row in rows] == [("portrait.jpg", "happiness")]
     with page.expect_download() as waiting:
         page.click("#save-png")
@@ -211,6 +220,12 @@ def test_a_clip_fills_its_timeline_and_can_be_scrubbed(page: Page, tmp_path: Pat
         page.keyboard.press("PageUp")
     expect(page.locator(".face")).to_have_count(1)
     assert float(page.locator("#scrub").input_value()) > 0.1
+    with page.expect_download() as waiting:
+        page.click("#save-csv")
+    rows = read_csv(waiting.value.path())
+    assert list(rows[0]) == frame_columns(FERPLUS.labels)
+    assert [int(row["frame"]) for row in rows] == list(range(24))
+    assert {(row["track"], row["raw_label"]) for row in rows} == {("1", "happiness")}
     with page.expect_download() as waiting:
         page.click("#save-clip")
     with av.open(str(waiting.value.path())) as annotated:

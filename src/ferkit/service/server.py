@@ -34,11 +34,20 @@ def _protocol(settings: Settings) -> type[H11Protocol]:
             if len(self.connections) > settings.connections:
                 transport.close()
                 return
+            self._await_headers()
+
+        def _await_headers(self) -> None:
+            """Close the connection unless the headers of its next request come in time."""
+            self._cancel()
             self._until_headers = self.loop.call_later(settings.body_seconds, self._close_idle)
 
         def _close_idle(self) -> None:
-            if self.cycle is None:
+            if self.cycle is None or self.cycle.response_complete:
                 self.transport.close()
+
+        def on_response_complete(self) -> None:
+            self._await_headers()
+            super().on_response_complete()
 
         def handle_websocket_upgrade(self, event: Any) -> None:
             self._cancel()
