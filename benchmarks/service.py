@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image
 
 JPEG = b"image/jpeg"
+PEER_VENV = Path("bench-out/peer-venv")
 
 
 @dataclass
@@ -47,16 +48,20 @@ class Figures:
 
 
 class Server:
-    """``ferkit serve`` as a process on a free port of the loopback."""
+    """A server as a process on a free port of the loopback.
 
-    def __init__(self, folder: Path, *options: str) -> None:
-        command = [sys.executable, "-m", "ferkit", "serve", "--jobs-folder", str(folder)]
-        limits = ["--client-requests", "100000", "--connections", "5000", "--log-level", "warning"]
+    Args:
+        command: The command without its port.
+
+    Raises:
+        RuntimeError: If it does not start.
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        command += ["--port", str(self.port)]
-        self.process = subprocess.Popen([*command, *limits, *options], start_new_session=True)
+        self.process = subprocess.Popen([*command, "--port", str(self.port)], start_new_session=True)
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError):
@@ -87,6 +92,21 @@ class Server:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(child), signal.SIGKILL)
         self.process.wait(60)
+
+
+def ferkit_server(folder: Path, *options: str) -> Server:
+    """Start ``ferkit serve``."""
+    limits = ["--client-requests", "100000", "--connections", "5000", "--log-level", "warning"]
+    command = [sys.executable, "-m", "ferkit", "serve", "--jobs-folder", str(folder)]
+    return Server([*command, *limits, *options])
+
+
+def peer_server(environment: Path, *options: str) -> Server:
+    """Start the Flask server around ``fer``."""
+    from peer import interpreter
+
+    script = Path(__file__).with_name("peer_server.py")
+    return Server([str(interpreter(environment)), str(script), *options])
 
 
 async def request(
@@ -156,6 +176,15 @@ async def load(port: int, clients: int, seconds: float, body: bytes) -> Figures:
     return figures
 
 
+def loads(server: Server, clients: Sequence[int], seconds: float, photo: bytes) -> dict[int, Any]:
+    """Return the figures and the memory for each number of clients."""
+    found = {}
+    for count in clients:
+        figures = asyncio.run(load(server.port, count, seconds, photo))
+        found[count] = {**figures.summary(), "memory_mib": round(server.memory(), 1)}
+    return found
+
+
 def hostile(photo: bytes, bomb: bytes, seed: int) -> Iterator[tuple[bytes, bytes, bytes, bytes]]:
     """Yield method, path, body and content type of input that is meant to harm, for ever."""
     rng = random.Random(seed)
@@ -212,7 +241,7 @@ async def soak(server: Server, minutes: float, photo: bytes) -> dict[str, Any]:
 
 def kill(folder: Path, clip: bytes, jobs: int, options: Sequence[str]) -> dict[str, Any]:
     """Kill the server and its processes while jobs run; all jobs must be done after a restart, none twice."""
-    server = Server(folder, *options, "--jobs-waiting", str(jobs))
+    server = ferkit_server(folder, *options, "--jobs-waiting", str(jobs))
     ids = []
     for _ in range(jobs):
         status, body = asyncio.run(
@@ -224,7 +253,7 @@ def kill(folder: Path, clip: bytes, jobs: int, options: Sequence[str]) -> dict[s
         time.sleep(0.05)
     done_before = {one for one in ids if _job(server, one)["state"] == "done"}
     server.kill()
-    server = Server(folder, *options, "--jobs-waiting", str(jobs))
+    server = ferkit_server(folder, *options, "--jobs-waiting", str(jobs))
     deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         states = Counter(_job(server, one)["state"] for one in ids)
@@ -310,12 +339,15 @@ def clip(frames: int) -> bytes:
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the chosen parts, print them as JSON and return them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="+", choices=("load", "soak", "kill", "stream"))
+    parser.add_argument("parts", nargs="+", choices=("load", "soak", "kill", "stream", "peer"))
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64, 256])
     parser.add_argument("--seconds", type=float, default=20, help="of each load, and of the stream")
     parser.add_argument("--minutes", type=float, default=10, help="of the soak")
     parser.add_argument("--jobs", type=int, default=6, help="of the kill")
     parser.add_argument("--frames", type=int, default=90, help="of a job's clip")
+    parser.add_argument(
+        "--peer-venv", type=Path, default=PEER_VENV, help="environment of fer (make peer) with Flask"
+    )
     parser.add_argument("--photo", type=Path, help="sent in place of a picture of 640 x 480")
     parser.add_argument(
         "--option", action="append", default=[], help="of ferkit serve, such as --option=--waiting=8"
@@ -328,17 +360,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         if "kill" in given.parts:
             result["kill"] = kill(Path(folder) / "kill", clip(given.frames), given.jobs, options)
-        if set(given.parts) - {"kill"}:
-            server = Server(Path(folder) / "jobs", *options)
+        if set(given.parts) - {"kill", "peer"}:
+            server = ferkit_server(Path(folder) / "jobs", *options)
             try:
                 if "load" in given.parts:
-                    result["load"] = {}
-                    for clients in given.clients:
-                        figures = asyncio.run(load(server.port, clients, given.seconds, photo))
-                        result["load"][clients] = {
-                            **figures.summary(),
-                            "memory_mib": round(server.memory(), 1),
-                        }
+                    result["load"] = loads(server, given.clients, given.seconds, photo)
                 if "stream" in given.parts:
                     moved = (
                         portrait().transform((640, 480), Image.Transform.AFFINE, (1, 0, -k, 0, 1, 0))
@@ -350,6 +376,13 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                     result["soak"] = asyncio.run(soak(server, given.minutes, photo))
             finally:
                 server.stop()
+        if "peer" in given.parts:
+            for name, chosen in {"haar": [], "mtcnn": ["--mtcnn"]}.items():
+                server = peer_server(given.peer_venv, *chosen)
+                try:
+                    result[f"fer, {name}"] = loads(server, given.clients, given.seconds, photo)
+                finally:
+                    server.stop()
     text = json.dumps(result, indent=1)
     print(text)
     if given.out:
