@@ -226,25 +226,27 @@ def test_a_photo_in_which_the_detector_fails_is_unreadable(model: Path, tmp_path
         recognizer.predict(tmp_path / "bad.png")
 
 
-@pytest.mark.parametrize("error", [MemoryError("out of memory"), ZeroDivisionError("in the detector")])
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("error", [MemoryError, ZeroDivisionError])
 def test_an_error_of_a_custom_detector_is_raised_after_the_photos_before_it(
-    model: Path, error: Exception
+    model: Path, error: type[Exception], workers: int
 ) -> None:
     """A known fault: up to 256 finished photos were lost."""
-    recognizer = Recognizer(model, detector=FailsAt(9, error))
-    results = recognizer.predict_each(grays(5, 6, 9, 7))
+    recognizer = Recognizer(model, detector=FailsAt(9, error("in the detector")))
+    results = recognizer.predict_each(grays(5, 6, 9, 7), workers=workers)
     assert [next(results), next(results)] == recognizer.predict(grays(5, 6))
-    with pytest.raises(type(error), match=str(error)) as caught:
+    with pytest.raises(error, match="in the detector") as caught:
         next(results)
     assert caught.value.__notes__ == ["ferkit had taken 2 photos before this"]
 
 
-def test_an_error_of_the_source_is_raised_after_the_photos_before_it(model: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 3])
+def test_an_error_of_the_source_is_raised_after_the_photos_before_it(model: Path, workers: int) -> None:
     def broken() -> Iterator[NDArray[np.uint8]]:
         yield from grays(5, 6)
         raise OSError("the camera is gone")
 
-    results = Recognizer(model, detector="none").predict_each(broken())
+    results = Recognizer(model, detector="none").predict_each(broken(), workers=workers)
     assert [isinstance(next(results), Photo) for _ in range(2)] == [True, True]
     with pytest.raises(OSError, match="the camera is gone"):
         next(results)
@@ -266,14 +268,39 @@ def test_pending_limits_the_photos_of_a_slow_source_that_wait(
     assert [len(seen) for _ in recognizer.predict_each(camera(), pending=pending)] == taken
 
 
-@pytest.mark.parametrize("pending", [0, 1.5, None])
-def test_pending_is_checked_immediately(recognizer: Recognizer, pending: Any) -> None:
-    with pytest.raises(FerkitError, match="pending must be"):
-        recognizer.predict_each([], pending=pending)
+@pytest.mark.parametrize("name", ["pending", "workers"])
+@pytest.mark.parametrize("value", [0, 1.5, None])
+def test_counts_are_checked_immediately(recognizer: Recognizer, name: str, value: Any) -> None:
+    with pytest.raises(FerkitError, match=f"{name} must be"):
+        recognizer.predict_each([], **{name: value})
 
 
+def test_several_workers_give_the_same_results_in_the_same_order(
+    recognizer: Recognizer, tmp_path: Path
+) -> None:
+    photos = [ASTRONAUT, tmp_path / "absent.jpg", CAT, *grays(40, 90), CAMERAMAN, ASTRONAUT] * 2
+    one, three = (list(recognizer.predict_each(photos, workers=n)) for n in (1, 3))
+    assert [(r.source, getattr(r, "faces", None)) for r in three] == [
+        (r.source, getattr(r, "faces", None)) for r in one
+    ]
+
+
+def test_workers_search_photos_at_the_same_time(model: Path) -> None:
+    class Meeting:
+        name = "meeting"
+        both = threading.Barrier(2, timeout=60)
+
+        def detect(self, image: NDArray[np.uint8]) -> tuple[Detection, ...]:
+            self.both.wait()  # an error unless another photo is searched as well
+            return ()
+
+    results = Recognizer(model, detector=Meeting()).predict_each(grays(1, 2, 3, 4), workers=2)
+    assert [len(photo) for photo in results if isinstance(photo, Photo)] == [0] * 4
+
+
+@pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("faces", [0, 1])
-def test_results_come_while_photos_are_still_taken(model: Path, faces: int) -> None:
+def test_results_come_while_photos_are_still_taken(model: Path, faces: int, workers: int) -> None:
     """So memory does not grow with the number of photos."""
     taken = 0
 
@@ -289,7 +316,7 @@ def test_results_come_while_photos_are_still_taken(model: Path, faces: int) -> N
             taken += 1
             yield np.zeros((16, 16, 3), np.uint8)
 
-    results = Recognizer(model, detector=Simple()).predict_each(endless())
+    results = Recognizer(model, detector=Simple()).predict_each(endless(), workers=workers)
     for _ in range(300):
         next(results)
     assert taken <= 600

@@ -43,10 +43,11 @@ def process_photos(
     copies: AnnotatedCopies | None = None,
     stdin: bytes | ImageError | None = None,
     stop: threading.Event | None = None,
+    workers: int = 1,
     on_photo: Callable[[], None] = lambda: None,
     on_error: Callable[[str], None] = lambda _: None,
 ) -> BatchSummary:
-    """Recognize photos one after the other and write the results into a sink.
+    """Recognize photos and write the results into a sink, in order.
 
     Args:
         recognizer: The recognizer.
@@ -55,6 +56,7 @@ def process_photos(
         copies: Where annotated copies go; None for no copies.
         stdin: The photo, or the error, that the name ``-`` stands for.
         stop: No more photos are taken once it is set; the results of those taken are still written.
+        workers: Photos that are read and searched at a time.
         on_photo: Called after each photo that is taken.
         on_error: Called with a message for each photo that has no result or no copy.
 
@@ -72,7 +74,7 @@ def process_photos(
             summary.done += 1
             on_photo()
 
-    for result in recognizer.predict_each(taken(), keep_pictures=copies is not None):
+    for result in recognizer.predict_each(taken(), keep_pictures=copies is not None, workers=workers):
         if isinstance(result, Unreadable):
             summary.unreadable += 1
             on_error(str(result.error))

@@ -106,6 +106,12 @@ def predict(
     tta: TtaOption = "none",
     provider: ProviderOption = None,
     threads: NetworkThreadsOption = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Photos at a time, each on one core.", show_default="the threads of --threads"
+        ),
+    ] = None,
     max_pixels: Annotated[
         int | None, typer.Option(min=1, help="Refuse larger photos.", show_default="89 million")
     ] = None,
@@ -129,6 +135,7 @@ def predict(
     from ferkit.batch.sources import Lookup, find_photos
     from ferkit.core.errors import ModelFileError
     from ferkit.core.images import DEFAULT_MAX_PIXELS
+    from ferkit.core.runtime import usable_cores
     from ferkit.recognize import Recognizer
 
     photos = photos or []
@@ -184,6 +191,7 @@ def predict(
             copies=copies,
             stdin=stdin,
             stop=stop,
+            workers=workers or threads or usable_cores(),
             on_photo=advance,
             on_error=lambda message: remark(f"error: {message}"),
         )

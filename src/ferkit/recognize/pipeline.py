@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
@@ -21,6 +23,7 @@ Located: TypeAlias = Sequence[Detection] | Sequence[Face]
 """Faces with boxes and landmarks in pixels of a picture."""
 
 _Item = TypeVar("_Item")
+_Done = TypeVar("_Done")
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +163,41 @@ def in_batches(
         yield batch
         raise
     yield batch
+
+
+def in_threads(
+    function: Callable[[_Item], _Done], items: Iterable[_Item], workers: int, ahead: int
+) -> Iterator[_Done]:
+    """Apply a function to items in several threads.
+
+    Args:
+        function: The function; it should spend its time in code that releases Python's lock.
+        items: The items; they are taken in the caller's thread.
+        workers: Threads.
+        ahead: Items that are taken before the result of the first of them is yielded: the limit of memory.
+
+    Yields:
+        The results in the order of the items. An error of ``items`` is raised after the results of the items
+        before it, an error of the function in place of its result.
+    """
+    taken = iter(items)
+    waiting: deque[Future[_Done]] = deque()
+    end: Exception | None = None
+    threads = ThreadPoolExecutor(workers, thread_name_prefix="ferkit-worker")
+    try:
+        while True:
+            while end is None and len(waiting) < ahead:
+                try:
+                    waiting.append(threads.submit(function, next(taken)))
+                except Exception as error:  # noqa: BLE001  # raised below
+                    end = error
+            if not waiting:
+                break
+            yield waiting.popleft().result()
+    finally:
+        threads.shutdown(cancel_futures=True)
+    if end is not None and not isinstance(end, StopIteration):
+        raise end
 
 
 def _as_arrays(faces: Located) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:

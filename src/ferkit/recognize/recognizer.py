@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, TypeAlias, TypeVar, Unpack, overload
 
 import numpy as np
@@ -17,7 +17,7 @@ from ferkit.core.errors import DetectorError, FerkitError, ImageError, TaxonomyE
 from ferkit.core.extras import require
 from ferkit.core.images import DEFAULT_MAX_PIXELS, ImageSource, is_data_uri, load_image, to_gray
 from ferkit.detect import Detector, make_detector
-from ferkit.recognize.pipeline import CroppedFaces, FacePipeline, in_batches
+from ferkit.recognize.pipeline import CroppedFaces, FacePipeline, in_batches, in_threads
 from ferkit.recognize.results import Explanation, Expression, Photo, Unreadable
 
 if TYPE_CHECKING:
@@ -154,6 +154,16 @@ class Recognizer:
         """The face detector."""
         return self._pipeline.detector
 
+    @cached_property
+    def _detector_of_one_thread(self) -> Detector:
+        """The detector for photos that are searched at the same time, each on one core."""
+        given = self._settings
+        if not isinstance(given["detector"], str) or given["threads"] == 1:
+            return self.detector
+        return make_detector(
+            given["detector"], min_face=given["min_face"], providers=given["providers"], threads=1
+        )
+
     @overload
     def predict(self, photos: ImageSource) -> Photo: ...
 
@@ -192,6 +202,7 @@ class Recognizer:
         *,
         pending: int = PENDING_PHOTOS,
         keep_pictures: bool = False,
+        workers: int = 1,
     ) -> Iterator[Photo | Unreadable]:
         """Yield the result for each photo; an unreadable photo does not stop the others.
 
@@ -205,6 +216,9 @@ class Recognizer:
                 a slow source such as a camera: each result then comes before the next photo is taken.
             keep_pictures: Whether ``Photo.picture`` is set. At most 64 MiB of pictures, or one photo, wait
                 for their batch.
+            workers: Photos that are read and searched at a time, each in a thread of its own; it does not
+                change the results or their order. At most four photos per worker are taken ahead, with
+                ``keep_pictures`` one.
 
         Yields:
             A result for each photo, in order. An error of ``photos`` itself or of your own detector is raised
@@ -212,9 +226,11 @@ class Recognizer:
             its photo ``Unreadable``.
 
         Raises:
-            FerkitError: If ``pending`` is not a whole number from 1 on; immediately, not at the first result.
+            FerkitError: If ``pending`` or ``workers`` is not a whole number from 1 on; immediately, not at
+                the first result.
         """
         _check_count("pending", pending)
+        _check_count("workers", workers)
 
         def is_full(batch: list[_Pending | Unreadable]) -> bool:
             waiting = [item for item in batch if isinstance(item, _Pending)]
@@ -222,7 +238,22 @@ class Recognizer:
             faces = sum(len(item.faces) for item in waiting)
             return len(batch) >= pending or faces >= self._pipeline.batch_size or pixels >= PENDING_BYTES
 
-        prepared = (self._prepare(photo, keep_pictures) for photo in photos)
+        prepared: Iterable[_Pending | Unreadable]
+        if workers == 1:
+            prepared = (self._prepare(photo, keep_pictures, self.detector) for photo in photos)
+        else:
+            ahead = workers if keep_pictures else 4 * workers
+            prepared = in_threads(
+                lambda numbered: self._prepare(
+                    numbered[1],
+                    keep_pictures,
+                    # The first photos do without: a second detector takes time to open.
+                    self.detector if numbered[0] < 2 * workers else self._detector_of_one_thread,
+                ),
+                enumerate(photos),
+                workers,
+                ahead,
+            )
         return (
             result for batch in in_batches(prepared, is_full, "photos") for result in self._recognize(batch)
         )
@@ -270,7 +301,7 @@ class Recognizer:
         Raises:
             ImageError: If the photo cannot be read, or detection or cropping fails in it.
         """
-        pending = self._prepare(photo, keep_picture=False)
+        pending = self._prepare(photo, False, self.detector)
         if isinstance(pending, Unreadable):
             raise pending.error
         return pending.faces.crops
@@ -333,7 +364,7 @@ class Recognizer:
             )
 
     def _prepare(
-        self, photo: ImageSource | ImageError | NamedSource, keep_picture: bool
+        self, photo: ImageSource | ImageError | NamedSource, keep_picture: bool, detector: Detector
     ) -> _Pending | Unreadable:
         """Read a photo, detect its faces and crop them."""
         if isinstance(photo, tuple):
@@ -349,7 +380,7 @@ class Recognizer:
         except ImageError as error:
             return Unreadable(source, error)
         try:
-            faces = self._pipeline.prepare(to_gray(rgb), self.detector.detect(rgb))
+            faces = self._pipeline.prepare(to_gray(rgb), detector.detect(rgb))
         except (DetectorError, ImageError) as error:
             # For example a picture too long to be a face crop, or an empty box of a user's own detector.
             failure = ImageError(f"{source or 'the picture'}: {error}")
