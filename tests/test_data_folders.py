@@ -352,7 +352,7 @@ def test_whether_somebody_named_a_publictest_is_told_with_how_many_are_held_out(
         ([], "holds no picture"),
         (["readme.txt"], "holds no picture .* such as 'readme.txt'"),
         (["1.png", "2.png"], "'1.png' is neither in LABEL/"),
-        (["happy/1.png", "happy/2.png"], "needs at least two labels"),
+        (["happy/1.png", "happy/2.png"], "two or more labels"),
         (
             ["anna/happy/1.png", "bert/sad/2.png"],
             "'anna/happy/1.png' is neither in LABEL/ nor in train/LABEL",

@@ -144,6 +144,14 @@ def test_a_label_without_training_faces_is_refused_with_the_similar_one(tmp_path
     check_training_labels(load_data("cartoon:21", cache=False, size=SIDE))
 
 
+def test_training_faces_with_one_label_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"two or more labels were expected .*'cat'"):
+        load_data(write_faces(tmp_path / "one", ["cat/1.png", "cat/2.png"]), cache=False)
+    table = pack(csv_text([face_row("happy"), face_row("happy")]).encode(), tmp_path / "f.csv")
+    with pytest.raises(DataError, match="every Training face has the label 'happy'"):
+        check_training_labels(load_data(table, cache=False))
+
+
 @pytest.mark.parametrize("command", ["info", "audit"])
 def test_info_and_audit_warn_of_a_label_without_training_faces(
     tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -108,7 +108,9 @@ def test_an_opencv_that_breaks_otherwise_shows_its_last_word(
     (tmp_path / "cv2.py").write_text("raise ImportError('it is something else')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     check = checks.check_opencv()
-    assert (check.state, check.detail) == ("broken", "ImportError: it is something else")
+    assert check.state == "broken"
+    assert "it is something else" in check.detail
+    assert check.remedy.startswith("run: pip install --force-reinstall ")
 
 
 def test_without_opencv_doctor_fails_and_does_not_try_what_stands_on_it(tmp_path: Path) -> None:
@@ -164,7 +166,9 @@ def test_a_library_of_video_that_does_not_load_shows_its_last_word(
     (tmp_path / "trackers.py").write_text("raise ImportError('it is something else')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     check = checks.check_video()
-    assert (check.state, check.detail) == ("broken", "ImportError: it is something else")
+    assert check.state == "broken"
+    assert "it is something else" in check.detail
+    assert check.remedy.startswith("run: pip install --force-reinstall ")
 
 
 @pytest.mark.parametrize(("module", "check"), [("av", "check_video"), ("tensorflow", "check_training")])
@@ -199,7 +203,8 @@ def test_a_training_framework_that_does_not_start_shows_its_last_word(
     (tmp_path / "keras.py").write_text("raise ImportError('no backend')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     check = checks.check_training(full=True)
-    assert (check.state, check.detail) == ("broken", "ImportError: no backend")
+    assert (check.state, check.remedy) == ("broken", "run: pip install --force-reinstall keras")
+    assert "no backend" in check.detail
 
 
 def test_an_onnxruntime_that_does_not_load_is_fatal(monkeypatch: pytest.MonkeyPatch) -> None:

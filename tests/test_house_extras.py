@@ -150,14 +150,16 @@ def test_the_source_imports_only_what_is_a_direct_requirement() -> None:
 GLIBCXX = "/usr/lib/libstdc++.so.6: version `GLIBCXX_3.4.99' not found (required by /site/x.so)"
 LIBGL = "libGL.so.1: cannot open shared object file: No such file or directory"
 NUMPY = "\n\nIMPORTANT: READ THIS\n\nOriginal error was: libgfortran.so.5: cannot open shared object file\n"
+NUMPY_ABI = "numpy.dtype size changed, may indicate binary incompatibility"
+TRAIN = ["train", "-r", "seed", "--data", "cartoon:7"]
 
 
 @pytest.fixture
-def break_module(tmp_path: Path) -> Callable[[str, str], dict[str, str]]:
+def break_module(tmp_path: Path) -> Callable[..., dict[str, str]]:
     """Put a module that fails to load in front of the real one, in the environment of a new process."""
 
-    def broken(module: str, message: str) -> dict[str, str]:
-        (tmp_path / f"{module}.py").write_text(f"raise ImportError({message!r})\n")
+    def broken(module: str, message: str, error: str = "ImportError") -> dict[str, str]:
+        (tmp_path / f"{module}.py").write_text(f"raise {error}({message!r})\n")
         return {
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
@@ -167,26 +169,29 @@ def break_module(tmp_path: Path) -> Callable[[str, str], dict[str, str]]:
 
 
 @pytest.mark.parametrize(
-    ("command", "module", "message", "remedy"),
+    ("command", "module", "error", "message", "remedy"),
     [
-        (["predict", "photo.jpg"], "cv2", LIBGL, "apt-get install libgl1"),
-        (["predict", "photo.jpg"], "onnxruntime", GLIBCXX, "apt-get install libstdc++6"),
-        (["data", "info", "cartoon:7"], "numpy", NUMPY, "apt-get install (the package of libgfortran.so.5)"),
-        (["doctor"], "pydantic", LIBGL, "apt-get install libgl1"),
-        (["models"], "rich", "it is something else", "pip install --force-reinstall rich"),
-        (["evaluate", "--data", "cartoon:7"], "typer", "no", "pip install --force-reinstall typer"),
-        (["train", "-r", "seed", "--data", "cartoon:7"], "tensorflow", GLIBCXX, "apt-get install libstdc++6"),
+        (["predict", "photo.jpg"], "cv2", "ImportError", LIBGL, "apt-get install libgl1"),
+        (["predict", "photo.jpg"], "onnxruntime", "OSError", GLIBCXX, "apt-get install libstdc++6"),
+        (["data", "info", "cartoon:7"], "numpy", "ImportError", NUMPY, "(the package of libgfortran.so.5)"),
+        (["doctor"], "pydantic", "ImportError", LIBGL, "apt-get install libgl1"),
+        (["models"], "rich", "ImportError", "it is something else", "pip install --force-reinstall rich"),
+        (["data", "info", "cartoon:7"], "cv2", "ValueError", NUMPY_ABI, "--force-reinstall opencv-python"),
+        (["evaluate", "--data", "cartoon:7"], "typer", "TypeError", "no", "--force-reinstall typer"),
+        (TRAIN, "tensorflow", "ImportError", GLIBCXX, "apt-get install libstdc++6"),
+        (TRAIN, "keras", "AttributeError", "no attribute", "pip install --force-reinstall keras"),
     ],
 )
 def test_a_command_names_in_one_line_what_installs_a_library_that_does_not_load(
-    break_module: Callable[[str, str], dict[str, str]],
+    break_module: Callable[..., dict[str, str]],
     tmp_path: Path,
     command: list[str],
     module: str,
+    error: str,
     message: str,
     remedy: str,
 ) -> None:
-    env = break_module(module, message)
+    env = break_module(module, message, error)
     shutil.copy(
         metadata.distribution("scikit-image").locate_file("skimage/data/astronaut.png"),
         tmp_path / "photo.jpg",
@@ -202,9 +207,11 @@ def test_a_command_names_in_one_line_what_installs_a_library_that_does_not_load(
     assert remedy in line
 
 
-@pytest.mark.parametrize("module", ["cv2", "onnxruntime", "pydantic"])
+@pytest.mark.parametrize(
+    ("module", "error"), [("cv2", "ImportError"), ("onnxruntime", "OSError"), ("pydantic", "ValueError")]
+)
 def test_a_recognizer_names_what_installs_a_library_that_does_not_load(
-    break_module: Callable[[str, str], dict[str, str]], module: str
+    break_module: Callable[..., dict[str, str]], module: str, error: str
 ) -> None:
     code = (
         "import ferkit\n"
@@ -213,7 +220,7 @@ def test_a_recognizer_names_what_installs_a_library_that_does_not_load(
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env=break_module(module, LIBGL),
+        env=break_module(module, LIBGL, error),
         capture_output=True,
         text=True,
         check=False,
@@ -224,18 +231,29 @@ def test_a_recognizer_names_what_installs_a_library_that_does_not_load(
     assert done.stdout.endswith("apt-get install libgl1\n")
 
 
-@pytest.mark.parametrize("module", ["numpy", "PIL", "onnxruntime", "cv2"])
+@pytest.mark.parametrize(
+    ("module", "error"),
+    [("numpy", "ImportError"), ("PIL", "OSError"), ("onnxruntime", "ValueError"), ("cv2", "OSError")],
+)
 def test_doctor_reports_a_library_that_does_not_load(
-    break_module: Callable[[str, str], dict[str, str]], module: str
+    break_module: Callable[..., dict[str, str]], module: str, error: str
 ) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "ferkit", "doctor"],
-        env=break_module(module, LIBGL), capture_output=True, text=True, check=False,
+        env=break_module(module, LIBGL, error), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (1, "")
     assert "broken" in done.stdout
     assert "libGL.so.1" in done.stdout
     assert "-> Debian, Ubuntu: apt-get install libgl1" in done.stdout
+
+
+def test_an_error_that_is_not_of_an_import_is_not_explained() -> None:
+    import numpy as np
+
+    with pytest.raises(np.linalg.LinAlgError) as caught:
+        np.linalg.inv(np.zeros((2, 2)))
+    assert explain_import_error(caught.value) is None
 
 
 def test_an_import_error_of_ferkit_itself_is_not_explained() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ferkit.core.errors import FerkitError, OutputError, SearchError
+from ferkit.core.errors import DataError, FerkitError, OutputError, SearchError
 
 pytest.importorskip("ray", reason="needs ferkit[tune]")
 pytest.importorskip("optuna", reason="needs ferkit[tune]")
@@ -63,6 +63,17 @@ def test_a_space_that_no_trial_could_train_is_refused_before_anything_starts(
         lambda: sample(space, faces, Settings(trials=2)),
     ):
         with pytest.raises(SearchError, match=re.escape(message)):
+            start()
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_label_without_training_faces_is_refused_before_anything_starts(faces, tmp_path) -> None:
+    untrained = faces.select((faces.labels != 3) | (faces.split != 0))
+    for start in (
+        lambda: search(SPACE, untrained, tmp_path / "s", Settings(trials=2)),
+        lambda: sample(SPACE, untrained, Settings(trials=2)),
+    ):
+        with pytest.raises(DataError, match="no Training face has the label 'happy'"):
             start()
     assert not (tmp_path / "s").exists()
 

@@ -93,7 +93,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'ferkit' has no attribute {name!r}")
     try:
         value = getattr(importlib.import_module(home), name)
-    except ImportError as error:
+    except Exception as error:
         from ferkit.core.extras import explain_import_error
 
         if explained := explain_import_error(error):

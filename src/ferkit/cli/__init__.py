@@ -76,17 +76,17 @@ def _run(arguments: Sequence[str]) -> int:
         sys.stdout.flush()
     except FerkitError as error:
         return _fail(str(error))
-    except ImportError as error:
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        return FAILED  # The reader has ended, as in `ferkit ... | head`.
+    except Exception as error:
         from ferkit.core.extras import explain_import_error
 
         explained = explain_import_error(error)
         if explained is None:
             raise
         return _fail(str(explained))
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:
-        return FAILED  # The reader has ended, as in `ferkit ... | head`.
     return status
 
 

@@ -18,19 +18,22 @@ from ferkit.core.extras import LIBRARIES, SYSTEM_LIBRARIES, install_command
 
 State = Literal["ok", "missing", "broken", "skipped"]
 
+_REFUSED = f"{MissingDependencyError.__module__}.{MissingDependencyError.__name__}: "
+"""What a traceback says before the message of the error."""
+
 _TRY_BASE = (
-    "from ferkit.core.extras import require\n"
     "for name in ('numpy', 'PIL.Image', 'pydantic', 'platformdirs', 'rich', 'typer'): require(name, '')"
 )
-_TRY_OPENCV = "import cv2; print(cv2.__version__)"
+_TRY_OPENCV = "print(require('cv2', '').__version__)"
 _TRY_VIDEO = (
-    "import trackers, supervision, av\n"
+    "for name in ('trackers', 'supervision'): require(name, 'video')\n"
+    "av = require('av', 'video')\n"
     "codec = '.'.join(str(part) for part in av.library_versions['libavcodec'])\n"
     'print(f"PyAV {av.__version__} with FFmpeg\'s libavcodec {codec}")'
 )
 _TRY_TENSORFLOW = (
     "import os; os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'\n"
-    "import keras, tensorflow as tf\n"
+    "keras, tf = (require(name, 'train') for name in ('keras', 'tensorflow'))\n"
     "names = [d.name.removeprefix('/physical_device:') for d in tf.config.list_physical_devices()]\n"
     "print(f'Keras {keras.__version__} on {keras.backend.backend()}; '\n"
     "      f'TensorFlow {tf.__version__} sees {\", \".join(names)}')"
@@ -83,40 +86,36 @@ def check_base() -> Check:
     absent = _absent("")
     if absent:
         return Check("base install", "missing", ", ".join(absent), install_command(""), essential=True)
-    done = _python(_TRY_BASE)
-    if done.returncode:
-        last = _last_line(done.stderr)
-        return _broken("base install", last.partition("MissingDependencyError: ")[2] or last)
-    return Check("base install", "ok", "complete", essential=True)
-
-
-def _broken(name: str, message: str) -> Check:
-    """Return the check of an essential library that does not load, from the message of the error."""
-    detail, found, remedy = message.rpartition("; ")
-    return Check(
-        name,
-        "broken",
-        detail if found else message,
-        remedy if found else install_command(""),
-        essential=True,
-    )
+    check = _try_import("base install", _TRY_BASE, essential=True)
+    return replace(check, detail="complete") if check.state == "ok" else check
 
 
 def check_opencv() -> Check:
     """Import OpenCV."""
-    return _try_import("OpenCV", _TRY_OPENCV, "", essential=True)
+    return _try_import("OpenCV", _TRY_OPENCV, essential=True)
 
 
-def _try_import(name: str, code: str, extra: str, *, essential: bool = False) -> Check:
+def _try_import(name: str, code: str, *, essential: bool = False) -> Check:
     """Run ``code`` in a process of its own; if that fails, name the system libraries that are missing."""
-    done = _python(code)
+    done = _python(f"from ferkit.core.extras import require\n{code}")
     if done.returncode == 0:
         return Check(name, "ok", _last_line(done.stdout), essential=essential)
-    detail, remedy = _last_line(done.stderr), install_command(extra)
+    check = _broken(name, _last_line(done.stderr).removeprefix(_REFUSED), essential=essential)
     if missing := missing_system_libraries(done.stderr):
         packages = sorted({SYSTEM_LIBRARIES.get(file, f"(the package of {file})") for file in missing})
-        detail = f"system libraries are missing or too old: {', '.join(missing)}"
-        remedy = f"Debian, Ubuntu: apt-get install {' '.join(packages)}"
+        return replace(
+            check,
+            detail=f"system libraries are missing or too old: {', '.join(missing)}",
+            remedy=f"Debian, Ubuntu: apt-get install {' '.join(packages)}",
+        )
+    return check
+
+
+def _broken(name: str, message: str, *, essential: bool = True) -> Check:
+    """Return the check of a library that does not load, from the message of the error."""
+    detail, found, remedy = message.rpartition("; ")
+    if not found:
+        detail, remedy = message, install_command("")
     return Check(name, "broken", detail, remedy, essential=essential)
 
 
@@ -206,7 +205,7 @@ def check_video() -> Check:
     absent = _absent("video")
     if absent:
         return Check("video", "missing", ", ".join(absent), install_command("video"))
-    return _try_import("video", _TRY_VIDEO, "video")
+    return _try_import("video", _TRY_VIDEO)
 
 
 def check_training(*, full: bool) -> Check:
@@ -216,7 +215,7 @@ def check_training(*, full: bool) -> Check:
         return Check("training", "missing", ", ".join(absent), install_command("train"))
     if not full:
         return Check("training", "skipped", f"installed; `ferkit doctor --full` starts it; {_precision()}")
-    check = _try_import("training", _TRY_TENSORFLOW, "train")
+    check = _try_import("training", _TRY_TENSORFLOW)
     return replace(check, detail=f"{check.detail}; {_precision()}") if check.state == "ok" else check
 
 

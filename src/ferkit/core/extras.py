@@ -113,29 +113,36 @@ def require(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise MissingDependencyError(_missing(error.name or module, extra)) from error
-    except ImportError as error:
+    except Exception as error:
+        # Of any class: an OSError of a shared library, a ValueError of a NumPy other than at the build.
         raise explain_import_error(error) or MissingDependencyError(
             _broken(module, (module,), error)
         ) from error
 
 
-def explain_import_error(error: ImportError) -> MissingDependencyError | None:
-    """Return the error that names what to install, or None if no library of ferkit failed to load."""
-    top = (error.name or "").partition(".")[0]
+def explain_import_error(error: Exception) -> MissingDependencyError | None:
+    """Return the error that names what to install, or None if no import of a library of ferkit failed."""
+    is_import = isinstance(error, ImportError)
+    top = (error.name or "").partition(".")[0] if isinstance(error, ImportError) else ""
     known = {library.module: library for library in LIBRARIES}
     if isinstance(error, ModuleNotFoundError) and (top in known or top in BY_HAND):
         return MissingDependencyError(_missing(top, known[top].extra if top in known else ""))
-    # Where Python code of a library raised the error, its frames are the last ones.
-    frames = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(error.__traceback__)]
-    for name in [top, *(frame.partition(".")[0] for frame in reversed(frames))]:
-        if name in known:
+    # Where Python code of a library raised the error, its frames are the last ones. Errors other than
+    # ImportError are of an import only if the body of a module raised them.
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    names = [
+        (str(frame.f_globals.get("__name__")).partition(".")[0], frame.f_code.co_name == "<module>")
+        for frame in reversed(frames)
+    ]
+    for name, imported in [(top, True), *names]:
+        if name in known and (imported or is_import):
             return MissingDependencyError(_broken(name, known[name].distributions, error))
         if name == "ferkit":
             break
     return None
 
 
-def _broken(module: str, distributions: tuple[str, ...], error: ImportError) -> str:
+def _broken(module: str, distributions: tuple[str, ...], error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     named = [line for line in lines if _SYSTEM_LIBRARY.search(line)]
     remedy = system_remedy(named[0]) if named else f"run: pip install --force-reinstall {distributions[0]}"

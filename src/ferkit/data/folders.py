@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferkit.core.crops import fit_crop
-from ferkit.core.errors import DataError, ImageError, TaxonomyError
+from ferkit.core.errors import DataError, ImageError
 from ferkit.core.images import SUFFIXES, load_image, to_gray
 from ferkit.core.taxonomy import KNOWN, Taxonomy
 from ferkit.data.archives import list_members, name_some, read_members
@@ -267,10 +267,12 @@ def taxonomy_of_names(
         if set(spelled) == set(known.labels):
             return known, {name: known.index(name.casefold()) for name in names}
     labels = sorted(spelled.values())
-    try:
-        taxonomy = Taxonomy(numbers_of(labels, (source, example)), tuple(labels))
-    except TaxonomyError as error:
-        raise DataError(f"{source}: one folder per label was expected; {error}") from error
+    if len(labels) < 2:
+        raise DataError(
+            f"{source}: two or more labels were expected (of pictures: a folder for each). "
+            f"Received one: {labels[0]!r}"
+        )
+    taxonomy = Taxonomy(numbers_of(labels, (source, example)), tuple(labels))
     return taxonomy, {name: labels.index(spelled[name.casefold()]) for name in names}
 
 

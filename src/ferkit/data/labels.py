@@ -207,10 +207,17 @@ def describe_untrained(labels: Mapping[str, str], train_split: str = "Training")
 
 
 def check_training_labels(dataset: FaceDataset, train_split: str = "Training") -> None:
-    """Raise a DataError if labels have faces in other splits and none in the training split.
+    """Raise a DataError if a network trained on these faces could not predict one of their labels.
 
     Raises:
-        DataError: The message names the labels, and similar ones that have training faces.
+        DataError: If labels have faces in other splits and none in the training split (the message names them
+            and similar ones that have), or all training faces have the same label.
     """
     if words := describe_untrained(labels_without_training(dataset, train_split), train_split):
         raise DataError(f"{dataset.source}: {words}; rename or remove its folders or rows")
+    trained = np.unique(dataset.labels[dataset.split == SPLITS.index(train_split)])
+    if len(trained) == 1:
+        label = dataset.taxonomy.labels[trained[0]]
+        raise DataError(
+            f"{dataset.source}: every {train_split} face has the label {label!r}; add faces of another label"
+        )

@@ -21,7 +21,7 @@ from optuna.trial import TrialState
 from ferkit.core.errors import ModelError, OutputError, SearchError
 from ferkit.core.files import output_errors
 from ferkit.core.runtime import first_line, usable_cores
-from ferkit.data import FaceDataset
+from ferkit.data import FaceDataset, check_training_labels
 from ferkit.search.cluster import Machine, check_nodes, count_gpus, count_slots, ray_running
 from ferkit.search.sampling import Cost, CostFilter, NetworkTooLargeError, Profiler, propose
 from ferkit.search.space import Space, format_values
@@ -243,7 +243,7 @@ def _refuse_other_data(found: Search, dataset: FaceDataset) -> None:
 
 
 def _check_data(space: Space, dataset: FaceDataset) -> None:
-    """Refuse a space whose recipes need splits, votes or image sizes that the data lacks, or a teacher."""
+    """Refuse a space whose recipes need a teacher, or splits, labels, votes or sizes that the data lacks."""
     for parameter in space.parameters:
         if parameter.key in ("data.train_split", "data.validation_split"):
             raise SearchError(
@@ -265,6 +265,7 @@ def _check_data(space: Space, dataset: FaceDataset) -> None:
                 "pixels, and exclude a view_size"
             )
         heads_of(recipe, dataset.taxonomy, dataset.votes is not None)
+        check_training_labels(dataset, recipe.data.train_split)
         splits |= {recipe.data.train_split, recipe.data.validation_split}
     for split in sorted(splits):
         dataset.of_split(split)
