@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from ferkit.core.errors import TrainingError
+from ferkit.core.errors import MissingDependencyError, TrainingError
 from ferkit.core.extras import require
 from ferkit.training.precision import choose_precision, use_onednn
 
@@ -43,8 +43,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 use_onednn()
 try:
     keras = require("keras", "train")
-except ValueError as error:
-    raise TrainingError(f"Keras refuses {_settings()}: {error}") from error
+except MissingDependencyError as error:
+    if isinstance(cause := error.__cause__, ValueError) and _settings().is_file():
+        raise TrainingError(f"Keras refuses {_settings()}: {cause}") from cause
+    raise
 # keras.json may set others, for the user's own networks.
 keras.config.set_image_data_format("channels_last")
 keras.config.set_floatx("float32")
