@@ -8,7 +8,6 @@ PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(PY) -m pip install --quiet --constraint
 BASE := $(VENV)/base.stamp
 DEV := $(VENV)/dev.stamp
 USABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
-DEMO_PHOTO := skimage/data/astronaut.png
 WORKERS := 2
 OUT := bench-out
 PEER := bench-out/peer-venv
@@ -25,8 +24,7 @@ help: ## List the targets.
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
 
 demo: $(BASE) ## Predict the expression in a real photo with the default model (base install only).
-	@photo=$$($(PY) -c "import importlib.metadata as m; print(m.distribution('scikit-image').locate_file('$(DEMO_PHOTO)'))") \
-	&& $(PY) -m ferkit predict "$$photo" --annotate demo-out
+	@$(PY) -m ferkit predict examples/astronaut.jpg --annotate demo-out
 
 # Each worker gets half of the tests in order, so that fixtures of a module are mostly made once; a worker that is done
 # takes tests from the other. WORKERS=0 runs all in one process.

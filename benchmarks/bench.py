@@ -19,6 +19,7 @@ from measuring import Part, Worker, describe_machine, in_turns, measure_process,
 
 from ferkit.core.errors import FerkitError
 
+ASTRONAUT = Path(__file__).parents[1] / "examples" / "astronaut.jpg"
 FLOOR = "python -c pass"
 STARTS: Mapping[str, Sequence[str]] = {
     FLOOR: ("-c", "pass"),
@@ -46,7 +47,7 @@ def bench_start(rounds: int) -> Part:
 
 def bench_predict(rounds: int) -> Part:
     """Measure seconds and peak memory of ``ferkit predict``, relative to importing its libraries."""
-    photo = str(astronaut())
+    photo = str(ASTRONAUT)
     lines = {LIBRARIES_ALONE: ("-c", LIBRARIES_ALONE), "ferkit predict": ("-m", "ferkit", "predict", photo)}
     rows = _processes(lines, rounds)
     for row in rows.values():
@@ -69,7 +70,7 @@ def write_large_photo(path: Path) -> Path:
     """Write the astronaut, enlarged to :data:`LARGE_SIDE`, and return the path."""
     from PIL import Image
 
-    with Image.open(astronaut()) as photo:
+    with Image.open(ASTRONAUT) as photo:
         photo.convert("RGB").resize((LARGE_SIDE, LARGE_SIDE), Image.Resampling.BICUBIC).save(path, quality=90)
     return path
 
@@ -136,13 +137,6 @@ def usable(cores: Sequence[int], clock: str = "wall") -> list[int]:
     return [n for n in cores if n <= limit]
 
 
-def astronaut() -> Path:
-    """Return the path of scikit-image's astronaut."""
-    from importlib.metadata import distribution
-
-    return Path(str(distribution("scikit-image").locate_file("skimage/data/astronaut.png")))
-
-
 def main() -> None:
     """Read the command line, measure, and write ``bench.json`` and the report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -153,7 +147,7 @@ def main() -> None:
     )
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help=CLOCK_HELP)
     arguments = parser.parse_args()
-    photos = [astronaut(), *(path.absolute() for path in arguments.photo)]
+    photos = [ASTRONAUT, *(path.absolute() for path in arguments.photo)]
     parts: dict[str, Callable[[int], Part]] = {
         "Start-up": bench_start,
         "One photo, cold": bench_predict,

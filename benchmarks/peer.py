@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import CLOCK_HELP, astronaut, usable
+from bench import ASTRONAUT, CLOCK_HELP, usable
 from jobs import CLOCKS
 from measuring import Part, Worker, describe_machine, in_turns, workers, write_report
 
@@ -165,7 +165,7 @@ def main() -> None:
             file=sys.stderr,
         )
         return
-    photos = [astronaut(), *(path.absolute() for path in arguments.photo)]
+    photos = [ASTRONAUT, *(path.absolute() for path in arguments.photo)]
     report: dict[str, Any] = {"machine": describe_machine(), "parts": {}}
     cores, clock = usable(CORES, arguments.clock), arguments.clock
     with (

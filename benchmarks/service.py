@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bench import ASTRONAUT
 from PIL import Image
 
 JPEG = b"image/jpeg"
@@ -302,13 +303,8 @@ async def stream(port: int, frames: Sequence[bytes], seconds: float) -> dict[str
 
 
 def portrait() -> Image.Image:
-    """Return a picture of 640 x 480 with one face: the astronaut of scikit-image."""
-    import importlib.util
-
-    spec = importlib.util.find_spec("skimage")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    face = Image.open(Path(spec.submodule_search_locations[0]) / "data" / "astronaut.png").convert("RGB")
+    """Return a picture of 640 x 480 with one face: the astronaut."""
+    face = Image.open(ASTRONAUT).convert("RGB")
     picture = Image.new("RGB", (640, 480), (60, 70, 80))
     picture.paste(face.resize((440, 440)), (100, 20))
     return picture

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-from bench import astronaut
+from bench import ASTRONAUT
 from measuring import Part, describe_machine, held_parts, in_turns, write_report
 from numpy.typing import NDArray
 
@@ -57,10 +57,10 @@ Picture = NDArray[np.uint8]
 
 
 def source_frames(clip: Path | None) -> list[Picture]:
-    """Return the frames of a clip; without one, the astronaut of scikit-image, drifting."""
+    """Return the frames of a clip; without one, the astronaut, drifting."""
     if clip is not None:
         return [frame.rgb for frame in Clip(clip, end=10).frames()]
-    photo = load_image(astronaut())
+    photo = load_image(ASTRONAUT)
     return [np.roll(photo[:360], 2 * k, axis=1) for k in range(60)]
 
 

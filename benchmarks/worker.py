@@ -73,7 +73,7 @@ def stages(path: str, seconds: float, least: int) -> dict[str, Any]:
             to_gray(rgb),
             [face.box for face in result.faces],
             [face.landmarks for face in result.faces],
-            geometry=recognizer.info.crop,
+            geometry=recognizer.pipeline.geometry,
             size=recognizer.info.input_size,
         )
         for face, seen in zip(result.faces, cut, strict=True):

@@ -38,6 +38,8 @@ from ferkit.core.errors import ImageError
 from ferkit.core.files import write_json
 from ferkit.core.images import load_image
 
+ASTRONAUT = Path(__file__).parents[1] / "examples" / "astronaut.jpg"
+
 HANG = 120
 """Seconds after which a case counts as hung, and the process ends itself."""
 
@@ -276,7 +278,9 @@ def main() -> None:
     parser.add_argument("--memory", type=int, default=900, help="MiB that the process may reach")
     parser.add_argument("--out", type=Path, default=Path("fuzz-out"), help="where findings go")
     parser.add_argument("--json", type=Path, help="file for the figures; none by default")
-    parser.add_argument("--photo", type=Path, help="a photo with a face; by default scikit-image's astronaut")
+    parser.add_argument(
+        "--photo", type=Path, default=ASTRONAUT, help="a photo with a face; by default the astronaut"
+    )
     parser.add_argument(
         "--atheris", nargs=argparse.REMAINDER, help="hand decoding, and what follows, to atheris"
     )
@@ -301,19 +305,10 @@ def main() -> None:
         if arguments.pipeline:
             from ferkit import Recognizer
 
-            photo = Image.open(arguments.photo or _astronaut()).convert("RGB").resize((192, 192))
+            photo = Image.open(arguments.photo).convert("RGB").resize((192, 192))
             seeds, predict = list(encodings(photo)), Recognizer().predict
             run_cases("pipeline", arguments.pipeline, seeds, predict, rng, arguments, results)
     sys.exit(1 if results.findings else 0)
-
-
-def _astronaut() -> Path:
-    import importlib.util
-
-    spec = importlib.util.find_spec("skimage")
-    if spec is None or not spec.submodule_search_locations:
-        sys.exit("error: scikit-image is not installed; name a photo with --photo")
-    return Path(spec.submodule_search_locations[0]) / "data" / "astronaut.png"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ferkit.core import taxonomy
-from ferkit.core.crops import CropGeometry
+from ferkit.core.crops import FER2013_CROPS, CropGeometry
 from ferkit.core.modelfile import HeadInfo, Metric, ModelInfo, write_model
 
 BOTH = (taxonomy.FER2013, taxonomy.FERPLUS)
@@ -83,7 +83,7 @@ def model_info(
         default_taxonomy=taxonomies[0].id,
         input_size=size,
         view_size=size,
-        crop=crop or CropGeometry(),
+        crops={"yunet": crop} if crop else dict(FER2013_CROPS),
     )
 
 

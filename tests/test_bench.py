@@ -63,7 +63,7 @@ def test_a_worker_returns_results_and_survives_a_failed_job(measuring: Any, embe
         assert worker.call("describe")["mmac"] > 1
         assert worker.call("classify", batch=2, seconds=0.01)["faces_per_s"] > 0
         assert worker.call("matmul", library="numpy", size=64, seconds=0.01)["gmac_per_s"] > 0
-        photo = worker.call("photo", path=str(sample("astronaut.png")), seconds=0)
+        photo = worker.call("photo", path=str(sample("astronaut.jpg")), seconds=0)
         assert photo["faces"] == 1
         with pytest.raises(RuntimeError, match="no/such"):
             worker.call("photo", path="no/such.png", seconds=0)
@@ -73,7 +73,7 @@ def test_a_worker_returns_results_and_survives_a_failed_job(measuring: Any, embe
 def test_the_stages_of_a_photo_add_up_to_the_whole(measuring: Any, embedded: None) -> None:
     """A detector created anew for each measurement once made detection alone slower than the whole."""
     with measuring.Worker("worker.py", 1, clock="processor") as worker:
-        result = worker.call("stages", path=str(sample("astronaut.png")), seconds=0, least=7)
+        result = worker.call("stages", path=str(sample("astronaut.jpg")), seconds=0, least=7)
     assert result["faces"] == 1
     assert list(result["stages"]) == ["decode", "detect", "crop", "classify", "draw", "encode"]
     parts = sum(result["stages"][name] for name in ("decode", "detect", "crop", "classify"))

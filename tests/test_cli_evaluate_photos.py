@@ -32,13 +32,13 @@ def photos(tmp_path):
     """Four photos under two labels: two faces, a cat, and two people of which the astronaut is larger."""
     folder = tmp_path / "photos"
     for name, source in (
-        ("Happy/a.png", "astronaut.png"),
+        ("Happy/a.png", "astronaut.jpg"),
         ("neutral/sub/b.png", "camera.png"),
         ("neutral/c.png", "chelsea.png"),
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(sample(source).read_bytes())
-    pair = np.concatenate([load_image(sample("camera.png")), load_image(sample("astronaut.png"))], axis=1)
+    pair = np.concatenate([load_image(sample("camera.png")), load_image(sample("astronaut.jpg"))], axis=1)
     write_image(folder / "Happy" / "d.png", pair)
     return folder
 

@@ -17,7 +17,7 @@ from ferkit.recognize.drawing import colour, draw, draw_faces, label_places
 from ferkit.video.writers import draw_frame
 from samples import sample
 
-ASTRONAUT = sample("astronaut.png")
+ASTRONAUT = sample("astronaut.jpg")
 QUALITY = Quality(300.0, 0.8, 120.0, 50.0, 0.0, 0.0, 0.0, ())
 
 

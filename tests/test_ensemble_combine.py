@@ -239,7 +239,7 @@ def test_members_of_different_size_are_refused(members, tmp_path):
 
 
 def test_members_with_different_crops_are_refused(members):
-    other = _changed(members[1], crop=CropGeometry(align="eyes"))
+    other = _changed(members[1], crops={"yunet": CropGeometry(align="eyes")})
     with pytest.raises(ModelFileError, match="crop geometry"):
         combine([members[0], other], name="pair")
 

@@ -272,7 +272,7 @@ def test_commands_work_with_closed_standard_streams(
     tmp_path: Path, command: str, status: int, closed: str
 ) -> None:
     """A known fault: tracebacks, as for services and programs without a terminal."""
-    (tmp_path / "PHOTO").write_bytes(sample("astronaut.png").read_bytes())
+    (tmp_path / "PHOTO").write_bytes(sample("astronaut.jpg").read_bytes())
     done = run_in_shell(f"{command} {closed}", tmp_path)
     assert done.returncode == status
     assert "Traceback" not in done.stdout + done.stderr

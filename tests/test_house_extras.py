@@ -19,6 +19,7 @@ from packaging.utils import canonicalize_name
 
 from ferkit.core.errors import MissingDependencyError
 from ferkit.core.extras import EXTRAS, LIBRARIES, explain_import_error, install_command, require
+from samples import ASTRONAUT
 
 PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
 
@@ -192,10 +193,7 @@ def test_a_command_names_in_one_line_what_installs_a_library_that_does_not_load(
     remedy: str,
 ) -> None:
     env = break_module(module, message, error)
-    shutil.copy(
-        metadata.distribution("scikit-image").locate_file("skimage/data/astronaut.png"),
-        tmp_path / "photo.jpg",
-    )
+    shutil.copy(ASTRONAUT, tmp_path / "photo.jpg")
     done = subprocess.run(
         [sys.executable, "-m", "ferkit", *command],
         env=env, cwd=tmp_path, capture_output=True, text=True, check=False,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
 
 from ferkit.core.extras import LIBRARIES
 from modelzoo import write_tiny_model
+from samples import ASTRONAUT
 
 BLOCKED = sorted({"jax", "torch", *(one.module for one in LIBRARIES if one.extra)})
 ROOMS = ("core", "detect", "recognize", "video", "batch", "weights")
@@ -75,11 +75,10 @@ for room in {ROOMS!r}:
 
 
 def test_predict_works_without_any_extra(tmp_path: Path) -> None:
-    photo = distribution("scikit-image").locate_file("skimage/data/astronaut.png")
     model = tmp_path / "tiny.onnx"
     write_tiny_model(model)
     out = python(
         f"{BLOCK}\nfrom ferkit.cli import run\n"
-        f"sys.exit(run(['predict', {str(photo)!r}, '--model', {str(model)!r}, '--json']))"
+        f"sys.exit(run(['predict', {str(ASTRONAUT)!r}, '--model', {str(model)!r}, '--json']))"
     )
     assert json.loads(out)

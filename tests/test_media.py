@@ -11,7 +11,7 @@ import pytest
 import modelzoo
 from ferkit import FaceClassifier, Recognizer, weights
 from ferkit.core.images import load_image
-from ferkit.detect.centerface import CenterFace
+from ferkit.detect import make_detector
 
 pytestmark = pytest.mark.realdata
 
@@ -59,7 +59,7 @@ def test_every_face_is_found_where_it_is_and_none_invented(
 
 @pytest.mark.parametrize("name", ["multi_face.jpg", "single_face.jpg", "free-mountain-vector-01.jpg"])
 def test_searching_for_small_faces_invents_none(shared_dir: Path, name: str) -> None:
-    found = CenterFace(min_face=30).detect(load_image(shared_dir / "media" / name))
+    found = make_detector(min_face=30).detect(load_image(shared_dir / "media" / name))
     assert len(found) == len(PICTURES[name])
 
 
@@ -73,7 +73,7 @@ def test_searching_for_small_faces_invents_none(shared_dir: Path, name: str) -> 
 )
 def test_frames_of_clips_show_the_faces_they_show(shared_dir: Path, name: str, faces: dict[int, int]) -> None:
     clip = cv2.VideoCapture(str(shared_dir / "media" / name))
-    detector = CenterFace()
+    detector = make_detector()
     found = {}
     for index in range(max(faces) + 1):
         good, frame = clip.read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import onnx
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 import modelzoo
 from ferkit import weights
 from ferkit.core import modelfile, taxonomy
+from ferkit.core.crops import FER2013_CROPS, CropGeometry
 from ferkit.core.errors import ModelFileError, OutputError, TaxonomyError
 from ferkit.core.modelfile import (
     HeadInfo,
@@ -122,6 +124,25 @@ def test_an_unknown_format_version_is_refused(tmp_path: Path, version: int) -> N
     write_model(modelzoo.graph_bytes(), other, tmp_path / "m.onnx")
     with pytest.raises(ModelFileError, match=rf"format version {version}.*reads version 2.*Update ferkit"):
         read_model(tmp_path / "m.onnx")
+
+
+def test_each_detector_has_a_crop_geometry_of_its_own() -> None:
+    info = modelzoo.model_info()
+    assert info.crop_for("yunet") == FER2013_CROPS["yunet"] != info.crop_for("centerface")
+    assert info.crop_for("mine") == info.crop_for("yunet")
+    with pytest.raises(ValidationError, match="crops"):
+        ModelInfo.model_validate({**info.model_dump(), "crops": {}})
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_the_one_geometry_of_older_files_is_that_of_centerface(wide: bool) -> None:
+    old = CropGeometry(box=(0.3, 0.3, 0.7, 0.7)) if wide else FER2013_CROPS["centerface"]
+    data = modelzoo.model_info().model_dump(mode="json", exclude={"crops"})
+    info = ModelInfo.model_validate({**data, "crop": old.model_dump(mode="json")})
+    assert info.crop_for("centerface") == old
+    # What was measured for FER2013's crops is known of other detectors as well.
+    assert info.crop_for("yunet") == (old if wide else FER2013_CROPS["yunet"])
+    assert "crop" not in json.loads(info.model_dump_json())
 
 
 def test_an_error_in_metadata_is_one_line_that_names_the_field(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from ferkit.recognize.results import UNCERTAIN, ByLabel, expressions, photo_colu
 from ferkit.recognize.sinks import CSVSink
 from samples import sample
 
-ASTRONAUT, CAMERAMAN, CAT = sample("astronaut.png"), sample("camera.png"), sample("chelsea.png")
+ASTRONAUT, CAMERAMAN, CAT = sample("astronaut.jpg"), sample("camera.png"), sample("chelsea.png")
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def portrait(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The astronaut, drifting to the right."""
-    astronaut = load_image(sample("astronaut.png"))[:320, 60:380]
+    astronaut = load_image(sample("astronaut.jpg"))[:320, 60:380]
     frames = [np.roll(astronaut, 2 * k, axis=1) for k in range(8)]
     return str(write_clip(tmp_path_factory.mktemp("clip") / "astronaut.mp4", frames))
 

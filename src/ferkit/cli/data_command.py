@@ -266,7 +266,7 @@ def _load_photos(source: str, size: int | None, detector: str | None, options: d
     """Crop the largest face of each photo; photos without one are left out."""
     from rich.progress import Progress
 
-    from ferkit.core.crops import crop_faces
+    from ferkit.core.crops import FER2013_CROPS, crop_faces
     from ferkit.core.images import to_gray
     from ferkit.data import check_source
     from ferkit.data.load import DEFAULT_SIZE
@@ -274,6 +274,7 @@ def _load_photos(source: str, size: int | None, detector: str | None, options: d
 
     check_source(source)
     finder = make_detector(detector) if detector else make_detector()
+    geometry = FER2013_CROPS.get(finder.name)
     photos = crowded = 0
 
     def crop(photo: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
@@ -285,7 +286,9 @@ def _load_photos(source: str, size: int | None, detector: str | None, options: d
             return None
         crowded += len(found) > 1
         largest = max(found, key=lambda face: (face.box[2] - face.box[0]) * (face.box[3] - face.box[1]))
-        face: NDArray[np.uint8] = crop_faces(to_gray(photo), [largest.box], size=size or DEFAULT_SIZE)[0]
+        face: NDArray[np.uint8] = crop_faces(
+            to_gray(photo), [largest.box], geometry=geometry, size=size or DEFAULT_SIZE
+        )[0]
         return face
 
     with Progress(console=console(stderr=True), disable=not sys.stderr.isatty()) as progress:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ferkit.cli.common import (
+    DETECTOR_HELP,
     TTA_HELP,
     DataChoice,
     DropFlatOption,
@@ -64,9 +65,7 @@ def evaluate(
     ] = False,
     name: Annotated[str | None, option("--name", "Name of the model in report and rows.", "its own")] = None,
     threads: RuntimeThreadsOption = None,
-    detector: Annotated[
-        str | None, option("--detector", "For --photos: centerface, yunet:FILE, or none.", "centerface")
-    ] = None,
+    detector: Annotated[str | None, option("--detector", f"For --photos: {DETECTOR_HELP}.", "yunet")] = None,
     min_face: Annotated[
         float | None,
         option(
@@ -114,7 +113,7 @@ def evaluate(
     if photos is not None:
         refuse_options(for_data, "it goes with --data, not with --photos")
         options: dict[str, Any] = {"min_face": min_face, "providers": provider, "threads": threads}
-        options |= {"taxonomy": taxonomy, "tta": as_tta_mode(tta), "detector": detector or "centerface"}
+        options |= {"taxonomy": taxonomy, "tta": as_tta_mode(tta), "detector": detector or "yunet"}
         _measure_photos(model, photos, label_map or [], options, json, out)
         return
     assert data is not None

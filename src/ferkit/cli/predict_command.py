@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ferkit.cli.common import (
+    DETECTOR_HELP,
     JsonOption,
     ModelOption,
     NetworkThreadsOption,
@@ -86,8 +87,8 @@ def predict(
     ] = True,
     detector: Annotated[
         str,
-        typer.Option(help="centerface, yunet:FILE, or none (each photo is a face crop already)."),
-    ] = "centerface",
+        typer.Option(help=f"{DETECTOR_HELP}."),
+    ] = "yunet",
     min_face: Annotated[
         float | None,
         typer.Option(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ferkit.cli.common import (
+    DETECTOR_HELP,
     JsonOption,
     ModelOption,
     NetworkThreadsOption,
@@ -108,8 +109,8 @@ def video(
     model: ModelOption = None,
     detector: Annotated[
         str,
-        typer.Option(help="centerface, yunet:FILE, or none (each frame is a face crop already)."),
-    ] = "centerface",
+        typer.Option(help=f"{DETECTOR_HELP}."),
+    ] = "yunet",
     min_face: Annotated[
         float | None,
         typer.Option(

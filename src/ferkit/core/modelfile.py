@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.dataclasses import dataclass
 
 from ferkit.core import files, onnxbytes
-from ferkit.core.crops import CropGeometry, TtaMode
+from ferkit.core.crops import FER2013_CROPS, CropGeometry, TtaMode
 from ferkit.core.errors import ModelFileError, TaxonomyError
 from ferkit.core.taxonomy import Taxonomy
 from ferkit.weights import DEFAULT, embedded_models, embedded_path
@@ -287,7 +287,7 @@ class ModelInfo(_Model):
         default_taxonomy: Id of the output that is used when none is named.
         input_size: Side S of ``face`` in pixels.
         view_size: Side that the network sees; where it is smaller than S, the graph cuts out the middle.
-        crop: How faces are cut from pictures.
+        crops: How faces are cut from pictures, by the detector that finds them; see :meth:`crop_for`.
         parameters: Number of trained values and of batch normalisation's moving statistics.
         mmac: Multiply-accumulates for one face, in millions.
         recipe: The recipe of the training run; empty for an ensemble.
@@ -307,7 +307,7 @@ class ModelInfo(_Model):
     default_taxonomy: str
     input_size: Annotated[int, Field(ge=1, le=4096)] = 48
     view_size: Annotated[int, Field(ge=1)] = 48
-    crop: CropGeometry = CropGeometry()
+    crops: Annotated[dict[str, CropGeometry], Field(min_length=1)] = dict(FER2013_CROPS)
     parity: Parity | None = None
     precision: str = "float32"
     licence: str = ""
@@ -315,6 +315,16 @@ class ModelInfo(_Model):
     ferkit_version: str = ""
     members: tuple[MemberInfo, ...] = ()
     notes: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_one_crop(cls, data: Any) -> Any:
+        """Read metadata with one geometry, ``crop``, which is that of CenterFace."""
+        if isinstance(data, dict) and "crop" in data and "crops" not in data:
+            crop = CropGeometry.model_validate(data["crop"])
+            own = {} if crop == FER2013_CROPS["centerface"] else {"crops": {"centerface": crop}}
+            return {key: value for key, value in data.items() if key != "crop"} | own
+        return data
 
     @model_validator(mode="after")
     def _check_heads(self) -> ModelInfo:
@@ -331,6 +341,10 @@ class ModelInfo(_Model):
     def ten_crop_shift(self) -> int:
         """Pixels by which ten-crop shifts: what the graph cuts off, or 2 where it sees the whole crop."""
         return (self.input_size - self.view_size) // 2 or 2
+
+    def crop_for(self, detector: str) -> CropGeometry:
+        """Return how faces of a detector are cut; one that is not known is taken for the first of them."""
+        return self.crops.get(detector) or next(iter(self.crops.values()))
 
     @property
     def provenance(self) -> tuple[Provenance, ...]:

@@ -14,9 +14,12 @@ from ferkit.core.errors import ModelFileError
 MODEL_IR_VERSION = 1
 MODEL_GRAPH = 7
 MODEL_METADATA = 14
+GRAPH_INITIALIZER = 5
 GRAPH_INPUT = 11
 GRAPH_OUTPUT = 12
+GRAPH_VALUE_INFO = 13
 
+_TENSOR_NAME = 8
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
@@ -125,3 +128,57 @@ def with_metadata(data: bytes, entries: dict[str, str]) -> bytes:
     for key, value in entries.items():
         kept += encode(MODEL_METADATA, encode(1, key.encode()) + encode(2, value.encode()))
     return bytes(kept)
+
+
+def free_sizes(model: bytes) -> bytes:
+    """Return a model whose inputs and outputs may have any size along each of their axes.
+
+    The sizes that the graph declares between them are removed too. Older files also list their weights as
+    inputs, which keeps ONNX Runtime from folding constants; these inputs are removed.
+
+    Args:
+        model: The ONNX model, with float tensors as inputs and outputs.
+
+    Raises:
+        MalformedError: If the bytes are no ONNX model.
+    """
+    content = bytearray()
+    for field in fields(model):
+        if field.number != MODEL_GRAPH:
+            content += model[field.begin : field.end]
+            continue
+        parts = list(fields(model, field.value, field.end))
+        weights = {_text(model, part, _TENSOR_NAME) for part in parts if part.number == GRAPH_INITIALIZER}
+        graph = bytearray()
+        for part in parts:
+            if part.number == GRAPH_VALUE_INFO:
+                continue
+            if part.number not in (GRAPH_INPUT, GRAPH_OUTPUT):
+                graph += model[part.begin : part.end]
+                continue
+            name = _text(model, part, 1)
+            if name not in weights:
+                shape = _child(model, _child(model, _child(model, part, 2), 1), 2)
+                axes = sum(1 for _ in fields(model, shape.value, shape.end))
+                graph += encode(part.number, _value_info(name, axes))
+        content += encode(MODEL_GRAPH, bytes(graph))
+    return bytes(content)
+
+
+def _child(model: bytes, parent: Field, number: int) -> Field:
+    for field in fields(model, parent.value, parent.end):
+        if field.number == number and field.wire == _BYTES:
+            return field
+    raise MalformedError(f"the description of a tensor at byte {parent.begin} is incomplete")
+
+
+def _text(model: bytes, parent: Field, number: int) -> bytes:
+    field = _child(model, parent, number)
+    return model[field.value : field.end]
+
+
+def _value_info(name: bytes, axes: int) -> bytes:
+    """Return a ``ValueInfoProto`` of a float tensor with free axes."""
+    sizes = b"".join(encode(1, encode(2, name + b"_%d" % axis)) for axis in range(axes))
+    tensor = b"\x08\x01" + encode(2, sizes)
+    return encode(1, name) + encode(2, encode(1, tensor))

@@ -11,11 +11,14 @@ from ferkit.detect.base import Detection, Detector
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["DETECTORS", "Detection", "Detector", "make_detector"]
+__all__ = ["DEFAULT", "DETECTORS", "Detection", "Detector", "make_detector"]
 
 
 class _Entry(NamedTuple):
-    """Where a detector's class is, and which of ``min_face``, ``providers`` and ``threads`` it takes."""
+    """Where a detector's class is, and which of ``min_face``, ``providers`` and ``threads`` it takes.
+
+    With ``takes_file`` it may be written ``NAME:FILE``, with a network of the user's own.
+    """
 
     module: str
     factory: str
@@ -23,16 +26,21 @@ class _Entry(NamedTuple):
     takes_file: bool = False
 
 
+DEFAULT = "yunet"
+"""The detector that is used when none is named."""
+
+_ALL = ("min_face", "providers", "threads")
+
 DETECTORS = {
-    "centerface": _Entry("ferkit.detect.centerface", "CenterFace", ("min_face", "providers", "threads")),
-    "yunet": _Entry("ferkit.detect.yunet", "YuNet", ("min_face",), takes_file=True),
+    "yunet": _Entry("ferkit.detect.yunet", "YuNet", _ALL, takes_file=True),
+    "centerface": _Entry("ferkit.detect.centerface", "CenterFace", _ALL),
     "none": _Entry("ferkit.detect.whole", "WholePicture"),
 }
 """Every detector by name."""
 
 
 def make_detector(
-    spec: str = "centerface",
+    spec: str = DEFAULT,
     *,
     min_face: float | None = None,
     providers: Sequence[str] | None = None,
@@ -41,12 +49,11 @@ def make_detector(
     """Return a detector.
 
     Args:
-        spec: ``centerface``; ``yunet:FILE`` with the file of the network; or ``none`` for pictures that are
-            face crops already.
-        min_face: Height in pixels of the smallest face, at least 5; by default the detector's own. Its class
-            documents the limit in large pictures: ``yunet`` finds no face below a 213th of the longest side.
-        providers: ONNX Runtime execution providers, for ``centerface``.
-        threads: Threads per call, for ``centerface``.
+        spec: ``yunet``; ``yunet:FILE`` with another file of that network; ``centerface``; or ``none`` for
+            pictures that are face crops already.
+        min_face: Height in pixels of the smallest face, at least 5; by default the detector's own.
+        providers: ONNX Runtime execution providers.
+        threads: Threads per call.
 
     Raises:
         FerkitError: If the providers are no sequence of names.
@@ -56,14 +63,15 @@ def make_detector(
     """
     name, _, file = spec.partition(":")
     entry = DETECTORS.get(name)
-    usage = {known: f"{known}:FILE" if one.takes_file else known for known, one in DETECTORS.items()}
     if entry is None:
-        raise DetectorError(f"unknown detector {name!r}; known are {', '.join(usage.values())}")
-    if entry.takes_file != bool(file):
-        raise DetectorError(f"the detector is written {usage[name]}. Received: {spec!r}")
+        usage = [f"{one}[:FILE]" if DETECTORS[one].takes_file else one for one in DETECTORS]
+        raise DetectorError(f"unknown detector {name!r}; known are {', '.join(usage)}")
+    if spec != name and not (file and entry.takes_file):
+        usage = [name, f"{name}:FILE"] if entry.takes_file else [name]
+        raise DetectorError(f"the detector is written {' or '.join(usage)}. Received: {spec!r}")
     if min_face is not None and "min_face" not in entry.settings:
         raise DetectorError(f"the detector {name!r} takes whole pictures and has no min_face")
     given = {"min_face": min_face, "providers": providers, "threads": threads}
     settings: dict[str, Any] = {key: given[key] for key in entry.settings}
     factory: Callable[..., Detector] = getattr(importlib.import_module(entry.module), entry.factory)
-    return factory(file, **settings) if entry.takes_file else factory(**settings)
+    return factory(file, **settings) if file else factory(**settings)

@@ -127,7 +127,7 @@ def shared_taxonomies(members: Sequence[Member]) -> tuple[Taxonomy, ...]:
                 f"members of an ensemble must take faces of one size. Received: {first.name!r} takes "
                 f"{first.input_size} pixels, {info.name!r} takes {info.input_size}"
             )
-        if info.crop != first.crop:
+        if info.crops != first.crops:
             raise ModelFileError(
                 "members of an ensemble must have the same crop geometry. Received: that of "
                 f"{info.name!r} differs from that of {first.name!r}"
@@ -300,7 +300,7 @@ def combine(
         # One shift serves all members in ten-crop: that of the member which sees most, since a larger one
         # would show it repeated edges.
         view_size=max(member.info.view_size for member in members),
-        crop=members[0].info.crop,
+        crops=members[0].info.crops,
         parameters=sum(member.info.parameters for member in members),
         mmac=sum(member.info.mmac for member in members),
         training=training or Provenance(),

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferkit.core.classifier import FaceClassifier
-from ferkit.core.crops import TtaMode, crop_corners, crop_faces, fit_crop
+from ferkit.core.crops import CropGeometry, TtaMode, crop_corners, crop_faces, fit_crop
 from ferkit.core.taxonomy import Taxonomy
 from ferkit.detect import Detection, Detector
 from ferkit.detect.whole import WholePicture
@@ -74,6 +74,11 @@ class FacePipeline:
         """Whether each picture is one face crop, without detection."""
         return isinstance(self.detector, WholePicture)
 
+    @property
+    def geometry(self) -> CropGeometry:
+        """How the detector's faces are cut."""
+        return self.classifier.info.crop_for(self.detector.name)
+
     def crop(self, gray: NDArray[np.uint8], faces: Located) -> NDArray[np.uint8]:
         """Return the crops of faces in a picture uint8 ``[H, W]``, as the network takes them.
 
@@ -83,15 +88,15 @@ class FacePipeline:
         Raises:
             ImageError: If a face cannot be cropped.
         """
-        info = self.classifier.info
+        size = self.classifier.info.input_size
         if self.takes_whole_pictures:
-            return fit_crop(gray, info.input_size)[None]
-        return crop_faces(gray, *_as_arrays(faces), geometry=info.crop, size=info.input_size)
+            return fit_crop(gray, size)[None]
+        return crop_faces(gray, *_as_arrays(faces), geometry=self.geometry, size=size)
 
     def corners(self, faces: Located, width: int, height: int) -> NDArray[np.float64]:
         """Return the corners float64 ``[N, 4, 2]`` of the squares that :meth:`crop` cuts, clockwise."""
         if not self.takes_whole_pictures:
-            return crop_corners(*_as_arrays(faces), geometry=self.classifier.info.crop)
+            return crop_corners(*_as_arrays(faces), geometry=self.geometry)
         half, x, y = max(width, height) / 2, width / 2, height / 2
         return np.array(
             [[(x - half, y - half), (x + half, y - half), (x + half, y + half), (x - half, y + half)]]

@@ -16,7 +16,7 @@ from ferkit.core.crops import TTA_MODES, TtaMode, fit_crop
 from ferkit.core.errors import DetectorError, FerkitError, ImageError, TaxonomyError
 from ferkit.core.extras import require
 from ferkit.core.images import DEFAULT_MAX_PIXELS, ImageSource, is_data_uri, load_image, to_gray
-from ferkit.detect import Detector, make_detector
+from ferkit.detect import DEFAULT, Detector, make_detector
 from ferkit.recognize.pipeline import CroppedFaces, FacePipeline, in_batches, in_threads
 from ferkit.recognize.results import Explanation, Expression, Photo, Unreadable
 
@@ -60,17 +60,18 @@ class Recognizer:
 
     Args:
         model: Name of an embedded model, a model file, its bytes, or None for the embedded default.
-        detector: ``centerface``, ``yunet:FILE``, ``none`` (each photo is a face crop already), or an object
-            of the :class:`ferkit.detect.Detector` interface.
+        detector: ``yunet``, ``yunet:FILE``, ``centerface`` (extra ``centerface``), ``none`` (each photo is a
+            face crop already), or an object of the :class:`ferkit.detect.Detector` interface.
         taxonomy: Id of the label set; by default the model's default.
         min_face: Height in pixels of the smallest face to search for; smaller faces are left out. By default
             faces from 48 pixels on (in photos longer than 3840 pixels, from an eightieth of the longest side
-            on) are searched for, and smaller ones are kept if they are found.
+            on) are searched for, and smaller ones are kept if they are found; see
+            :class:`ferkit.detect.yunet.YuNet`.
         min_confidence: Below this probability the label is ``uncertain``.
         tta: Test-time augmentation: ``none``, ``flip`` or ``ten-crop`` (the mean over two or ten views, at
             two or ten times the cost of the network).
-        providers: ONNX Runtime execution providers, in order of preference, for the model and CenterFace; the
-            CPU by default.
+        providers: ONNX Runtime execution providers, in order of preference, for the model and the detector;
+            the CPU by default.
         threads: Threads per call; by default the cores that this process may use.
         batch_size: Faces per call of the network; it does not change the result.
         max_pixels: Photos with more pixels are refused.
@@ -88,7 +89,7 @@ class Recognizer:
         self,
         model: str | os.PathLike[str] | bytes | None = None,
         *,
-        detector: str | Detector = "centerface",
+        detector: str | Detector = DEFAULT,
         taxonomy: str | None = None,
         min_face: float | None = None,
         min_confidence: float = 0.0,
@@ -111,8 +112,8 @@ class Recognizer:
                 _check_count(name, value)
         if not isinstance(detector, str) and not _is_detector(detector):
             raise DetectorError(
-                "a detector is centerface, yunet:FILE, none, or an object with a name and a method detect. "
-                f"Received: {detector!r}"
+                "a detector is yunet, yunet:FILE, centerface, none, or an object with a name and a method "
+                f"detect. Received: {detector!r}"
             )
         if not isinstance(detector, str) and min_face is not None:
             raise FerkitError("min_face is for detectors by name; set it in the detector object itself")

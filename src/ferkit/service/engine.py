@@ -22,16 +22,13 @@ from ferkit.core.images import encode_image, load_image, to_gray
 from ferkit.core.palette import UNCERTAIN as UNCERTAIN_COLOUR
 from ferkit.core.palette import palette
 from ferkit.core.taxonomy import Taxonomy
-from ferkit.detect import Detection, Detector, make_detector
+from ferkit.detect import DEFAULT, Detection, Detector, make_detector
 from ferkit.detect.whole import WholePicture
 from ferkit.recognize import Explanation, Face, Recognizer, Unreadable
 from ferkit.recognize.drawing import draw
 from ferkit.recognize.quality import measure_quality
 from ferkit.recognize.results import UNCERTAIN, expressions
 from ferkit.service.settings import Settings
-
-DETECTOR = "centerface"
-"""The default detector."""
 
 _RECOGNIZERS = 8
 _HEAT = 96  # pixels of a side of an activation map's PNG
@@ -131,7 +128,7 @@ class Engine:
         settings = self._settings
         providers = list(settings.providers) or None
         detector = make_detector(
-            settings.detector or DETECTOR, min_face=options.min_face, providers=providers, threads=1
+            settings.detector or DEFAULT, min_face=options.min_face, providers=providers, threads=1
         )
         return Recognizer(
             settings.model,
@@ -269,7 +266,9 @@ class Live:
         if self._whole:
             crops = fit_crop(gray, info.input_size)[None]
         else:
-            crops = crop_faces(gray, boxes, landmarks, geometry=info.crop, size=info.input_size)
+            crops = crop_faces(
+                gray, boxes, landmarks, geometry=recognizer.pipeline.geometry, size=info.input_size
+            )
         faces = []
         for face, crop, raw in zip(found, crops, recognizer.predict_crops(crops), strict=True):
             shown = raw

@@ -127,7 +127,7 @@ class HealthModel(BaseModel):
 
 PHOTO_EXAMPLE = [
     {
-        "source": "astronaut.png",
+        "source": "astronaut.jpg",
         "width": 512,
         "height": 512,
         "taxonomy": "ferplus",

@@ -305,7 +305,7 @@ def recognize_video(
         detect_every = 0
     coded = clip.info.rate or 30.0
     rate = coded / every if fps is None else min(coded, float(fps))
-    detector = _TolerantDetector(recognizer.detector, recognizer.info.crop)
+    detector = _TolerantDetector(recognizer.detector, recognizer.pipeline.geometry)
     tracker = FaceTracker(detector, every=detect_every, max_gap=max_gap, rate=rate)
     work = _Work(recognizer, tracker, None if smoothing is None else Smoother(smoothing), keep_pictures)
     return VideoReading(clip, work.results(clip), detector, keeps_pictures=keep_pictures)
