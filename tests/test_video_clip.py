@@ -19,7 +19,7 @@ from av.stream import Disposition
 from PIL import Image
 
 from clips import SIZE, number_in, numbered, write_clip
-from ferkit.core.errors import VideoError
+from ferkit.core.errors import ImageError, VideoError
 from ferkit.core.images import load_image
 from ferkit.video.clip import Clip, seconds, turned
 
@@ -758,6 +758,24 @@ def test_an_animation_is_a_clip(folder: Path, suffix: str) -> None:
     assert [frame.duration for frame in frames][:4] == [Fraction(k, 10) for k in (1, 2, 1, 4)]
     assert clip.notes == ()
     assert [number_in(frame.rgb) for frame in Clip(path, start="0.3", end="0.8").frames()] == [2, 3]
+
+
+@pytest.mark.parametrize("change", ["canvas", "frame"])
+def test_a_damaged_animation_is_an_error_of_one_line(folder: Path, change: str) -> None:
+    """Found by the fuzzer: Pillow's DecompressionBombError left ferkit."""
+    content = io.BytesIO()
+    first, *others = [Image.fromarray(numbered(k, size=(96, 64))) for k in range(3)]
+    first.save(content, "WEBP", save_all=True, append_images=others)
+    damaged = bytearray(content.getvalue())
+    if change == "canvas":
+        damaged[24:30] = b"\xff" * 6  # width and height of the chunk VP8X, less one
+    else:
+        del damaged[-200:]
+    path = folder / f"damaged-{change}.webp"
+    path.write_bytes(damaged)
+    with pytest.raises(ImageError, match=r"damaged-\w+\.webp") as error:
+        list(Clip(path).frames())
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("failure", [ValueError("31 is not a valid Type"), KeyError("x"), MemoryError()])

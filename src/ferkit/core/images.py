@@ -11,9 +11,9 @@ import re
 import stat
 import struct
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ from ferkit.core.filetypes import HEAD_BYTES, file_type
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
+
+
+_T = TypeVar("_T")
 
 
 class BinaryStream(Protocol):
@@ -132,6 +135,30 @@ def load_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
         "a picture must be a path, bytes, a data URI, a binary stream, a NumPy array or a Pillow image. "
         f"Received: {type(source).__name__}{hint}"
     )
+
+
+def load_frames(
+    path: str, *, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> Iterator[tuple[NDArray[np.uint8], int]]:
+    """Decode every frame of a picture as :func:`load_image`; yield each with its duration in milliseconds.
+
+    Raises:
+        ImageError: As :func:`load_image`.
+    """
+    from PIL import ImageSequence
+
+    content = read_bytes(path)
+    image = _explain_errors(lambda: _open(content, path, max_pixels), path)
+    frames = iter(ImageSequence.Iterator(image))
+
+    def decode_next() -> tuple[NDArray[np.uint8], int] | None:
+        frame = next(frames, None)
+        if frame is None:
+            return None
+        return _from_pillow(frame, path, max_pixels), round(frame.info.get("duration", 0))
+
+    while (found := _explain_errors(decode_next, path)) is not None:
+        yield found
 
 
 def is_data_uri(name: str) -> bool:
@@ -264,7 +291,7 @@ def encode_image(picture: NDArray[np.uint8], suffix: str = ".png") -> bytes:
     return buffer.getvalue()
 
 
-def _explain_errors(decode: Callable[[], NDArray[np.uint8]], name: str) -> NDArray[np.uint8]:
+def _explain_errors(decode: Callable[[], _T], name: str) -> _T:
     """Run a decoder and turn its exceptions into :class:`ImageError`."""
     from PIL.Image import DecompressionBombError
 
@@ -278,6 +305,11 @@ def _explain_errors(decode: Callable[[], NDArray[np.uint8]], name: str) -> NDArr
 
 
 def _decode(content: bytes, name: str, max_pixels: int) -> NDArray[np.uint8]:
+    return _explain_errors(lambda: _from_pillow(_open(content, name, max_pixels), name, max_pixels), name)
+
+
+def _open(content: bytes, name: str, max_pixels: int) -> PillowImage:
+    """Open a picture of a readable format whose size is within the limits."""
     if not content:
         raise ImageError(f"{name} is empty")
     kind = file_type(content[:HEAD_BYTES])
@@ -285,14 +317,10 @@ def _decode(content: bytes, name: str, max_pixels: int) -> NDArray[np.uint8]:
         what = f"is of type {kind}" if kind else "has an unknown format"
         raise ImageError(f"{name} {what}; readable are {', '.join(READABLE)}: convert it to one of them")
     module, opener = _READERS[kind]
-
-    def decode() -> NDArray[np.uint8]:
-        image: PillowImage = getattr(importlib.import_module(f"PIL.{module}"), opener)(io.BytesIO(content))
-        _check_size(*image.size, name, max_pixels)
-        _check_density(image, len(content), name)
-        return _from_pillow(image, name, max_pixels)
-
-    return _explain_errors(decode, name)
+    image: PillowImage = getattr(importlib.import_module(f"PIL.{module}"), opener)(io.BytesIO(content))
+    _check_size(*image.size, name, max_pixels)
+    _check_density(image, len(content), name)
+    return image
 
 
 def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ferkit.core.errors import FerkitError, VideoError
 from ferkit.core.extras import require
-from ferkit.core.images import DEFAULT_MAX_PIXELS, is_url, load_image
+from ferkit.core.images import DEFAULT_MAX_PIXELS, is_url, load_frames
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -453,16 +453,13 @@ class Clip:
 def _pictures(path: str, max_pixels: int) -> Iterator[VideoFrame]:
     """Yield the frames of a picture, read with Pillow: unlike FFmpeg it decodes animated WebP."""
     import av
-    from PIL import Image, ImageSequence
 
     stamp = 0
-    with Image.open(path) as image:
-        for picture in ImageSequence.Iterator(image):
-            frame = av.VideoFrame.from_ndarray(load_image(picture, max_pixels=max_pixels), format="rgb24")
-            frame.time_base, frame.pts = Fraction(1, 1000), stamp
-            frame.duration = round(picture.info.get("duration", 0))
-            stamp += frame.duration
-            yield frame
+    for rgb, duration in load_frames(path, max_pixels=max_pixels):
+        frame = av.VideoFrame.from_ndarray(rgb, format="rgb24")
+        frame.time_base, frame.pts, frame.duration = Fraction(1, 1000), stamp, duration
+        stamp += duration
+        yield frame
 
 
 def _display_matrix(frame: VideoFrame) -> bytes | None:
