@@ -1,11 +1,11 @@
-"""Measures `ferkit video`: frames per second, where the time goes, what searching less often costs, memory.
+"""Measures `ferkit video`: frames per second, time per stage, the cost of rarer face detection, memory.
 
     python benchmarks/video.py clip.mp4 other.mov --data fer2013.csv.gz --out results/bench
 
-What `--parts` leaves out keeps the figures that the report in `--out` holds, with the run they are of.
+Parts that `--parts` leaves out keep their figures in the report in `--out`, with the run that measured them.
 
 The 720p clips are made from a clip with one face: enlarged, or five times side by side; without a clip from
-a photo that drifts. What is compared is measured in turns. Needs the extra `video`; without it, it says so.
+a photo that drifts. Jobs that are compared are measured in turns. Needs the extra `video`.
 """
 
 from __future__ import annotations
@@ -39,9 +39,12 @@ from ferkit.video.smoothing import Smoother, Smoothing
 from ferkit.video.tracking import FaceTracker
 from ferkit.video.writers import ClipWriter, draw_frame
 
-EVERY = (1, 3, 5, 10)
-PARTS = ("rate", "profile", "cost", "accuracy", "memory")
-SPARSER = (2, 3, 5, 10, 20)
+EVERY = (0, 0.1, 0.2, 0.4)
+"""Seconds from one face detection to the next; 0: in each frame."""
+SLOWER = (30, 10, 5, 2, 1)
+"""Frames per second that are read of a clip with 30."""
+PARTS = ("rate", "slower", "profile", "cost", "accuracy", "memory")
+RARER = (0.1, 0.2, 0.4, 0.8)
 WIDTH, HEIGHT = 1280, 720
 RATE = 30
 SOUND_RATE = 48_000
@@ -140,7 +143,7 @@ def _second_of_tone(second: int) -> AudioFrame:
 
 
 def frame_rates(folder: Path, frames: Sequence[Picture], count: int, rounds: int) -> Part:
-    """Frames per second of a 720p clip, by faces, by frames from search to search, and by output."""
+    """Frames per second of a 720p clip, by faces, by the interval of detection, and by output."""
     recognizer = Recognizer()
     jobs: dict[str, Callable[[], float]] = {}
     for faces in (1, 5):
@@ -149,15 +152,53 @@ def frame_rates(folder: Path, frames: Sequence[Picture], count: int, rounds: int
         for every in EVERY:
             for drawn in (False, True):
                 outputs = VideoOutputs(csv=folder / "out.csv", clip=folder / "out.mp4" if drawn else None)
-                name = f"{faces} face(s), search every {every}, csv{' and annotated clip' if drawn else ''}"
-                jobs[name] = _rate(_process(recognizer, clip, outputs, every))
+                how = f"detection {_interval(every)}, csv{' and annotated clip' if drawn else ''}"
+                jobs[f"{faces} face(s), {how}"] = _rate(
+                    _process(recognizer, clip, outputs, detect_every=every)
+                )
     list(recognizer.video(folder / "1.mp4", end=1))  # warms up
     rates = in_turns(jobs, rounds, warm=False)
     rows = {name: {"frames_per_s": rate, "x real time": rate / REAL_TIME} for name, rate in rates.items()}
     return {
-        "note": f"Aim: real time, {REAL_TIME:.0f} frames a second, where faces are searched now and then.",
+        "note": f"Aim: real time, {REAL_TIME:.0f} frames a second, with detection every 0.2 s.",
         "rows": rows,
     }
+
+
+def _interval(seconds: float) -> str:
+    return f"every {seconds:g} s" if seconds else "in each frame"
+
+
+def slower_clips(folder: Path, frames: Sequence[Picture], count: int, rounds: int) -> Part:
+    """Milliseconds for a second of a clip read at fewer frames, by the rule for the interval of detection."""
+    recognizer = Recognizer()
+    clip = scene_of(folder, frames, 1, count)
+    outputs = VideoOutputs(csv=folder / "out.csv")
+    seconds = count / RATE
+    jobs: dict[str, Callable[[], float]] = {}
+    for fps in SLOWER:
+        for every in (0.2, 5 / fps):
+            work = _process(recognizer, clip, outputs, detect_every=every, fps=fps)
+            jobs[f"{fps} frames/s, {every:g} s"] = _milliseconds(work, seconds)
+    took = in_turns(jobs, rounds)
+    rows = {
+        f"{fps} frames/s": {
+            "detections per second": min(5, fps),
+            "detection every 0.2 s, ms": took[f"{fps} frames/s, 0.2 s"],
+            "in every fifth frame, ms": took[f"{fps} frames/s, {5 / fps:g} s"],
+        }
+        for fps in SLOWER
+    }
+    return {"note": "One face; milliseconds per second of the clip, decoding and csv included.", "rows": rows}
+
+
+def _milliseconds(job: Callable[[], int], seconds: float) -> Callable[[], float]:
+    def milliseconds() -> float:
+        start = time.perf_counter()
+        job()
+        return 1000 * (time.perf_counter() - start) / seconds
+
+    return milliseconds
 
 
 def _rate(job: Callable[[], int]) -> Callable[[], float]:
@@ -178,29 +219,29 @@ def _decode(clip: Path) -> Callable[[], int]:
     return lambda: sum(1 for _ in Clip(clip).frames())
 
 
-def _process(recognizer: Recognizer, clip: Path, outputs: VideoOutputs, every: int) -> Callable[[], int]:
-    return lambda: process_video(recognizer, clip, outputs, detect_every=every).timeline.frames
+def _process(recognizer: Recognizer, clip: Path, outputs: VideoOutputs, **options: Any) -> Callable[[], int]:
+    return lambda: process_video(recognizer, clip, outputs, **options).timeline.frames
 
 
-def cost_of_searching_less(clips: Sequence[Path]) -> Part:
-    """What is lost against searching in every frame: faces, the place of their boxes, their expressions."""
+def cost_of_rarer_detection(clips: Sequence[Path]) -> Part:
+    """Compare with detection in every frame: faces, positions of their boxes, their expressions."""
     recognizer = Recognizer()
     rows: dict[str, Any] = {}
     for clip in clips:
-        reference = list(recognizer.video(clip, detect_every=1, smoothing=None))
-        for every in SPARSER:
+        reference = list(recognizer.video(clip, detect_every=0, smoothing=None))
+        for every in RARER:
             found = list(recognizer.video(clip, detect_every=every, smoothing=None))
-            rows[f"{clip.name}, every {every}"] = compare(reference, found)
+            rows[f"{clip.name}, {_interval(every)}"] = compare(reference, found)
     note = (
-        "Frame by frame, unsmoothed. recall: faces of the reference on which one lies; extra: faces more "
-        "than in the reference; overlap: intersection over union; moved: half the sum of what the "
-        "probabilities differ by."
+        "Frame by frame, unsmoothed. recall: faces of the reference that a face overlaps by half; extra: "
+        "faces more than in the reference; overlap: mean intersection over union; moved: mean total "
+        "variation distance of the probabilities."
     )
     return {"note": note, "rows": rows}
 
 
 def cost_in_accuracy(folder: Path, data: Path | None) -> Part:
-    """What searching less often costs in accuracy: labelled faces of PublicTest that turn, drift and grow."""
+    """Accuracy by the interval of detection: labelled faces of PublicTest that turn, drift and grow."""
     if data is None:
         return {"skipped": "name FER2013 with --data"}
     from ferkit.data import load_data
@@ -217,23 +258,23 @@ def cost_in_accuracy(folder: Path, data: Path | None) -> Part:
     names = [dataset.taxonomy.labels[label] for label in dataset.labels]
     recognizer = Recognizer(taxonomy="fer2013")
     table: dict[str, Any] = {}
-    for every in (1, *SPARSER):
+    for every in (0, *RARER):
         seen = right = 0
         for frame in recognizer.video(clip, detect_every=every, smoothing=None):
             best = max(frame.faces, key=lambda face: face.face.score, default=None)
             seen += best is not None
             right += best is not None and best.raw.label == names[frame.index // RATE]
         whole = PEOPLE * RATE
-        table[f"every {every}"] = {"recall": seen / whole, "accuracy": right / max(1, seen)}
+        table[_interval(every)] = {"recall": seen / whole, "accuracy": right / max(1, seen)}
     note = (
-        f"{PEOPLE} faces of PublicTest (selection split), four times enlarged, each for a second in which it "
-        f"turns, drifts and grows; {PEOPLE * RATE:,} frames; accuracy: of single frames, of the faces found."
+        f"{PEOPLE} faces of PublicTest (selection split), enlarged four times, each for a second in which it "
+        f"turns, drifts and grows; {PEOPLE * RATE:,} frames. accuracy: of single frames with a face."
     )
     return {"note": note, "rows": table}
 
 
 def moved_face(face: Picture, seed: int, time: float) -> Picture:
-    """Return a frame uint8 ``[480, 640, 3]`` with a face ``[48, 48]`` at a time from 0 to 1 of its way."""
+    """Return a frame uint8 ``[480, 640, 3]`` with a face ``[48, 48]`` at a time from 0 to 1 of its motion."""
     rng = np.random.default_rng(seed)
     turn, growth = rng.uniform(-1, 1), rng.uniform(-0.2, 0.2)
     shift = rng.uniform(-60, 60, 2)
@@ -246,7 +287,7 @@ def moved_face(face: Picture, seed: int, time: float) -> Picture:
 
 
 def compare(reference: Sequence[FrameResult], found: Sequence[FrameResult]) -> dict[str, Any]:
-    """Compare frame by frame; each face of the reference with the one that lies on it, if one does."""
+    """Compare frame by frame: each face of the reference with the one that overlaps it most, if one does."""
     faces = extra = 0
     overlaps, distances, same = [], [], []
     for wanted, got in zip(reference, found, strict=True):
@@ -295,7 +336,7 @@ def profile(folder: Path, frames: Sequence[Picture], count: int) -> Part:
             for stage, (wall, processor) in spent.items()
         }
     note = (
-        "Per frame, one stage after the other; the search is made in every fifth frame unless told otherwise."
+        "Per frame, one stage after the other; by default detection runs every 0.2 s, in one of six frames."
     )
     return {"note": note, "rows": rows}
 
@@ -303,7 +344,7 @@ def profile(folder: Path, frames: Sequence[Picture], count: int) -> Part:
 def _stages(path: Path, target: Path) -> dict[str, tuple[float, float]]:
     """Return the seconds, of the clock and of the processors, of each stage for a frame.
 
-    Each stage runs over all frames by itself: threads of the libraries would else work on beside the next.
+    Each stage runs over all frames by itself; otherwise threads of the libraries would run during the next.
     """
     spent: dict[str, tuple[float, float]] = {}
 
@@ -317,15 +358,17 @@ def _stages(path: Path, target: Path) -> dict[str, tuple[float, float]]:
     recognizer, detector, smoother = Recognizer(), make_detector(), Smoother(Smoothing())
     results = list(recognizer.video(path, end=MOST / RATE))
     boxes = [[face.face.box for face in frame.faces] for frame in results]
-    told = _Told([[Detection(f.face.box, f.face.score, f.face.landmarks) for f in r.faces] for r in results])
-    tracker = FaceTracker(told, every=1_000_000)
+    recorded = _Recorded(
+        [[Detection(f.face.box, f.face.score, f.face.landmarks) for f in r.faces] for r in results]
+    )
+    tracker = FaceTracker(recorded, every=1_000_000)
     detector.detect(np.zeros((HEIGHT, WIDTH, 3), np.uint8))
     frames = timed("decode, to RGB", lambda: list(Clip(path, end=MOST / RATE).frames()))
     grays = timed("to gray", lambda: [to_gray(f.rgb) for f in frames])
-    timed("search (if on each frame)", lambda: [detector.detect(f.rgb) for f in frames])
+    timed("detection (in each frame)", lambda: [detector.detect(f.rgb) for f in frames])
 
     def move() -> None:
-        for told.index, (f, gray) in enumerate(zip(frames, grays, strict=True)):
+        for recorded.index, (f, gray) in enumerate(zip(frames, grays, strict=True)):
             tracker.update(f.rgb, gray, float(f.time))
 
     timed("move and track", move)
@@ -350,10 +393,10 @@ def _stages(path: Path, target: Path) -> dict[str, tuple[float, float]]:
     return spent
 
 
-class _Told:
-    """A detector that costs nothing: it finds what it was told about each frame."""
+class _Recorded:
+    """A detector that returns recorded faces, and takes no time."""
 
-    name = "told"
+    name = "recorded"
 
     def __init__(self, faces: Sequence[Sequence[Detection]]) -> None:
         self._faces = faces
@@ -387,9 +430,9 @@ def look(frame, share=None):
 start = time.perf_counter()
 if out:
     outputs = VideoOutputs(*(Path(out[0]) / f"out.{kind}" for kind in ("mp4", "csv", "jsonl", "png")))
-    process_video(Recognizer(), path, outputs, progress=look, detect_every=int(every))
+    process_video(Recognizer(), path, outputs, progress=look, detect_every=float(every))
 else:
-    for frame in Recognizer().video(path, detect_every=int(every)):
+    for frame in Recognizer().video(path, detect_every=float(every)):
         look(frame)
 took = time.perf_counter() - start
 print(json.dumps([last.index + 1, last.time, took, mib("VmHWM"), sizes]))
@@ -402,7 +445,7 @@ def memory(folder: Path, frames: Sequence[Picture], seconds: int) -> Part:
     for written in (False, True):
         length = max(60, seconds // 6) if written else seconds
         path = write_long(folder / "long.mp4", frames, length, sound=written)
-        line = [sys.executable, "-c", MEMORY, str(path), str(max(1, length * RATE // 20)), "10"]
+        line = [sys.executable, "-c", MEMORY, str(path), str(max(1, length * RATE // 20)), "0.4"]
         if written:
             line.append(str(folder))
         done = subprocess.run(line, capture_output=True, text=True, check=True).stdout
@@ -417,8 +460,8 @@ def memory(folder: Path, frames: Sequence[Picture], seconds: int) -> Part:
             "peak_mib": peak,
         }
     note = (
-        "Faces are searched for in each tenth frame. The peak is that of the whole process; what is written, "
-        "and the timeline as a picture at the end, are in it."
+        "Detection every 0.4 s. The peak is that of the whole process, with the outputs and the timeline "
+        "drawn at the end."
     )
     return {"note": note, "rows": rows}
 
@@ -452,18 +495,22 @@ def main() -> None:
                 f"Frames per second, {WIDTH} x {HEIGHT}",
                 lambda: frame_rates(folder, frames, arguments.frames, arguments.rounds),
             ),
+            "slower": (
+                f"Detection by time in slower clips, {WIDTH} x {HEIGHT}",
+                lambda: slower_clips(folder, frames, arguments.frames, arguments.rounds),
+            ),
             "profile": (
                 f"Where the time goes, {WIDTH} x {HEIGHT}",
                 lambda: profile(folder, frames, arguments.frames),
             ),
             "cost": (
-                "Searching less often, against every frame",
-                lambda: cost_of_searching_less(
+                "Rarer detection, against every frame",
+                lambda: cost_of_rarer_detection(
                     arguments.clips or [scene_of(folder, frames, n, arguments.frames) for n in (1, 5)]
                 ),
             ),
             "accuracy": (
-                "Searching less often, labelled faces",
+                "Rarer detection, labelled faces",
                 lambda: cost_in_accuracy(folder, arguments.data),
             ),
             "memory": (

@@ -333,9 +333,9 @@ def table(rows: list[dict[str, Any]], absent: Sequence[str] = ()) -> str:
         lines += [
             "",
             f"Over {len(seeds)} seeds: mean {mean:.2f} %, standard deviation {deviation:.2f} points; loss "
-            f"{lost[0]:.3f}, {lost[1]:.3f}. A single variant differs from that mean with 95 % confidence if "
-            f"it lies {reach:.1f} points away, or {lost[2]:.3f} in loss"
-            + (f"; of {others} variants that change nothing one in twenty would." if others else "."),
+            f"{lost[0]:.3f}, {lost[1]:.3f}. One run of a variant differs significantly (95 %) from that "
+            f"mean if its accuracy is {reach:.1f} points away, or its loss {lost[2]:.3f}"
+            + (f"; of {others} variants without an effect, one in twenty would too." if others else "."),
         ]
     if absent:
         lines += ["", f"Not run: {', '.join(absent)}."]

@@ -77,10 +77,11 @@ OBJECTS: Mapping[str, Draw] = {"mask": mask, "sunglasses": sunglasses, "hand": h
 def signals(detector: Detector, classifier: FaceClassifier, face: Gray) -> dict[str, float] | None:
     """Return what a recognizer computes for a face uint8 ``[SIDE, SIDE]``; None if it is not detected.
 
-    All signals should be larger for occluded faces. Regions are fractions of the network's input, where the eyes and the mouth are in FER2013.
+    All signals should be larger for occluded faces. Regions are fractions of the network's input where eyes
+    and mouth are in FER2013.
     """
     pad = SIDE // 2
-    around = cv2.copyMakeBorder(face, pad, pad, pad, pad, cv2.BORDER_REPLICATE)
+    around = np.asarray(cv2.copyMakeBorder(face, pad, pad, pad, pad, cv2.BORDER_REPLICATE), np.uint8)
     rgb = np.ascontiguousarray(np.repeat(around[:, :, None], 3, axis=2))
     found = detector.detect(rgb)
     if not found or found[0].landmarks is None:
@@ -134,7 +135,9 @@ def measure(
     return found, shares
 
 
-def rows_of(found: Mapping[str, list[dict[str, float]]], shares: Mapping[str, float]) -> list[dict[str, str]]:
+def rows_of(
+    detector: str, found: Mapping[str, list[dict[str, float]]], shares: Mapping[str, float]
+) -> list[dict[str, str]]:
     """Return the table."""
     names = list(found[""][0])
     values = {kind: np.array([[row[n] for n in names] for row in rows]) for kind, rows in found.items()}
@@ -152,6 +155,7 @@ def rows_of(found: Mapping[str, list[dict[str, float]]], shares: Mapping[str, fl
             area = roc_auc_score(truth, np.concatenate([negative, positive]))
             rows.append(
                 {
+                    "detector": detector,
                     "object": kind,
                     "detected": f"{shares[kind]:.3f}",
                     "signal": name,
@@ -171,13 +175,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--data", required=True, help="fer2013.csv.gz")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--detector", default="centerface")
     parser.add_argument("--faces", type=int, default=800, help="of PublicTest, evenly spaced")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     images = load_data(arguments.data).of_split("PublicTest").images
     faces = np.asarray(images[:: max(1, len(images) // arguments.faces)][: arguments.faces])
-    found, shares = measure(faces, make_detector(), FaceClassifier(), arguments.seed)
-    rows = rows_of(found, shares)
+    detector = make_detector(arguments.detector)
+    found, shares = measure(faces, detector, FaceClassifier(), arguments.seed)
+    rows = rows_of(detector.name, found, shares)
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

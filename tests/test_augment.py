@@ -46,7 +46,7 @@ def test_flips_are_exact(faces, config, flipped):
     np.testing.assert_array_equal(augment_preview(faces, config), faces[flipped])
 
 
-def test_mirror_happens_as_often_as_asked(faces):
+def test_mirror_happens_with_its_probability(faces):
     many = np.repeat(faces[:1], 2000, axis=0)
     mirrored = (augment_preview(many, AugmentConfig(mirror=0.3)) == faces[0, :, ::-1]).all(axis=(1, 2))
     # Four standard deviations of a share of 0.3 over 2,000.

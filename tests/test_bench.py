@@ -164,7 +164,7 @@ def test_parts_that_are_not_measured_again_keep_their_run(measuring: Any, tmp_pa
     line = [sys.executable, str(FOLDER / "video.py"), "--parts", "accuracy", "--out", str(tmp_path)]
     subprocess.run(line, capture_output=True, check=True)
     report = json.loads((tmp_path / "video.json").read_text())
-    assert list(report["parts"]) == [titles[0], "Searching less often, labelled faces", titles[1]]
+    assert list(report["parts"]) == [titles[0], "Rarer detection, labelled faces", titles[1]]
     earlier = {"command": "python benchmarks/video.py --minutes 9", "machine": machine, "rows": rows}
     assert [report["parts"][title] for title in titles] == [earlier, earlier]
     text = (tmp_path / "README.md").read_text()

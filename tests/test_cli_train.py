@@ -76,8 +76,8 @@ def test_the_exported_file_is_evaluated_and_predicts(line, tmp_path, capsys):
     face = next((tmp_path / "faces").rglob("*.png"))
     capsys.readouterr()
     assert run(["predict", str(face), "--model", str(line / "m.onnx"), "--detector", "none", "--json"]) == 0
-    answer = json.loads(capsys.readouterr().out)
-    assert len(answer) == 1
+    printed = json.loads(capsys.readouterr().out)
+    assert len(printed) == 1
 
 
 def test_the_card_has_the_files_own_figures(line):

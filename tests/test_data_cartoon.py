@@ -1,4 +1,4 @@
-"""Drawn faces: any number, any seed, the same each time, and expressions that can be told apart."""
+"""Drawn faces: any number, any seed, the same each time, and distinct expressions."""
 
 from __future__ import annotations
 

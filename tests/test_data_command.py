@@ -275,7 +275,7 @@ def test_without_votes_to_write_nothing_is_written(
     assert names_in(tmp_path) == ["f.csv"]
 
 
-def test_votes_are_not_left_alone_where_the_faces_cannot_be_written(tmp_path: Path) -> None:
+def test_votes_are_removed_if_the_faces_cannot_be_written(tmp_path: Path) -> None:
     write_own = ["data", "convert", "cartoon:21", str(tmp_path / "f.npz"), "--labels", "ferplus-argmax"]
     assert run(write_own) == 0
     # a csv holds FER2013's labels only
@@ -284,7 +284,7 @@ def test_votes_are_not_left_alone_where_the_faces_cannot_be_written(tmp_path: Pa
     assert names_in(tmp_path) == ["f.npz"]
 
 
-def test_faces_are_not_left_alone_where_the_votes_cannot_be_written(
+def test_faces_are_removed_if_the_votes_cannot_be_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("in the way")
@@ -311,7 +311,7 @@ def test_a_detector_without_photos_is_refused(tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize(("out", "kept"), [("o.csv", False), ("o.npz", True)])
-def test_votes_that_the_layout_does_not_hold_are_said(
+def test_votes_that_the_layout_cannot_hold_are_reported(
     tmp_path: Path, out: str, kept: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     faces, votes = tmp_path / "f.csv", tmp_path / "v.csv"
@@ -327,7 +327,7 @@ def test_votes_that_the_layout_does_not_hold_are_said(
 
 
 @pytest.mark.parametrize(("size", "said"), [("32", True), ("16", False)])
-def test_a_size_that_the_source_does_not_take_is_said(
+def test_a_size_that_the_source_ignores_is_reported(
     tmp_path: Path, size: str, said: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = pack(drawn_csv().encode(), tmp_path / "f.csv")
@@ -350,7 +350,7 @@ def write_photos(root: Path) -> Path:
 
 @pytest.mark.parametrize("crop", [[], ["--crop-faces", "--detector", "none"]])
 @pytest.mark.parametrize("asked", [None, "own"])
-def test_an_npz_keeps_the_label_set_that_was_asked_for(
+def test_an_npz_keeps_the_requested_label_set(
     tmp_path: Path,
     asked: str | None,
     crop: list[str],
@@ -375,8 +375,8 @@ def test_layouts_that_name_what_was_held_out_say_so(
     names = [f"{split if k > 7 else 'train'}/{label}/{k}.png" for label in "ab" for k in range(9)]
     write_faces(tmp_path / "in", names)
     assert run(["data", "convert", str(tmp_path / "in"), str(tmp_path / out)]) == 0
-    told = f"{tmp_path / out} names the held-out faces PublicTest"
-    assert (told in capsys.readouterr().err) is said
+    line = f"{tmp_path / out} names the held-out faces PublicTest"
+    assert (line in capsys.readouterr().err) is said
 
 
 @pytest.mark.parametrize("packed", [None, "photos.zip", "photos.tar.gz"])

@@ -76,7 +76,7 @@ def contents(dataset: FaceDataset) -> set[tuple[bytes, int, int]]:
     return {(image.tobytes(), int(label), int(split)) for image, label, split in rows}
 
 
-def test_labels_of_ones_own_survive_folders_and_npz(tmp_path: Path) -> None:
+def test_custom_labels_survive_folders_and_npz(tmp_path: Path) -> None:
     write_faces(tmp_path / "in", [f"{label}/{k}.png" for label in ("smile", "frown") for k in range(5)])
     first = load_data(tmp_path / "in", cache=False)
     for out in ("d", "f.npz"):
@@ -86,7 +86,7 @@ def test_labels_of_ones_own_survive_folders_and_npz(tmp_path: Path) -> None:
         assert contents(again) == contents(first)
 
 
-def test_labels_of_ones_own_are_not_written_as_fer2013s_numbers(tmp_path: Path) -> None:
+def test_custom_labels_are_not_written_as_fer2013s_numbers(tmp_path: Path) -> None:
     own = make_dataset(
         np.zeros((2, 8, 8), np.uint8),
         np.array([0, 1]),
@@ -103,7 +103,7 @@ def test_labels_of_ones_own_are_not_written_as_fer2013s_numbers(tmp_path: Path) 
     ("name", "kind"),
     [("a.csv", "csv"), ("A.CSV.GZ", "csv"), ("a.npz", "npz"), ("faces", "folder"), ("a.b", "folder")],
 )
-def test_the_layout_is_told_by_the_name(name: str, kind: str) -> None:
+def test_the_layout_follows_from_the_name(name: str, kind: str) -> None:
     assert format_of(Path(name)) == kind
 
 
@@ -132,7 +132,7 @@ def test_a_file_is_replaced_on_request_and_a_folder_never(faces: FaceDataset, tm
 
 
 @pytest.mark.parametrize("name", ["file/f.csv", "file/f.npz", "file/d"])
-def test_a_target_that_cannot_be_written_is_said_and_leaves_nothing(
+def test_a_target_that_cannot_be_written_is_an_error_and_leaves_nothing(
     faces: FaceDataset, tmp_path: Path, name: str
 ) -> None:
     (tmp_path / "file").write_text("no folder")
@@ -196,7 +196,7 @@ def test_an_npz_with_wrong_arrays_is_refused(
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_an_npz_keeps_whether_anybody_named_the_splits(tmp_path: Path, named: bool) -> None:
+def test_an_npz_keeps_whether_the_splits_were_named(tmp_path: Path, named: bool) -> None:
     names = [f"{'val/' if named and k > 7 else 'train/'}{label}/{k}.png" for label in "ab" for k in range(9)]
     first = load_data(write_faces(tmp_path / "in", names), cache=False)
     write_dataset(first, tmp_path / "f.npz")
@@ -206,7 +206,7 @@ def test_an_npz_keeps_whether_anybody_named_the_splits(tmp_path: Path, named: bo
         assert contents(again) == contents(first)
 
 
-def test_an_npz_that_does_not_tell_has_its_splits_from_somebody(faces: FaceDataset, tmp_path: Path) -> None:
+def test_the_splits_of_an_npz_without_that_record_count_as_named(faces: FaceDataset, tmp_path: Path) -> None:
     assert load_data(spoiled_npz(tmp_path / "f.npz", faces), cache=False).split_named
 
 

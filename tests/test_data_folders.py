@@ -115,7 +115,7 @@ def test_most_of_a_known_sets_labels_stay_a_networks_own_where_it_has_just_these
     assert load_data(source, cache=False, heads=(Taxonomy("own", ("a", "b")),)).taxonomy == FERPLUS
 
 
-def test_a_taxonomy_that_was_asked_for_is_the_labels_own(tmp_path: Path) -> None:
+def test_a_requested_taxonomy_is_used(tmp_path: Path) -> None:
     four = ["Angry", "happy", "neutral", "sad"]
     source = write_faces(tmp_path / "d", [f"{label}/{k}.png" for label in four for k in range(2)])
     wide = load_data(source, cache=False, taxonomy="fer2013")
@@ -178,8 +178,8 @@ def splits_of(names: list[str]) -> dict[str, str]:
     ],
 )
 def test_folders_and_file_names_tell_the_splits(names: list[str], splits: list[str]) -> None:
-    told = splits_of(names)
-    assert [told[name] for name in names] == splits
+    found = splits_of(names)
+    assert [found[name] for name in names] == splits
 
 
 def test_faces_that_were_moved_to_other_folders_are_held_out_there() -> None:
@@ -187,9 +187,9 @@ def test_faces_that_were_moved_to_other_folders_are_held_out_there() -> None:
         "train/happy/Training_1.jpg", "train/sad/Training_2.jpg", "val/happy/Training_3.jpg",
         "test/sad/Training_4.jpg", "test/happy/PublicTest_5.jpg", "test/happy/PrivateTest_6.jpg",
     ]  # fmt: skip
-    told = splits_of(names)
+    found = splits_of(names)
     expected = ["Training", "Training", "PublicTest", "PrivateTest", "PublicTest", "PrivateTest"]
-    assert [told[name] for name in names] == expected
+    assert [found[name] for name in names] == expected
 
 
 @pytest.mark.parametrize(
@@ -206,8 +206,8 @@ def test_folders_that_differ_in_case_are_one_label_spelt_as_in_training(
 ) -> None:
     layout = plan_layout("x", names)
     assert layout.taxonomy.labels == labels
-    told = {place.name: labels[place.label].casefold() for place in layout.places}
-    assert told == {name: name.split("/")[-2].casefold() for name in names}
+    found = {place.name: labels[place.label].casefold() for place in layout.places}
+    assert found == {name: name.split("/")[-2].casefold() for name in names}
 
 
 def test_held_out_is_a_tenth_of_each_label_by_content_alone(tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_nothing_to_hold_out_of_is_no_error() -> None:
     assert hold_out(np.zeros((0, 8, 8), np.uint8), np.zeros(0, np.int64)).tolist() == []
 
 
-def test_faces_are_brought_to_the_size_asked_for_without_stretching(tmp_path: Path) -> None:
+def test_faces_are_scaled_to_the_requested_size_without_distortion(tmp_path: Path) -> None:
     disc = np.zeros((120, 60), np.uint8)
     cv2.circle(disc, (30, 60), 20, 255, -1)
     write_faces(tmp_path / "d", ["a/1.png", "b/2.png"])
@@ -250,7 +250,7 @@ def test_faces_are_brought_to_the_size_asked_for_without_stretching(tmp_path: Pa
     assert abs(int(np.ptp(xs)) - int(np.ptp(ys))) <= 1
 
 
-def test_faces_of_another_size_than_what_needs_them_are_refused_unless_they_can_be_brought_to_it(
+def test_faces_of_another_size_than_the_models_are_refused_unless_they_can_be_scaled(
     tmp_path: Path,
 ) -> None:
     folder = write_faces(tmp_path / "d", ["a/1.png", "b/2.png"])
@@ -276,7 +276,7 @@ def test_colour_pictures_become_gray_by_the_usual_weights(tmp_path: Path) -> Non
     assert (load_data(tmp_path / "d", cache=False).images[0] == 124).all()
 
 
-def test_files_that_are_no_pictures_and_hidden_ones_are_passed_over(tmp_path: Path) -> None:
+def test_hidden_files_and_files_that_are_no_pictures_are_ignored(tmp_path: Path) -> None:
     write_faces(tmp_path / "d", ["a/1.png", "b/2.png"])
     for name in ("a/Thumbs.db", "a/.DS_Store", "notes.txt", "a/._1.png", ".cache/x.png"):
         (tmp_path / "d" / name).parent.mkdir(exist_ok=True)
@@ -285,7 +285,7 @@ def test_files_that_are_no_pictures_and_hidden_ones_are_passed_over(tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip"])
-def test_how_many_files_were_passed_over_is_said_also_when_they_come_from_the_cache(
+def test_the_number_of_ignored_files_is_reported_from_the_cache_too(
     tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = write_faces(
@@ -301,7 +301,7 @@ def test_how_many_files_were_passed_over_is_said_also_when_they_come_from_the_ca
     assert caplog.messages == [words, words]
 
 
-def test_a_label_that_comes_to_be_of_other_files_is_refused_although_the_pictures_are_cached(
+def test_a_label_that_later_holds_other_files_only_is_refused_despite_the_cache(
     tmp_path: Path,
 ) -> None:
     write_faces(tmp_path / "d", ["a/1.png", "b/2.png"])
@@ -336,7 +336,7 @@ def test_files_beside_the_pictures_are_counted_by_suffix(names: list[str], count
 
 
 @pytest.mark.parametrize("split", ["", "train/", "all/val/"])
-def test_whether_somebody_named_a_publictest_is_told_with_how_many_are_held_out(
+def test_a_held_out_publictest_is_described_with_its_size(
     tmp_path: Path, split: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = write_faces(tmp_path / "d", [f"{split}{label}/{k}.png" for label in "ab" for k in range(20)])
@@ -364,7 +364,7 @@ def test_whether_somebody_named_a_publictest_is_told_with_how_many_are_held_out(
         (["train/a/1.png", "train/b/2.png", "test/a/3.png", "test/b/4.heic"], "test/b/ holds no picture"),
     ],
 )
-def test_a_layout_that_tells_no_labels_is_refused(names: list[str], words: str) -> None:
+def test_a_layout_without_labels_is_refused(names: list[str], words: str) -> None:
     with pytest.raises(DataError, match=words):
         plan_layout("source", names)
 

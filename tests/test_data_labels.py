@@ -91,7 +91,7 @@ AFFECTNET = ["neutral", "happiness", "sadness", "surprise", "fear", "disgust", "
         ("archive/AffectNet/val/{}/1.png", 0, AFFECTNET),
     ],
 )
-def test_numbers_are_those_of_the_dataset_that_a_path_or_file_name_tells(
+def test_numbers_are_those_of_the_dataset_that_a_path_or_file_name_contains(
     tmp_path: Path, layout: str, first: int, emotions: list[str]
 ) -> None:
     names = [layout.format(number) for number in range(first, first + len(emotions))]

@@ -160,7 +160,7 @@ def test_a_table_that_unpacks_beyond_the_limit_is_refused(
         read_face_table(pack(drawn_csv().encode(), tmp_path / "f.csv.gz"))
 
 
-def test_a_source_that_is_not_there_is_said(tmp_path: Path) -> None:
+def test_a_missing_source_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="there is no such file or folder"):
         load_data(tmp_path / "nothing.csv")
 

@@ -47,7 +47,7 @@ def _predicts(columns_by_image, taxonomy=FER2013):
     return predict
 
 
-def test_right_and_wrong_predictions_are_counted_on_the_split_alone():
+def test_predictions_are_counted_on_the_split_only():
     dataset = _dataset([0, 1, 2, 3, 4, 5], [TRAINING, TRAINING, PUBLIC, PUBLIC, PUBLIC, PRIVATE])
     found = evaluate_split(_predicts([9, 9, 2, 3, 0, 9]), dataset, heads=HEADS)
     (scores,) = found.tta_modes[0].scores

@@ -252,7 +252,7 @@ def test_another_model_file_replaces_a_row_of_its_name_only_with_overwrite(repor
     assert read_results(path) == rows_of(other)
 
 
-def test_a_row_may_lose_its_ece_out_of_fold_which_nobody_leaves_out_by_choice(report, tmp_path):
+def test_a_row_may_lose_its_ece_out_of_fold(report, tmp_path):
     path = tmp_path / "r.csv"
     update_results(path, rows_of(report))
     in_sample = [{**row, "ece_out_of_fold": ""} for row in rows_of(report)]

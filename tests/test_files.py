@@ -30,7 +30,7 @@ def test_a_file_has_its_name_only_when_it_is_complete(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_after_an_error_the_old_file_stands_and_nothing_lies_about(
+def test_after_an_error_the_old_file_is_kept_and_no_temporary_file(
     tmp_path: Path, error: type[BaseException]
 ) -> None:
     path = tmp_path / "a.json"
@@ -54,13 +54,13 @@ def refuse(path: Path, error: OSError) -> None:
 
 
 def test_a_broken_pipe_is_never_that_of_a_file(tmp_path: Path) -> None:
-    """A known fault: `--csv a.csv --jsonl - | head` was told as an error of a.csv."""
+    """A known fault: `--csv a.csv --jsonl - | head` was reported as an error of a.csv."""
     with pytest.raises(BrokenPipeError):
         refuse(tmp_path / "a.csv", BrokenPipeError(errno.EPIPE, "Broken pipe"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_error_of_the_block_is_told_with_the_file_that_it_names(tmp_path: Path) -> None:
+def test_an_error_of_the_block_keeps_the_file_that_it_names(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     with pytest.raises(OutputError, match=r"cannot write .*a\.csv: No space left on device$"):
         refuse(path, OSError(errno.ENOSPC, "No space left on device"))
@@ -117,20 +117,20 @@ def test_rights_are_those_of_any_new_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="rights are those of Unix")
-def test_the_rights_of_new_files_are_asked_for_without_changing_those_of_other_threads(
+def test_the_mode_of_new_files_is_found_without_changing_the_umask(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A known fault: for a moment the umask was 0, and what another thread made then was writable by all."""
-    asked: list[int] = []
+    masks: list[int] = []
     change = os.umask
 
     def umask(mask: int) -> int:
-        asked.append(mask)
+        masks.append(mask)
         return change(mask)
 
     monkeypatch.setattr(os, "umask", umask)
     write_text(tmp_path / "a", "x")
-    assert asked == []
+    assert masks == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="rights are those of Unix")
@@ -159,17 +159,17 @@ def test_a_file_that_is_replaced_keeps_its_owner_and_group_as_far_as_the_system_
     path.write_text("old")
     path.chmod(0o640)
     owner, group = path.stat().st_uid, path.stat().st_gid
-    asked: list[tuple[int, int, int]] = []
+    calls: list[tuple[int, int, int]] = []
 
     def chown(given: Path, uid: int, gid: int) -> None:
-        asked.append((uid, gid, Path(given).stat().st_mode & 0o777))
-        if len(asked) <= len(refused):
+        calls.append((uid, gid, Path(given).stat().st_mode & 0o777))
+        if len(calls) <= len(refused):
             raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "chown", chown)
     write_text(path, "new")
     closed = 0o600  # until it has its group: the rights are not those of another's
-    assert asked == [(owner, group, closed), (-1, group, closed)][: len(refused) + 1]
+    assert calls == [(owner, group, closed), (-1, group, closed)][: len(refused) + 1]
     assert path.read_text() == "new"
     assert path.stat().st_mode & 0o777 == 0o640
 
@@ -193,7 +193,7 @@ def test_a_name_that_is_too_long_is_refused_before_the_work(tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="rights are those of Unix")
-def test_what_waits_for_a_pipe_is_nobody_elses() -> None:
+def test_content_for_a_pipe_is_private() -> None:
     with replacing(os.devnull) as temporary:
         assert temporary.stat().st_mode & 0o777 == 0o600
 
@@ -255,7 +255,7 @@ def test_nothing_goes_into_a_device_after_an_error() -> None:
     assert "ValueError" in done.stderr
 
 
-def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"cannot write .*x\.json: "):
         write_json(tmp_path / "file" / "x.json", {})

@@ -26,9 +26,9 @@ def test_mutated_pictures_are_read_or_refused_in_bounded_time_and_memory(tmp_pat
     assert "1,500 cases" in done.stdout
     assert " 0 findings" in done.stdout
     assert list(out.iterdir()) == []
-    told = json.loads(figures.read_text())
-    assert (told["ferkit"], told["seed"], told["interrupted"]) == (ferkit.__version__, 7, False)
-    (run,) = told["runs"]
+    report = json.loads(figures.read_text())
+    assert (report["ferkit"], report["seed"], report["interrupted"]) == (ferkit.__version__, 7, False)
+    (run,) = report["runs"]
     assert (run["name"], run["cases"], run["findings"]) == ("decode", 1500, 0)
     assert run["read"] + run["refused"] == 1500
     assert min(run["read"], run["refused"], run["peak_mib"]) > 50
@@ -37,9 +37,7 @@ def test_mutated_pictures_are_read_or_refused_in_bounded_time_and_memory(tmp_pat
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_ends_it_with_the_figures_of_what_was_run(
-    tmp_path: Path, number: signal.Signals
-) -> None:
+def test_an_interrupt_ends_it_with_the_figures_so_far(tmp_path: Path, number: signal.Signals) -> None:
     figures, out = tmp_path / "figures.json", tmp_path / "out"
     command = [sys.executable, str(FUZZER), "--decode", "10000000", "--out", str(out), "--json", str(figures)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -54,14 +52,14 @@ def test_an_interrupt_ends_it_with_the_figures_of_what_was_run(
             process.kill()  # nothing where it has ended
     assert process.returncode == 130
     assert "Traceback" not in said
-    told = json.loads(figures.read_text())
-    assert told["interrupted"]
-    (run,) = told["runs"]
+    report = json.loads(figures.read_text())
+    assert report["interrupted"]
+    (run,) = report["runs"]
     assert 0 < run["cases"] < 10_000_000
     assert list(out.iterdir()) == []
 
 
-def test_what_exceeds_a_limit_is_kept_and_named(tmp_path: Path) -> None:
+def test_a_case_that_exceeds_a_limit_is_kept_and_named(tmp_path: Path) -> None:
     command = [sys.executable, str(FUZZER), "--decode", "3", "--pipeline", "0", "--out", str(tmp_path)]
     done = subprocess.run([*command, "--seconds", "0"], capture_output=True, text=True, check=False)
     assert done.returncode == 1

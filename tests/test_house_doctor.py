@@ -113,7 +113,7 @@ def test_an_opencv_that_breaks_otherwise_shows_its_last_word(
     assert check.remedy.startswith("run: pip install --force-reinstall ")
 
 
-def test_without_opencv_doctor_fails_and_does_not_try_what_stands_on_it(tmp_path: Path) -> None:
+def test_without_opencv_doctor_fails_and_skips_what_depends_on_it(tmp_path: Path) -> None:
     (tmp_path / "cv2.py").write_text("raise ImportError('broken')\n")
     done = subprocess.run(
         [sys.executable, "-m", "ferkit", "doctor"],
@@ -128,7 +128,7 @@ def test_without_opencv_doctor_fails_and_does_not_try_what_stands_on_it(tmp_path
     assert done.stderr == ""
 
 
-def test_a_cache_folder_that_cannot_be_written_is_said_and_not_fatal(
+def test_a_cache_folder_that_cannot_be_written_is_reported_and_not_fatal(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("in the way")

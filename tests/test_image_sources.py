@@ -107,7 +107,7 @@ def test_other_sources_are_refused_in_one_short_line(source: Any, message: str) 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "GIF", "WEBP", "BMP"])
 @pytest.mark.parametrize("loaded", [False, True])
-def test_a_closed_pillow_image_is_said_to_be_closed(kind: str, loaded: bool) -> None:
+def test_a_closed_pillow_image_is_an_error_that_says_so(kind: str, loaded: bool) -> None:
     """A known fault: it ended predict_each, or was called damaged."""
     buffer = io.BytesIO()
     Image.fromarray(RGB).save(buffer, kind)

@@ -84,7 +84,7 @@ def test_the_exif_orientation_is_applied(kind: str, orientation: int) -> None:
     assert np.array_equal(load_image(content), np.asarray(upright))
 
 
-def test_a_photo_whose_exif_is_unreadable_is_read_as_it_stands() -> None:
+def test_a_photo_with_unreadable_exif_is_not_rotated() -> None:
     # With a resolution in its JFIF header Pillow reads the EXIF not on opening, but when it is asked for it.
     content = encoded(SMOOTH, "JPEG", quality=95, dpi=(72, 72), exif=b"Exif\0\0" + bytes(20))
     with pytest.raises(SyntaxError):
@@ -386,12 +386,12 @@ def test_a_picture_too_long_for_its_format_is_refused_with_what_to_do(
         assert load_image(encode_image(np.zeros(shape, np.uint8), suffix)).shape == (*shape, 3)
 
 
-def test_what_pillow_cannot_write_is_said_with_what_to_do() -> None:
+def test_a_picture_that_pillow_cannot_write_is_refused_with_a_remedy() -> None:
     with pytest.raises(ImageError, match=r"0 x 4 pixels cannot be written as PNG \(.*\); use"):
         encode_image(np.zeros((4, 0), np.uint8))
 
 
-def test_an_unknown_suffix_and_an_unwritable_folder_are_said(tmp_path: Path) -> None:
+def test_an_unknown_suffix_and_an_unwritable_folder_are_errors(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=r"\.xyz"):
         write_image(tmp_path / "out.xyz", SMOOTH)
     with pytest.raises(ImageError, match="suffix: none"):

@@ -183,7 +183,7 @@ def test_what_is_no_graph_is_not_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
         write_model(modelzoo.graph_bytes(), modelzoo.model_info(), tmp_path / "file" / "m.onnx")
@@ -244,7 +244,7 @@ def test_models_are_resolved_by_name_or_file(tmp_path: Path) -> None:
         assert read_model(resolve_model(name))[1].name
 
 
-def test_an_embedded_model_that_is_not_there_is_said() -> None:
+def test_a_missing_embedded_model_is_an_error() -> None:
     with pytest.raises(ModelFileError, match="no embedded model 'nothing'"):
         weights.embedded_path("nothing")
 

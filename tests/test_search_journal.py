@@ -107,7 +107,7 @@ def test_a_failed_trial_that_is_retried_keeps_its_number(tmp_path) -> None:
     assert [t.state.name for t in again.study.trials] == ["FAIL", "COMPLETE", "WAITING"]
 
 
-def test_asha_judges_by_all_trials_of_the_study_and_a_resumed_trial_only_once(tmp_path) -> None:
+def test_asha_compares_all_trials_of_the_study_and_a_resumed_trial_once(tmp_path) -> None:
     # Reduction 3: of four values at the first rung, only the best passes.
     trials = [("finished", [0.5, 0.6, 0.7]), ("stopped", [0.5]), ("failed", [0.5]), ("running", [0.4])]
     search = read_search(write_search(tmp_path / "s", SPACE, trials, asha=True))

@@ -90,7 +90,7 @@ def test_the_table_gives_the_distance_of_a_significant_difference():
     rows = [{**row, "variant": f"seed-{k}", "accuracy": a} for k, a in ((1, 0.60), (2, 0.61), (3, 0.62))]
     text = accuracy.table([*rows, {**row, "variant": "other", "accuracy": 0.7}])
     assert "mean 61.00 %, standard deviation 1.00 points" in text
-    assert "lies 5.0 points away, or 0.000 in loss; of 1 variants" in text  # 4.303 * sqrt(4 / 3)
+    assert "its accuracy is 5.0 points away, or its loss 0.000; of 1 variants" in text  # 4.303 * sqrt(4 / 3)
 
 
 def test_the_table_lists_variants_that_were_not_run():
@@ -204,16 +204,16 @@ def test_a_study_without_any_finished_run_is_an_error(tmp_path):
         assert "is finished" in done.stderr
 
 
-def test_agreement_with_people_counts_votes_and_compares_nobody_with_themselves():
+def test_agreement_of_taggers_leaves_out_the_tagger_that_is_compared():
     votes = np.zeros((2, 8), np.uint8)
     votes[0, [0, 1]] = 3, 1  # three say neutral, one says happiness
     votes[1, 2] = 2  # both say surprise
     happy, surprise, neutral = 3, 5, 6
-    answers = {
+    predictions = {
         "fer2013": np.eye(7)[[neutral, happy]],
         "ferplus": np.eye(8)[[0, 2]],
     }
-    found = taxonomies.agreements(votes, np.array([happy, surprise]), answers)
+    found = taxonomies.agreements(votes, np.array([happy, surprise]), predictions)
     assert found == {
         "FER2013's label": pytest.approx((1 / 4 + 1) / 2),
         "the fer2013 head": pytest.approx((3 / 4 + 0) / 2),
@@ -223,7 +223,7 @@ def test_agreement_with_people_counts_votes_and_compares_nobody_with_themselves(
     }
 
 
-def test_a_class_without_faces_or_answers_has_no_figures():
+def test_a_class_without_faces_or_predictions_has_no_figures():
     p = np.eye(3)[[0, 0, 1]]
     rows = taxonomies.by_class(p, np.array([0, 1, 1]), ("a", "b", "c"))
     assert [row["recall"] for row in rows] == [1.0, 0.5, None]
@@ -250,7 +250,7 @@ def test_statistics_anew_change_a_runs_readings_and_the_checkpoint_keeps_the_old
     assert all(figures["loss"] != before["loss"] for figures in read.values())
 
 
-def test_errors_are_told_by_what_the_taggers_saw():
+def test_errors_are_grouped_by_the_votes_of_the_taggers():
     """Happy and seen so; sad but seen happy; sad, seen as contempt; divided; angry and seen so."""
     labels = np.array([3, 4, 4, 4, 0])
     votes = np.zeros((5, 10), np.uint8)
@@ -264,8 +264,8 @@ def test_errors_are_told_by_what_the_taggers_saw():
     assert (first["accuracy"], first["errors"]) == (0.6, 2)
     assert [(k["accuracy"], k["errors"]) for k in first["kinds"].values()] == [(0.5, 1), (0.5, 1), (1.0, 0)]
     assert first["sides"] == {"label": 1, "taggers": 1, "neither": 0}
-    answers = {"a": np.array([3, 3, 5, 2, 6]), "b": np.array([3, 3, 5, 4, 6])}
-    assert errors.in_common(answers, labels, kinds, seen) == {
+    predictions = {"a": np.array([3, 3, 5, 2, 6]), "b": np.array([3, 3, 5, 4, 6])}
+    assert errors.in_common(predictions, labels, kinds, seen) == {
         "faces": 3,
         "taggers_see_what_the_models_see": 1,
         "taggers_see_the_label": 1,
@@ -283,7 +283,7 @@ def test_the_errors_of_models_add_up(tmp_path, monkeypatch, capsys):
     errors.main()
     report = json.loads((tmp_path / "results/errors/errors.json").read_text())
     assert sum(report["counts"].values()) == report["faces"] > 0
-    assert list(report["models"]) == ["tiny", models[1]], "of one name, and both told"
+    assert list(report["models"]) == ["tiny", models[1]], "of one name, and both listed"
     for model in report["models"].values():
         assert sum(kind["errors"] for kind in model["kinds"].values()) == model["errors"]
         assert sum(model["sides"].values()) == report["counts"]["something else"]

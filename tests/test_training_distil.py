@@ -394,11 +394,11 @@ def test_the_teachers_targets_are_mixed_like_the_labels_and_everything_is_reseed
     }
     batch = {k: ops.convert_to_tensor(v) for k, v in batch.items()}
 
-    def answer(epoch):
+    def outputs(epoch):
         model.reseed(1, epoch)
         return {k: ops.convert_to_numpy(v) for k, v in model(batch, training=True).items()}
 
-    first, second, other = answer(2), answer(2), answer(3)
+    first, second, other = outputs(2), outputs(2), outputs(3)
     mixed = first[f"targets_{teacher_key('fer2013')}"]
     assert mixed.max(axis=1).min() < 1
     np.testing.assert_allclose(first["targets_fer2013"], mixed, atol=1e-6)

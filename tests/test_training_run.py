@@ -74,8 +74,8 @@ def test_the_run_folder_holds_every_file(finished, faces):
 def test_the_final_weights_give_the_last_row_of_the_history(finished, faces):
     run = load_run(finished)
     test = faces.of_split("PublicTest")
-    answers = predict_logits(run.network(), np.asarray(test.images))["fer2013"].argmax(axis=1)
-    assert float((answers == test.labels).mean()) == pytest.approx(run.history[-1]["val_accuracy"])
+    predictions = predict_logits(run.network(), np.asarray(test.images))["fer2013"].argmax(axis=1)
+    assert float((predictions == test.labels).mean()) == pytest.approx(run.history[-1]["val_accuracy"])
 
 
 def test_an_interrupted_run_resumes_to_the_same_result(finished, faces, tmp_path):

@@ -249,7 +249,7 @@ def shot(seed: int, gray: tuple[int, int]) -> NDArray[np.uint8]:
         (shot(6, (0, 256)), (shot(6, (0, 256)) * 0.6).astype(np.uint8), False),  # a fade
     ],
 )
-def test_a_cut_is_told_from_motion_flashes_and_fades(
+def test_motion_flashes_and_fades_are_no_cuts(
     before: NDArray[np.uint8], now: NDArray[np.uint8], cut: bool
 ) -> None:
     detector = CutDetector()

@@ -126,9 +126,9 @@ def test_sound_that_players_would_not_know_becomes_aac(tmp_path: Path, source: s
     wanted = tone(1.0) / 32768
     assert len(samples) / 44_100 == pytest.approx(1.0, abs=0.05)
     start = round(begin * 44_100)
-    heard = np.zeros(max(len(wanted), start + len(samples)))
-    heard[start : start + len(samples)] = samples
-    assert np.corrcoef(heard[: len(wanted)], wanted)[0, 1] > 0.99
+    audio_samples = np.zeros(max(len(wanted), start + len(samples)))
+    audio_samples[start : start + len(samples)] = samples
+    assert np.corrcoef(audio_samples[: len(wanted)], wanted)[0, 1] > 0.99
 
 
 @pytest.mark.parametrize(
@@ -154,10 +154,10 @@ def test_sound_of_two_recordings_in_one_file_goes_on(
                 target.mux(stream.encode(picture))
                 samples = np.full((1, rate // 30), 8000, np.int16)
                 samples[:, ::2] = -8000
-                heard = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
-                heard.sample_rate, heard.time_base = rate, Fraction(1, rate)
-                heard.pts = rate * begin + n * (rate // 30)
-                target.mux(audio.encode(heard))
+                audio_samples = av.AudioFrame.from_ndarray(samples, format="s16", layout="mono")
+                audio_samples.sample_rate, audio_samples.time_base = rate, Fraction(1, rate)
+                audio_samples.pts = rate * begin + n * (rate // 30)
+                target.mux(audio.encode(audio_samples))
             target.mux(stream.encode(None))
             target.mux(audio.encode(None))
         parts.append(path.read_bytes())
@@ -261,7 +261,7 @@ def test_a_clip_of_no_pictures_is_closed_without_a_crash(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["out.avi", "out", "out.gif", "no/such/folder.mp4"])
-def test_a_clip_that_cannot_be_written_is_said(tmp_path: Path, name: str) -> None:
+def test_a_clip_that_cannot_be_written_is_an_error(tmp_path: Path, name: str) -> None:
     def write() -> None:
         with ClipWriter(tmp_path / name) as writer:
             for k in range(90):
@@ -315,7 +315,7 @@ def test_people_travel_between_processes_and_can_be_put_into_a_set() -> None:
     assert tuple(again[0].by_label) == (*FER2013.labels, UNCERTAIN)
 
 
-def test_faces_that_are_not_followed_belong_to_nobody() -> None:
+def test_faces_without_a_track_are_in_no_sum() -> None:
     timeline = Timeline(FER2013)
     timeline.add(frame(0, tracked(None)))
     assert timeline.tracks() == ()
@@ -358,7 +358,7 @@ def test_a_title_is_shown_as_it_is_whatever_its_letters(tmp_path: Path, title: s
     assert load_image(tmp_path / "timeline.png").size
 
 
-def test_the_timeline_of_nobody_is_a_picture_too(tmp_path: Path) -> None:
+def test_a_timeline_without_tracks_is_drawn_too(tmp_path: Path) -> None:
     timeline = Timeline(FER2013)
     timeline.add(frame(0))
     timeline.plot(tmp_path / "nobody.png")
