@@ -29,7 +29,7 @@ from ferkit.core import files
 from ferkit.core.classifier import FaceClassifier
 from ferkit.core.crops import crop_faces
 from ferkit.data import load_data
-from ferkit.detect import Detector, make_detector
+from ferkit.detect import DEFAULT, Detector, make_detector
 
 SIDE = 160
 """Side in pixels of an enlarged face; the border is replicated by half of it."""
@@ -87,9 +87,13 @@ def signals(detector: Detector, classifier: FaceClassifier, face: Gray) -> dict[
     if not found or found[0].landmarks is None:
         return None
     info = classifier.info
-    crop = crop_faces(around, [found[0].box], [found[0].landmarks], geometry=info.crop, size=info.input_size)[
-        0
-    ]
+    crop = crop_faces(
+        around,
+        [found[0].box],
+        [found[0].landmarks],
+        geometry=info.crop_for(detector.name),
+        size=info.input_size,
+    )[0]
     probabilities = next(iter(classifier.predict(crop[None]).values()))[0].astype(np.float64)
     grays = crop.astype(np.float64)
     spread = max(float(grays.std()), 1e-6)
@@ -175,7 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--data", required=True, help="fer2013.csv.gz")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--detector", default="centerface")
+    parser.add_argument("--detector", default=DEFAULT)
     parser.add_argument("--faces", type=int, default=800, help="of PublicTest, evenly spaced")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()

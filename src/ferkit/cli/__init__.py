@@ -27,22 +27,22 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "predict": Command("ferkit.cli.predict_command", "Read the expressions of the faces in photos."),
-    "video": Command("ferkit.cli.video_command", "Follow the people in a clip and read their expressions."),
+    "predict": Command("ferkit.cli.predict_command", "Find faces in photos and classify their expressions."),
+    "video": Command("ferkit.cli.video_command", "Track faces in a clip and classify their expressions."),
     "serve": Command("ferkit.cli.serve_command", "Serve photos, clips and webcam over HTTP, with a page."),
     "live": Command("ferkit.cli.live_command", "Open the page at the webcam."),
-    "data": Command("ferkit.cli.data_command", "Look at, audit and convert labelled faces."),
+    "data": Command("ferkit.cli.data_command", "Inspect, audit, show and convert labelled faces."),
     "train": Command("ferkit.cli.train_command", "Train a network by a recipe."),
     "distil": Command("ferkit.cli.distil_command", "Train a student on labels and teachers' predictions."),
     "recipes": Command("ferkit.cli.recipes_command", "List recipes, or every key of one with its meaning."),
-    "search": Command("ferkit.cli.search_command", "Search networks and recipes at random or guided."),
+    "search": Command("ferkit.cli.search_command", "Search hyperparameters."),
     "evaluate": Command("ferkit.cli.evaluate_command", "Measure a model on labelled faces or photos."),
     "compare": Command("ferkit.cli.compare_command", "Test whether two models differ significantly."),
     "export": Command("ferkit.cli.export_command", "Turn a training run into one model file."),
     "ensemble": Command("ferkit.cli.ensemble_command", "Join models into one ensemble file."),
     "models": Command("ferkit.cli.models_command", "List networks, recipes and embedded models."),
     "completion": Command("ferkit.cli.completion_command", "Print a script for completion in a shell."),
-    "doctor": Command("ferkit.cli.doctor_command", "Say what is installed, what works and what is missing."),
+    "doctor": Command("ferkit.cli.doctor_command", "Show what is installed, what works and what is missing."),
 }
 """Every command by name, in the order in which the help lists them."""
 
@@ -96,12 +96,12 @@ def help_text() -> str:
     commands = "\n".join(f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items())
     return (
         "Usage: ferkit COMMAND [OPTIONS] ...\n\n"
-        "Facial expression recognition: train, measure and ship small networks on FER2013,\n"
-        "and read expressions from photos and video.\n\n"
+        "Facial expression recognition: train, measure and ship small networks on\n"
+        "FER2013, and recognize expressions in photos and video.\n\n"
         f"Commands:\n{commands}\n\n"
         "Options:\n"
         "  -V, --version  Show the version and exit.\n"
-        "  -h, --help     Show this message and exit; after a command, show that command's help.\n"
+        "  -h, --help     Show this message, or a command's help, and exit.\n"
     )
 
 

@@ -26,9 +26,16 @@ MODEL_HELP = "A model file, a run's folder, or the name of an embedded model."
 TTA_HELP = "Test-time augmentation: none, flip (the mean with the mirror image) or ten-crop (ten crops)"
 
 
-def option(name: str, text: str, default: str | bool = False, **more: Any) -> Any:
-    """Return a Typer option with its help; ``default`` is shown as the default if it is given."""
-    return typer.Option(name, help=text, show_default=default, **more)
+def option(names: str, text: str, default: str | bool = False, **more: Any) -> Any:
+    """Return a Typer option.
+
+    Args:
+        names: Its names, separated by blanks: ``--out -o``.
+        text: Its help.
+        default: What the help shows as its default; True: the default itself, False: nothing.
+        **more: Further arguments of ``typer.Option``.
+    """
+    return typer.Option(*names.split(), help=text, show_default=default, **more)
 
 
 def _check_source(source: Any) -> Any:
@@ -49,17 +56,13 @@ _DATA = option(
 DataOption = Annotated[str, _DATA]
 DataChoice = Annotated[str | None, _DATA]
 VotesOption = Annotated[
-    Path | None,
-    option("--votes", "FER+ votes (fer2013new.csv), joined by row.", callback=_check_source),
+    Path | None, option("--votes", "FER+ votes (fer2013new.csv), joined by row.", callback=_check_source)
 ]
 ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--model", "-m", help="A model file, or the name of an embedded model.", show_default="embedded"
-    ),
+    str | None, option("--model -m", "A model file, or the name of an embedded model.", "embedded")
 ]
 ModelOrRun = Annotated[
-    str | None, typer.Argument(metavar="[MODEL]", help=MODEL_HELP, show_default="the embedded model")
+    str | None, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default="the embedded model")
 ]
 ProviderOption = Annotated[
     list[str] | None,
@@ -68,17 +71,34 @@ ProviderOption = Annotated[
         "ONNX Runtime execution provider, such as CUDAExecutionProvider; may be repeated, in order "
         "of preference. A missing one is an error.",
         "the CPU",
+        metavar="NAME",
     ),
+]
+DETECTOR_HELP = "yunet, yunet:FILE, centerface, or none (each picture is a face crop already)"
+DetectorOption = Annotated[str, option("--detector", f"{DETECTOR_HELP}.", default=True)]
+MinFaceOption = Annotated[
+    float | None,
+    option(
+        "--min-face",
+        "Height in pixels of the smallest face to search for; smaller values take longer.",
+        "48; smaller ones that are found are kept",
+        min=5,
+    ),
+]
+MinConfidenceOption = Annotated[
+    float,
+    option("--min-confidence", "Label faces uncertain below this probability.", default=True, min=0, max=1),
+]
+LabelSetOption = Annotated[
+    str | None, option("--taxonomy", "Label set, one of the model's.", "the model's first")
 ]
 TtaOption = Annotated[str, option("--tta", f"{TTA_HELP}.", default=True)]
 NetworkThreadsOption = Annotated[
-    int | None,
-    option("--threads", "Threads of the networks.", "all cores", min=1),
+    int | None, option("--threads", "Threads of the networks.", "all cores", min=1)
 ]
 RuntimeThreadsOption = Annotated[
     int | None, option("--threads", "Threads of ONNX Runtime; not for a run.", "all cores", min=1)
 ]
-DETECTOR_HELP = "yunet, yunet:FILE, centerface, or none (each picture is a face crop already)"
 SizeOption = Annotated[
     int | None,
     option(
@@ -89,12 +109,14 @@ SizeOption = Annotated[
         max=512,
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+JsonOption = Annotated[bool, option("--json", "Print JSON instead of text.", default=True)]
 JsonFileOption = Annotated[Path | None, option("--json", "Write all figures to this file as well.")]
 DropLeaksOption = Annotated[
-    bool, typer.Option("--drop-leaks", help="Leave out Training images with a duplicate in another split.")
+    bool, option("--drop-leaks", "Leave out Training images with a duplicate in another split.", default=True)
 ]
-DropFlatOption = Annotated[bool, typer.Option("--drop-flat", help="Leave out images of one constant colour.")]
+DropFlatOption = Annotated[
+    bool, option("--drop-flat", "Leave out images of one constant colour.", default=True)
+]
 
 
 def new_app(summary: str | None = None) -> typer.Typer:

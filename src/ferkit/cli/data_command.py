@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +18,9 @@ from ferkit.cli.common import (
     load_faces,
     load_keras,
     new_app,
+    option,
     print_json,
+    progress,
     remark,
 )
 
@@ -43,18 +44,19 @@ SourceArgument = Annotated[
 ]
 LabelsOption = Annotated[
     str,
-    typer.Option(
+    option(
         "--labels",
-        help="given, or from FER+ votes: ferplus-majority, ferplus-argmax, fer2013-majority, fer2013-argmax.",
+        "given, or from FER+ votes: ferplus-majority, ferplus-argmax, fer2013-majority, fer2013-argmax.",
+        default=True,
     ),
 ]
 TaxonomyOption = Annotated[
     str | None,
-    typer.Option(
+    option(
         "--taxonomy",
-        help="Convert labels to fer2013, ferplus or own (just those that there are); raf-db or affectnet "
+        "Convert labels to fer2013, ferplus or own (just those that there are); raf-db or affectnet "
         "for the numbers of these datasets.",
-        show_default="by their names",
+        "by their names",
     ),
 ]
 
@@ -68,7 +70,7 @@ def info(
     size: SizeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Show the faces, labels, splits, votes and fingerprint of a source."""
+    """Show faces, labels, splits, votes and fingerprint of a source."""
     import time
 
     from ferkit.data.audit import balance_of
@@ -113,9 +115,9 @@ def audit(
     size: SizeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Report class balance, constant images, duplicates, conflicting labels, leaks and agreement with FER+.
+    """Report class balance, duplicates, leaks and conflicting labels.
 
-    --json adds the rows of each finding, counted from 1.
+    Also constant images, and agreement with FER+ votes. --json adds the rows of each finding, counted from 1.
     """
     from ferkit.data.audit import audit_dataset
 
@@ -130,26 +132,24 @@ def audit(
 def show(
     source: SourceArgument,
     *,
-    out: Annotated[
-        Path, typer.Option("--out", "-o", help="The picture to write (.png, .jpg).", show_default=False)
-    ],
-    split: Annotated[str, typer.Option("--split", help="Training, PublicTest, PrivateTest or all.")] = "all",
-    pick: Annotated[
-        str, typer.Option("--pick", help="Which faces: all, flat, leaks, repeats or conflicts.")
+    out: Annotated[Path, option("--out -o", "The picture to write (.png, .jpg).")],
+    split: Annotated[
+        str, option("--split", "Training, PublicTest, PrivateTest or all.", default=True)
     ] = "all",
-    per_label: Annotated[int, typer.Option("--per-label", min=1, max=100, help="Faces per label.")] = 10,
+    pick: Annotated[
+        str, option("--pick", "Which faces: all, flat, leaks, repeats or conflicts.", default=True)
+    ] = "all",
+    per_label: Annotated[int, option("--per-label", "Faces per label.", default=True, min=1, max=100)] = 10,
     augment: Annotated[
         str | None,
-        typer.Option(
-            "--augment",
-            help="Also show augmented copies of the faces (none, student, modern, ...).",
-            show_default=False,
-        ),
+        option("--augment", "Also show augmented copies of the faces (none, student, modern, ...)."),
     ] = None,
     seed: Annotated[
-        int, typer.Option("--seed", min=0, help="Seed of the choice of faces and of the augmentation.")
+        int, option("--seed", "Seed of the choice of faces and of the augmentation.", default=True, min=0)
     ] = 0,
-    cell: Annotated[int, typer.Option("--cell", min=16, max=512, help="Side of a face on the sheet.")] = 96,
+    cell: Annotated[
+        int, option("--cell", "Side of a face on the sheet.", default=True, min=16, max=512)
+    ] = 96,
     votes: VotesOption = None,
     labels: LabelsOption = "given",
     size: SizeOption = None,
@@ -207,26 +207,23 @@ def convert(
     drop_flat: DropFlatOption = False,
     size: SizeOption = None,
     crop_faces: Annotated[
-        bool,
-        typer.Option(
-            "--crop-faces", help="The pictures are photos: detect and crop the largest face of each."
-        ),
+        bool, option("--crop-faces", "The pictures are photos: detect and crop the largest face of each.")
     ] = False,
     detector: Annotated[
-        str | None,
-        typer.Option("--detector", help="Face detector of --crop-faces.", show_default="as `ferkit predict`"),
+        str | None, option("--detector", "Face detector of --crop-faces.", "as `ferkit predict`")
     ] = None,
     votes_out: Annotated[
         Path | None,
-        typer.Option(
-            "--votes-out",
-            help="Write the votes to this csv, row by row; of the formats, only .npz includes them.",
-            show_default=False,
+        option(
+            "--votes-out", "Write the votes to this csv, row by row; of the formats, only .npz includes them."
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    overwrite: Annotated[bool, option("--overwrite", "Replace files that exist.")] = False,
 ) -> None:
-    """Write labelled faces in another format; nothing is written unless all of them can be read."""
+    """Write labelled faces in another format.
+
+    Nothing is written unless all of them can be read.
+    """
     from ferkit.data.convert import check_target, format_of, write_dataset
 
     check_target(out, overwrite=overwrite)
@@ -264,8 +261,6 @@ def convert(
 
 def _load_photos(source: str, size: int | None, detector: str | None, options: dict[str, Any]) -> FaceDataset:
     """Crop the largest face of each photo; photos without one are left out."""
-    from rich.progress import Progress
-
     from ferkit.core.crops import FER2013_CROPS, crop_faces
     from ferkit.core.images import to_gray
     from ferkit.data import check_source
@@ -279,7 +274,7 @@ def _load_photos(source: str, size: int | None, detector: str | None, options: d
 
     def crop(photo: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
         nonlocal photos, crowded
-        progress.advance(task)
+        advance()
         photos += 1
         found = finder.detect(photo)
         if not found:
@@ -291,8 +286,7 @@ def _load_photos(source: str, size: int | None, detector: str | None, options: d
         )[0]
         return face
 
-    with Progress(console=console(stderr=True), disable=not sys.stderr.isatty()) as progress:
-        task = progress.add_task("detecting faces", total=None)
+    with progress("photos", None) as advance:
         dataset = load_faces(source, size, crop=crop, **options)
     if crowded:
         remark(f"{crowded} of {photos} photos show several faces; the largest was taken")

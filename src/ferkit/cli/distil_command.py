@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ferkit.cli.common import DataChoice, VotesOption, new_app
+from ferkit.cli.common import DataChoice, VotesOption, new_app, option
 from ferkit.cli.training import (
     EpochsOption,
     InitOption,
@@ -32,12 +32,11 @@ def distil(
     data: DataChoice = None,
     teacher: Annotated[
         list[str] | None,
-        typer.Option(
-            "--teacher",
-            "-t",
-            help="A model file or a shipped model's name; for online distillation also a run or its training "
+        option(
+            "--teacher -t",
+            "A model file or a shipped model's name; for online distillation also a run or its training "
             "weights. Several teachers are averaged.",
-            show_default=False,
+            metavar="MODEL",
         ),
     ] = None,
     recipe: RecipeOption = None,
@@ -45,12 +44,10 @@ def distil(
     votes: VotesOption = None,
     weight: Annotated[
         float | None,
-        typer.Option(
-            "--weight", help=f"The teachers' share of the loss.  [default: the recipe's, or {DEFAULT_WEIGHT}]"
-        ),
+        option("--weight", "The teachers' share of the loss.", f"the recipe's, or {DEFAULT_WEIGHT}"),
     ] = None,
     temperature: Annotated[
-        float | None, typer.Option("--temperature", help="Of teacher and student; replaces the recipe's.")
+        float | None, option("--temperature", "Of teacher and student; replaces the recipe's.")
     ] = None,
     resume: ResumeOption = None,
     init: InitOption = None,

@@ -11,7 +11,7 @@ import typer
 
 from ferkit import __version__
 from ferkit.cli.checks import Check, run_checks
-from ferkit.cli.common import JsonOption, new_app, print_json
+from ferkit.cli.common import JsonOption, new_app, option, print_json
 from ferkit.core.extras import EXTRAS, LIBRARIES, Library, install_command
 
 app = new_app()
@@ -19,7 +19,7 @@ app = new_app()
 
 @app.command()
 def doctor(
-    full: Annotated[bool, typer.Option("--full", help="Start TensorFlow too (takes seconds).")] = False,
+    full: Annotated[bool, option("--full", "Start TensorFlow too (takes seconds).")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show which libraries are installed and what works on this machine.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ferkit.cli.common import DropFlatOption, JsonFileOption, VotesOption, new_app, remark
+from ferkit.cli.common import DropFlatOption, JsonFileOption, VotesOption, new_app, option, remark
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,66 +18,36 @@ if TYPE_CHECKING:
 
 app = new_app()
 
-ModelsArgument = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="MODEL...", help="Two or more model files, or names of embedded models.", show_default=False
-    ),
-]
-OutputOption = Annotated[Path, typer.Option("--out", "-o", help="The file to write.", show_default=False)]
-WeightsOption = Annotated[
-    str | None,
-    typer.Option("--weights", help="One number per model, such as 1,2,1.", show_default="equal"),
-]
-FitOption = Annotated[bool, typer.Option("--fit", help="Fit the weights on --data.")]
-FitDataOption = Annotated[
-    str | None,
-    typer.Option(
-        "--data",
-        help="Labelled faces to fit the temperature on, and with --fit the weights.",
-        show_default=False,
-    ),
-]
-SplitOption = Annotated[
-    str | None,
-    typer.Option(
-        "--split", help="Of --data: Training, PublicTest or PrivateTest.", show_default="PublicTest"
-    ),
-]
-NameOption = Annotated[
-    str | None, typer.Option("--name", help="Name of the ensemble.", show_default="the file's")
-]
-TaxonomyOption = Annotated[
-    str | None,
-    typer.Option("--taxonomy", help="The default output.", show_default="the first model's"),
-]
-CardOption = Annotated[
-    Path | None, typer.Option("--card", help="Write the model card as well (Markdown).", show_default=False)
-]
-ThreadsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--threads", min=1, help="Threads of ONNX Runtime, with --data.", show_default="the usable cores"
-    ),
-]
-
 
 @app.command()
 def ensemble(
-    models: ModelsArgument,
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL", help="Two or more model files, or names of embedded models.", show_default=False
+        ),
+    ],
     *,
-    out: OutputOption,
-    weights: WeightsOption = None,
-    fit: FitOption = False,
-    data: FitDataOption = None,
+    out: Annotated[Path, option("--out -o", "The file to write.")],
+    weights: Annotated[
+        str | None, option("--weights", "One number per model, such as 1,2,1.", "equal")
+    ] = None,
+    fit: Annotated[bool, option("--fit", "Fit the weights on --data.")] = False,
+    data: Annotated[
+        str | None, option("--data", "Labelled faces to fit the temperature on, and with --fit the weights.")
+    ] = None,
     votes: VotesOption = None,
-    split: SplitOption = None,
+    split: Annotated[
+        str | None, option("--split", "Of --data: Training, PublicTest or PrivateTest.", "PublicTest")
+    ] = None,
     drop_flat: DropFlatOption = False,
-    name: NameOption = None,
-    taxonomy: TaxonomyOption = None,
-    card: CardOption = None,
+    name: Annotated[str | None, option("--name", "Name of the ensemble.", "the file's")] = None,
+    taxonomy: Annotated[str | None, option("--taxonomy", "The default output.", "the first model's")] = None,
+    card: Annotated[Path | None, option("--card", "Write the model card as well (Markdown).")] = None,
     json: JsonFileOption = None,
-    threads: ThreadsOption = None,
+    threads: Annotated[
+        int | None, option("--threads", "Threads of ONNX Runtime, with --data.", "all cores", min=1)
+    ] = None,
 ) -> None:
     """Join models into one file: the weighted mean of their probabilities.
 
@@ -92,7 +62,7 @@ def ensemble(
 
     given = _parse_weights(weights)
     if len(models) < 2:
-        raise typer.BadParameter("two or more are needed", param_hint="MODEL...")
+        raise typer.BadParameter("two or more are needed", param_hint="MODEL")
     if given is not None and len(given) != len(models):
         raise typer.BadParameter(f"{len(models)} models, {len(given)} weights", param_hint="--weights")
     if fit and given is not None:

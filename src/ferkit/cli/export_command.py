@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ferkit.cli.common import DataChoice, VotesOption, load_keras, new_app
+from ferkit.cli.common import DataChoice, VotesOption, load_keras, new_app, option
 
 app = new_app()
 
@@ -16,32 +16,23 @@ app = new_app()
 def export(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)],
     data: DataChoice = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The model file.", show_default="RUN/model.onnx")
-    ] = None,
+    out: Annotated[Path | None, option("--out -o", "The model file.", "RUN/model.onnx")] = None,
     votes: VotesOption = None,
-    name: Annotated[
-        str | None, typer.Option("--name", help="The model's name.", show_default="the recipe's")
-    ] = None,
-    version: Annotated[str, typer.Option("--version", help="The model's version.")] = "1",
+    name: Annotated[str | None, option("--name", "The model's name.", "the recipe's")] = None,
+    version: Annotated[str, option("--version", "The model's version.", default=True)] = "1",
     precision: Annotated[
-        str, typer.Option("--precision", help="Of the stored weights: float32, float16 or int8.")
+        str, option("--precision", "Of the stored weights: float32, float16 or int8.", default=True)
     ] = "float32",
-    taxonomy: Annotated[
-        str | None, typer.Option("--taxonomy", help="The default output.", show_default="the first head")
-    ] = None,
+    taxonomy: Annotated[str | None, option("--taxonomy", "The default output.", "the first head")] = None,
     training_weights: Annotated[
-        Path | None,
-        typer.Option("--training-weights", help="Write the weights for --init as well (Keras, float16)."),
+        Path | None, option("--training-weights", "Write the weights for --init as well (Keras, float16).")
     ] = None,
-    card: Annotated[
-        Path | None, typer.Option("--card", help="Write the model card as well (Markdown).")
-    ] = None,
-    licence: Annotated[
-        str | None, typer.Option("--licence", help="Of the weights.", show_default="by the data")
-    ] = None,
-    cams: Annotated[bool, typer.Option(help="Add class activation maps, if the network has them.")] = True,
-    notes: Annotated[str, typer.Option("--notes", help="Free text for the model card.")] = "",
+    card: Annotated[Path | None, option("--card", "Write the model card as well (Markdown).")] = None,
+    licence: Annotated[str | None, option("--licence", "Of the weights.", "by the data")] = None,
+    cams: Annotated[
+        bool, option("--cams/--no-cams", "Add class activation maps, if the network has them.", True)
+    ] = True,
+    notes: Annotated[str, option("--notes", "Free text for the model card.")] = "",
 ) -> None:
     """Write a run's network as one self-describing ONNX file.
 

@@ -7,15 +7,9 @@ from typing import Any
 
 import keras
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from ferkit.cli.common import in_words, time_left
 from ferkit.training.recipe import load_recipe
 from ferkit.training.runs import RunFolder
 
@@ -41,9 +35,7 @@ class TrainingProgress(keras.callbacks.Callback):  # type: ignore[misc]
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=False),
+            time_left(),
             console=console,
             transient=True,
             disable=quiet or not console.is_terminal,
@@ -95,7 +87,7 @@ class TrainingProgress(keras.callbacks.Callback):  # type: ignore[misc]
             f"accuracy {100 * logs['accuracy']:.2f} %  validation loss {logs['val_loss']:.4f}  "
             f"accuracy {100 * logs['val_accuracy']:.2f} %{ferplus}  "
             f"{logs['images_per_second']:,.0f} images/s  {logs['seconds']:.0f} s  "
-            f"about {left / 60:.0f} min left"
+            f"about {in_words(left)} left"
         )
 
     def on_teacher_batch_end(self, teacher: str, done: int, faces: int) -> None:

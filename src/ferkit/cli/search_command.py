@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ferkit.cli.common import DataOption, VotesOption, command_line, console, data_options, new_app, remark
+from ferkit.cli.common import (
+    DataOption,
+    VotesOption,
+    command_line,
+    console,
+    data_options,
+    in_words,
+    new_app,
+    option,
+    remark,
+)
 
 if TYPE_CHECKING:
     from ferkit.search.cluster import Machine
@@ -21,10 +31,6 @@ app = new_app()
 
 _SHOWN = 12
 """Trials in the live table beside the running ones: the best."""
-
-
-def _option(*names: str, help: str) -> Any:
-    return typer.Option(*names, help=help, show_default=False)
 
 
 def _list_spaces(wanted: bool) -> None:
@@ -50,71 +56,54 @@ def search(
         str | None,
         typer.Argument(help="Name of a shipped space (see --list) or a TOML file.", show_default=False),
     ] = None,
-    out: Annotated[
-        Path | None, _option("--out", "-o", help="Folder of the search.  [default: runs/search-SPACE]")
-    ] = None,
-    trials: Annotated[
-        int | None, _option("--trials", "-n", help="Number of configurations.  [default: 20]")
-    ] = None,
+    out: Annotated[Path | None, option("--out -o", "Folder of the search.", "runs/search-SPACE")] = None,
+    trials: Annotated[int | None, option("--trials -n", "Number of configurations.", "20")] = None,
     votes: VotesOption = None,
     resume: Annotated[
         Path | None,
-        _option(
-            "--resume",
-            help="Continue this search; --trials, --max-epochs and --max-hours may change.",
-        ),
+        option("--resume", "Continue this search; --trials, --max-epochs and --max-hours may change."),
     ] = None,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="With --resume: train failed trials again.")
+        bool, option("--retry-failed", "With --resume: train failed trials again.")
     ] = False,
-    method: Annotated[
-        str | None, _option("--method", help="Sampler: random or tpe.  [default: random]")
-    ] = None,
-    asha: Annotated[bool, typer.Option("--asha", help="Stop poor trials early.")] = False,
-    grace: Annotated[
-        int | None, _option("--grace", help="ASHA: epochs that every trial gets.  [default: 1]")
-    ] = None,
+    method: Annotated[str | None, option("--method", "Sampler: random or tpe.", "random")] = None,
+    asha: Annotated[bool, option("--asha", "Stop poor trials early.")] = False,
+    grace: Annotated[int | None, option("--grace", "ASHA: epochs that every trial gets.", "1")] = None,
     reduction: Annotated[
-        int | None,
-        _option("--reduction", help="ASHA: one in so many trials passes each rung.  [default: 3]"),
+        int | None, option("--reduction", "ASHA: one in so many trials passes each rung.", "3")
     ] = None,
-    seed: Annotated[int | None, _option("--seed", help="Seed of the sampler.  [default: 0]")] = None,
+    seed: Annotated[int | None, option("--seed", "Seed of the sampler.", "0")] = None,
     max_mmac: Annotated[
-        float | None,
-        _option("--max-mmac", help="Refuse networks of more million multiply-accumulates per face."),
+        float | None, option("--max-mmac", "Refuse networks of more million multiply-accumulates per face.")
     ] = None,
-    max_params: Annotated[
-        int | None, _option("--max-params", help="Refuse networks of more parameters.")
-    ] = None,
+    max_params: Annotated[int | None, option("--max-params", "Refuse networks of more parameters.")] = None,
     max_hours: Annotated[
         float | None,
-        _option("--max-hours", help="Start no further trial after so many hours of training in total."),
+        option("--max-hours", "Start no further trial after so many hours of training in total."),
     ] = None,
     max_epochs: Annotated[
-        int | None, _option("--max-epochs", help="Start no further trial after so many epochs in total.")
+        int | None, option("--max-epochs", "Start no further trial after so many epochs in total.")
     ] = None,
     retries: Annotated[
-        int | None,
-        _option("--retries", help="Restarts of a trial whose worker was lost.  [default: 3]"),
+        int | None, option("--retries", "Restarts of a trial whose worker was lost.", "3")
     ] = None,
     overrides: Annotated[
-        list[str] | None, _option("--set", "-s", help="A recipe key for all trials: epochs=3")
+        list[str] | None, option("--set -s", "A recipe key for all trials: epochs=3", metavar="KEY=VALUE")
     ] = None,
-    cores: Annotated[int, typer.Option("--cores", help="Cores per trial.")] = 1,
-    gpus: Annotated[float, typer.Option("--gpus", help="GPUs per trial; a fraction shares one.")] = 0.0,
+    cores: Annotated[int, option("--cores", "Cores per trial.", default=True)] = 1,
+    gpus: Annotated[float, option("--gpus", "GPUs per trial; a fraction shares one.", default=True)] = 0.0,
     parallel: Annotated[
-        int | None,
-        _option("--parallel", help="Trials at a time.  [default: as many as cores and GPUs allow]"),
+        int | None, option("--parallel", "Trials at a time.", "as many as cores and GPUs allow")
     ] = None,
     address: Annotated[
-        str | None, _option("--address", help="Ray cluster: auto on one of its nodes, or host:port.")
+        str | None, option("--address", "Ray cluster: auto on one of its nodes, or host:port.")
     ] = None,
     draw_only: Annotated[
-        bool, typer.Option("--draw-only", help="Show the trials of a random search without training.")
+        bool, option("--draw-only", "Show the trials of a random search without training.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only the result.")] = False,
+    quiet: Annotated[bool, option("--quiet -q", "No progress; only the result.")] = False,
     spaces: Annotated[  # noqa: ARG001
-        bool, typer.Option("--list", help="List the shipped spaces.", callback=_list_spaces, is_eager=True)
+        bool, option("--list", "List the shipped spaces.", callback=_list_spaces, is_eager=True)
     ] = False,
 ) -> None:
     """Search hyperparameters: sample configurations from a space and train each for a few epochs.
@@ -321,7 +310,7 @@ class _Progress:
         epochs = open_epochs + usual * max(settings.trials - len(trials), 0)
         left = epochs * sum(seconds) / len(seconds) / self.slots
         early = settings.asha or settings.max_hours is not None or settings.max_epochs is not None
-        return f"{text}, {'at most' if early else 'about'} {_duration(left)} left"
+        return f"{text}, {'at most' if early else 'about'} {in_words(left)} left"
 
     def table(self) -> Any:
         """Return the table: running trials, then the best."""
@@ -362,14 +351,5 @@ def _left(trial: Trial) -> str:
     if trial.state != "running":
         return ""
     if not trial.history:
-        return f"since {_duration(time.time() - trial.began)}"
-    return _duration((trial.epochs - len(trial.history)) * trial.history[-1]["seconds"])
-
-
-def _duration(seconds: float) -> str:
-    """Return a duration with at most two units."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"
+        return f"since {in_words(time.time() - trial.began)}"
+    return in_words((trial.epochs - len(trial.history)) * trial.history[-1]["seconds"])

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
-from ferkit.cli.common import DataChoice, SizeOption, VotesOption, new_app
+from ferkit.cli.common import DataChoice, SizeOption, VotesOption, new_app, option
 from ferkit.cli.training import (
     EpochsOption,
     InitOption,
@@ -34,21 +32,17 @@ def train(
     resume: ResumeOption = None,
     init: InitOption = None,
     epochs: EpochsOption = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Replaces the recipe's.")] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", help="Replaces the recipe's.")
-    ] = None,
+    batch_size: Annotated[int | None, option("--batch-size", "Replaces the recipe's.")] = None,
+    learning_rate: Annotated[float | None, option("--learning-rate", "Replaces the recipe's.")] = None,
     seed: SeedOption = None,
     overrides: SetOption = None,
     deterministic: Annotated[
-        bool, typer.Option("--deterministic", help="Use deterministic operations: slower, reproducible.")
+        bool, option("--deterministic", "Use deterministic operations: slower, reproducible.")
     ] = False,
     drop_leaks: Annotated[
-        bool, typer.Option("--drop-leaks", help="Leave out training faces that are also in another split.")
+        bool, option("--drop-leaks", "Leave out training faces that are also in another split.")
     ] = False,
-    drop_flat: Annotated[
-        bool, typer.Option("--drop-flat", help="Leave out images of one constant gray value.")
-    ] = False,
+    drop_flat: Annotated[bool, option("--drop-flat", "Leave out images of one constant gray value.")] = False,
     tensorboard: TensorboardOption = True,
     quiet: QuietOption = False,
 ) -> None:

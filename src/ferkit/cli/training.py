@@ -9,31 +9,28 @@ from typing import Annotated, Any
 
 import typer
 
-from ferkit.cli.common import command_line, console, load_faces, load_keras, remark
+from ferkit.cli.common import command_line, console, load_faces, load_keras, option, remark
 
 RecipeOption = Annotated[
-    str | None,
-    typer.Option("--recipe", "-r", help="A shipped recipe's name (see `ferkit recipes`) or a TOML file."),
+    str | None, option("--recipe -r", "A shipped recipe's name (see `ferkit recipes`) or a TOML file.")
 ]
-OutOption = Annotated[
-    Path | None, typer.Option("--out", "-o", help="The run folder.  [default: runs/RECIPE]")
-]
+OutOption = Annotated[Path | None, option("--out -o", "The run folder.", "runs/RECIPE")]
 ResumeOption = Annotated[
-    Path | None,
-    typer.Option("--resume", help="Continue the run in this folder, with its own recipe and data."),
+    Path | None, option("--resume", "Continue the run in this folder, with its own recipe and data.")
 ]
 InitOption = Annotated[
-    str | None,
-    typer.Option("--init", help="Start from a run, a file of training weights, or a shipped model's name."),
+    str | None, option("--init", "Start from a run, a file of training weights, or a shipped model's name.")
 ]
-EpochsOption = Annotated[int | None, typer.Option("--epochs", help="Replaces the recipe's.")]
-SeedOption = Annotated[int | None, typer.Option("--seed", help="Replaces the recipe's.")]
+EpochsOption = Annotated[int | None, option("--epochs", "Replaces the recipe's.")]
+SeedOption = Annotated[int | None, option("--seed", "Replaces the recipe's.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", "-s", help="Any other key of the recipe: model.params.dropout=0.3"),
+    option("--set -s", "Any other key of the recipe: model.params.dropout=0.3", metavar="KEY=VALUE"),
 ]
-TensorboardOption = Annotated[bool, typer.Option(help="Write a TensorBoard log.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress; only the last line.")]
+TensorboardOption = Annotated[
+    bool, option("--tensorboard/--no-tensorboard", "Write a TensorBoard log.", True)
+]
+QuietOption = Annotated[bool, option("--quiet -q", "No progress; only the last line.")]
 
 
 def recipe_changes(overrides: Sequence[str] | None, options: Mapping[str, object]) -> list[str]:

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ferkit.cli.common import (
-    DETECTOR_HELP,
+    DetectorOption,
     JsonOption,
+    LabelSetOption,
+    MinConfidenceOption,
+    MinFaceOption,
     ModelOption,
     NetworkThreadsOption,
     ProviderOption,
@@ -19,6 +22,7 @@ from ferkit.cli.common import (
     as_tta_mode,
     console,
     new_app,
+    option,
     print_json,
     remark,
     time_left,
@@ -41,99 +45,59 @@ def video(
         Path, typer.Argument(help="The clip: MP4, MOV, MKV, WebM, AVI, or another format of FFmpeg.")
     ],
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Write the annotated clip: .mp4, .mov or .mkv."),
+        Path | None, option("--output -o", "Write the annotated clip: .mp4, .mov or .mkv.")
     ] = None,
-    csv: Annotated[
-        Path | None, typer.Option("--csv", help="Write a row per face and frame; - for stdout.")
-    ] = None,
-    jsonl: Annotated[
-        Path | None, typer.Option("--jsonl", help="Write a JSON object per frame; - for stdout.")
-    ] = None,
+    csv: Annotated[Path | None, option("--csv", "Write a row per face and frame; - for stdout.")] = None,
+    jsonl: Annotated[Path | None, option("--jsonl", "Write a JSON object per frame; - for stdout.")] = None,
     plot: Annotated[
-        Path | None,
-        typer.Option("--plot", help="Plot each track's expressions over time: .png, .svg or .pdf."),
+        Path | None, option("--plot", "Plot each track's expressions over time: .png, .svg or .pdf.")
     ] = None,
     as_json: JsonOption = False,
-    every: Annotated[int, typer.Option("--every", min=1, help="Read each n-th frame.")] = 1,
+    every: Annotated[int, option("--every", "Read each n-th frame.", default=True, min=1)] = 1,
     fps: Annotated[
-        float | None,
-        typer.Option(
-            "--fps", min=0.001, help="Read at most this many frames per second.", show_default="all"
-        ),
+        float | None, option("--fps", "Read at most this many frames per second.", "all", min=0.001)
     ] = None,
     start: Annotated[
-        str, typer.Option("--from", help="Start time: seconds, or [hours:]minutes:seconds.")
+        str, option("--from", "Start time: seconds, or [hours:]minutes:seconds.", default=True)
     ] = "0",
-    end: Annotated[str | None, typer.Option("--to", help="End time.", show_default="the end")] = None,
+    end: Annotated[str | None, option("--to", "End time.", "the end")] = None,
     detect_every: Annotated[
         float,
-        typer.Option(
+        option(
             "--detect-every",
-            min=0,
-            help="Seconds from one face detection to the next; optical flow moves faces in between. 0: in "
+            "Seconds from one face detection to the next; optical flow moves faces in between. 0: in "
             "each frame.",
+            default=True,
+            min=0,
         ),
     ] = 0.2,
     max_gap: Annotated[
         float,
-        typer.Option("--max-gap", min=0, help="Seconds that a face may be missing and keep its track."),
+        option("--max-gap", "Seconds that a face may be missing and keep its track.", default=True, min=0),
     ] = 1.0,
-    no_smoothing: Annotated[
-        bool, typer.Option("--no-smoothing", help="Recognize each frame by itself.")
-    ] = False,
+    no_smoothing: Annotated[bool, option("--no-smoothing", "Recognize each frame by itself.")] = False,
     smoothing: Annotated[
         Literal["ema", "mean"] | None,
-        typer.Option(
-            "--smoothing", help="Exponential moving average, or mean of a window.", show_default="ema"
-        ),
+        option("--smoothing", "Exponential moving average, or mean of a window.", "ema"),
     ] = None,
     smooth_seconds: Annotated[
-        float | None,
-        typer.Option(
-            "--smooth-seconds",
-            min=0.001,
-            help="Time constant, or length of the window.",
-            show_default="0.5",
-        ),
+        float | None, option("--smooth-seconds", "Time constant, or length of the window.", "0.5", min=0.001)
     ] = None,
     smooth_space: Annotated[
         Literal["probability", "log"] | None,
-        typer.Option(
-            "--smooth-space",
-            help="Mean of probabilities or of their logarithms.",
-            show_default="probability",
-        ),
+        option("--smooth-space", "Mean of probabilities or of their logarithms.", "probability"),
     ] = None,
-    silent: Annotated[bool, typer.Option("--silent", help="Write the annotated clip without audio.")] = False,
+    silent: Annotated[bool, option("--silent", "Write the annotated clip without audio.")] = False,
     model: ModelOption = None,
-    detector: Annotated[
-        str,
-        typer.Option(help=f"{DETECTOR_HELP}."),
-    ] = "yunet",
-    min_face: Annotated[
-        float | None,
-        typer.Option(
-            min=5,
-            help="Height in pixels of the smallest face; lower values take longer.",
-            show_default="search for 48, keep smaller ones that are found",
-        ),
-    ] = None,
-    min_confidence: Annotated[
-        float, typer.Option(min=0, max=1, help="Label faces below this probability as uncertain.")
-    ] = 0.0,
-    taxonomy: Annotated[
-        str | None,
-        typer.Option(help="Label set, if the model has several.", show_default="the model's first"),
-    ] = None,
+    detector: DetectorOption = "yunet",
+    min_face: MinFaceOption = None,
+    min_confidence: MinConfidenceOption = 0.0,
+    taxonomy: LabelSetOption = None,
     tta: TtaOption = "none",
     provider: ProviderOption = None,
     threads: NetworkThreadsOption = None,
     max_pixels: Annotated[
-        int | None,
-        typer.Option(
-            "--max-pixels", min=1, help="Refuse clips with larger frames.", show_default="89 million"
-        ),
+        int | None, option("--max-pixels", "Refuse clips with larger frames.", "89 million", min=1)
     ] = None,
 ) -> None:
     """Track the faces in a clip and recognize their expressions.
