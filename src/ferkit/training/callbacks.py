@@ -14,11 +14,11 @@ from scipy.special import log_softmax
 from ferkit.core.errors import TrainingError
 from ferkit.data import majority_targets
 from ferkit.training import state
-from ferkit.training.history import Row
+from ferkit.training.history import Row, draw_curves, write_history
 from ferkit.training.inference import predict_logits
 from ferkit.training.optimize import plateau_rate
 from ferkit.training.recipe import Recipe
-from ferkit.training.runs import RunFolder, weights_meta
+from ferkit.training.runs import CURVES, RunFolder, weights_meta
 from ferkit.training.statistics import reestimate_batch_norm
 from ferkit.training.targets import weighted_targets
 
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 TIMINGS = ("seconds", "images_per_second")
 """Columns of the history that differ between two runs of the same seed."""
+
+_CURVES_EVERY = 30.0
+"""Seconds between two drawings of the curves, which take longer than a small network's epoch."""
 
 
 def is_finished(recipe: Recipe, history: Sequence[Row]) -> bool:
@@ -126,7 +129,7 @@ class Validation(keras.callbacks.Callback):  # type: ignore[misc]
 
 
 class RunWriter(keras.callbacks.Callback):  # type: ignore[misc]
-    """Write history, curves and checkpoint after every epoch, and the final weights at the end.
+    """Write history and checkpoint after every epoch, curves from time to time, the final weights at the end.
 
     Args:
         setup: What is trained.
@@ -147,6 +150,7 @@ class RunWriter(keras.callbacks.Callback):  # type: ignore[misc]
         super().__init__()
         self.setup, self.folder, self.validation = setup, folder, validation
         self.history, self.facts = history, facts
+        self._drawn = time.monotonic()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:  # noqa: D102
         row: Row = {"epoch": epoch + 1, **logs}
@@ -166,6 +170,8 @@ class RunWriter(keras.callbacks.Callback):  # type: ignore[misc]
             },
         )
         self.write_history()
+        if time.monotonic() - self._drawn >= _CURVES_EVERY:
+            self.draw_curves()
         if is_finished(setup.recipe, self.history):
             self.model.stop_training = True
 
@@ -188,6 +194,7 @@ class RunWriter(keras.callbacks.Callback):  # type: ignore[misc]
         state.write_archive(
             self.folder.weights, state.network_arrays(setup.network, setup.head_ids), self.weights_meta()
         )
+        self.draw_curves()
 
     def weights_meta(self) -> dict[str, Any]:
         """Return the metadata of this run's weights."""
@@ -195,10 +202,16 @@ class RunWriter(keras.callbacks.Callback):  # type: ignore[misc]
         return weights_meta(self.setup.recipe, taxonomies, self.setup.training.size)
 
     def write_history(self) -> None:
-        """Write the history and draw its curves."""
+        """Write the history, and the seconds into the facts."""
         self.facts["seconds"] = round(sum(row["seconds"] for row in self.history), 1)
+        write_history(self.folder.path, self.history)
+
+    def draw_curves(self) -> None:
+        """Draw the curves of the epochs that are done."""
         recipe = self.setup.recipe
-        self.folder.write_history(self.history, f"{recipe.name}, seed {recipe.seed}")
+        if self.history:
+            draw_curves(self.folder.path / CURVES, self.history, f"{recipe.name}, seed {recipe.seed}")
+        self._drawn = time.monotonic()
 
 
 def average_weights(setup: Setup) -> None:

@@ -20,7 +20,7 @@ from ferkit.core.files import output_errors, write_json, write_text
 from ferkit.core.modelfile import read_model, resolve_model
 from ferkit.core.taxonomy import Taxonomy
 from ferkit.models import build_model
-from ferkit.training.history import Row, draw_curves, write_history
+from ferkit.training.history import Row
 from ferkit.training.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
 from ferkit.training.state import load_network_arrays, read_archive, write_archive
 from ferkit.weights import embedded_models, training_weights
@@ -148,11 +148,6 @@ class RunFolder:
     def write_recipe(self, recipe: Recipe) -> None:
         """Write ``recipe.toml``."""
         write_text(self.recipe, dump_recipe(recipe))
-
-    def write_history(self, history: Sequence[Row], title: str) -> None:
-        """Write the history as JSON and CSV, and draw its curves."""
-        write_history(self.path, history)
-        draw_curves(self.path / CURVES, history, title)
 
     def data_source(self) -> tuple[str, Path | None]:
         """Return the data and the votes of the run; raise TrainingError if they are not recorded."""

@@ -409,12 +409,14 @@ def _run(
                 shuffle=False,
             )
     except KeyboardInterrupt:
+        writer.draw_curves()
         record("interrupted")
         raise
     except FerkitError as error:
         # Where the disk is full this cannot be written either; the error itself is what counts.
         with contextlib.suppress(OutputError):
             record("failed", error=str(error))
+            writer.draw_curves()
         raise
     record("finished")
     return Result(folder.path, history)
