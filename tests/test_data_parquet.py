@@ -147,5 +147,5 @@ def test_without_pyarrow_the_package_to_install_is_named(
     path = write(tmp_path / "f.parquet", {"image": PNGS, "label": NUMBERS})
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(MissingDependencyError, match="pip install pyarrow"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'ferkit\[batch\]'"):
         load_data(path, cache=False)

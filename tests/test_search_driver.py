@@ -17,7 +17,8 @@ pytest.importorskip("optuna", reason="needs ferkit[tune]")
 import ray
 
 from ferkit import __version__
-from ferkit.search.cluster import Machine, _temporary_folder, slots_of
+from ferkit.core.raystart import temporary_folder
+from ferkit.search.cluster import Machine, slots_of
 from ferkit.search.driver import Callback, _Driver, _explain
 from ferkit.search.report import shortfall
 from ferkit.search.sampling import CostFilter
@@ -223,8 +224,8 @@ def test_the_folder_of_a_killed_search_is_removed_and_that_of_a_running_one_is_n
     for path in (left, other):
         (path / "session").mkdir(parents=True)
     (left / ".ray-lock").touch()  # Nobody holds it.
-    with _temporary_folder() as running:
-        with _temporary_folder() as second:
+    with temporary_folder() as running:
+        with temporary_folder() as second:
             assert set(tmp_path.iterdir()) == {other, running, second}
         assert running.is_dir()
     assert list(tmp_path.iterdir()) == [other]
@@ -236,7 +237,7 @@ def test_a_search_beside_rays_temporary_folders_is_left_alone(tmp_path, monkeypa
     folder = write_search(tmp_path / "ferkit-ray-demo", SPACE, [("finished", [0.5])])
     with locked(folder):
         pass
-    with _temporary_folder():
+    with temporary_folder():
         pass
     assert [t.state for t in read_search(folder).trials.values()] == ["finished"]
 

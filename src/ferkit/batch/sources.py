@@ -53,6 +53,7 @@ def find_photos(
     leave_out: str | os.PathLike[str] | None = None,
     passed_over: dict[str, int] | None = None,
     stop: threading.Event | None = None,
+    suffixes: tuple[str, ...] = SUFFIXES,
 ) -> Iterator[str | ImageError]:
     """Yield the photos that a user names, in order.
 
@@ -72,6 +73,7 @@ def find_photos(
         passed_over: A dictionary in which photos of unsupported formats, such as ``.heic``, are counted by
             suffix.
         stop: No more photos are yielded once it is set, at the latest after the folder being searched.
+        suffixes: Those of the files in folders and patterns that are yielded.
 
     Yields:
         A path, ``-``, or an error: for a name without photos, or a folder that cannot be read.
@@ -80,13 +82,16 @@ def find_photos(
     stop = threading.Event() if stop is None else stop
     copies = None if leave_out is None else Path(os.path.realpath(leave_out))
     real = RealPaths()
+    names = list(names)
+    # A folder alone covers no photo twice, and may have millions.
+    alone = len(names) == 1 and os.path.isdir(names[0])  # noqa: PTH112
     seen: set[str] = set()
     for name in names:
         if is_url(name):
             yield ImageError(f"{name} is a URL, and nothing is fetched from the network; download it first")
             continue
         refused: list[OSError] = []
-        photos = _expand(name, refused, stop)
+        photos = _expand(name, refused, stop, suffixes + _UNSUPPORTED)
         if photos is None:
             if os.path.lexists(name):
                 seen.add(real(name))
@@ -98,7 +103,7 @@ def find_photos(
             if stop.is_set():
                 return
             key = real(path)
-            if not is_photo(path):
+            if not is_photo(path, suffixes):
                 if key not in seen:
                     seen.add(key)
                     suffix = Path(path).suffix.lower()
@@ -107,14 +112,16 @@ def find_photos(
                 left_out = True
             else:
                 found = True
-                if key not in seen:
+                if alone:
+                    yield path
+                elif key not in seen:
                     seen.add(key)
                     yield path
         if stop.is_set():
             return
         errors = [f"cannot read the folder {error.filename}: {error.strerror or error}" for error in refused]
         if not found and not refused:
-            errors = [_nothing_in(name, left_out)]
+            errors = [_nothing_in(name, left_out, suffixes)]
         for message in errors:
             if message not in seen:
                 seen.add(message)
@@ -162,43 +169,43 @@ class Lookup:
             self._queue.put(None)
 
 
-def is_photo(name: str) -> bool:
+def is_photo(name: str, suffixes: tuple[str, ...] = SUFFIXES) -> bool:
     """Whether a file in a folder is a photo, judged by its name."""
-    return _has_suffix(name, SUFFIXES)
-
-
-def _has_suffix(name: str, suffixes: tuple[str, ...]) -> bool:
     base = os.path.basename(name)  # noqa: PTH119
     return base.lower().endswith(suffixes) and not base.startswith(".")
 
 
-def _expand(name: str, refused: list[OSError], stop: threading.Event) -> Iterator[str] | None:
-    """Return the photos of a folder or a pattern, also of unsupported formats; None for any other name.
+def _expand(
+    name: str, refused: list[OSError], stop: threading.Event, suffixes: tuple[str, ...]
+) -> Iterator[str] | None:
+    """Return the files of a folder or a pattern with one of the suffixes; None for any other name.
 
     Folders that cannot be read are added to ``refused``.
     """
     if name == STDIN:
         return None
     if os.path.isdir(name):  # noqa: PTH112
-        return _in_folder(name, refused, stop)
+        return _in_folder(name, refused, stop, suffixes)
     if os.path.lexists(name) or not glob.has_magic(name):
         return None
-    return _matches(name, stop)
+    return _matches(name, stop, suffixes)
 
 
-def _in_folder(folder: str, refused: list[OSError], stop: threading.Event) -> Iterator[str]:
+def _in_folder(
+    folder: str, refused: list[OSError], stop: threading.Event, suffixes: tuple[str, ...]
+) -> Iterator[str]:
     for parent, folders, files in os.walk(folder, onerror=refused.append):
         if stop.is_set():
             return
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         for name in sorted(files):
-            if _has_suffix(name, SUFFIXES + _UNSUPPORTED):
+            if is_photo(name, suffixes):
                 yield os.path.join(parent, name)  # noqa: PTH118
 
 
-def _matches(pattern: str, stop: threading.Event) -> Iterator[str]:
+def _matches(pattern: str, stop: threading.Event, suffixes: tuple[str, ...]) -> Iterator[str]:
     for path in sorted(takewhile(lambda _: not stop.is_set(), glob.iglob(pattern, recursive=True))):  # noqa: PTH207
-        if _has_suffix(path, SUFFIXES + _UNSUPPORTED) and not Path(path).is_dir():
+        if is_photo(path, suffixes) and not Path(path).is_dir():
             yield path
 
 
@@ -216,8 +223,9 @@ def _is_copy(path: Path, copies: Path, base: Path) -> bool:
     return path.parent == copies and "-faces" in path.name and bool(read_signature(path))
 
 
-def _nothing_in(name: str, left_out: bool) -> str:
+def _nothing_in(name: str, left_out: bool, suffixes: tuple[str, ...]) -> str:
     besides = "besides annotated copies " if left_out else ""
+    photo = "photo" if suffixes == SUFFIXES else "clip"
     if Path(name).is_dir():
-        return f"{name} is a folder without photos {besides}({', '.join(SUFFIXES)})"
-    return f"no photo {besides}matches {name} ({', '.join(SUFFIXES)})"
+        return f"{name} is a folder without {photo}s {besides}({', '.join(suffixes)})"
+    return f"no {photo} {besides}matches {name} ({', '.join(suffixes)})"

@@ -146,6 +146,15 @@ def remark(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def passed_over_remark(passed_over: Mapping[str, int]) -> str:
+    """Return the line about photos of unsupported formats, given their number by suffix."""
+    kinds = sorted(passed_over.items(), key=lambda item: (-item[1], item[0]))
+    return (
+        "photos of formats that ferkit does not read were passed over: "
+        f"{', '.join(f'{number} {suffix}' for suffix, number in kinds)}; convert them to JPEG or PNG"
+    )
+
+
 def command_line(words: Sequence[str]) -> str:
     """Return words as one line to paste into a shell of this system."""
     import shlex

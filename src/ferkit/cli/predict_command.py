@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -25,10 +25,13 @@ from ferkit.cli.common import (
     as_tta_mode,
     console,
     new_app,
+    passed_over_remark,
+    refuse_options,
     remark,
     time_left,
 )
 from ferkit.cli.interrupts import stopping
+from ferkit.cli.predict_table import TableOptions, predict_table, worker_range
 
 if TYPE_CHECKING:
     from ferkit.batch.sources import Lookup
@@ -108,13 +111,67 @@ def predict(
     provider: ProviderOption = None,
     threads: NetworkThreadsOption = None,
     workers: Annotated[
-        int | None,
+        str | None,
         typer.Option(
-            min=1, help="Photos at a time, each on one core.", show_default="the threads of --threads"
+            help="Photos at a time, each on one core; for --engine ray workers, or LEAST:MOST of them.",
+            show_default="the threads of --threads",
         ),
     ] = None,
     max_pixels: Annotated[
         int | None, typer.Option(min=1, help="Refuse larger photos.", show_default="89 million")
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Write a table of faces and one of photos: a file (.parquet, .csv, .jsonl) or a folder of "
+            "Parquet parts. The inputs may then also be tar shards, tables, and URIs.",
+            show_default=False,
+        ),
+    ] = None,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="This machine, or Ray Data on one or many machines."),
+    ] = "local",
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Address of a Ray cluster; auto on one of its nodes.",
+            show_default="start Ray on this machine",
+        ),
+    ] = None,
+    worker_cores: Annotated[int, typer.Option(min=1, help="Cores of a worker of Ray.")] = 1,
+    worker_gpus: Annotated[float, typer.Option(min=0, help="GPUs of a worker of Ray, or a share.")] = 0.0,
+    column: Annotated[
+        str | None,
+        typer.Option(
+            help="Column of the input tables with the photos or their paths.",
+            show_default="the first of bytes, or path",
+        ),
+    ] = None,
+    keep: Annotated[
+        str | None,
+        typer.Option(
+            help="Columns of the input to carry into the output, such as id,split.", show_default=False
+        ),
+    ] = None,
+    flat: Annotated[bool, typer.Option("--flat", help="One column per number, as in CSV.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the output.")] = False,
+    retry_failed: Annotated[
+        bool,
+        typer.Option("--retry-failed", help="Continue the output, and read again what failed."),
+    ] = False,
+    metrics: Annotated[
+        Path | None,
+        typer.Option(help="Write the counts to this file for Prometheus.", show_default=False),
+    ] = None,
+    clips: Annotated[bool, typer.Option("--clips", help="The inputs are clips.")] = False,
+    fps: Annotated[
+        float | None,
+        typer.Option(
+            min=0.001, help="Read at most this many frames of a clip per second.", show_default="all"
+        ),
     ] = None,
 ) -> None:
     """Find the faces in photos and classify their expressions.
@@ -122,6 +179,9 @@ def predict(
     Each face has a box, a score, landmarks, quality, a label and all probabilities. A photo without a face is
     no error. A photo that cannot be read, or that gets no annotated copy, is reported on stderr and skipped,
     and the exit status is 1. Ctrl-C ends early and prints the results so far.
+
+    With --output two tables are written in place of printing, for millions of photos, tar shards, tables and
+    URIs, on this machine or on a Ray cluster; see docs/batch.md.
     """
     if as_json and output_format not in (None, Format.JSON):
         raise typer.BadParameter(f"it contradicts --format {output_format}", param_hint="--json")
@@ -146,17 +206,54 @@ def predict(
         raise typer.BadParameter(
             "the standard input is a photo already, by the argument -", param_hint="--files-from"
         )
-    recognizer = Recognizer(
-        model,
-        detector=detector,
-        min_face=min_face,
-        min_confidence=min_confidence,
-        taxonomy=taxonomy,
-        tta=as_tta_mode(tta),
-        providers=provider,
-        threads=threads,
-        max_pixels=DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels,
-    )
+    settings: dict[str, Any] = {
+        "model": model,
+        "detector": detector,
+        "min_face": min_face,
+        "min_confidence": min_confidence,
+        "taxonomy": taxonomy,
+        "tta": as_tta_mode(tta),
+        "providers": provider,
+        "threads": threads,
+        "max_pixels": DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels,
+    }
+    listed = [] if files_from is None else _read_list(files_from)
+    if output is not None:
+        printing = {"--format": output_format, "--json": as_json, "--all": all_columns}
+        refuse_options(printing | {"--annotate": annotate}, "--output writes tables in place of printing")
+        if STDIN in photos:
+            raise typer.BadParameter("standard input is no input of --output", param_hint="-")
+        predict_table(
+            photos,
+            listed,
+            settings,
+            TableOptions(
+                output=output,
+                engine=engine,
+                address=address,
+                workers=workers,
+                cores=worker_cores,
+                gpus=worker_gpus,
+                column=column,
+                keep=tuple(keep.split(",")) if keep else (),
+                flat=flat,
+                resume=resume or retry_failed,
+                retry_failed=retry_failed,
+                metrics=metrics,
+                clips=clips,
+                fps=fps,
+            ),
+        )
+        return
+    given: dict[str, object] = {
+        "--engine": engine if engine != "local" else None,
+        "--address": address,
+        "--column": column,
+    }
+    given |= {"--keep": keep, "--flat": flat, "--resume": resume, "--retry-failed": retry_failed}
+    refuse_options(given | {"--metrics": metrics, "--clips": clips, "--fps": fps}, "they belong to --output")
+    at_a_time = worker_range(workers)[1] or threads or usable_cores()
+    recognizer = Recognizer(**settings)
     if explain and not recognizer.info.head(recognizer.taxonomy.id).cam:
         raise ModelFileError(
             f"model {recognizer.info.name!r} has no class activation maps for {recognizer.taxonomy.id!r}, so "
@@ -165,7 +262,6 @@ def predict(
     # Pillow's warnings about damaged files would mix with our lines; unreadable photos are errors of ours.
     warnings.filterwarnings("ignore", module="PIL")
     logging.getLogger("PIL").addHandler(logging.NullHandler())
-    listed = [] if files_from is None else _read_list(files_from)
     copies = None
     if annotate is not None:
         copies = AnnotatedCopies(
@@ -192,7 +288,7 @@ def predict(
             copies=copies,
             stdin=stdin,
             stop=stop,
-            workers=workers or threads or usable_cores(),
+            workers=at_a_time,
             on_photo=advance,
             on_error=lambda message: remark(f"error: {message}"),
         )
@@ -200,11 +296,7 @@ def predict(
         some = "1 annotated copy" if summary.copied == 1 else f"{summary.copied} annotated copies"
         remark(f"wrote {some} into {annotate}{os.sep}")
     if passed_over:
-        kinds = sorted(passed_over.items(), key=lambda item: (-item[1], item[0]))
-        remark(
-            "photos of formats that ferkit does not read were passed over: "
-            f"{', '.join(f'{number} {suffix}' for suffix, number in kinds)}; convert them to JPEG or PNG"
-        )
+        remark(passed_over_remark(passed_over))
     several = lookup.found > 1 or not lookup.complete
     if summary.unreadable and several:
         remark(f"{summary.unreadable} of {lookup.total} photos could not be read")

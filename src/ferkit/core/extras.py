@@ -54,6 +54,10 @@ LIBRARIES = (
     Library(("av",), "av", "video", "reading and writing video"),
     Library(("supervision",), "supervision", "video", "drawing on video"),
     Library(("trackers",), "trackers", "video", "tracking faces"),
+    Library(("pyarrow",), "pyarrow", "batch", "tables, and storage by URI"),
+    Library(("fsspec",), "fsspec", "batch", "storage by URI"),
+    Library(("ray",), "ray", "cluster", "batches on several machines"),
+    Library(("filelock",), "filelock", "cluster", "Ray's temporary folder"),
     Library(("keras",), "keras", "train", "networks and training"),
     Library(("tensorflow-cpu", "tensorflow"), "tensorflow", "train", "Keras' backend"),
     Library(("tensorboard",), "tensorboard", "train", "training logs"),
@@ -78,10 +82,10 @@ LIBRARIES = (
 )
 """All direct requirements of the base install and of the extras."""
 
-BY_HAND = ("jax", "pyarrow")
+BY_HAND = ("jax",)
 """Optional libraries that no extra installs."""
 
-EXTRAS = ("centerface", "video", "train", "tune", "serve")
+EXTRAS = ("centerface", "video", "batch", "cluster", "train", "tune", "serve")
 """The extras for users; ``dev`` adds the tools of development to all of them."""
 
 

@@ -100,7 +100,7 @@ def read_parquet(
 
 def _rows_of(file: Path, classes: list[str]) -> Iterator[tuple[Any, Any, Any]]:
     """Yield face, label and Usage (or None) of each row; append the names of label numbers to ``classes``."""
-    arrow, parquet = require("pyarrow", ""), require("pyarrow.parquet", "")
+    arrow, parquet = require("pyarrow", "batch"), require("pyarrow.parquet", "batch")
     try:
         with parquet.ParquetFile(file) as table:
             columns = {name.lower(): name for name in table.schema_arrow.names}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -44,6 +45,7 @@ class _Pending:
     source: str | None
     faces: CroppedFaces
     picture: NDArray[np.uint8] | None
+    seconds: float
 
 
 class Recognizer:
@@ -374,35 +376,41 @@ class Recognizer:
             source = os.fspath(photo) if isinstance(photo, (str, os.PathLike)) else None
             if source is not None and is_data_uri(source):
                 source = None
+        start = time.perf_counter()
         if isinstance(photo, ImageError):
-            return Unreadable(source, photo)
+            return Unreadable(source, photo, 0.0)
         try:
             rgb = load_image(photo, max_pixels=self._max_pixels)
         except ImageError as error:
-            return Unreadable(source, error)
+            return Unreadable(source, error, time.perf_counter() - start)
         try:
             faces = self._pipeline.prepare(to_gray(rgb), detector.detect(rgb))
         except (DetectorError, ImageError) as error:
             # For example a picture too long to be a face crop, or an empty box of a user's own detector.
             failure = ImageError(f"{source or 'the picture'}: {error}")
             failure.__cause__ = error
-            return Unreadable(source, failure)
-        return _Pending(source, faces, rgb if keep_picture else None)
+            return Unreadable(source, failure, time.perf_counter() - start)
+        return _Pending(source, faces, rgb if keep_picture else None, time.perf_counter() - start)
 
     def _recognize(self, batch: Sequence[_Pending | Unreadable]) -> Iterator[Photo | Unreadable]:
-        found = self._pipeline.recognize([item.faces for item in batch if isinstance(item, _Pending)])
+        start = time.perf_counter()
+        found = list(self._pipeline.recognize([item.faces for item in batch if isinstance(item, _Pending)]))
+        per_face = (time.perf_counter() - start) / max(1, sum(map(len, found)))
+        in_order = iter(found)
         for item in batch:
             if isinstance(item, Unreadable):
                 yield item
                 continue
+            faces = next(in_order)
             yield Photo(
                 source=item.source,
                 width=item.faces.width,
                 height=item.faces.height,
                 taxonomy=self.taxonomy.id,
-                faces=next(found),
+                faces=faces,
                 labels=self.taxonomy.labels,
                 picture=item.picture,
+                seconds=item.seconds + per_face * len(faces),
             )
 
 

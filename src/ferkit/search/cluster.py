@@ -4,32 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from filelock import FileLock, Timeout
 
 from ferkit import __version__
-from ferkit.core.errors import OutputError, SearchError
+from ferkit.core import raystart
+from ferkit.core.errors import SearchError
 from ferkit.core.extras import require
-from ferkit.core.runtime import first_line, usable_cores
 from ferkit.data import FaceDataset
 from ferkit.search.worker import inspect_node
-
-_ENVIRONMENT = {
-    # Workers have the priority of the command; Ray's default is 15 below.
-    "RAY_worker_niceness": "0",
-    # Processes may take longer to start on a busy machine than Ray's defaults of 60 and 100 s.
-    "RAY_worker_register_timeout_seconds": "600",
-    "RAY_agent_register_timeout_ms": "600000",
-    "RAY_gcs_server_port_wait_time_s": "180",
-}
-_TEMPORARY, _TEMPORARY_LOCK = "ferkit-ray-", ".ray-lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,44 +65,9 @@ def ray_running(machine: Machine, dataset: FaceDataset, log: Callable[[str], Non
     """
     if importlib.util.find_spec("keras") is None:
         require("keras", "train")  # Only the workers import it.
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    import ray
-
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    with contextlib.ExitStack() as stack:
-        if ray.is_initialized():
-            pass
-        elif machine.address:
-            stack.callback(ray.shutdown)
-            try:
-                ray.init(address=machine.address, **options)
-            except (ConnectionError, ValueError, RuntimeError) as error:
-                raise SearchError(
-                    f"no Ray cluster found at {machine.address!r}: {first_line(error)}"
-                ) from error
-        else:
-            if "RAY_ADDRESS" in os.environ:
-                log(f"RAY_ADDRESS={os.environ['RAY_ADDRESS']} is ignored; --address connects to a cluster")
-            temporary = stack.enter_context(_temporary_folder())
-            stack.callback(ray.shutdown)  # Before its folder is removed.
-            try:
-                ray.init(
-                    address="local",  # Whatever RAY_ADDRESS says.
-                    num_cpus=max(usable_cores(), machine.cores * (machine.parallel or 1)),
-                    include_dashboard=False,
-                    object_store_memory=max(128 << 20, 2 * dataset.images.nbytes),
-                    _node_ip_address="127.0.0.1",
-                    _temp_dir=str(temporary),
-                    **options,
-                )
-            # Ray raises this very class if a node takes longer than 30 s to start.
-            except Exception as error:
-                raise SearchError(
-                    f"Ray does not start on this machine: {first_line(error)}; it needs space in "
-                    f"{temporary.parent} and in shared memory, and may take 30 s"
-                ) from error
+    cores = machine.cores * (machine.parallel or 1)
+    memory = 2 * dataset.images.nbytes
+    with raystart.ray_running(machine.address, cores=cores, memory=memory, fail=SearchError, log=log):
         nodes = _resources()
         if not any(slots_of(node, machine) for node in nodes):
             found = "; ".join(f"{n.get('CPU', 0):g} cores and {n.get('GPU', 0):g} GPUs" for n in nodes)
@@ -126,20 +75,6 @@ def ray_running(machine: Machine, dataset: FaceDataset, log: Callable[[str], Non
                 f"a trial needs {machine.cores} cores and {machine.gpus:g} GPUs on one node. Found: {found}"
             )
         yield
-
-
-@contextlib.contextmanager
-def _temporary_folder() -> Iterator[Path]:
-    """Make a folder for Ray with a short path (sockets lie in it), and remove those of killed searches."""
-    for left in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*/{_TEMPORARY_LOCK}"):
-        with contextlib.suppress(Timeout, OSError), FileLock(left, timeout=0):
-            shutil.rmtree(left.parent, ignore_errors=True)
-    try:
-        folder = tempfile.TemporaryDirectory(prefix=_TEMPORARY, ignore_cleanup_errors=True)
-    except OSError as error:
-        raise OutputError(f"cannot make a temporary folder for Ray: {error.strerror or error}") from error
-    with folder as name, FileLock(Path(name) / _TEMPORARY_LOCK, timeout=5):
-        yield Path(name)
 
 
 def _resources() -> list[dict[str, float]]:
