@@ -41,10 +41,11 @@ system:
 	done
 
 # OUT=results/bench PHOTOS='--photo a.jpg' CLIPS='a.mp4 b.mov --data fer2013.csv.gz' MINUTES=60 measures more.
-bench: $(BASE) ## Measure start-up, memory, speed, video, and the package fer; writes bench-out/.
+bench: $(BASE) ## Measure start-up, memory, speed, video, batches, and the package fer; writes bench-out/.
 	$(PY) benchmarks/bench.py --out $(OUT) $(PHOTOS)
 	$(PY) benchmarks/peer.py --out $(OUT) --peer-venv $(PEER) $(PHOTOS)
 	$(PY) benchmarks/video.py --out $(OUT) --minutes $(MINUTES) $(CLIPS)
+	$(PY) benchmarks/batch.py --out $(OUT) --peer-venv $(PEER) $(PHOTOS)
 
 peer: $(BASE) ## Install the package fer for make bench into its own environment (5 GiB).
 	$(PY) benchmarks/peer.py --make-venv --peer-venv $(PEER)

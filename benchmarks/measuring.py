@@ -163,7 +163,7 @@ def _cpu_model() -> str:
 
 # The report
 
-SCRIPTS = ("bench", "peer", "video")
+SCRIPTS = ("bench", "peer", "video", "batch")
 """Scripts that write NAME.json; the report joins these files in this order."""
 
 _UNITS = {

@@ -192,3 +192,16 @@ def test_without_the_peer_the_comparison_is_skipped_and_names_make_peer(tmp_path
     assert "SKIPPED" in done.stderr
     assert "make peer" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_is_measured_from_its_first_rows_to_its_last(
+    measuring: Any, embedded: None, tmp_path: Path
+) -> None:
+    pytest.importorskip("pyarrow", reason="batches need ferkit[batch]")
+    folder = imported("batch").link_photos(tmp_path, [sample("astronaut.jpg")], 130, 96)
+    assert len(list(folder.iterdir())) == 130
+    with measuring.Worker("batch_worker.py", 1) as worker:
+        result = worker.call("engine", folder=str(folder), kind="local", workers=2)
+        assert set(result) == {"photos_per_s", "processor"}
+        assert all(value > 0 for value in result.values())
+        assert worker.call("loop", folder=str(folder))["photos_per_s"] > 0

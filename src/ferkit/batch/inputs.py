@@ -40,7 +40,7 @@ TASK_PHOTOS = 32
 """Photos of a task, where they are files."""
 
 _TARS = (".tar", ".tar.gz", ".tgz")
-_TABLES = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json", ".arrow": "feather", ".feather": "feather"}
+_TABLES = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json"}
 _PATH_COLUMNS = ("path", "file", "filename", "file_name", "source", "uri", "image", "photo")
 _ARROW_SCHEMES = ("s3", "gs")
 _ROWS = 64  # of a table with bytes that are read at a time
@@ -67,7 +67,7 @@ class RemoteFile:
 
     uri: str
 
-    def read(self, size: int = -1, /) -> bytes:
+    def read(self, size: int = 1 << 30, /) -> bytes:  # PyArrow's files take no -1
         """Return the first bytes of the file.
 
         Raises:
@@ -109,7 +109,7 @@ class TarShard:
             with open_uri(self.name) as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
                 for sample in _samples(tar):
                     fields = _fields(sample) if self.keep else {}
-                    kept = tuple(fields.get(name) for name in self.keep)
+                    kept = tuple(map(fields.get, self.keep))
                     for name, content in sample:
                         source = f"{self.name}/{name}"
                         if is_photo(name) and not is_done(source):
@@ -144,7 +144,7 @@ class RowGroup:
                         row += 1
                         if not is_done(source):
                             photo = _photo_in(values[self.column])
-                            yield Item(source, photo, tuple(values[name] for name in self.keep))
+                            yield Item(source, photo, tuple(map(values.get, self.keep)))
         except (OSError, pa.ArrowException) as error:
             yield Item(f"{self.name}#{row}", ImageError(f"cannot read the rest of {self.name}: {error}"))
 
@@ -158,7 +158,7 @@ class Inputs:
 
     Args:
         names: Photos, folders, patterns, tar files (``.tar``, ``.tar.gz``), tables (``.parquet``, ``.csv``,
-            ``.jsonl``, ``.arrow``); paths or URIs.
+            ``.jsonl``); paths or URIs.
         listed: Photos by path or URI.
         column: The tables' column with the photos, or with their paths; by default the first one of bytes, or
             else ``path``, ``file`` and the like.
@@ -290,9 +290,10 @@ class Inputs:
                     yield RowGroup(path, column, self._keep, info.id, row)
                     row += info.num_rows
             return
-        for rows in table.to_batches(columns=list(dict.fromkeys((column, *self._keep)))):
+        columns = [one for one in table.schema.names if one == column or one in self._keep]
+        for rows in table.to_batches(columns=columns):
             for values in rows.to_pylist():
-                path, kept = values[column], tuple(values[one] for one in self._keep)
+                path, kept = values[column], tuple(map(values.get, self._keep))
                 if path is None:
                     yield Item(None, ImageError(f"{name} has a row without a path"), kept)
                 else:
