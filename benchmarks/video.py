@@ -483,7 +483,7 @@ def main() -> None:
     if missing := [clip for clip in arguments.clips if not clip.is_file()]:
         parser.error(f"there is no {missing[0]}")
     report: dict[str, Any] = {"machine": describe_machine(), "parts": {}}
-    if find_spec("av") is None or find_spec("trackers") is None:
+    if find_spec("av") is None:
         report["parts"]["Video"] = {"skipped": "the extra is not installed; `pip install 'ferkit[video]'`"}
         write_report(arguments.out, "video", report, sys.argv[1:])
         return

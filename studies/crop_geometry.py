@@ -6,7 +6,7 @@ picture is gray. In such a picture the right crop is known. The geometry is meas
 PublicTest (a selection split) are detected, cropped by several geometries, recognised, and compared with the
 original crop.
 
-    python studies/crop_geometry.py --data fer2013.csv.gz --out results/crop-geometry
+    python studies/crop_geometry.py --data fer2013.csv.gz --detector yunet --against centerface
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ from numpy.typing import NDArray
 
 from ferkit.core import files
 from ferkit.core.classifier import FaceClassifier
-from ferkit.core.crops import CropGeometry, crop_corners, crop_faces
+from ferkit.core.crops import FER2013_CROPS, CropGeometry, crop_corners, crop_faces
 from ferkit.data import load_data
-from ferkit.detect import Detection
-from ferkit.detect.centerface import CenterFace
+from ferkit.detect import Detection, Detector, make_detector
 from ferkit.evaluation.metrics import expected_calibration_error, negative_log_likelihood, wilson_interval
 from ferkit.recognize.quality import head_pose, sharpness
 
@@ -41,8 +40,8 @@ SMALLEST, LARGEST = 64, 440
 PATCH = 448
 """Side in pixels of the patch of the second detection; the face's box has half of that."""
 
-FIRST_MEASUREMENT = CropGeometry(box=(0.11, 0.05, 0.90, 0.98))
-"""Measured on 400 images, all enlarged four times; the geometry of ferkit's first models."""
+WHOLE = CropGeometry(box=(0.0, 0.0, 1.0, 1.0))
+"""The box itself is the crop."""
 
 Marks = NDArray[np.float64]
 Cut = Callable[[NDArray[np.uint8], "Found"], NDArray[np.uint8]]
@@ -81,12 +80,12 @@ def make_scenes(images: NDArray[np.uint8], seed: int) -> list[Scene]:
     return scenes
 
 
-def detect(detector: CenterFace, scene: Scene) -> Found | None:
+def detect(detector: Detector, scene: Scene) -> Found | None:
     """Detect the face as the recognizer does; of several the one with the highest score."""
     return _found(detector.detect(np.repeat(scene.gray[:, :, None], 3, axis=2)))
 
 
-def detect_again(detector: CenterFace, scene: Scene, face: Found) -> Found:
+def detect_again(detector: Detector, scene: Scene, face: Found) -> Found:
     """Detect again, at a scale at which the box has half of :data:`PATCH`; keep the first if that fails."""
     x, y = (face.box[:2] + face.box[2:]) / 2
     span = 2 * math.sqrt(float(np.prod(face.box[2:] - face.box[:2])))
@@ -143,6 +142,60 @@ def cut_by(geometry: CropGeometry) -> Cut:
     def cut(gray: NDArray[np.uint8], face: Found) -> NDArray[np.uint8]:
         crops = crop_faces(gray, [face.box], [face.marks], geometry=geometry)
         return np.asarray(crops[0], np.uint8)
+
+    return cut
+
+
+def features(boxes: NDArray[np.float64], marks: Marks) -> NDArray[np.float64]:
+    """Return what squares are fitted from, ``[N, 12]``: landmarks in units of the box, aspect, one."""
+    middle, size = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+    unit = np.sqrt(size.prod(axis=1))[:, None]
+    places = (marks - middle[:, None]) / unit[:, None]
+    aspect = np.log(size[:, :1] / size[:, 1:])
+    return np.concatenate([places.reshape(-1, 10), aspect, np.ones_like(aspect)], axis=1)
+
+
+def fit_squares(boxes: NDArray[np.float64], marks: Marks) -> NDArray[np.float64]:
+    """Fit the square of a crop linearly to box and landmarks, which are fractions of the right crop.
+
+    Large errors count linearly (Huber's loss, by reweighting), since some detections are far off.
+
+    Returns:
+        float64 ``[12, 3]``: x, y of the centre from the box's centre and the logarithm of the side, in units
+        of the square root of the box's area.
+    """
+    middle = (boxes[:, :2] + boxes[:, 2:]) / 2
+    unit = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1))[:, None]
+    targets = np.concatenate([(0.5 - middle) / unit, -np.log(unit)], axis=1)
+    given = features(boxes, marks)
+    columns = []
+    for target in targets.T:
+        weights = np.ones(len(target))
+        for _ in range(20):
+            root = np.sqrt(weights)
+            column = np.linalg.lstsq(given * root[:, None], target * root, rcond=None)[0]
+            error = np.abs(target - given @ column)
+            limit = 1.345 * 1.4826 * np.median(error)
+            weights = np.minimum(1, limit / np.maximum(error, 1e-12))
+        columns.append(column)
+    return np.stack(columns, axis=1)
+
+
+def fitted_squares(boxes: NDArray[np.float64], marks: Marks, fit: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the squares ``[N, 4]`` that a fit finds for boxes and landmarks, as boxes."""
+    unit = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(axis=1))[:, None]
+    found = features(boxes, marks) @ fit
+    middle = (boxes[:, :2] + boxes[:, 2:]) / 2 + found[:, :2] * unit
+    half = np.exp(found[:, 2:]) * unit / 2
+    return np.concatenate([middle - half, middle + half], axis=1)
+
+
+def cut_by_fit(fit: NDArray[np.float64]) -> Cut:
+    """Return a function that crops the square of a fit."""
+
+    def cut(gray: NDArray[np.uint8], face: Found) -> NDArray[np.uint8]:
+        squares = fitted_squares(face.box[None], face.marks[None], fit)
+        return np.asarray(crop_faces(gray, squares, geometry=WHOLE)[0], np.uint8)
 
     return cut
 
@@ -247,12 +300,50 @@ def draw(means: dict[str, NDArray[np.float64]], boxes: NDArray[np.float64], mark
     files.write_bytes(path, buffer.getvalue())
 
 
+def against(
+    other: str,
+    detector: str,
+    rounds: list[tuple[list[Scene], dict[str, list[Found | None]]]],
+    labels: NDArray[np.int64],
+    model: FaceClassifier,
+) -> dict[str, object]:
+    """Compare the accuracy of the crops of two detectors, on the faces that both find."""
+    looked = make_detector(other)
+    crops: dict[str, list[NDArray[np.uint8]]] = {detector: [], other: []}
+    both, right = [], {}
+    counts = {detector: 0, other: 0}
+    for scenes, found in rounds:
+        for index, (scene, face) in enumerate(zip(scenes, found["first"], strict=True)):
+            pair = {detector: face, other: detect(looked, scene)}
+            for name, one in pair.items():
+                counts[name] += one is not None
+            if all(one is not None for one in pair.values()):
+                both.append(index)
+                for name, one in pair.items():
+                    assert one is not None
+                    crops[name].append(cut_by(FER2013_CROPS[name])(scene.gray, one))
+    at = np.array(both)
+    for name, cut in crops.items():
+        right[name] = Predictions(model.predict(np.stack(cut))["fer2013"], labels[at], at)
+    points, half = difference(right[detector], right[other])
+    return {
+        "detector": other,
+        "found": counts,
+        "found by both": len(at),
+        "accuracy %": {name: round(100 * float(one.right().mean()), 2) for name, one in right.items()},
+        "difference, points": round(100 * points, 2),
+        "95 %": round(100 * half, 2),
+    }
+
+
 def main() -> None:
     """Measure, compare, and write ``geometry.json``, ``accuracy.csv`` and ``means.png``."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--data", required=True, help="FER2013")
     parser.add_argument("--model", default=None, help="a model file; by default the embedded model")
-    parser.add_argument("--out", type=Path, default=Path("results/crop-geometry"))
+    parser.add_argument("--detector", default="yunet")
+    parser.add_argument("--against", default="centerface", help="the detector that is compared with")
+    parser.add_argument("--out", type=Path, help="by default results/crop-geometry/DETECTOR")
     parser.add_argument("--faces", type=int, default=2000, help="Training images that are measured")
     parser.add_argument("--rounds", type=int, default=1, help="passes over PublicTest, in new pictures")
     parser.add_argument("--limit", type=int, default=None, help="PublicTest images, for a quick trial")
@@ -261,7 +352,8 @@ def main() -> None:
     dataset = load_data(arguments.data, drop_flat=True)
     training, public = dataset.of_split("Training"), dataset.of_split("PublicTest")
     chosen = np.random.default_rng(0).permutation(len(training.images))[: arguments.faces]
-    detector, model = CenterFace(), FaceClassifier(arguments.model)
+    detector, model = make_detector(arguments.detector), FaceClassifier(arguments.model)
+    out = arguments.out or Path("results/crop-geometry") / arguments.detector
 
     sample = np.asarray(training.images[np.sort(chosen)])
     scenes = make_scenes(sample, seed=1)
@@ -270,6 +362,8 @@ def main() -> None:
     boxes, marks = measure(scenes, first)
     by_box, by_eyes = medians(boxes, marks)
     again_box, _ = medians(*measure(scenes, again))
+    fit = fit_squares(boxes, marks)
+    squares = fitted_squares(boxes, marks, fit)
     print(f"found {len(boxes)} of {len(sample)}; {by_box}", flush=True)
     sides = np.array([s.side for s, f in zip(scenes, first, strict=True) if f is not None])
     bounds = np.quantile(sides, [0, 1 / 3, 2 / 3, 1]).round().astype(int).tolist()
@@ -294,6 +388,7 @@ def main() -> None:
             "columns": ["centre, median", "|log side|, median", "|log side|, 90 %"],
             "box": np.round(spread(boxes, marks, by_box), 4).tolist(),
             "eyes": np.round(spread(boxes, marks, by_eyes), 4).tolist(),
+            "box and landmarks": np.round(spread(squares, marks, WHOLE), 4).tolist(),
             "box, second look": np.round(spread(*measure(scenes, again), again_box), 4).tolist(),
         },
         "yaw_pitch_roll": np.quantile(poses, levels, axis=0).round(1).T.tolist(),
@@ -319,12 +414,12 @@ def main() -> None:
         rounds.append((scenes, {"first": first, "second": again}))
         print(f"round {k + 1}: found {sum(f is not None for f in first)} of {len(first)}", flush=True)
 
-    whole = CropGeometry(box=(0.0, 0.0, 1.0, 1.0))
     ways: dict[str, tuple[str, Cut]] = {
         "box": ("first", cut_by(by_box)),
         "box alone, squeezed": ("first", squeezed),
-        "box alone, as a square": ("first", cut_by(whole)),
-        "box, first measurement": ("first", cut_by(FIRST_MEASUREMENT)),
+        "box alone, as a square": ("first", cut_by(WHOLE)),
+        "box, as in model files": ("first", cut_by(FER2013_CROPS[arguments.detector])),
+        "box and landmarks": ("first", cut_by_fit(fit)),
         "eyes": ("first", cut_by(by_eyes)),
         "box, 10 % smaller": ("first", cut_by(scaled(by_box, 0.9))),
         "box, 10 % larger": ("first", cut_by(scaled(by_box, 1.1))),
@@ -373,10 +468,12 @@ def main() -> None:
     }
     geometry["model"] = {"name": model.info.name, "version": model.info.version}
     geometry["rounds"] = arguments.rounds
-    files.write_json(arguments.out / "geometry.json", geometry)
-    files.write_text(arguments.out / "accuracy.csv", buffer.getvalue())
-    kept = ("original crop", "box", "box alone, squeezed", "eyes", "box, second look")
-    draw({name: means[name] for name in kept}, boxes, marks, arguments.out / "means.png")
+    geometry["against"] = against(arguments.against, arguments.detector, rounds, labels, model)
+    print(geometry["against"])
+    files.write_json(out / "geometry.json", geometry)
+    files.write_text(out / "accuracy.csv", buffer.getvalue())
+    kept = ("original crop", "box", "box alone, squeezed", "eyes", "box and landmarks", "box, second look")
+    draw({name: means[name] for name in kept}, boxes, marks, out / "means.png")
 
 
 if __name__ == "__main__":

@@ -173,9 +173,10 @@ def test_very_large_pictures_are_searched_down_to_an_eightieth_of_their_side_by_
         (1280, None, (0, 0, 100, 120), [0.5]),  # 60 pixels in the first look
         (1280, 48, (0, 0, 100, 120), [0.5]),
         (1280, 24, (0, 0, 100, 120), [0.5, 1.0]),
-        (2000, None, (0, 0, 100, 120), [0.32, 0.5]),  # 38 pixels: others may be too small for it
-        (2000, None, None, [0.32, 0.16, 0.5]),
-        (600, None, (0, 0, 20, 24), [1.0]),  # a seventh more would not show more
+        (2000, None, (0, 0, 100, 120), [0.32, 0.64]),  # 38 pixels: others may be too small for it
+        (2000, None, None, [0.32, 0.16, 0.64]),
+        (3200, None, None, [0.2, 0.1, 0.5]),
+        (600, None, (0, 0, 20, 24), [1.0, 2.0]),
         (200, None, (0, 0, 20, 24), [1.0, 3.2]),
         (200, None, None, [1.0, 0.5, 3.2]),
         (48, None, (0, 0, 30, 36), [4.0]),

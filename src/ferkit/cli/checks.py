@@ -26,7 +26,6 @@ _TRY_BASE = (
 )
 _TRY_OPENCV = "print(require('cv2', '').__version__)"
 _TRY_VIDEO = (
-    "for name in ('trackers', 'supervision'): require(name, 'video')\n"
     "av = require('av', 'video')\n"
     "codec = '.'.join(str(part) for part in av.library_versions['libavcodec'])\n"
     'print(f"PyAV {av.__version__} with FFmpeg\'s libavcodec {codec}")'

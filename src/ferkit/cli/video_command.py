@@ -42,7 +42,8 @@ _NAME = 24  # characters of a file name beside a progress bar
 @app.command()
 def video(
     clip: Annotated[
-        Path, typer.Argument(help="The clip: MP4, MOV, MKV, WebM, AVI, or another format of FFmpeg.")
+        Path,
+        typer.Argument(help="The clip: MP4, MOV, MKV, WebM, AVI, or another format of FFmpeg; or camera:0."),
     ],
     output: Annotated[
         Path | None, option("--output -o", "Write the annotated clip: .mp4, .mov or .mkv.")
@@ -103,8 +104,9 @@ def video(
     """Track the faces in a clip and recognize their expressions.
 
     Prints the expressions of each track, in percent of its duration. Ctrl-C ends early: the outputs contain
-    the frames until then. A clip that is damaged or cut off is read as far as possible; stderr says so, and
-    the exit status is 1.
+    the frames until then. camera:0 is the first camera of this machine, camera:NAME another; it is read until
+    Ctrl-C or --to, always at its newest frame. A clip that is damaged or cut off is read as far as possible;
+    stderr says so, and the exit status is 1.
     """
     from ferkit.core.errors import VideoError
     from ferkit.core.images import DEFAULT_MAX_PIXELS

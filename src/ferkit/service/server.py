@@ -138,7 +138,7 @@ def serve(settings: Settings, *, browse: str | None = None) -> None:
         FerkitError: If the address, the model, or the queue is not available.
         MissingDependencyError: If an extra is not installed.
     """
-    require("trackers", "video")
+    require("av", "video")
     configure_logging(settings.log_level)
     with listen(settings) as listening:
         server = make_server(create_app(settings), settings)

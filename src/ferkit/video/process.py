@@ -113,7 +113,7 @@ def process_video(
         reading = stack.enter_context(recognize_video(recognizer, path, **options))
         source = reading.info.source
         if outputs.plot is not None:
-            require("matplotlib", "video")
+            require("matplotlib", "plot")
             stack.enter_context(_plotted(timeline, outputs.plot, Path(source).name))
         tables: list[tuple[Path, ResultSink]] = []
         if outputs.csv is not None:

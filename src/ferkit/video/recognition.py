@@ -30,7 +30,8 @@ from ferkit.recognize.results import (
     to_pandas,
 )
 from ferkit.video.channel import read_ahead
-from ferkit.video.clip import Clip, ClipFrame, ClipInfo, Seconds
+from ferkit.video.clip import Clip, ClipFrame, ClipInfo, Seconds, seconds
+from ferkit.video.live import PREFIX, CameraSource, LiveClip
 from ferkit.video.smoothing import Smoother, Smoothing
 from ferkit.video.tracking import FaceTracker, Tracked
 
@@ -49,19 +50,24 @@ _PENDING_FRAMES = 32
 _MIN_WEIGHT = AHEAD // 24  # of a picture: a queue holds at most 24
 
 
-class VideoOptions(TypedDict, total=False):
-    """Options of :func:`recognize_video`."""
+class LiveOptions(TypedDict, total=False):
+    """Options of :func:`recognize_live`."""
 
-    start: Seconds
     end: Seconds | None
-    every: int
-    fps: float | Fraction | None
     detect_every: float
     max_gap: float
     smoothing: Smoothing | None
-    max_pixels: int
     stop: threading.Event | None
     keep_pictures: bool
+
+
+class VideoOptions(LiveOptions, total=False):
+    """Options of :func:`recognize_video`."""
+
+    start: Seconds
+    every: int
+    fps: float | Fraction | None
+    max_pixels: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +192,7 @@ class VideoReading(Iterator[FrameResult]):
 
     def __init__(
         self,
-        clip: Clip,
+        clip: Clip | LiveClip,
         results: Generator[tuple[FrameResult, ClipFrame], None, None],
         detector: _TolerantDetector,
         *,
@@ -275,7 +281,8 @@ def recognize_video(
 
     Args:
         recognizer: Detector and model.
-        path: The clip: any file that FFmpeg reads.
+        path: The clip: any file that FFmpeg reads; or a camera, like ``camera:0``, as in
+            :func:`recognize_live`, which has no ``start``, ``every`` and ``fps``.
         start: Skip the frames before this time: seconds, or text like ``1:30``.
         end: Skip the frames from this time on.
         every: Read each n-th frame.
@@ -300,6 +307,19 @@ def recognize_video(
             aligns faces by the eyes and the detector has no landmarks.
         MissingDependencyError: If the extra ``video`` is not installed.
     """
+    if os.fspath(path).startswith(PREFIX):
+        if seconds(start) or every != 1 or fps is not None:
+            raise VideoError(f"{path} is live: it has no start, every and fps; its newest frames are taken")
+        return recognize_live(
+            recognizer,
+            os.fspath(path),
+            end=end,
+            detect_every=detect_every,
+            max_gap=max_gap,
+            smoothing=smoothing,
+            stop=stop,
+            keep_pictures=keep_pictures,
+        )
     clip = Clip(path, start=start, end=end, every=every, fps=fps, max_pixels=max_pixels, stop=stop)
     if isinstance(recognizer.detector, WholePicture):
         detect_every = 0
@@ -309,6 +329,53 @@ def recognize_video(
     tracker = FaceTracker(detector, every=detect_every, max_gap=max_gap, rate=rate)
     work = _Work(recognizer, tracker, None if smoothing is None else Smoother(smoothing), keep_pictures)
     return VideoReading(clip, work.results(clip), detector, keeps_pictures=keep_pictures)
+
+
+def recognize_live(
+    recognizer: Recognizer,
+    source: CameraSource,
+    *,
+    end: Seconds | None = None,
+    detect_every: float = DETECT_EVERY,
+    max_gap: float = 1.0,
+    smoothing: Smoothing | None = Smoothing(),  # noqa: B008
+    stop: threading.Event | None = None,
+    keep_pictures: bool = False,
+) -> VideoReading:
+    """Recognize the expressions of all faces that a camera sees, and track the faces.
+
+    Each result comes before the next frame is taken; frames that come in the meantime are skipped but for the
+    newest. Times are seconds since the first frame, and a result's duration is the time since the one before.
+
+    Args:
+        recognizer: Detector and model.
+        source: A camera's number; its name, like ``camera:0`` or ``camera:/dev/video2``; or an object of the
+            :class:`ferkit.video.live.Camera` interface.
+        end: Seconds after which it ends; without a limit it ends with the camera, by ``stop`` or by
+            :meth:`VideoReading.close`.
+        detect_every: As in :func:`recognize_video`.
+        max_gap: As in :func:`recognize_video`.
+        smoothing: As in :func:`recognize_video`.
+        stop: When it is set, it ends at the next frame.
+        keep_pictures: Whether :meth:`VideoReading.with_pictures` can return the frames.
+
+    Returns:
+        An iterator over the results. A camera that fails ends it; see :attr:`VideoReading.notes`.
+
+    Raises:
+        VideoError: If the camera cannot be opened or gives no frame, or an argument is out of range.
+        DetectorError: While iterating, if the first detection fails.
+        ImageError: While iterating, as in :func:`recognize_video`.
+        MissingDependencyError: If the extra ``video`` is not installed.
+    """
+    limit = None if end is None else seconds(end)
+    if isinstance(recognizer.detector, WholePicture):
+        detect_every = 0
+    detector = _TolerantDetector(recognizer.detector, recognizer.pipeline.geometry)
+    tracker = FaceTracker(detector, every=detect_every, max_gap=max_gap)
+    work = _Work(recognizer, tracker, None if smoothing is None else Smoother(smoothing), keep_pictures)
+    clip = LiveClip(source, end=limit, stop=stop)
+    return VideoReading(clip, work.live(clip), detector, keeps_pictures=keep_pictures)
 
 
 def weight(frame: ClipFrame) -> int:
@@ -378,6 +445,11 @@ class _Work:
         self._tracker = tracker
         self._smoother = smoother
         self._keep_pictures = keep_pictures
+
+    def live(self, clip: LiveClip) -> Generator[tuple[FrameResult, ClipFrame], None, None]:
+        """Yield the result of each frame before the next one is taken."""
+        for frame in clip.frames():
+            yield from self._read([self._cut_out(frame)])
 
     def results(self, clip: Clip) -> Generator[tuple[FrameResult, ClipFrame], None, None]:
         frames = read_ahead(clip.frames(), limit=AHEAD, weigh=weight, cancel=clip.close)

@@ -187,7 +187,7 @@ class Timeline:
         )
 
     def _figure(self, title: str) -> Any:
-        require("matplotlib", "video")
+        require("matplotlib", "plot")
         from matplotlib.figure import Figure
         from matplotlib.patches import Patch
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ferkit.core.errors import VideoError
-from ferkit.core.extras import require
 from ferkit.detect import Detection, Detector
+from ferkit.video.association import ByteTrack
 from ferkit.video.cuts import CutDetector, are_replaced
 
 _MAX_SIDE = 640  # pixels of the picture in which motion is measured
@@ -25,7 +23,6 @@ _LEVELS = 3
 _MAX_ERROR = 1.0  # pixels between a point and where it returns to
 _MIN_SHARE = 0.4  # of the points that must return
 _MAX_GROWTH = 1.25  # of a face from one frame to the next
-_ACTIVATION = 0.5  # score from which a face opens a track (Zhang et al. 2022)
 _COMPARABLE = 0.25  # seconds between two frames in which a face looks alike
 _TOLERANCE = 1.05  # so that rounded times do not shorten an interval by a frame
 _TICK = 1e-3  # seconds by which the tracker's clock moves on at least
@@ -63,7 +60,6 @@ class FaceTracker:
 
     Raises:
         VideoError: If an argument is out of range.
-        MissingDependencyError: If the extra ``video`` is not installed.
     """
 
     def __init__(
@@ -77,20 +73,9 @@ class FaceTracker:
         self._every = every
         rate = min(max(rate, 1.0), 1000.0)
         self._max_step = max(max_gap, 1 / rate)
-        self._boxes: Any = require("supervision", "video").Detections
-        self._byte: Any = require("trackers", "video").ByteTrackTracker(
-            # In frames of 1/30 s, whatever the rate. Half a tick more, so that rounding does not decide
-            # about a gap of exactly this length.
-            lost_track_buffer=30 * (self._max_step + _TICK / 2),
-            frame_rate=rate,
-            track_activation_threshold=_ACTIVATION,
-            high_conf_det_threshold=_ACTIVATION,
-            minimum_consecutive_frames=1,
-        )
-        # ByteTrack numbers a track at its second frame; these numbers begin at its first.
-        self._numbers: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
-        self._next_number = itertools.count(1)
-        self._clock = self._time = 0.0
+        # Half a tick more, so that rounding does not decide about a gap of exactly this length.
+        self._byte = ByteTrack(max_gap=self._max_step + _TICK / 2, rate=rate)
+        self._time = 0.0
         self._detected = -math.inf
         self._size: tuple[int, int] | None = None
         self._small: NDArray[np.uint8] | None = None
@@ -102,7 +87,7 @@ class FaceTracker:
     @property
     def tracks(self) -> tuple[int, ...]:
         """Numbers of the tracks that have not ended."""
-        return tuple(self._numbers[track] for track in self._byte.tracks if track in self._numbers)
+        return self._byte.tracks
 
     def update(self, rgb: NDArray[np.uint8], gray: NDArray[np.uint8], time: float) -> tuple[Tracked, ...]:
         """Return the faces of the next frame.
@@ -157,26 +142,10 @@ class FaceTracker:
 
     def _assign(self, faces: Sequence[Detection], time: float) -> list[int | None]:
         """Return the track number of each face."""
-        self._clock += min(max(time - self._time, _TICK), self._max_step)
+        step = min(max(time - self._time, _TICK), self._max_step)
         self._time = time
         boxes = np.array([face.box for face in faces], np.float64).reshape(-1, 4)
-        given = self._boxes(
-            xyxy=boxes,
-            confidence=np.array([face.score for face in faces], np.float64),
-            class_id=np.zeros(len(faces), int),
-            data={"row": np.arange(len(faces))},
-        )
-        result = self._byte.update(given, timestamp=self._clock)
-        numbers: list[int | None] = [None] * len(faces)
-        for row, identity in zip(result.data.get("row", ()), result.tracker_id, strict=True):
-            for track in self._byte.tracks:
-                # A track that begins in this frame has no identity yet; it is found by its box.
-                begins = identity == -1 and np.allclose(track.get_state_bbox(), boxes[row], atol=1e-3)
-                if track.tracker_id == identity and (identity != -1 or begins):
-                    if track not in self._numbers:
-                        self._numbers[track] = next(self._next_number)
-                    numbers[row] = self._numbers[track]
-        return numbers
+        return self._byte.update(boxes, np.array([face.score for face in faces], np.float64), step)
 
 
 def _scaled(face: Detection, scale: NDArray[np.float64]) -> Detection:
