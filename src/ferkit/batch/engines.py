@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -21,6 +21,7 @@ from ferkit.recognize.results import Photo, Unreadable
 if TYPE_CHECKING:
     from ferkit.recognize import Recognizer
 
+_PENDING = 64  # photos that wait for the network, so that progress is seen
 _CLIP_ROWS = 4096  # rows of a clip that are Python objects at a time
 _BLOCKS = 20_000  # of tasks in Ray
 
@@ -73,7 +74,7 @@ class Engine:
                 kept.append(item.kept)
                 yield item.source, item.photo
 
-        for result in self.recognizer.predict_each(taken(), workers=self.workers):
+        for result in self.recognizer.predict_each(taken(), pending=_PENDING, workers=self.workers):
             yield result, kept.popleft()
 
     def _read_clip(self, item: Item) -> Chunk:
@@ -122,18 +123,22 @@ class RayWorkers:
         most: Largest number of workers; None: as many as the cluster has room for.
         cores: Cores of a worker.
         gpus: GPUs of a worker; a fraction shares one.
+        providers: ONNX Runtime's execution providers in the workers; None: those of the engine's recognizer.
     """
 
     least: int = 1
     most: int | None = None
     cores: int = 1
     gpus: float = 0.0
+    providers: tuple[str, ...] | None = None
 
 
 class _Worker:
     """What runs in Ray's workers: an engine, and one task per call."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, providers: tuple[str, ...] | None) -> None:
+        if providers is not None:
+            engine = replace(engine, recognizer=engine.recognizer.copy(providers=providers))
         self._engine = engine
 
     def __call__(self, rows: dict[str, Any]) -> Iterator[dict[str, list[bytes]]]:
@@ -177,7 +182,7 @@ def run_on_ray(
     results = ray.data.from_items([{"task": task} for task in tasks], override_num_blocks=blocks).map_batches(
         _Worker,
         batch_size=1,
-        fn_constructor_args=(engine,),
+        fn_constructor_args=(engine, workers.providers),
         compute=ray.data.ActorPoolStrategy(min_size=min(workers.least, most), max_size=most),
         num_cpus=workers.cores,
         num_gpus=workers.gpus or None,

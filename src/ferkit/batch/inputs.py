@@ -115,7 +115,8 @@ class TarShard:
                         if is_photo(name) and not is_done(source):
                             yield Item(source, content, kept)
         except (OSError, EOFError, tarfile.TarError) as error:
-            yield Item(self.name, ImageError(f"cannot read the rest of {self.name}: {error}"))
+            if not is_done(self.name):
+                yield Item(self.name, ImageError(f"cannot read the rest of {self.name}: {error}"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +132,7 @@ class RowGroup:
     keep: tuple[str, ...]
     group: int
     first_row: int
+    count: int
 
     def read(self, is_done: Callable[[str], bool]) -> Iterator[Item]:
         """Yield the photos that are not done, and an error where the file is damaged."""
@@ -146,7 +148,8 @@ class RowGroup:
                             photo = _photo_in(values[self.column])
                             yield Item(source, photo, tuple(map(values.get, self.keep)))
         except (OSError, pa.ArrowException) as error:
-            yield Item(f"{self.name}#{row}", ImageError(f"cannot read the rest of {self.name}: {error}"))
+            if not is_done(source := f"{self.name}#{row}"):
+                yield Item(source, ImageError(f"cannot read the rest of {self.name}: {error}"))
 
 
 Task: TypeAlias = PhotoList | TarShard | RowGroup
@@ -232,7 +235,7 @@ class Inputs:
         for found in self._find(stop, {}):
             if isinstance(found, TarShard):
                 return None
-            number += 1 if isinstance(found, Item) else _rows_of(found)
+            number += 1 if isinstance(found, Item) else found.count
         return number
 
     def _find(
@@ -287,7 +290,7 @@ class Inputs:
                 row = 0
                 for group in file.split_by_row_group():
                     (info,) = group.row_groups
-                    yield RowGroup(path, column, self._keep, info.id, row)
+                    yield RowGroup(path, column, self._keep, info.id, row, info.num_rows)
                     row += info.num_rows
             return
         columns = [one for one in table.schema.names if one == column or one in self._keep]
@@ -433,11 +436,6 @@ def _photo_in(value: Any) -> str | bytes | RemoteFile | ImageError:
             return _item(value["path"]).photo
         value = value["bytes"]
     return ImageError("the row has no photo") if value is None else value
-
-
-def _rows_of(group: RowGroup) -> int:
-    with open_uri(group.name) as stream:
-        return int(pq.read_metadata(stream).row_group(group.group).num_rows)
 
 
 def _samples(tar: tarfile.TarFile) -> Iterator[list[tuple[str, bytes | ImageError]]]:

@@ -102,6 +102,7 @@ class Output:
                 "a folder: -o FOLDER"
             )
         self._number = 1 + max((int(Path(part).stem.rpartition("-")[2]) for part in parts), default=-1)
+        self._failed = False  # a photo of an earlier run
         self.done = Done(self._read_sources(parts, retry_failed)) if parts else Done()
         """What the output has already."""
 
@@ -142,7 +143,7 @@ class Output:
         ):
             with replacing(file) as temporary:
                 _WRITERS[self._suffix](temporary, schema, self._joined(name))
-        if ended and not failed:
+        if ended and not failed and not self._failed:
             shutil.rmtree(self._root)
 
     def _flush(self) -> None:
@@ -201,6 +202,7 @@ class Output:
             if pc.any(again).as_py():
                 table = table.filter(pc.invert(again))
                 self._put(f"photos/{part.rpartition('/')[2]}", table)
+            self._failed |= bool(pc.any(pc.equal(table["status"], UNREADABLE)).as_py())
             yield from table["source"].to_pylist()
 
     def _check(self, part: str, schema: pa.Schema) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from ferkit.cli.common import console, in_words, passed_over_remark, remark, time_left
+from ferkit.cli.common import console, in_words, passed_over_remark, remark
 from ferkit.cli.interrupts import stopping
 from ferkit.core.errors import FerkitError
 
@@ -73,8 +73,10 @@ def predict_table(
 
     least, most = worker_range(options.workers)
     workers = options.cores if on_ray else most or settings["threads"] or usable_cores()
-    if on_ray:  # The other nodes may not have the model's file.
-        settings |= {"model": resolve_model(settings["model"]).read_bytes(), "threads": options.cores}
+    providers = settings["providers"]
+    if on_ray:  # The other nodes may not have the model's file, and this one no GPU.
+        model = resolve_model(settings["model"]).read_bytes()
+        settings |= {"model": model, "threads": options.cores, "providers": None}
     elif options.clips and workers > 1:
         settings["threads"] = 1
     recognizer = Recognizer(**settings)
@@ -99,7 +101,7 @@ def predict_table(
     tasks = inputs.tasks(output.done, stop)
     with contextlib.ExitStack() as stack:
         if on_ray:
-            pool = RayWorkers(least, most, options.cores, options.gpus)
+            pool = RayWorkers(least, most, options.cores, options.gpus, providers and tuple(providers))
             cores = (most or least) * options.cores
             stack.enter_context(
                 ray_running(options.address, cores=cores, memory=_STORE, fail=FerkitError, log=remark)
@@ -157,7 +159,7 @@ def _progress(counts: Counts, unit: str) -> Iterator[Callable[[], None]]:
         return
     from rich.progress import BarColumn, Progress, TextColumn
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), time_left())
+    columns = (BarColumn(bar_width=20), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=screen, transient=True, redirect_stdout=False) as bar:
         task = bar.add_task(_state(counts, unit), total=None)
         yield lambda: bar.update(

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, TypeAlias, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,6 +137,10 @@ class Recognizer:
     def __reduce__(self) -> tuple[Callable[[], Recognizer], tuple[()]]:
         """Return the call that makes an equal recognizer, for pickle: its settings, not its networks."""
         return partial(Recognizer, **self._settings), ()
+
+    def copy(self, **changes: Any) -> Recognizer:
+        """Return a recognizer with the same settings but for some, by their names."""
+        return Recognizer(**(self._settings | changes))
 
     @property
     def pipeline(self) -> FacePipeline:
