@@ -54,6 +54,14 @@ def test_a_changed_byte_in_a_zip_is_noticed(tmp_path: Path) -> None:
         load_data(path, cache=False)
 
 
+def test_a_name_in_a_zip_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    """Found by the fuzzer: the name is marked as UTF-8 and is none."""
+    path = zip_of(tmp_path / "f.zip", {"train/é/1.png": b"", "train/b/2.png": b""})
+    path.write_bytes(path.read_bytes().replace("é".encode(), b"\xfa\xfa"))
+    with pytest.raises(DataError, match=r"f\.zip: the file is damaged"):
+        load_data(path, cache=False)
+
+
 def zip_of(path: Path, members: dict[str, bytes]) -> Path:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in members.items():

@@ -210,6 +210,24 @@ def test_the_splits_of_an_npz_without_that_record_count_as_named(faces: FaceData
     assert load_data(spoiled_npz(tmp_path / "f.npz", faces), cache=False).split_named
 
 
+@pytest.mark.parametrize(
+    "header", ["{'descr': (", "{'descr': '|O', 'fortran_order': False, 'shape': (7,)}", "\x00"]
+)
+def test_an_npz_with_a_damaged_header_of_an_array_is_refused(
+    faces: FaceDataset, tmp_path: Path, header: str
+) -> None:
+    """Found by the fuzzer: NumPy's TokenError left ferkit."""
+    write_dataset(faces, tmp_path / "f.npz")
+    with zipfile.ZipFile(tmp_path / "f.npz") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members["labels.npy"] = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+    with zipfile.ZipFile(tmp_path / "f.npz", "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(DataError, match=r"f\.npz: "):
+        load_data(tmp_path / "f.npz", cache=False)
+
+
 def test_an_npz_that_is_cut_off_or_no_zip_is_refused(faces: FaceDataset, tmp_path: Path) -> None:
     write_dataset(faces, tmp_path / "f.npz")
     whole = (tmp_path / "f.npz").read_bytes()

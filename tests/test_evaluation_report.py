@@ -20,10 +20,11 @@ from ferkit.data import load_data
 from ferkit.evaluation.evaluate import Evaluation, TtaScores, measure
 from ferkit.evaluation.metrics import per_class
 from ferkit.evaluation.model import ModelFacts
-from ferkit.evaluation.plots import draw_confusion
+from ferkit.evaluation.plots import draw_confusion, plot_reliability
 from ferkit.evaluation.report import Report
 from ferkit.evaluation.results import COLUMNS, read_results, rows_of, update_results
 from ferkit.evaluation.text import class_table, confusion_table
+from ferkit.training.history import plot_curves
 from modelzoo import write_tiny_model
 
 FACTS = ModelFacts(
@@ -173,6 +174,19 @@ def test_pictures_leave_matplotlibs_global_state_alone(report, tmp_path):
     draw_confusion(report.evaluation.tta_modes[0].scores[0], "title", tmp_path / "picture.png")
     assert mpl.get_backend(auto_select=False) == before
     assert not _pylab_helpers.Gcf.get_all_fig_managers()
+
+
+def test_legends_cover_no_curve(report):
+    rows = [
+        {"epoch": k, "accuracy": 0.1 * k, "val_accuracy": 0.5, "loss": 2.0, "val_loss": 1.5} for k in (1, 2)
+    ]
+    figures = (plot_reliability(report.evaluation.tta_modes[0].scores[0], "title"), plot_curves(rows, "run"))
+    for figure in figures:
+        figure.canvas.draw()
+        (legend,) = figure.legends
+        box = legend.get_window_extent()
+        assert not any(box.overlaps(axes.get_window_extent()) for axes in figure.axes)
+        assert all(axes.get_legend() is None for axes in figure.axes)
 
 
 def test_a_folder_that_cannot_be_made_is_a_clear_error(report, tmp_path):

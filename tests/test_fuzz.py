@@ -1,4 +1,4 @@
-"""The fuzzer for photos runs, and sees what it is there to see."""
+"""The fuzzers of photos and of other files run, and report what exceeds a limit."""
 
 from __future__ import annotations
 
@@ -33,6 +33,18 @@ def test_mutated_pictures_are_read_or_refused_in_bounded_time_and_memory(tmp_pat
     assert run["read"] + run["refused"] == 1500
     assert min(run["read"], run["refused"], run["peak_mib"]) > 50
     assert 0 < run["slowest_s"] < 5
+
+
+def test_mutated_files_of_faces_models_recipes_and_spaces_are_read_or_refused(tmp_path: Path) -> None:
+    pytest.importorskip("optuna", reason="needs ferkit[tune]")
+    out = tmp_path / "out"
+    command = [sys.executable, str(FUZZER.with_name("sources.py")), "--cases", "60", "--out", str(out)]
+    figures = tmp_path / "figures.json"
+    done = subprocess.run([*command, "--json", str(figures)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = json.loads(figures.read_text())["runs"]
+    assert [run["name"] for run in runs] == ["faces", "votes", "models", "recipes", "spaces"]
+    assert {(run["cases"], run["findings"]) for run in runs} == {(60, 0)}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")

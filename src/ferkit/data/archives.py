@@ -62,6 +62,7 @@ def data_errors(path: Path) -> Iterator[None]:
         lzma.LZMAError,
         tarfile.TarError,
         zipfile.BadZipFile,
+        UnicodeDecodeError,  # a name in a zip
     ) as error:
         raise DataError(
             f"{path}: the file is damaged or truncated ({error}); fetch or copy it again"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,8 @@ def read_npz(path: Path) -> FaceDataset:
         try:
             with np.load(path, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in _DTYPES if name in stored}
-        except ValueError as error:
-            raise DataError(f"{path}: {error}") from error
+        except (ValueError, SyntaxError, tokenize.TokenError) as error:  # NumPy parses headers as Python
+            raise DataError(f"{path}: an array is damaged or of an unknown kind ({error})") from error
     for name, dtype in _DTYPES.items():
         if name not in arrays and name not in _OPTIONAL:
             needed = ", ".join(name for name in _DTYPES if name not in _OPTIONAL)

@@ -62,6 +62,11 @@ def draw_reliability(scores: Scores, title: str, path: Path) -> None:
         OutputError: If the picture cannot be written.
         MissingDependencyError: If Matplotlib is not installed.
     """
+    _save(plot_reliability(scores, title), path)
+
+
+def plot_reliability(scores: Scores, title: str) -> Any:
+    """Return the figure of :func:`draw_reliability`; its legend lies outside of the panels."""
     bins = [b for b in scores.reliability if b.count]
     middles, widths = [(b.low + b.high) / 2 for b in bins], [b.high - b.low for b in bins]
     accuracies, confidences = [b.accuracy for b in bins], [b.confidence for b in bins]
@@ -76,7 +81,8 @@ def draw_reliability(scores: Scores, title: str, path: Path) -> None:
     out_of_fold = "" if scores.ece_out_of_fold is None else f", {scores.ece_out_of_fold:.3f} out of fold"
     upper.set_title(f"{title}\nECE {scores.ece:.3f}{out_of_fold}, n = {scores.n:,}", fontsize=10)
     upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy")
-    upper.legend(loc="upper left", fontsize=8)
     lower.bar(middles, [b.count for b in bins], width=widths, color="grey", edgecolor="white")
     lower.set(xlabel="probability of the top label", ylabel="faces")
-    _save(figure, path)
+    handles, labels = upper.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    return figure

@@ -6,9 +6,12 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ferkit.core.files import replacing, write_json, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Row = dict[str, float]
 
@@ -27,6 +30,12 @@ def write_history(folder: Path, rows: Sequence[Row]) -> None:
 
 def draw_curves(path: Path, rows: Sequence[Row], title: str) -> None:
     """Draw training and validation accuracy and loss over the epochs."""
+    with replacing(path) as temporary:
+        plot_curves(rows, title).savefig(temporary, dpi=110)
+
+
+def plot_curves(rows: Sequence[Row], title: str) -> Figure:
+    """Return the figure of :func:`draw_curves`; its legend lies outside of the panels."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -48,6 +57,5 @@ def draw_curves(path: Path, rows: Sequence[Row], title: str) -> None:
         panel.set_ylabel("accuracy in %" if what == "accuracy" else "cross-entropy")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(alpha=0.3)
-        panel.legend()
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+    figure.legend(handles=panels[0].get_lines(), loc="outside lower center", ncols=4, frameon=False)
+    return figure
