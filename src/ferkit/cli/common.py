@@ -89,9 +89,7 @@ MinConfidenceOption = Annotated[
     float,
     option("--min-confidence", "Label faces uncertain below this probability.", default=True, min=0, max=1),
 ]
-LabelSetOption = Annotated[
-    str | None, option("--taxonomy", "Label set, one of the model's.", "the model's first")
-]
+LabelSetOption = Annotated[str | None, option("--taxonomy", "Label set, one of the model's.", "its default")]
 TtaOption = Annotated[str, option("--tta", f"{TTA_HELP}.", default=True)]
 NetworkThreadsOption = Annotated[
     int | None, option("--threads", "Threads of the networks.", "all cores", min=1)

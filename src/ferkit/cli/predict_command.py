@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ferkit.cli.common import (
-    DETECTOR_HELP,
+    DetectorOption,
     JsonOption,
+    LabelSetOption,
+    MinConfidenceOption,
+    MinFaceOption,
     ModelOption,
     NetworkThreadsOption,
     ProviderOption,
@@ -25,6 +28,7 @@ from ferkit.cli.common import (
     as_tta_mode,
     console,
     new_app,
+    option,
     passed_over_remark,
     refuse_options,
     remark,
@@ -56,122 +60,98 @@ def predict(
     photos: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Photos (JPEG, PNG, WebP, TIFF, BMP, GIF), folders with all below them, patterns in quotes, "
+            help="Photos (JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF), folders, patterns in quotes, "
             "or - for standard input.",
             show_default=False,
         ),
     ] = None,
     files_from: Annotated[
         str | None,
-        typer.Option(
-            help="A file with the paths of photos, one a line or between NUL bytes; - for standard input.",
+        option(
+            "--files-from",
+            "A file with the paths of photos, one a line or between NUL bytes; - for standard input.",
             metavar="FILE",
-            show_default=False,
         ),
     ] = None,
     model: ModelOption = None,
-    output_format: Annotated[
-        Format | None, typer.Option("--format", "-f", help="How to print.", show_default="table")
-    ] = None,
+    output_format: Annotated[Format | None, option("--format -f", "How to print.", "table")] = None,
     as_json: JsonOption = False,
     all_columns: Annotated[
-        bool, typer.Option("--all", help="Table with whole names, all probabilities and quality.")
+        bool, option("--all", "Table with whole names, all probabilities and quality.")
     ] = False,
     annotate: Annotated[
-        Path | None,
-        typer.Option(help="Folder for copies of the photos with the faces drawn in.", show_default=False),
+        Path | None, option("--annotate", "Folder for copies of the photos with the faces drawn in.")
     ] = None,
     explain: Annotated[
-        bool,
-        typer.Option("--explain", help="Draw class activation maps into the annotated copies."),
+        bool, option("--explain", "Draw class activation maps into the annotated copies.")
     ] = False,
     landmarks: Annotated[
-        bool, typer.Option("--landmarks/--no-landmarks", help="Draw landmarks into the annotated copies.")
+        bool, option("--landmarks/--no-landmarks", "Draw landmarks into the annotated copies.", default=True)
     ] = True,
-    detector: Annotated[
-        str,
-        typer.Option(help=f"{DETECTOR_HELP}."),
-    ] = "yunet",
-    min_face: Annotated[
-        float | None,
-        typer.Option(
-            min=5,
-            help="Height in pixels of the smallest face; smaller values take longer.",
-            show_default="search from 48 on, keep smaller ones that are found",
-        ),
-    ] = None,
-    min_confidence: Annotated[
-        float, typer.Option(min=0, max=1, help="Label a face uncertain below this probability.")
-    ] = 0.0,
-    taxonomy: Annotated[
-        str | None,
-        typer.Option(help="Label set, one of the model's.", show_default="the model's default"),
-    ] = None,
+    detector: DetectorOption = "yunet",
+    min_face: MinFaceOption = None,
+    min_confidence: MinConfidenceOption = 0.0,
+    taxonomy: LabelSetOption = None,
     tta: TtaOption = "none",
     provider: ProviderOption = None,
     threads: NetworkThreadsOption = None,
     workers: Annotated[
         str | None,
-        typer.Option(
-            help="Photos at a time, each on one core; for --engine ray workers, or LEAST:MOST of them.",
-            show_default="the threads of --threads",
+        option(
+            "--workers",
+            "Photos at a time, each on one core; for --engine ray workers, or LEAST:MOST of them.",
+            "the threads of --threads",
         ),
     ] = None,
     max_pixels: Annotated[
-        int | None, typer.Option(min=1, help="Refuse larger photos.", show_default="89 million")
+        int | None, option("--max-pixels", "Refuse larger photos.", "89 million", min=1)
     ] = None,
     output: Annotated[
         str | None,
-        typer.Option(
-            "--output",
-            "-o",
-            help="Write a table of faces and one of photos: a file (.parquet, .csv, .jsonl) or a folder of "
+        option(
+            "--output -o",
+            "Write a table of faces and one of photos: a file (.parquet, .csv, .jsonl) or a folder of "
             "Parquet parts. The inputs may then also be tar shards, tables, and URIs.",
-            show_default=False,
         ),
     ] = None,
     engine: Annotated[
         Literal["local", "ray"],
-        typer.Option(help="This machine, or Ray Data on one or many machines."),
+        option("--engine", "This machine, or Ray Data on one or many machines.", default=True),
     ] = "local",
     address: Annotated[
         str | None,
-        typer.Option(
-            help="Address of a Ray cluster; auto on one of its nodes.",
-            show_default="start Ray on this machine",
+        option(
+            "--address", "Address of a Ray cluster; auto on one of its nodes.", "start Ray on this machine"
         ),
     ] = None,
-    worker_cores: Annotated[int, typer.Option(min=1, help="Cores of a worker of Ray.")] = 1,
-    worker_gpus: Annotated[float, typer.Option(min=0, help="GPUs of a worker of Ray, or a share.")] = 0.0,
+    worker_cores: Annotated[
+        int, option("--worker-cores", "Cores of a worker of Ray.", default=True, min=1)
+    ] = 1,
+    worker_gpus: Annotated[
+        float, option("--worker-gpus", "GPUs of a worker of Ray, or a share.", default=True, min=0)
+    ] = 0.0,
     column: Annotated[
         str | None,
-        typer.Option(
-            help="Column of the input tables with the photos or their paths.",
-            show_default="the first of bytes, or path",
+        option(
+            "--column",
+            "Column of the input tables with the photos or their paths.",
+            "the first of bytes, or path",
         ),
     ] = None,
     keep: Annotated[
-        str | None,
-        typer.Option(
-            help="Columns of the input to carry into the output, such as id,split.", show_default=False
-        ),
+        str | None, option("--keep", "Columns of the input to carry into the output, such as id,split.")
     ] = None,
-    flat: Annotated[bool, typer.Option("--flat", help="One column per number, as in CSV.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the output.")] = False,
+    flat: Annotated[bool, option("--flat", "One column per number, as in CSV.")] = False,
+    resume: Annotated[bool, option("--resume", "Continue the output.")] = False,
     retry_failed: Annotated[
-        bool,
-        typer.Option("--retry-failed", help="Continue the output, and read again what failed."),
+        bool, option("--retry-failed", "Continue the output, and read again what failed.")
     ] = False,
     metrics: Annotated[
-        Path | None,
-        typer.Option(help="Write the counts to this file for Prometheus.", show_default=False),
+        Path | None, option("--metrics", "Write the counts to this file for Prometheus.")
     ] = None,
-    clips: Annotated[bool, typer.Option("--clips", help="The inputs are clips.")] = False,
+    clips: Annotated[bool, option("--clips", "The inputs are clips.")] = False,
     fps: Annotated[
-        float | None,
-        typer.Option(
-            min=0.001, help="Read at most this many frames of a clip per second.", show_default="all"
-        ),
+        float | None, option("--fps", "Read at most this many frames of a clip per second.", "all", min=0.001)
     ] = None,
 ) -> None:
     """Find the faces in photos and classify their expressions.
