@@ -39,9 +39,10 @@ def engine(folder: str, kind: str, workers: int) -> dict[str, Any]:
 
     So the start of workers is left out. When the first rows of Ray come, each worker has done a task.
     """
-    from ferkit.batch.engines import Engine, RayWorkers, run_on_ray
+    from ferkit.batch.engine import Engine
     from ferkit.batch.inputs import TASK_PHOTOS, Inputs
     from ferkit.batch.output import Output
+    from ferkit.batch.ray_engine import RayWorkers, run_on_ray
     from ferkit.batch.run import Counts, describe, write_batch
     from ferkit.batch.tables import Tables
     from ferkit.core.errors import FerkitError

@@ -31,7 +31,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ferkit.batch.engines import Engine
+from ferkit.batch.engine import Engine
 from ferkit.batch.inputs import Inputs
 from ferkit.batch.output import Done, Output
 from ferkit.batch.run import Counts, describe, write_batch

@@ -27,9 +27,10 @@ import pyarrow as pa
 import ray
 
 from ferkit.batch import inputs as batch_inputs
-from ferkit.batch.engines import Engine, RayWorkers, run_on_ray
+from ferkit.batch.engine import Engine
 from ferkit.batch.inputs import Inputs
 from ferkit.batch.output import Done
+from ferkit.batch.ray_engine import RayWorkers, run_on_ray
 from ferkit.batch.tables import Chunk, Tables
 from ferkit.core.errors import FerkitError
 from ferkit.core.raystart import ray_running
@@ -102,6 +103,17 @@ class Slow:
         return (Detection((0.0, 0.0, 16.0, 16.0), 0.5),)
 
 
+class Deadly:
+    """Ends its process at one photo, as a fault in a decoder would."""
+
+    name = "deadly"
+
+    def detect(self, image: np.ndarray) -> tuple[Detection, ...]:
+        if image[0, 0, 0] == 7:
+            os._exit(1)
+        return (Detection((0.0, 0.0, 16.0, 16.0), 0.5),)
+
+
 def make_engine(model: bytes, detector: Any = "yunet") -> Engine:
     recognizer = Recognizer(model, detector=detector, threads=1)
     return Engine(recognizer, Tables(recognizer.taxonomy.labels, {}), Done(), chunk=4)
@@ -129,6 +141,16 @@ def test_a_run_that_is_stopped_gives_up_what_is_not_there_yet(
     assert len(next(results).photos) == 4
     stop.set()
     assert list(results) == []
+
+
+def test_a_photo_that_kills_its_workers_costs_its_own_row(cluster: Any, model: bytes, photos: Path) -> None:
+    inputs = Inputs([str(photos / f"{k:03d}.png") for k in range(12)])
+    chunks = run_on_ray(
+        make_engine(model, Deadly()), inputs.tasks(Done()), RayWorkers(1, 1), threading.Event()
+    )
+    seen = joined(list(chunks))[1].to_pylist()
+    assert [row["status"] for row in seen] == ["unreadable" if k == 7 else "ok" for k in range(12)]
+    assert seen[7]["error"] == f"2 workers died while they read {photos / '007.png'}"
 
 
 def test_a_killed_worker_and_a_lost_node_lose_nothing_and_repeat_nothing(

@@ -15,7 +15,9 @@ from samples import ASTRONAUT
 
 BLOCKED = sorted({"jax", "torch", *(one.module for one in LIBRARIES if one.extra)})
 # They are the extra "batch" itself; `ferkit predict -o` imports them.
-ARROW = tuple(f"ferkit.batch.{name}" for name in ("engines", "inputs", "output", "run", "tables"))
+ARROW = tuple(
+    f"ferkit.batch.{name}" for name in ("engine", "inputs", "output", "ray_engine", "run", "tables")
+)
 ROOMS = ("core", "detect", "recognize", "video", "batch", "weights")
 HEAVY = ("keras", "tensorflow", "onnxruntime", "cv2", "numpy", "pydantic", "rich")
 

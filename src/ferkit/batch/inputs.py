@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -152,8 +152,12 @@ class RowGroup:
                 yield Item(source, ImageError(f"cannot read the rest of {self.name}: {error}"))
 
 
-Task: TypeAlias = PhotoList | TarShard | RowGroup
-"""A part of the inputs that one worker reads."""
+class Task(Protocol):
+    """A part of the inputs that one worker reads."""
+
+    def read(self, is_done: Callable[[str], bool]) -> Iterator[Item]:
+        """Yield the photos that are not done."""
+        ...
 
 
 class Inputs:

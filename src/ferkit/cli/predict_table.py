@@ -61,9 +61,10 @@ def predict_table(
     on_ray = options.engine == "ray"
     for module in ("pyarrow", "fsspec", *(["ray.data"] if on_ray else [])):
         require(module, "cluster" if on_ray else "batch")
-    from ferkit.batch.engines import Engine, RayWorkers, run_on_ray
+    from ferkit.batch.engine import Engine
     from ferkit.batch.inputs import Inputs
     from ferkit.batch.output import Output
+    from ferkit.batch.ray_engine import RayWorkers, run_on_ray
     from ferkit.batch.run import Counts, describe, write_batch
     from ferkit.batch.tables import Tables
     from ferkit.core.modelfile import resolve_model
