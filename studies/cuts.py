@@ -7,7 +7,6 @@ clip, up to 0.2 s apart, and pans, zooms, fades and flashes made from its pictur
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import sys
 from collections.abc import Iterator
@@ -102,10 +101,7 @@ def main() -> int:
         {"kind": kind, "is_cut": int(cut), "pairs": n, "found": found}
         for (kind, cut), (n, found) in counts.items()
     ]
-    with files.replacing(arguments.out / "cuts.csv") as path, path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    files.write_csv(arguments.out / "cuts.csv", rows, list(rows[0]))
     for row in rows:
         print(f"{row['kind']:20} {row['found']:5} of {row['pairs']:5} taken for a cut")
     return 0

@@ -11,8 +11,6 @@ with ``no_face``, count false alarms. Timings are of one thread.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -195,11 +193,7 @@ def main() -> None:
             row["false alarms, clips"] = clip_alarms(detector, arguments.media)
             rows.append(row)
             print(row, flush=True)
-    buffer = io.StringIO()
-    table = csv.DictWriter(buffer, rows[0], lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    files.write_text(arguments.out / "detectors.csv", buffer.getvalue())
+    files.write_csv(arguments.out / "detectors.csv", rows, list(rows[0]))
 
 
 if __name__ == "__main__":

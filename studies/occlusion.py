@@ -12,8 +12,6 @@ on the other three objects, since a user's objects are not those of this study. 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -188,12 +186,8 @@ def main() -> None:
     detector = make_detector(arguments.detector)
     found, shares = measure(faces, detector, FaceClassifier(), arguments.seed)
     rows = rows_of(detector.name, found, shares)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    files.write_text(arguments.out / "occlusion.csv", text.getvalue())
+    files.write_csv(arguments.out / "occlusion.csv", rows, list(rows[0]))
     print(f"{len(faces)} faces, {shares['']:.1%} detected without an object")
     for row in rows:
         print("  ".join(f"{value:<14}" for value in row.values()))

@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 
-from ferkit.core.files import replacing, write_json, write_text
+from ferkit.core.files import replacing, write_csv, write_json, write_text
 from ferkit.data import SPLITS, FaceDataset, load_data
 from ferkit.search import driver, report
 from ferkit.search.cluster import Machine
@@ -427,8 +427,9 @@ def write_results(study: Study) -> None:
     if not any(search.finished() for search in on_compact.values()):
         raise SystemExit("error: nothing to report; run the stages random and tpe first")
     rows = comparison(found)
-    report.write_table(out / "comparison.csv", rows)
-    report.write_table(out / report.LEADERBOARD, both_leaderboards(on_compact))
+    write_csv(out / "comparison.csv", rows, list(rows[0]))
+    board = both_leaderboards(on_compact)
+    write_csv(out / report.LEADERBOARD, board, list(board[0]))
     split, faces = report.validation_of(next(iter(found.values())))
     draw_best_so_far(
         {name: report.best_so_far(search) for name, search in on_compact.items()},
@@ -436,11 +437,11 @@ def write_results(study: Study) -> None:
         out / "random-and-tpe.png",
     )
     curves = [{"search": n, **row} for n, s in on_compact.items() for row in report.best_so_far(s)]
-    report.write_table(out / "random-and-tpe.csv", curves)
+    write_csv(out / "random-and-tpe.csv", curves, list(curves[0]))
     orders, slopes = agreement(on_compact["random"]), tendencies(on_compact["random"])
     if orders:
-        report.write_table(out / "short-trials.csv", orders)
-        report.write_table(out / "tendencies.csv", slopes)
+        write_csv(out / "short-trials.csv", orders, list(orders[0]))
+        write_csv(out / "tendencies.csv", slopes, list(slopes[0]))
     engine_facts = []
     if (study.work / "engine.json").exists():
         engine_facts = json.loads((study.work / "engine.json").read_text("utf-8"))

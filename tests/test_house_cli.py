@@ -375,7 +375,7 @@ def test_characters_that_stdout_cannot_encode_are_printed_as_escapes(
     assert json.loads(done.stdout.decode(encoding)) == content
 
 
-HOSTILE = "\x1b[31mred\x1b]0;title\x07\x9b1m\u202egpj"
+HOSTILE = "\x1b[31mred\x1b]0;title\x07\x9b1m\u202egpj\x7f"
 
 
 @pytest.mark.parametrize(

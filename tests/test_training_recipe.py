@@ -70,9 +70,9 @@ def test_a_preset_can_be_a_name_or_a_start():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epoch": 3}, r"unknown key epoch; did you mean epochs\?"),
-        ({"optimizer": {"learnin_rate": 1}}, r"did you mean optimizer\.learning_rate\?"),
-        ({"augment": {"preset": "modern", "mixupp": 1}}, r"did you mean augment\.mixup\?"),
+        ({"epoch": 3}, r"unknown key epoch; did you mean .epochs.\?"),
+        ({"optimizer": {"learnin_rate": 1}}, r"did you mean .learning_rate.\?"),
+        ({"augment": {"preset": "modern", "mixupp": 1}}, r"did you mean .mixup.\?"),
         ({"colour": 3}, "unknown key colour; see `ferkit recipes NAME`"),
         ({"epochs": 2.5}, "epochs: .* fractional part. Received: 2.5"),
         ({"epochs": True}, "epochs: .* Received: True"),

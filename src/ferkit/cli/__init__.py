@@ -6,12 +6,12 @@ import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ferkit import __version__
 from ferkit.cli.streams import guarded_streams
-from ferkit.core.errors import FerkitError, OutputError
+from ferkit.core.errors import FerkitError, OutputError, near_matches
 
 if TYPE_CHECKING:
     import typer
@@ -125,19 +125,6 @@ def _dispatch(arguments: list[str]) -> int:
         hint = near_matches(first, COMMANDS) or "'ferkit --help' lists the commands"
         return _fail(f"unknown {what} {first!r}; {hint}", USAGE)
     return _call(first, rest)
-
-
-def near_matches(name: str, names: Iterable[str]) -> str:
-    """Return a question with the names that are most similar to an unknown one; empty if none is.
-
-    Example:
-        >>> near_matches("predct", ["predict", "train"])
-        "did you mean 'predict'?"
-    """
-    import difflib
-
-    near = difflib.get_close_matches(name, list(names), n=3)
-    return f"did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def load_app(name: str) -> typer.Typer:

@@ -6,7 +6,6 @@ from typing import Any
 
 import typer
 
-from ferkit.cli import near_matches
 from ferkit.cli.common import JsonOption, console, new_app, print_json
 
 app = new_app()
@@ -29,7 +28,7 @@ def models(
 
     from rich.table import Table
 
-    from ferkit.core.errors import ModelError
+    from ferkit.core.errors import ModelError, near_matches
     from ferkit.core.modelfile import read_model, resolve_model
     from ferkit.models import get_architecture, list_architectures
     from ferkit.training.recipe import load_recipe, shipped_recipes

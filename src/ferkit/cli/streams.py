@@ -11,24 +11,10 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from ferkit.core.errors import OutputError
+from ferkit.core.errors import CONTROL, OutputError
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-_CONTROLS = {
-    code: json.dumps(chr(code))[1:-1]
-    for codes in (
-        range(32),
-        range(127, 160),
-        range(0x2028, 0x202F),
-        range(0x2066, 0x206A),
-        range(0xD800, 0xE000),
-    )
-    for code in codes
-    if chr(code) not in "\t\n"
-}
-"""The escape of each character that could steer a terminal, and of undecodable bytes in file names."""
 
 
 def escape(text: str) -> str:
@@ -38,7 +24,7 @@ def escape(text: str) -> str:
         >>> escape("a\x1b[31m\n")
         'a\\u001b[31m\n'
     """
-    return text.translate(_CONTROLS)
+    return CONTROL.sub(lambda found: found[0] if found[0] in "\t\n" else f"\\u{ord(found[0]):04x}", text)
 
 
 class Stream:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
-# C0 and C1 controls, line separators, bidirectional overrides and lone surrogates (undecodable bytes).
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""C0 and C1 controls, line separators, bidirectional overrides and lone surrogates (undecodable bytes)."""
 
 
 def escape_control(text: str) -> str:
@@ -15,7 +16,20 @@ def escape_control(text: str) -> str:
         >>> escape_control("a\x1b[31mb\n")
         'a\\x1b[31mb\\n'
     """
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+    return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def near_matches(name: str, names: Iterable[str]) -> str:
+    """Return a question with the names that are most similar to an unknown one; empty if none is.
+
+    Example:
+        >>> near_matches("predct", ["predict", "train"])
+        "did you mean 'predict'?"
+    """
+    import difflib
+
+    near = difflib.get_close_matches(name, list(names), n=3)
+    return f"did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 class FerkitError(Exception):

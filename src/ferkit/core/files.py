@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 import os
 import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -187,3 +189,26 @@ def write_json(path: str | os.PathLike[str], content: Any) -> None:
         OutputError: As :func:`replacing`.
     """
     write_text(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def write_csv(
+    path: str | os.PathLike[str],
+    rows: Iterable[Sequence[Any] | Mapping[str, Any]],
+    columns: Sequence[str],
+) -> None:
+    """Write a table as CSV atomically: the names of the columns, then a line per row.
+
+    Args:
+        path: The file.
+        rows: Values in the order of the columns, or by their names; missing ones are empty.
+        columns: The names of the columns.
+
+    Raises:
+        OutputError: As :func:`replacing`.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        writer.writerow([row.get(name, "") for name in columns] if isinstance(row, Mapping) else row)
+    write_text(path, text.getvalue())

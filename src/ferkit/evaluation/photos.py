@@ -310,9 +310,9 @@ def write_photo_report(
     written = [folder / name for name in ("report.txt", "report.json", "photos.csv")]
     files.write_text(written[0], f"{report}\n")
     files.write_json(written[1], report.to_dict())
-    buffer = io.StringIO(newline="")
-    rows = csv.writer(buffer, lineterminator="\n")
-    rows.writerow(["source", "true", "faces", "error", *predictions[0].details])
-    rows.writerows([p.source, p.label, p.faces, p.error, *p.details.values()] for p in predictions)
-    files.write_text(written[2], buffer.getvalue())
+    files.write_csv(
+        written[2],
+        ([p.source, p.label, p.faces, p.error, *p.details.values()] for p in predictions),
+        ["source", "true", "faces", "error", *predictions[0].details],
+    )
     return written

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,17 +41,15 @@ class Predictions:
         Raises:
             OutputError: If it cannot be written.
         """
-        buffer = io.StringIO(newline="")
-        writer = csv.writer(buffer, lineterminator="\n")
         columns = [f"{head.id} {label}" for head in self.heads.values() for label in head.labels]
-        writer.writerow(["tta", "row", "split", "label", *columns])
         labels, splits = self.dataset.labels, self.dataset.split
+        rows = []
         for tta, predicted in self.by_tta.items():
             table = np.concatenate([np.asarray(predicted[name]) for name in self.heads], axis=1)
             for row, probabilities in zip(self.rows, table, strict=True):
                 face = [tta, row, SPLITS[splits[row]], self.dataset.taxonomy.labels[labels[row]]]
-                writer.writerow([*face, *(f"{p:.6f}" for p in probabilities)])
-        files.write_text(path, buffer.getvalue())
+                rows.append([*face, *(f"{p:.6f}" for p in probabilities)])
+        files.write_csv(path, rows, ["tta", "row", "split", "label", *columns])
 
 
 def measured_rows(dataset: FaceDataset, split: str, *, drop_flat: bool = False) -> NDArray[np.int64]:

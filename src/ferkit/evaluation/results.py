@@ -150,8 +150,4 @@ def update_results(path: Path, rows: list[ResultRow], *, overwrite: bool = False
         if place in table and not overwrite:
             _check_replaces(path, table[place], row)
         table[place] = row
-    buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table.values())
-    files.write_text(path, buffer.getvalue())
+    files.write_csv(path, table.values(), COLUMNS)

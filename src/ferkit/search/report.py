@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ferkit.core.files import write_json, write_text
+from ferkit.core.files import write_csv, write_json, write_text
 from ferkit.evaluation.metrics import wilson_interval
 from ferkit.search import pictures
 from ferkit.search.space import format_value
@@ -61,7 +58,7 @@ def write_report(folder: str | Path) -> Report:
     else:
         notes.append("no trial finished, so there is no winner and no picture")
     for path, rows in tables.items():
-        write_table(path, rows)
+        write_csv(path, rows, list(rows[0]) if rows else ["trial"])
     write_json(search.folder / SUMMARY, summary(search))
     return Report(search, (*tables, *files, search.folder / SUMMARY), tuple(notes))
 
@@ -253,16 +250,3 @@ def _with_interval(accuracy: float | None, faces: int) -> dict[str, float | str]
 
 def _rounded(value: float | None) -> float | str:
     return "" if value is None else round(value, 6)
-
-
-def write_table(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write rows as CSV.
-
-    Raises:
-        OutputError: If it cannot be written.
-    """
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(rows[0]) if rows else ["trial"], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(path, text.getvalue())

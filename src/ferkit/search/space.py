@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import json
 import math
 import tomllib
@@ -16,7 +15,7 @@ from typing import Any
 import optuna
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ferkit.core.errors import RecipeError, SearchError
+from ferkit.core.errors import RecipeError, SearchError, near_matches
 from ferkit.training.recipe import Recipe, load_recipe, parse_recipe
 
 Values = dict[str, Any]
@@ -379,8 +378,8 @@ def _parse_override(text: str) -> tuple[Key, Any]:
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    near = near_matches(name, known)
+    return f"; {near}" if near else ""
 
 
 def _check_conditions(named: Mapping[str, Parameter], source: str) -> None:
@@ -482,14 +481,12 @@ def _check_key(key: Key, where: str) -> None:
     if key[0] in ("name", "description"):
         raise SearchError(f"{where}: the search sets {key[0]} for each trial, so it cannot be set here")
     model: Any = Recipe
-    for depth, part in enumerate(key):
+    for part in key:
         fields = getattr(model, "model_fields", None)
         if fields is None or key == ("augment", "preset"):
             return  # Parameters of the network and entries of lists are checked with real recipes.
         if part not in fields:
-            hint = _did_you_mean(
-                ".".join((*key[:depth], part)), (".".join((*key[:depth], f)) for f in fields)
-            )
+            hint = _did_you_mean(part, fields)
             raise SearchError(f"{where}: no recipe has the key {'.'.join(key)!r}{hint}")
         model = fields[part].annotation
 

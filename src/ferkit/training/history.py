@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ferkit.core.files import replacing, write_json, write_text
+from ferkit.core.files import replacing, write_csv, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,12 +18,8 @@ def write_history(folder: Path, rows: Sequence[Row]) -> None:
     """Write ``history.json`` and ``history.csv``."""
     write_json(folder / "history.json", list(rows))
     if rows:
-        text = io.StringIO()
         columns = list(dict.fromkeys(key for row in rows for key in row))
-        writer = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_text(folder / "history.csv", text.getvalue())
+        write_csv(folder / "history.csv", rows, columns)
 
 
 def draw_curves(path: Path, rows: Sequence[Row], title: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ from pydantic_core import to_jsonable_python
 
 from ferkit.augment.config import PRESETS, AugmentConfig
 from ferkit.core.crops import TtaMode
-from ferkit.core.errors import ModelError, RecipeError
+from ferkit.core.errors import ModelError, RecipeError, near_matches
 from ferkit.models.build import parse_params
 
 
@@ -284,9 +283,8 @@ def _explain(error: Any) -> str:
         fields: type[BaseModel] = Recipe
         for parent in parents:
             fields = _part_of(fields, parent) or fields
-        close = difflib.get_close_matches(name, fields.model_fields, n=1)
-        known = f"did you mean {'.'.join([*parents, *close])}?" if close else "see `ferkit recipes NAME`"
-        return f"unknown key {key}; {known}"
+        near = near_matches(name, fields.model_fields)
+        return f"unknown key {key}; {near or 'see `ferkit recipes NAME`'}"
     if error["type"] == "value_error":
         return f"{key}: {error['ctx']['error']}"
     return f"{key}: {error['msg']}" + (
