@@ -13,7 +13,7 @@ from ferkit.recognize.quality import _HEAD, FLAGS, brightness, head_pose, measur
 
 SHARP = np.random.default_rng(0).integers(0, 256, (48, 48), dtype=np.uint8)
 RAMP = np.tile(np.linspace(5, 45, 48), (48, 1)).astype(np.uint8)  # dark and smooth
-FRONTAL = [(40.0, 50.0), (60.0, 50.0), (50.0, 61.0), (42.0, 69.4), (58.0, 69.4)]
+FRONTAL = [(40.0, 50.0), (60.0, 50.0), (50.0, 61.4), (41.8, 70.2), (58.2, 70.2)]
 
 
 def turned(yaw: float, pitch: float, roll: float, scale: float = 40.0) -> NDArray[np.float64]:

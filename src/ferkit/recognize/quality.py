@@ -37,9 +37,9 @@ Boxes of faces that the border cuts end at the border or hardly beyond it.
 """
 
 # A frontal face in units of the distance of the eyes: x to the right, y down, z away from the viewer. x and y
-# are the medians of CenterFace's landmarks on FER2013, made symmetric; depths are those of an average head.
+# are the medians of YuNet's landmarks on FER2013, made symmetric; depths are those of an average head.
 _HEAD = np.array(
-    [(-0.5, 0, 0), (0.5, 0, 0), (0, 0.55, -0.5), (-0.4, 0.97, -0.05), (0.4, 0.97, -0.05)], np.float64
+    [(-0.5, 0, 0), (0.5, 0, 0), (0, 0.57, -0.5), (-0.41, 1.01, -0.05), (0.41, 1.01, -0.05)], np.float64
 )
 
 
@@ -155,7 +155,7 @@ def head_pose(landmarks: ArrayLike) -> tuple[float, float, float] | None:
         landmarks: float ``[5, 2]``: eyes, nose, corners of the mouth, left to right as seen in the picture.
 
     Example:
-        >>> head_pose([(40, 50), (60, 50), (50, 61), (42, 69.4), (58, 69.4)])
+        >>> head_pose([(40, 50), (60, 50), (50, 61.4), (41.8, 70.2), (58.2, 70.2)])
         (0.0, 0.0, 0.0)
     """
     points = np.asarray(landmarks, np.float64).reshape(5, 2)
