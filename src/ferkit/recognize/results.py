@@ -164,7 +164,7 @@ class Photo(Sequence[Face]):
         taxonomy: Id of the label set.
         faces: The faces, by falling score of the detector; empty if there is none.
         labels: The labels of the taxonomy, in order; empty in a result that was made without them.
-        picture: uint8 ``[H, W, 3]``, RGB; None unless the recognizer was told to keep the pictures.
+        picture: uint8 ``[H, W, 3]``, RGB; None unless pictures are kept (``keep_pictures``).
         seconds: Time that one worker took from reading to the result; None in a result made by hand. Of the
             network's time for a batch the photo has the share of its faces.
     """
