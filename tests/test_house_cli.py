@@ -20,6 +20,7 @@ from ferkit.cli import COMMANDS, common, run
 from ferkit.cli.streams import make_console
 from ferkit.core.errors import DataError, FerkitError
 from ferkit.core.images import write_image
+from ferkit.weights import embedded_models
 from samples import sample
 
 
@@ -144,6 +145,17 @@ def test_a_group_without_a_command_shows_its_help(capsys: pytest.CaptureFixture[
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "convert" in captured.err
+
+
+def test_models_have_their_whole_names_at_80_columns(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A known fault: names were cut off, such as ferkit-dist…"""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert set(embedded_models()) <= {line.split()[0] for line in lines if line.strip()}
+    assert max(map(len, lines)) <= 80
 
 
 @pytest.mark.parametrize(

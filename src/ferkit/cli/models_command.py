@@ -10,13 +10,6 @@ from ferkit.cli.common import JsonOption, console, new_app, print_json
 
 app = new_app()
 
-COLUMNS = {
-    "architectures": ("name", "summary"),
-    "recipes": ("name", "architecture", "epochs", "description"),
-    "embedded models": ("name", "architecture", "taxonomies", "parameters", "mmac", "bytes", "fine_tunes"),
-}
-"""Columns of the tables; JSON has all fields."""
-
 
 @app.command()
 def models(
@@ -26,7 +19,7 @@ def models(
     """List architectures, recipes and embedded models."""
     from fnmatch import fnmatchcase
 
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from ferkit.core.errors import ModelError, near_matches
     from ferkit.core.modelfile import read_model, resolve_model
@@ -65,18 +58,28 @@ def models(
     if as_json:
         print_json({"architectures": architectures, "recipes": recipes, "embedded": embedded})
         return
-    for (title, columns), rows in zip(COLUMNS.items(), (architectures, recipes, embedded), strict=True):
+    tables: dict[str, list[dict[str, str]]] = {
+        "architectures": [{"name": a["name"], "summary": a["summary"]} for a in architectures],
+        "recipes": [{name: str(value) for name, value in recipe.items()} for recipe in recipes],
+        "embedded models": [
+            {
+                "name": model["name"],
+                "network": model["architecture"],
+                "taxonomies": ", ".join(model["taxonomies"]),
+                "parameters": f"{model['parameters'] / 1e6:.2f} M",
+                "MMAC": f"{model['mmac']:.1f}",
+                "MiB": f"{model['bytes'] / 2**20:.1f}",
+                "--init": "yes" if model["fine_tunes"] else "no",
+            }
+            for model in embedded
+        ],
+    }
+    for title, rows in tables.items():
         if rows:
-            table = Table(*columns, title=title, title_justify="left", box=None, pad_edge=False)
+            name, *columns = rows[0]
+            table = Table(Column(name, no_wrap=True), *columns, title=title, title_justify="left")
+            table.box, table.pad_edge = None, False
             for row in rows:
-                table.add_row(*(_cell(row[column]) for column in columns))
+                table.add_row(*row.values())
             console().print(table)
             print()
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return ", ".join(value)
-    return f"{value:,}" if isinstance(value, int) else f"{value:.1f}" if isinstance(value, float) else value
