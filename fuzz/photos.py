@@ -227,6 +227,15 @@ def run_cases(
         results.add(name, outcomes, slowest, time.monotonic() - begin)
 
 
+def add_limits(parser: argparse.ArgumentParser, seconds: float = 5.0) -> None:
+    """Add the options that all fuzzers have; ``seconds`` is the default limit of a case."""
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=seconds, help="processor time that a case may take")
+    parser.add_argument("--memory", type=int, default=900, help="MiB that the process may reach")
+    parser.add_argument("--out", type=Path, default=Path("fuzz-out"), help="folder for findings")
+    parser.add_argument("--json", type=Path, help="file for the figures; none by default")
+
+
 def peak_mib() -> int:
     """Return the most memory that this program has held, in MiB.
 
@@ -273,11 +282,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--decode", type=int, default=10_000, help="cases through decoding")
     parser.add_argument("--pipeline", type=int, default=200, help="cases through the whole pipeline")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=5.0, help="processor time that a case may take")
-    parser.add_argument("--memory", type=int, default=900, help="MiB that the process may reach")
-    parser.add_argument("--out", type=Path, default=Path("fuzz-out"), help="where findings go")
-    parser.add_argument("--json", type=Path, help="file for the figures; none by default")
+    add_limits(parser)
     parser.add_argument(
         "--photo", type=Path, default=ASTRONAUT, help="a photo with a face; by default the astronaut"
     )

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from photos import Results, run_cases
+from photos import Results, add_limits, run_cases
 from PIL import Image
 
 from ferkit.core.errors import FerkitError, ImageError
@@ -84,11 +84,7 @@ def main() -> None:
     """Run the fuzzer."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--cases", type=int, default=5000, help="mutated files of each kind")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--seconds", type=float, default=10.0, help="limit of processor time per case")
-    parser.add_argument("--memory", type=int, default=900, help="limit of the process in MiB")
-    parser.add_argument("--out", type=Path, default=Path("fuzz-out"), help="folder for findings")
-    parser.add_argument("--json", type=Path, help="file for the results; none by default")
+    add_limits(parser, seconds=10.0)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter("ignore")
