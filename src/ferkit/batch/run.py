@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 """Version of the tables' columns and units."""
 
+# Settings that change no number, or are described by what they make.
+_NO_FACTS = ("model", "detector", "taxonomy", "providers", "threads", "batch_size")
 _METRICS_SECONDS = 5.0
 
 
@@ -104,7 +106,7 @@ def describe(recognizer: Recognizer, settings: Mapping[str, Any], *, fps: float 
         **{"ferkit": __version__, "format": FORMAT, "model": info.name, "model_version": info.version},
         **{"model_sha256": hashlib.sha256(content).hexdigest(), "detector": recognizer.detector.name},
         **{"taxonomy": recognizer.taxonomy.id, "labels": list(recognizer.taxonomy.labels), "fps": fps},
-        **{name: settings[name] for name in ("min_face", "min_confidence", "tta", "max_pixels")},
+        **{name: value for name, value in settings.items() if name not in _NO_FACTS},
     }
 
 

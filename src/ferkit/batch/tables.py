@@ -83,7 +83,7 @@ class Tables:
             **{"milliseconds": pa.float64(), "error": pa.string()},
         }
         taken = {*faces, *photos}
-        metadata = {METADATA: json.dumps(self.facts, sort_keys=True).encode()}
+        metadata = {METADATA: json.dumps(self.facts, sort_keys=True, default=str).encode()}
         for name, (source, *own) in (("faces", tuple(faces.items())), ("photos", tuple(photos.items()))):
             kept = [(f"input_{column}" if column in taken else column, t) for column, t in self.keep.items()]
             fields = [_field(*column) for column in (source, *kept, *own)]
