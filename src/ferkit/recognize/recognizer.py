@@ -225,8 +225,8 @@ class Recognizer:
             keep_pictures: Whether ``Photo.picture`` is set. At most 64 MiB of pictures, or one photo, wait
                 for their batch.
             workers: Photos that are read and searched at a time, each in a thread of its own; it does not
-                change the results or their order. At most four photos per worker are taken ahead, with
-                ``keep_pictures`` one.
+                change the results or their order. Faces are classified in a further thread. At most four
+                photos per worker and a few batches are taken ahead, with ``keep_pictures`` one per worker.
 
         Yields:
             A result for each photo, in order. An error of ``photos`` itself or of your own detector is raised
@@ -240,11 +240,13 @@ class Recognizer:
         _check_count("pending", pending)
         _check_count("workers", workers)
 
+        most = pending if workers == 1 else min(pending, self._pipeline.batch_size)
+
         def is_full(batch: list[_Pending | Unreadable]) -> bool:
             waiting = [item for item in batch if isinstance(item, _Pending)]
             pixels = sum(item.picture.nbytes for item in waiting if item.picture is not None)
             faces = sum(len(item.faces) for item in waiting)
-            return len(batch) >= pending or faces >= self._pipeline.batch_size or pixels >= PENDING_BYTES
+            return len(batch) >= most or faces >= self._pipeline.batch_size or pixels >= PENDING_BYTES
 
         prepared: Iterable[_Pending | Unreadable]
         if workers == 1:
@@ -262,9 +264,15 @@ class Recognizer:
                 workers,
                 ahead,
             )
-        return (
-            result for batch in in_batches(prepared, is_full, "photos") for result in self._recognize(batch)
+        batches = in_batches(prepared, is_full, "photos")
+        if workers == 1 or keep_pictures:
+            return (result for batch in batches for result in self._recognize(batch))
+        # The search goes on meanwhile. It takes about three times as long.
+        networks = max(1, workers // 4)
+        done = in_threads(
+            lambda batch: list(self._recognize(batch)), map(list, batches), networks, networks + 1
         )
+        return (result for results in done for result in results)
 
     def predict_crops(self, crops: NDArray[np.uint8]) -> tuple[Expression, ...]:
         """Return the expressions of face crops, without face detection.
