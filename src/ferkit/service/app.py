@@ -116,7 +116,7 @@ async def predict(
 ) -> Response:
     """Classify the faces of one or several photos (JPEG, PNG, WebP, TIFF, BMP, GIF), multipart or raw.
 
-    The answer is that of `ferkit predict --format json`. A photo without a face is no error. Of several
+    The response is that of `ferkit predict --format json`. A photo without a face is no error. Of several
     photos, an unreadable one has only `source` and `error`; a single one is refused with 422. Photos are not
     stored.
     """

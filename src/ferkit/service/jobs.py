@@ -47,7 +47,7 @@ _JOB, _CLIP, _LOCK, _CANCEL, _DELETE = "job.json", "clip", "lock", "cancel", "de
 
 
 class Job(BaseModel):
-    """The state of a job, as it stands in its folder."""
+    """The state of a job, as its folder records it."""
 
     id: str
     state: State = "queued"

@@ -55,7 +55,7 @@ class Settings(BaseSettings):
     waiting: int = Field(32, ge=0, description="Requests that may wait for a thread; more get 503.")
     client_requests: int = Field(16, ge=1, description="Requests in flight per client address; more get 429.")
     connections: int = Field(512, ge=1, description="Open connections; more are closed at once.")
-    request_seconds: float = Field(30, gt=0, description="Longest time from body to answer; then 503.")
+    request_seconds: float = Field(30, gt=0, description="Longest time from body to response; then 503.")
     body_seconds: float = Field(20, gt=0, description="Longest pause while headers or a body arrive.")
     shutdown_seconds: int = Field(20, ge=0, description="Time to finish requests when the server stops.")
 
