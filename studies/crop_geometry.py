@@ -28,10 +28,11 @@ from numpy.typing import NDArray
 from ferkit.core import files
 from ferkit.core.classifier import FaceClassifier
 from ferkit.core.crops import FER2013_CROPS, CropGeometry, crop_corners, crop_faces
+from ferkit.core.measures import sharpness
 from ferkit.data import load_data
 from ferkit.detect import Detection, Detector, make_detector
 from ferkit.evaluation.metrics import expected_calibration_error, negative_log_likelihood, wilson_interval
-from ferkit.recognize.quality import head_pose, sharpness
+from ferkit.recognize.quality import head_pose
 
 WIDTH, HEIGHT = 640, 480
 SMALLEST, LARGEST = 64, 440

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -21,6 +22,7 @@ from ferkit.augment import (
     class_weights,
 )
 from ferkit.augment.layer import _warp
+from ferkit.data.cartoon import draw_faces
 
 
 @pytest.fixture(scope="module")
@@ -243,3 +245,127 @@ def test_an_unknown_balance_is_refused():
 
 def test_the_student_preset_is_the_students():
     assert PRESETS["student"] == AugmentConfig(mirror=0.5, upside_down=0.5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"gamma": 1.0},
+        {"low_light": 1.0},
+        {"yaw": 40.0},
+        {"glasses": 1.0},
+        {"mask": 1.0},
+        {"downscale": 1.0},
+        {"blur": 1.0},
+        {"jpeg": 1.0},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_degrades_photos_changes_every_face_and_keeps_its_range(change):
+    drawn = draw_faces(40, seed=1).images
+    degraded = augment_preview(drawn, AugmentConfig(**change), seed=2)
+    assert degraded.shape == drawn.shape
+    assert (degraded != drawn).any(axis=(1, 2)).all()
+    assert np.array_equal(degraded, augment_preview(drawn, AugmentConfig(**change), seed=2))
+    assert not np.array_equal(degraded, augment_preview(drawn, AugmentConfig(**change), seed=3))
+
+
+@pytest.mark.parametrize("name", ["low_light", "glasses", "mask", "downscale", "blur", "jpeg"])
+def test_a_degradation_happens_as_often_as_asked(name):
+    drawn = draw_faces(1000, seed=3).images
+    changed = (augment_preview(drawn, AugmentConfig(**{name: 0.3})) != drawn).any(axis=(1, 2))
+    # Four standard deviations of a share of 0.3 over 1,000.
+    assert changed.mean() == pytest.approx(0.3, abs=0.058)
+
+
+def test_compression_is_that_of_libjpeg():
+    drawn = draw_faces(50, seed=4).images
+    for quality in (15, 40, 75):
+        ours = augment_preview(drawn, AugmentConfig(jpeg=1.0, jpeg_quality=(quality, quality)))
+        files = [cv2.imencode(".jpg", face, [cv2.IMWRITE_JPEG_QUALITY, quality])[1] for face in drawn]
+        theirs = np.stack([cv2.imdecode(file, cv2.IMREAD_GRAYSCALE) for file in files])
+        # libjpeg computes in integers.
+        assert np.abs(ours.astype(int) - theirs).mean() < 0.6
+        assert np.abs(drawn.astype(int) - theirs).mean() > 1
+
+
+def test_a_blur_is_gaussian_and_scales_with_the_face():
+    spot = np.zeros((30, 96, 96), np.uint8)
+    spot[:, 46:50, 46:50] = 255
+    blurred = augment_preview(spot, AugmentConfig(blur=1.0, blur_sigma=(1.0, 1.0))).astype(float)
+    expected = cv2.GaussianBlur(spot[0].astype(np.float32), (0, 0), 2.0, borderType=cv2.BORDER_REFLECT)
+    np.testing.assert_allclose(blurred, np.broadcast_to(expected, blurred.shape), atol=1.5)
+
+
+def test_downscaling_takes_the_named_sizes():
+    drawn = draw_faces(60, seed=5).images
+    found = augment_preview(drawn, AugmentConfig(downscale=1.0, downscale_to=(0.5, 0.25)))
+    pixels = drawn[..., None].astype(np.float32)
+    shrunk = [
+        ops.image.resize(ops.image.resize(pixels, (side, side), antialias=True), (48, 48))
+        for side in (24, 12)
+    ]
+    sizes = [np.abs(found - np.asarray(one)[..., 0]).max(axis=(1, 2)) <= 0.51 for one in shrunk]
+    assert (sizes[0] | sizes[1]).all()
+    assert 0.2 < sizes[0].mean() < 0.8
+
+
+def test_glasses_cover_the_eyes_and_a_mask_the_mouth():
+    white = np.full((200, 48, 48), 255, np.uint8)
+    eyes = augment_preview(white, AugmentConfig(glasses=1.0)) < 150
+    mouth = augment_preview(white, AugmentConfig(mask=1.0)) < 250
+    for column in (15, 33):  # FER2013's eyes: 0.31 and 0.69 across, 0.40 down
+        assert eyes[:, 19, column].mean() > 0.95
+    assert not eyes[:, 30:].any()
+    assert mouth[:, 38, 24].mean() > 0.9  # gray values up to 240 on a white face
+    assert not mouth[:, :24].any()
+
+
+def test_a_turn_shifts_the_middle_to_one_side_and_leaves_the_edge():
+    ramp = np.tile(np.arange(48, dtype=np.uint8) * 5, (300, 48, 1))
+    turned = augment_preview(ramp, AugmentConfig(yaw=30.0))
+    moved = turned[:, 24, 24].astype(int) - ramp[0, 24, 24]
+    # sin(30 degrees) of a radius of 0.45 * 48 pixels, five gray values each.
+    assert np.abs(moved).max() == pytest.approx(54, abs=4)
+    assert (moved > 20).any()
+    assert (moved < -20).any()
+    assert np.array_equal(turned[:, :, 0], ramp[:, :, 0])
+
+
+def test_low_light_leaves_a_fifth_to_half_of_the_light():
+    gray = np.full((200, 48, 48), 200, np.uint8)
+    light = augment_preview(gray, AugmentConfig(low_light=1.0)).mean(axis=(1, 2)) / 200
+    assert light.min() > 0.19
+    assert light.max() < 0.51
+    assert light.max() - light.min() > 0.2
+
+
+def test_gamma_keeps_black_and_white_and_goes_both_ways():
+    three = np.zeros((100, 48, 48), np.uint8)
+    three[:, 16:32], three[:, 32:] = 128, 255
+    changed = augment_preview(three, AugmentConfig(gamma=1.0))
+    assert not changed[:, :16].any()
+    assert (changed[:, 32:] == 255).all()
+    assert changed[:, 20, 20].min() < 100
+    assert changed[:, 20, 20].max() > 150
+
+
+def test_the_preset_for_photos_degrades_what_strong_augments():
+    extra = {k: v for k, v in PRESETS["photos"].model_dump().items() if v != getattr(AugmentConfig(), k)}
+    assert set(PRESETS["strong"].model_dump(exclude_defaults=True)) <= set(extra)
+    assert {"gamma", "low_light", "yaw", "glasses", "mask", "downscale", "blur", "jpeg"} <= set(extra)
+    drawn = draw_faces(32, seed=6).images
+    assert np.isfinite(augment_preview(drawn, "photos")).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"downscale_to": (1.0,)}, "downscale_to"),
+        ({"blur_sigma": (2.0, 1.0)}, "blur_sigma"),
+        ({"jpeg_quality": (0, 50)}, "jpeg_quality"),
+    ],
+)
+def test_ranges_of_degradations_are_checked(values, message):
+    with pytest.raises(ValidationError, match=message):
+        AugmentConfig(**values)

@@ -18,8 +18,10 @@ from ferkit.data import faces_digest, load_data
 from ferkit.data.ferplus import majority_targets
 from ferkit.evaluation.calibration import temper
 from ferkit.evaluation.evaluate import evaluate_split
+from ferkit.evaluation.join import joined
 from ferkit.evaluation.model import metric_rows
 from ferkit.export.card import render_card
+from ferkit.export.join import with_basic
 from modelzoo import write_tiny_model
 
 DATA = "cartoon:300"
@@ -313,9 +315,10 @@ def test_the_file_records_what_was_fitted_and_on_what(ask, models, tmp_path):
     assert ask(*models, "-o", tmp_path / "e.onnx", "--data", DATA).status == 0
     assert ask(*models, "-o", tmp_path / "f.onnx", "--data", DATA, "--fit", "--split", "Training").status == 0
     tempered, fitted = (read_model(tmp_path / name)[1].training for name in ("e.onnx", "f.onnx"))
-    assert tempered.fitted == {"fer2013": "temperature", "ferplus": "temperature"}
+    assert tempered.fitted == {"fer2013": "temperature", "ferplus": "temperature", "basic": "join"}
     assert tempered.fitted_on == "PublicTest"
-    assert fitted.fitted == dict.fromkeys(("fer2013", "ferplus"), "weights and temperature")
+    both = dict.fromkeys(("fer2013", "ferplus"), "weights and temperature")
+    assert fitted.fitted == {**both, "basic": "join"}
     assert fitted.fitted_on == "Training"
 
 
@@ -377,3 +380,32 @@ def test_a_card_without_data_says_that_nothing_was_fitted_or_measured(ask, model
     assert "- fer2013, ferplus: nothing was fitted to its labels" in text
     assert "Nothing was measured." in text
     assert "Recall by class" not in text
+
+
+def test_basic_joins_the_heads_of_the_ensemble_if_there_are_labels_and_votes(ask, models, tmp_path, faces):
+    assert ask(*models, "-o", tmp_path / "e.onnx", "--data", DATA).status == 0
+    info = read_model(tmp_path / "e.onnx")[1]
+    found = FaceClassifier(tmp_path / "e.onnx").predict(faces.images)
+    assert info.default_taxonomy == "basic"
+    np.testing.assert_allclose(found["basic"], joined(info.head("basic"), found), atol=1e-5)
+    rows = [row for row in info.metrics if row.labels.startswith("basic")]
+    assert {row.labels for row in rows} == {"basic", "basic majority"}
+    assert {row.fit for row in rows} == {"join"}
+
+
+def test_without_votes_basic_is_the_mean_of_the_members(ask, models, tmp_path, faces):
+    named = []
+    for k, model in enumerate(models):
+        content, info = read_model(model)
+        given = FaceClassifier(model).predict(faces.images)
+        content, info = with_basic(content, info, given, load_data(DATA).of_split("PublicTest"), "PublicTest")
+        named.append(tmp_path / f"basic{k}.onnx")
+        write_model(content, info.model_copy(update={"default_taxonomy": "basic"}), named[-1])
+    assert ask(*named, "-o", tmp_path / "e.onnx").status == 0
+    info = read_model(tmp_path / "e.onnx")[1]
+    assert info.default_taxonomy == "basic"
+    assert info.head("basic").join is None
+    assert sum(info.head("basic").prior) == pytest.approx(1, abs=1e-5)
+    mean = np.mean([FaceClassifier(m).predict(faces.images)["basic"] for m in named], axis=0)
+    found = FaceClassifier(tmp_path / "e.onnx").predict(faces.images)["basic"]
+    np.testing.assert_allclose(found, mean, atol=1e-6)

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ferkit.core.palette import EMOTIONS, UNCERTAIN, palette
-from ferkit.core.taxonomy import FER2013, FERPLUS
+from ferkit.core.taxonomy import BASIC, FER2013, FERPLUS
 
 # Machado, Oliveira and Fernandes 2009, table 1, severity 1.0; for linear RGB.
 SIMULATIONS = {
@@ -64,6 +64,7 @@ def test_any_two_emotions_differ_under_colour_blindness(name: str) -> None:
 
 def test_an_emotion_has_one_colour_in_every_label_set() -> None:
     fer2013, ferplus = palette(FER2013.labels), palette(FERPLUS.labels)
+    assert palette(BASIC.labels) == fer2013
     pairs = {"angry": "anger", "happy": "happiness", "sad": "sadness", "fear": "fear", "neutral": "neutral"}
     for one, other in pairs.items():
         assert fer2013[one] == ferplus[other] == EMOTIONS[other]

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from ferkit.recognize.quality import _HEAD, FLAGS, brightness, head_pose, measure_quality, sharpness
+from ferkit.core.measures import brightness, sharpness
+from ferkit.recognize.quality import _HEAD, FLAGS, head_pose, measure_quality
 
 SHARP = np.random.default_rng(0).integers(0, 256, (48, 48), dtype=np.uint8)
 RAMP = np.tile(np.linspace(5, 45, 48), (48, 1)).astype(np.uint8)  # dark and smooth

@@ -361,7 +361,7 @@ def test_more_faces_than_allowed_are_refused(tmp_path: Path) -> None:
         picture.paste(portrait(), (left, 0))
     with running(settings_for(tmp_path, faces=1)) as (url, _):
         (photo,) = predict(url, encoded(portrait())).json()
-        assert photo["faces"][0]["label"] == "happiness"
+        assert photo["faces"][0]["label"] == "happy"
         assert "2 faces" in detail(predict(url, encoded(picture)), 422)
 
 

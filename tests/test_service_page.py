@@ -19,7 +19,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
 
 from clips import write_clip
-from ferkit.core.taxonomy import FERPLUS
+from ferkit.core.taxonomy import BASIC
 from ferkit.recognize.results import photo_columns
 from ferkit.video.recognition import frame_columns
 from servers import Process, portrait, running, settings_for
@@ -145,21 +145,21 @@ def test_a_photo_shows_box_bars_and_downloads(page: Page, tmp_path: Path) -> Non
     check_access(page)
     page.set_input_files("#file-photos", jpeg(tmp_path / "portrait.jpg", portrait()))
     expect(page.locator(".face")).to_have_count(1)
-    expect(page.locator("#leading")).to_have_text("happiness")
-    assert page.locator("#bars li").count() == len(FERPLUS.labels)
+    expect(page.locator("#leading")).to_have_text("happy")
+    assert page.locator("#bars li").count() == len(BASIC.labels)
     check_access(page)
 
     with page.expect_download() as waiting:
         page.click("#save-json")
     (photo,) = json.loads(Path(waiting.value.path()).read_text())
-    assert photo["faces"][0]["label"] == "happiness"
+    assert photo["faces"][0]["label"] == "happy"
     with page.expect_download() as waiting:
         page.click("#save-csv")
     rows = read_csv(waiting.value.path())
-    assert list(rows[0]) == photo_columns(FERPLUS.labels)
+    assert list(rows[0]) == photo_columns(BASIC.labels)
     assert float(rows[0]["left_eye_x"]) == photo["faces"][0]["landmarks"]["left_eye"][0]
-    assert float(rows[0]["p_contempt"]) == photo["faces"][0]["probabilities"]["contempt"]
-    assert [(row["source"], row["label"]) for row in rows] == [("portrait.jpg", "happiness")]
+    assert float(rows[0]["p_surprise"]) == photo["faces"][0]["probabilities"]["surprise"]
+    assert [(row["source"], row["label"]) for row in rows] == [("portrait.jpg", "happy")]
     with page.expect_download() as waiting:
         page.click("#save-png")
     with Image.open(waiting.value.path()) as saved:
@@ -213,7 +213,7 @@ def test_a_clip_fills_its_timeline_and_can_be_scrubbed(page: Page, tmp_path: Pat
     page.click("#mode-clip")
     page.set_input_files("#file-clip", clip)
     expect(page.locator("#status")).to_contain_text("Done: 24 frames, one face tracked.")
-    expect(page.locator("#leading")).to_have_text("happiness")
+    expect(page.locator("#leading")).to_have_text("happy")
     check_access(page)
     page.locator("#scrub").focus()
     for _ in range(3):
@@ -223,9 +223,9 @@ def test_a_clip_fills_its_timeline_and_can_be_scrubbed(page: Page, tmp_path: Pat
     with page.expect_download() as waiting:
         page.click("#save-csv")
     rows = read_csv(waiting.value.path())
-    assert list(rows[0]) == frame_columns(FERPLUS.labels)
+    assert list(rows[0]) == frame_columns(BASIC.labels)
     assert [int(row["frame"]) for row in rows] == list(range(24))
-    assert {(row["track"], row["raw_label"]) for row in rows} == {("1", "happiness")}
+    assert {(row["track"], row["raw_label"]) for row in rows} == {("1", "happy")}
     with page.expect_download() as waiting:
         page.click("#save-clip")
     with av.open(str(waiting.value.path())) as annotated:
@@ -236,7 +236,7 @@ def test_the_webcam_runs_is_paused_and_scrubbed(page: Page) -> None:
     page.click("#mode-camera")
     page.click("#start")
     expect(page.locator(".face")).to_have_count(1)
-    expect(page.locator("#leading")).to_have_text("happiness")
+    expect(page.locator("#leading")).to_have_text("happy")
     page.wait_for_timeout(1500)
     page.click("#play")
     expect(page.locator("#play")).to_have_text("Resume")

@@ -19,6 +19,7 @@ import keras
 from ferkit.core.taxonomy import FER2013, FERPLUS, Taxonomy
 from ferkit.data import load_data
 from ferkit.data.cartoon import draw_faces
+from ferkit.evaluation.join import label_frequencies
 from ferkit.evaluation.model import describe_run
 from ferkit.export import run as release
 from ferkit.export.graph import quantized, to_onnx
@@ -132,17 +133,21 @@ def test_the_file_records_what_made_it(run, exported, faces):
     info = read_model(path)[1]
     assert info == returned
     assert (info.name, info.version, info.architecture) == ("m", "3", "se-resnet")
-    assert info.default_taxonomy == "fer2013"
+    assert info.default_taxonomy == "basic"
     assert (info.input_size, info.view_size) == (48, 44)
     assert info.recipe == run.recipe.model_dump(mode="json")
     assert info.training.fingerprint == faces.fingerprint
     assert (info.training.selected_on, info.training.fitted_on) == ("PublicTest", "PublicTest")
-    assert info.training.fitted == {"fer2013": "temperature", "ferplus": "temperature"}
+    assert info.training.fitted == {"fer2013": "temperature", "ferplus": "temperature", "basic": "join"}
     assert (info.training.seeds, info.training.hours) == ((4,), 0.017)
     assert info.parity.largest_difference <= release.TOLERANCE
     assert info.licence
     measured = {(m.tta, m.labels, m.without_leaks) for m in info.metrics}
     assert ("ten-crop", "ferplus majority", False) in measured
+    assert ("none", "basic majority", False) in measured
+    np.testing.assert_allclose(
+        info.head("fer2013").prior, label_frequencies(faces.of_split("Training"), FER2013), atol=1e-6
+    )
     assert {m.split for m in info.metrics} == {"PublicTest"}
 
 
@@ -182,8 +187,11 @@ def test_float16_weights_make_a_smaller_file_of_nearly_the_same_predictions(run,
     info = exported[1].model_copy(
         update={
             "precision": "float16",
+            "default_taxonomy": "fer2013",
             "taxonomies": tuple(
-                h.model_copy(update={"cam": False, "temperature": 1.0}) for h in exported[1].taxonomies
+                h.model_copy(update={"cam": False, "temperature": 1.0})
+                for h in exported[1].taxonomies
+                if h.join is None
             ),
         }
     )
@@ -285,7 +293,7 @@ def test_a_head_without_labels_cannot_be_calibrated(run, faces, tmp_path):
 
 
 def test_a_default_that_is_no_head_of_the_network_is_refused(run, faces, tmp_path):
-    with pytest.raises(TaxonomyError, match="no head 'emotions'; it has fer2013, ferplus"):
+    with pytest.raises(TaxonomyError, match="no output 'emotions'; it has fer2013, ferplus, basic"):
         release.export_run(run, faces, tmp_path / "m.onnx", default_taxonomy="emotions")
     assert not list(tmp_path.iterdir())
 

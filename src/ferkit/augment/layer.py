@@ -13,6 +13,28 @@ from numpy.typing import NDArray
 from ferkit.augment.config import PRESETS, AugmentConfig
 from ferkit.core.errors import RecipeError
 
+_ROWS = np.arange(8)
+_COSINES = np.sqrt(np.where(_ROWS == 0, 1, 2) / 8)[:, None] * np.cos(
+    np.pi * (2 * _ROWS[None] + 1) * _ROWS[:, None] / 16
+)
+_COSINES = _COSINES.astype(np.float32)
+"""The orthonormal discrete cosine transform of eight values."""
+
+_QUANTISATION = np.array(
+    [
+        [16, 11, 10, 16, 24, 40, 51, 61],
+        [12, 12, 14, 19, 26, 58, 60, 55],
+        [14, 13, 16, 24, 40, 57, 69, 56],
+        [14, 17, 22, 29, 51, 87, 80, 62],
+        [18, 22, 37, 56, 68, 109, 103, 77],
+        [24, 35, 55, 64, 81, 104, 113, 92],
+        [49, 64, 78, 87, 103, 121, 120, 101],
+        [72, 92, 95, 98, 112, 100, 103, 99],
+    ],
+    np.float32,
+)
+"""The table of luminance in annex K of the JPEG standard."""
+
 
 class Augmenter(keras.layers.Layer):  # type: ignore[misc]
     """Augment a batch of faces and, with mixup and cutmix, their targets.
@@ -20,6 +42,7 @@ class Augmenter(keras.layers.Layer):  # type: ignore[misc]
     Example:
         ``images, targets = Augmenter(PRESETS["modern"])(images, {"fer2013": one_hot})``
 
+    The order is that of a photo: what covers the face, pose, light, the lens, the sensor, the file.
     Mirror, flip, rotation, shift, zoom and stretch are one affine map, so that pixels are interpolated once;
     edges are replicated, as in ten-crop. Bilinear interpolation removes the finest detail of a face;
     ``cubic`` reads from a grid of twice the points and keeps most of it. Every image draws its own numbers.
@@ -43,10 +66,22 @@ class Augmenter(keras.layers.Layer):  # type: ignore[misc]
         """Return augmented images float32 ``[N, S, S, 1]`` in 0..255, and targets ``[N, K]`` by head."""
         c = self.config
         x = ops.cast(images, "float32")
+        if c.glasses or c.mask:
+            x = self._cover(x)
+        if c.yaw:
+            x = self._turn(x)
         if c.moves:
             x = self._move(x)
-        if c.brightness or c.contrast:
+        if c.brightness or c.contrast or c.gamma:
             x = self._light(x)
+        if c.blur:
+            x = self._blur(x)
+        if c.downscale:
+            x = self._downscale(x)
+        if c.low_light:
+            x = self._darken(x)
+        if c.jpeg:
+            x = self._compress(x)
         if c.erasing:
             x = self._erase(x)
         if (c.mixup or c.cutmix) and c.mix_probability:
@@ -87,7 +122,131 @@ class Augmenter(keras.layers.Layer):  # type: ignore[misc]
         mean = ops.mean(x, axis=(1, 2, 3), keepdims=True)
         contrast = ops.reshape(self._uniform(n, 1 - c.contrast, 1 + c.contrast), column)
         light = ops.reshape(self._uniform(n, -c.brightness, c.brightness), column) * 255
-        return ops.clip((x - mean) * contrast + mean + light, 0, 255)
+        x = ops.clip((x - mean) * contrast + mean + light, 0, 255)
+        if c.gamma:
+            limit = math.log1p(c.gamma)
+            exponent = ops.exp(ops.reshape(self._uniform(n, -limit, limit), column))
+            x = 255 * ops.power(x / 255, exponent)
+        return x
+
+    def _chosen(self, n: Any, probability: float) -> Any:
+        """Return 1 for the images that are drawn with a probability, else 0: float32 ``[N, 1, 1, 1]``."""
+        return ops.reshape(ops.cast(self._uniform(n) < probability, "float32"), (-1, 1, 1, 1))
+
+    def _cover(self, x: Any) -> Any:
+        """Draw glasses and masks where eyes and mouth are in FER2013's crops, with some play."""
+        c = self.config
+        n, side = ops.shape(x)[0], x.shape[1]
+        column = (-1, 1, 1, 1)
+        grid = (ops.arange(side, dtype="float32") + 0.5) / side
+
+        def ellipse(x0: Any, y0: Any, half_width: Any, half_height: Any) -> Any:
+            across = (ops.reshape(grid, (1, 1, -1, 1)) - ops.reshape(x0, column)) / ops.reshape(
+                half_width, column
+            )
+            down = (ops.reshape(grid, (1, -1, 1, 1)) - ops.reshape(y0, column)) / ops.reshape(
+                half_height, column
+            )
+            return ops.cast(across**4 + down**4 < 1, "float32")
+
+        def paint(x: Any, mask: Any, probability: float, gray: Any, opacity: Any) -> Any:
+            mask = mask * self._chosen(n, probability) * ops.reshape(opacity, column)
+            return x + mask * (ops.reshape(gray, column) - x)
+
+        if c.glasses:
+            middle, y = self._uniform(n, 0.47, 0.53), self._uniform(n, 0.37, 0.43)
+            apart = self._uniform(n, 0.17, 0.21)
+            width, height = self._uniform(n, 0.11, 0.16), self._uniform(n, 0.06, 0.12)
+            bar = ellipse(middle, y - 0.3 * height, apart, 0.02 * ops.ones_like(y))
+            lenses = ellipse(middle - apart, y, width, height) + ellipse(middle + apart, y, width, height)
+            both = ops.minimum(lenses + bar, 1.0)
+            x = paint(x, both, c.glasses, self._uniform(n, 0, 70), self._uniform(n, 0.75, 1))
+        if c.mask:
+            top = self._uniform(n, 0.54, 0.66)
+            height = (1.02 - top) / 2
+            mask = ellipse(self._uniform(n, 0.46, 0.54), top + height, self._uniform(n, 0.26, 0.36), height)
+            x = paint(x, mask, c.mask, self._uniform(n, 20, 240), self._uniform(n, 0.9, 1))
+        return x
+
+    def _turn(self, x: Any) -> Any:
+        """Turn heads to a side: the picture lies on a cylinder, whose hidden part repeats its edge."""
+        n, side = ops.shape(x)[0], x.shape[1]
+        radius = 0.45 * side
+        limit = math.radians(self.config.yaw)
+        turned = ops.reshape(self._uniform(n, -limit, limit), (-1, 1))
+        across = (np.arange(side) + 0.5 - side / 2) / radius
+        inside = np.abs(across) < 1
+        angle = ops.convert_to_tensor(np.arcsin(np.clip(across, -1, 1)), "float32") + turned
+        seen = ops.sin(ops.clip(angle, -math.pi / 2, math.pi / 2))
+        source = ops.where(inside, seen, ops.convert_to_tensor(across, "float32")) * radius + side / 2 - 0.5
+        source = ops.clip(source, 0, side - 1)
+        left = ops.floor(source)
+        share = ops.reshape(source - left, (-1, 1, side, 1))
+        columns = ops.reshape(ops.cast(left, "int32"), (-1, 1, side, 1)) * ops.ones((1, side, 1, 1), "int32")
+        first = ops.take_along_axis(x, columns, axis=2)
+        second = ops.take_along_axis(x, ops.minimum(columns + 1, side - 1), axis=2)
+        return first + share * (second - first)
+
+    def _blur(self, x: Any) -> Any:
+        """Blur by a Gaussian, each image by its own."""
+        c = self.config
+        n, side = ops.shape(x)[0], x.shape[1]
+        low, high = (sigma * side / 48 for sigma in c.blur_sigma)
+        sigma = ops.reshape(self._uniform(n, low, high), (-1, 1))
+        reach = max(1, math.ceil(3 * high))
+        offsets = np.arange(-reach, reach + 1, dtype=np.float32)[None]
+        weights = ops.exp(-(offsets**2) / (2 * sigma**2))
+        weights = weights / ops.sum(weights, axis=1, keepdims=True)
+        blurred = x
+        for axis in (1, 2):
+            padding = [(reach, reach) if k == axis else (0, 0) for k in range(4)]
+            wide = ops.pad(blurred, padding, mode="symmetric")
+            blurred = sum(
+                ops.reshape(weights[:, k], (-1, 1, 1, 1))
+                * (wide[:, k : k + side] if axis == 1 else wide[:, :, k : k + side])
+                for k in range(2 * reach + 1)
+            )
+        return x + self._chosen(n, c.blur) * (blurred - x)
+
+    def _downscale(self, x: Any) -> Any:
+        """Shrink to one of a few sizes, and enlarge again."""
+        c = self.config
+        n, side = ops.shape(x)[0], x.shape[1]
+        on, which = self._chosen(n, c.downscale), self._uniform(n, 0, len(c.downscale_to))
+        result = x
+        for k, share in enumerate(c.downscale_to):
+            small = max(1, round(share * side))
+            shrunk = ops.image.resize(x, (small, small), antialias=True, data_format="channels_last")
+            enlarged = ops.image.resize(shrunk, (side, side), data_format="channels_last")
+            taken = ops.reshape(ops.cast(ops.floor(which) == k, "float32"), (-1, 1, 1, 1))
+            result = result + on * taken * (enlarged - x)
+        return result
+
+    def _darken(self, x: Any) -> Any:
+        """Take light away, and add the noise of a sensor and of few photons."""
+        n = ops.shape(x)[0]
+        light = ops.exp(self._uniform(n, math.log(0.2), math.log(0.5)))
+        lit = x * ops.reshape(light, (-1, 1, 1, 1))
+        noise = random.normal(ops.shape(x), seed=self.generator) * ops.sqrt(4 + 0.1 * lit)
+        return x + self._chosen(n, self.config.low_light) * (ops.clip(lit + noise, 0, 255) - x)
+
+    def _compress(self, x: Any) -> Any:
+        """Compress as JPEG does: quantised cosine transforms of blocks of 8 x 8 pixels."""
+        c = self.config
+        n, side = ops.shape(x)[0], x.shape[1]
+        quality = ops.reshape(self._uniform(n, *c.jpeg_quality), (-1, 1, 1, 1, 1))
+        # libjpeg's scale of its table, in percent.
+        scale = ops.where(quality < 50, 5000 / quality, 200 - 2 * quality)
+        steps = ops.clip(ops.floor((_QUANTISATION[None, None, :, None] * scale + 50) / 100), 1, 255)
+        rest = -side % 8
+        wide = ops.pad(x[..., 0], [(0, 0), (0, rest), (0, rest)], mode="symmetric") if rest else x[..., 0]
+        blocks = (side + rest) // 8
+        tiles = ops.reshape(wide - 128, (-1, blocks, 8, blocks, 8))
+        cosines = ops.einsum("ui,nbicj,vj->nbucv", _COSINES, tiles, _COSINES)
+        kept = ops.round(cosines / steps) * steps
+        back = ops.einsum("ui,nbucv,vj->nbicj", _COSINES, kept, _COSINES) + 128
+        picture = ops.reshape(back, (-1, blocks * 8, blocks * 8))[:, :side, :side, None]
+        return x + self._chosen(n, c.jpeg) * (ops.clip(ops.round(picture), 0, 255) - x)
 
     def _box(self, n: Any, side: int, area: Any, aspect: Any) -> Any:
         """Return masks float32 ``[N, S, S, 1]``: 1 inside a box of that area, at a random place."""

@@ -101,12 +101,15 @@ def describe(recognizer: Recognizer, settings: Mapping[str, Any], *, fps: float 
         fps: Limit of the frames per second of clips.
     """
     info, model = recognizer.info, settings["model"]
+    prior = recognizer.pipeline.adjustment.prior
     content = model if isinstance(model, bytes) else resolve_model(model).read_bytes()
     return {
         **{"ferkit": __version__, "format": FORMAT, "model": info.name, "model_version": info.version},
         **{"model_sha256": hashlib.sha256(content).hexdigest(), "detector": recognizer.detector.name},
         **{"taxonomy": recognizer.taxonomy.id, "labels": list(recognizer.taxonomy.labels), "fps": fps},
         **{name: value for name, value in settings.items() if name not in _NO_FACTS},
+        "min_confidence": recognizer.pipeline.min_confidence,
+        "prior": None if prior is None else list(prior),
     }
 
 

@@ -90,6 +90,18 @@ MinConfidenceOption = Annotated[
     option("--min-confidence", "Label faces uncertain below this probability.", default=True, min=0, max=1),
 ]
 LabelSetOption = Annotated[str | None, option("--taxonomy", "Label set, one of the model's.", "its default")]
+MaxErrorOption = Annotated[
+    float | None,
+    option(
+        "--max-error",
+        "Label faces uncertain below the confidence that leaves this share of the others wrong, by the "
+        "coverage curve in the model file.",
+        min=0.001,
+        max=0.999,
+    ),
+]
+PRIOR_HELP = "How frequent the labels are: training, uniform, or a TOML file of LABEL = FREQUENCY"
+PriorOption = Annotated[str | None, option("--prior", f"{PRIOR_HELP}.", "its own")]
 TtaOption = Annotated[str, option("--tta", f"{TTA_HELP}.", default=True)]
 NetworkThreadsOption = Annotated[
     int | None, option("--threads", "Threads of the networks.", "all cores", min=1)

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ferkit.cli.common import (
+    PRIOR_HELP,
     DetectorOption,
     JsonOption,
     LabelSetOption,
+    MaxErrorOption,
     MinConfidenceOption,
     MinFaceOption,
     ModelOption,
@@ -44,6 +46,9 @@ if TYPE_CHECKING:
     from ferkit.recognize.sinks import ResultSink
 
 app = new_app()
+
+ESTIMATE = "estimate"
+"""The value of ``--prior`` that estimates it from the photos."""
 
 
 class Format(StrEnum):
@@ -91,6 +96,11 @@ def predict(
     detector: DetectorOption = "yunet",
     min_face: MinFaceOption = None,
     min_confidence: MinConfidenceOption = 0.0,
+    max_error: MaxErrorOption = None,
+    prior: Annotated[
+        str | None,
+        option("--prior", f"{PRIOR_HELP}; estimate: from the photos, which are read twice.", "its own"),
+    ] = None,
     taxonomy: LabelSetOption = None,
     tta: TtaOption = "none",
     provider: ProviderOption = None,
@@ -186,11 +196,18 @@ def predict(
         raise typer.BadParameter(
             "the standard input is a photo already, by the argument -", param_hint="--files-from"
         )
+    if prior == ESTIMATE and (STDIN in (*photos, files_from) or output is not None):
+        raise typer.BadParameter(
+            "the photos are read twice, which neither the standard input nor --output can be",
+            param_hint=f"--prior {ESTIMATE}",
+        )
     settings: dict[str, Any] = {
         "model": model,
         "detector": detector,
         "min_face": min_face,
         "min_confidence": min_confidence,
+        "max_error": max_error,
+        "prior": None if prior == ESTIMATE else prior,
         "taxonomy": taxonomy,
         "tta": as_tta_mode(tta),
         "providers": provider,
@@ -242,6 +259,11 @@ def predict(
     # Pillow's warnings about damaged files would mix with our lines; unreadable photos are errors of ours.
     warnings.filterwarnings("ignore", module="PIL")
     logging.getLogger("PIL").addHandler(logging.NullHandler())
+    if prior == ESTIMATE:
+        estimated = recognizer.estimate_prior(find_photos(photos, listed=listed, leave_out=annotate))
+        shares = sorted(estimated.items(), key=lambda item: -item[1])
+        remark(f"estimated prior: {', '.join(f'{label} {100 * p:.0f} %' for label, p in shares)}")
+        recognizer = Recognizer(**settings | {"prior": estimated})
     copies = None
     if annotate is not None:
         copies = AnnotatedCopies(

@@ -1,7 +1,8 @@
 """The model contract: one ONNX file that describes itself, written, read and verified.
 
 The graph takes ``face``, uint8 ``[N, S, S]`` (grayscale, 0..255), and scales it itself. It has one output per
-taxonomy, named by the taxonomy's id: float32 ``[N, K]``, calibrated probabilities. Where the architecture has
+taxonomy, named by the taxonomy's id: float32 ``[N, K]``, calibrated probabilities. ``basic`` joins the
+outputs ``fer2013`` and ``ferplus`` of a network that has both (:class:`Join`). Where the architecture has
 them, ``cam_<taxonomy>`` are class activation maps, float32 ``[N, K, h, w]``. Everything else is
 :class:`ModelInfo`, stored as JSON in the file's metadata under ``ferkit``. The entry ``ferkit.sha256`` is the
 SHA-256 of the file with these 64 characters set to zeros. It detects damage; it is no signature.
@@ -14,6 +15,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
+import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
@@ -44,8 +46,8 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1), AfterValidator(lambda value: round(value, 6))]
 Nats = Annotated[float, AfterValidator(lambda value: round(value, 6))]
 Count = Annotated[int, Field(ge=0)]
-Fit = Literal["nothing", "temperature", "weights and temperature"]
-"""What was fitted: a network's or an ensemble's temperature, and an ensemble's weights."""
+Fit = Literal["nothing", "temperature", "weights and temperature", "join"]
+"""What was fitted: a network's or an ensemble's temperature, an ensemble's weights, a :class:`Join`."""
 
 
 class _Record(BaseModel):
@@ -177,7 +179,8 @@ class Metric:
     Attributes:
         split: The split.
         tta: The test-time augmentation.
-        labels: ``fer2013``, ``ferplus majority``, ``ferplus argmax``, or a user's taxonomy.
+        labels: ``fer2013``, ``ferplus majority``, ``ferplus argmax``, a user's taxonomy, or for the output
+            ``basic``: ``basic`` (FER2013's labels), ``basic majority`` (FER+'s without contempt).
         without_leaks: Whether duplicates of training faces were left out.
         n: Number of faces.
         accuracy: In 0..1.
@@ -246,6 +249,95 @@ class Parity(_Record):
     faces: Count
 
 
+class Join(_Record):
+    """How an output joins two heads; w, c and T were fitted together.
+
+    Its probabilities are ``softmax((w_1 log p_1 + w_2 log p_2 - c) / T)``: a weighted geometric mean of the
+    heads' probabilities with a correction of each label's prior, renormalised. A label that only one head has
+    is left out.
+
+    Attributes:
+        weights: w by head; they sum to one.
+        offsets: c by label, in nats; they sum to zero.
+        votes: Share of the FER+ taggers in the label distributions it was fitted to; the rest is the label.
+        prior_exponent: Faces were weighted so that labels are as frequent as this power of their frequency.
+    """
+
+    weights: Annotated[dict[str, Share], Field(min_length=2)]
+    offsets: tuple[Nats, ...]
+    votes: Share
+    prior_exponent: Share
+
+
+class Coverage(_Record):
+    """The error among the faces whose confidence reaches a threshold, on one split.
+
+    Attributes:
+        split: The split.
+        labels: The labels that count as right, as in :class:`Metric`, or ``labels and votes``: then the
+            error is the share of annotators who disagree.
+        n: Number of faces.
+        thresholds: Rising confidences.
+        coverage: Share of the faces that reach each.
+        error: Share of these that are wrong.
+    """
+
+    split: str
+    labels: str
+    n: Annotated[int, Field(ge=1)]
+    thresholds: Annotated[tuple[Share, ...], Field(min_length=1)]
+    coverage: tuple[Share, ...]
+    error: tuple[Share, ...]
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Coverage:
+        if not len(self.thresholds) == len(self.coverage) == len(self.error):
+            raise ValueError("thresholds, coverage and error must have the same length")
+        return self
+
+    def threshold_for(self, max_error: float) -> float:
+        """Return the smallest threshold from which on the error is at most ``max_error``.
+
+        Raises:
+            ModelFileError: If there is none.
+        """
+        found = None
+        for threshold, error in zip(reversed(self.thresholds), reversed(self.error), strict=True):
+            if error > max_error:
+                break
+            found = threshold
+        if found is None:
+            raise ModelFileError(
+                f"no confidence has an error of {max_error:g} or less on {self.split}; the smallest error is "
+                f"{self.error[-1]:.3f}, at confidence {self.thresholds[-1]:.2f}"
+            )
+        return found
+
+
+class QualityCurve(_Record):
+    """The temperature that calibrates an output on faces of lower quality.
+
+    Attributes:
+        measure: ``sharpness`` or ``brightness`` of :class:`ferkit.recognize.quality.Quality`.
+        values: Rising values of the measure.
+        temperatures: T at each of them, from 1 on and falling; between them T is interpolated.
+    """
+
+    measure: Literal["sharpness", "brightness"]
+    values: Annotated[tuple[float, ...], Field(min_length=1)]
+    temperatures: tuple[Annotated[float, Field(ge=1, allow_inf_nan=False)], ...]
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> QualityCurve:
+        if len(self.values) != len(self.temperatures):
+            raise ValueError("values and temperatures must have the same length")
+        return self
+
+    def at(self, value: float) -> float:
+        """Return the temperature at a value of the measure."""
+        return float(np.interp(value, self.values, self.temperatures))
+
+
 class HeadInfo(_Record):
     """One output of a model.
 
@@ -254,12 +346,21 @@ class HeadInfo(_Record):
         labels: Label of column k at position k.
         temperature: T by which the logits were divided; the logits are T·log p, up to a constant.
         cam: Whether the graph has class activation maps for it.
+        prior: Frequency of each label that the probabilities presume: that of the training labels, or of the
+            faces a join was fitted to; empty if unknown.
+        join: How it is computed from other outputs; None for a head of the network.
+        coverage: The error by confidence; None if it was not measured.
+        quality: Temperatures for blurred and dark faces, beside ``temperature``, which is in the graph.
     """
 
     id: str
     labels: tuple[str, ...]
     temperature: Positive = 1.0
     cam: bool = False
+    prior: tuple[Share, ...] = ()
+    join: Join | None = None
+    coverage: Coverage | None = None
+    quality: tuple[QualityCurve, ...] = ()
 
     @model_validator(mode="after")
     def _check_labels(self) -> HeadInfo:
@@ -267,6 +368,10 @@ class HeadInfo(_Record):
             Taxonomy(self.id, self.labels)
         except TaxonomyError as error:
             raise ValueError(str(error)) from error
+        if len(self.prior) not in (0, len(self.labels)):
+            raise ValueError(f"a prior needs {len(self.labels)} frequencies, not {len(self.prior)}")
+        if self.join is not None and len(self.join.offsets) != len(self.labels):
+            raise ValueError(f"a join needs {len(self.labels)} offsets, not {len(self.join.offsets)}")
         return self
 
     @property
@@ -333,6 +438,11 @@ class ModelInfo(_Model):
             raise ValueError(f"taxonomies must have distinct ids, not {ids}")
         if self.default_taxonomy not in ids:
             raise ValueError(f"default_taxonomy must be one of {ids}, not {self.default_taxonomy!r}")
+        for head in self.taxonomies:
+            if absent := set(head.join.weights if head.join else ()) - set(ids):
+                raise ValueError(
+                    f"{head.id} joins {', '.join(sorted(absent))}, which the model does not have"
+                )
         if self.view_size > self.input_size:
             raise ValueError(f"view_size {self.view_size} exceeds input_size {self.input_size}")
         return self

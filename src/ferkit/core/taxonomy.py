@@ -68,6 +68,9 @@ FERPLUS = Taxonomy(
 )
 """The order of the vote columns (Barsoum et al. 2016), without ``unknown`` and ``NF``."""
 
+BASIC = Taxonomy("basic", ("neutral", "happy", "sad", "surprise", "fear", "disgust", "angry"))
+"""The six basic emotions and neutral: the output that joins a network's FER2013 and FER+ heads."""
+
 FERPLUS_TO_FER2013: Mapping[str, str | None] = MappingProxyType(
     {
         "neutral": "neutral",
@@ -102,6 +105,7 @@ _WORDS = {
 _EMOTIONS = {word: emotion for emotion, words in _WORDS.items() for word in words.split()}
 
 KNOWN: Mapping[str, Taxonomy] = MappingProxyType({t.id: t for t in (FER2013, FERPLUS)})
+"""The taxonomies of data sets. :data:`BASIC` has the labels of FER2013, and is an output of models only."""
 
 
 def get_taxonomy(taxonomy_id: str) -> Taxonomy:

@@ -49,7 +49,7 @@ def label_in(taxonomy: Taxonomy, name: str, numbers: Mapping[str, str]) -> str |
     if name.casefold() in taxonomy.labels:
         return name.casefold()
     emotion = numbers.get(name) or emotion_of(name)
-    if emotion is not None and taxonomy == FER2013:
+    if emotion is not None and emotion not in taxonomy.labels:
         emotion = FERPLUS_TO_FER2013.get(emotion, emotion)
     return emotion if emotion in taxonomy.labels else None
 

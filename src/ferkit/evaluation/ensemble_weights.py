@@ -324,7 +324,9 @@ def weights_of(
 
 
 def ensemble_metrics(
-    fits: Sequence[EnsembleFit],
+    fits: Mapping[str, Fit],
+    predictions: Mapping[str, NDArray[np.float64]],
+    held_out: Mapping[str, NDArray[np.float64]],
     dataset: FaceDataset,
     split: str,
     targets: Sequence[Target],
@@ -333,7 +335,9 @@ def ensemble_metrics(
     """Return the rows of an ensemble's metadata, as :class:`ferkit.core.modelfile.Metric` defines them.
 
     Args:
-        fits: The fits.
+        fits: What was fitted, by taxonomy.
+        predictions: The ensemble's probabilities for the split, by taxonomy.
+        held_out: The same by fits that had not seen the face.
         dataset: The faces that they were made on, and the training faces, which show leaks.
         split: The split that they were made on.
         targets: The labels of the split.
@@ -341,23 +345,23 @@ def ensemble_metrics(
     """
     if not fits:
         return ()
+    heads = {target.taxonomy.id: target.taxonomy for target in targets if target.taxonomy.id in fits}
 
-    def rows(predictions: Mapping[str, NDArray[np.float64]]) -> tuple[Metric, ...]:
+    def rows(found: Mapping[str, NDArray[np.float64]]) -> tuple[Metric, ...]:
         return metric_rows(
             evaluate_split(
-                lambda *_: predictions,
+                lambda *_: found,
                 dataset,
-                heads={target.taxonomy.id: target.taxonomy for target in targets},
+                heads=heads,
                 split=split,
                 drop_leaks=leaks_show(dataset, split, trained_on),
                 train_splits=trained_on,
             )
         )
 
-    fit_of = {t.name: fit.fit for t in targets for fit in fits if fit.taxonomy == t.taxonomy.id}
-    in_sample = rows({fit.taxonomy: fit.predictions for fit in fits})
+    fit_of = {target.name: fits[target.taxonomy.id] for target in targets if target.taxonomy.id in fits}
     found = []
-    for row, unseen in zip(in_sample, rows({fit.taxonomy: fit.held_out for fit in fits}), strict=True):
+    for row, unseen in zip(rows(predictions), rows(held_out), strict=True):
         fit = fit_of[row.labels]
         nll, ece = (None, None) if fit == "nothing" else (unseen.nll, unseen.ece)
         found.append(

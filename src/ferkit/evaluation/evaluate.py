@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferkit.core.errors import DataError
-from ferkit.core.taxonomy import FERPLUS, Taxonomy
+from ferkit.core.taxonomy import BASIC, FER2013, FERPLUS, FERPLUS_TO_FER2013, Taxonomy
 from ferkit.data import faces_digest
 from ferkit.data.dataset import FaceDataset
 from ferkit.data.duplicates import leaked_rows, rows_of_splits
@@ -52,7 +52,8 @@ class Scores:
     """Scores on one set of labels.
 
     Args:
-        labels: Which labels: ``fer2013``, ``ferplus majority``, ``ferplus argmax``, or a user's taxonomy.
+        labels: Which labels: ``fer2013``, ``ferplus majority``, ``ferplus argmax``, a user's taxonomy, or for
+            the output ``basic``: ``basic`` (FER2013's labels), ``basic majority`` (FER+'s without contempt).
         taxonomy: Id of the head whose predictions are measured.
         n: Number of faces.
         correct: Number of right predictions.
@@ -183,6 +184,8 @@ def targets_for(dataset: FaceDataset, heads: Mapping[str, Taxonomy]) -> tuple[Ta
             labels, keep = make(dataset.votes)
             if keep.any():
                 found.append(Target(f"{FERPLUS.id} {name}", FERPLUS, labels, keep))
+    if heads.get(BASIC.id) == BASIC:
+        found += _basic_targets(dataset)
     if not found:
         have = "; ".join(f"{t.id} ({', '.join(t.labels)})" for t in heads.values())
         raise DataError(
@@ -190,6 +193,23 @@ def targets_for(dataset: FaceDataset, heads: Mapping[str, Taxonomy]) -> tuple[Ta
             f"{have}: give data with labels of the model, or a model trained on these labels"
         )
     return tuple(found)
+
+
+def _basic_targets(dataset: FaceDataset) -> list[Target]:
+    """Return the labels of faces for the output ``basic``: their own, and those most FER+ taggers gave."""
+    found = []
+    if dataset.taxonomy == FER2013:
+        columns = np.array([BASIC.index(label) for label in FER2013.labels])
+        everything = np.ones(len(dataset), dtype=bool)
+        found.append(Target(BASIC.id, BASIC, columns[dataset.labels], everything))
+    if dataset.votes is not None:
+        labels, keep = majority_targets(dataset.votes)
+        same = [FERPLUS_TO_FER2013[label] for label in FERPLUS.labels]
+        columns = np.array([-1 if label is None else BASIC.index(label) for label in same])
+        labels = np.where(keep, columns[labels], -1)
+        if (labels >= 0).any():
+            found.append(Target(f"{BASIC.id} majority", BASIC, np.maximum(labels, 0), labels >= 0))
+    return found
 
 
 def label_in_head(name: str, head: Taxonomy) -> str | None:

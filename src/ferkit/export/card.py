@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
-from ferkit.core.modelfile import MemberInfo, Metric, ModelInfo, Provenance, Teachers
-from ferkit.core.taxonomy import FER2013, FERPLUS
+from ferkit.core.errors import ModelFileError
+from ferkit.core.modelfile import HeadInfo, Join, MemberInfo, Metric, ModelInfo, Provenance, Teachers
+from ferkit.core.taxonomy import BASIC, FER2013, FERPLUS
 from ferkit.evaluation.model import facts_of
 
 _MIB = 1 << 20
+
+_ERRORS = (0.2, 0.1, 0.05)
+"""Wanted errors in the table of selective answers."""
 
 _FER2013_LIMITS = """\
 ## Limits and use
@@ -58,6 +62,7 @@ def render_card(info: ModelInfo, size_bytes: int) -> str:
         (h.id, ", ".join(h.labels), f"{h.temperature:.3f}", "yes" if h.id == info.default_taxonomy else "")
         for h in info.taxonomies
     ]
+    joins = [_join(h, h.join) for h in info.taxonomies if h.join is not None]
     parts = [
         f"# {info.name} {info.version}",
         f"{info.architecture}{of}, {info.parameters:,} parameters, {info.mmac:.1f} MMAC per face, "
@@ -65,6 +70,9 @@ def render_card(info: ModelInfo, size_bytes: int) -> str:
         info.notes,
         "## Outputs",
         _table(heads),
+        *joins,
+        _priors(info),
+        _coverage(info),
     ]
     if info.members:
         parts += ["## Members", _members(info), _fit(info)]
@@ -87,9 +95,50 @@ def render_card(info: ModelInfo, size_bytes: int) -> str:
     return "\n\n".join(part.strip() for part in parts if part.strip()) + "\n"
 
 
+def _join(head: HeadInfo, join: Join) -> str:
+    """Return a sentence about an output that joins two heads."""
+    weights = " and ".join(f"{weight:.2f} of {name}" for name, weight in join.weights.items())
+    return (
+        f"`{head.id}` joins two heads: the geometric mean of their probabilities, {weights}, with a "
+        f"correction of the prior. Fitted to label distributions, of which {100 * join.votes:.0f} % are FER+ "
+        f"votes and the rest FER2013's label; labels weighted to the power {join.prior_exponent:g} of their "
+        "frequency."
+    )
+
+
+def _priors(info: ModelInfo) -> str:
+    """Return the table of the priors, for the outputs that have one."""
+    known = [head for head in info.taxonomies if head.prior]
+    if not known:
+        return ""
+    lines = [
+        f"- `{head.id}`: "
+        + ", ".join(f"{label} {100 * p:.1f}" for label, p in zip(head.labels, head.prior, strict=True))
+        for head in known
+    ]
+    return "Prior of the labels that the probabilities presume, in %:\n\n" + "\n".join(lines)
+
+
+def _coverage(info: ModelInfo) -> str:
+    """Return the table of the confidences that some errors need."""
+    known = [(head, head.coverage) for head in info.taxonomies if head.coverage is not None]
+    if not known:
+        return ""
+    rows = [("output", "wanted error", "confidence", "faces answered %", "error %", "labels")]
+    for head, curve in known:
+        for wanted in _ERRORS:
+            try:
+                at = curve.thresholds.index(curve.threshold_for(wanted))
+            except ModelFileError:
+                continue
+            found = (f"{curve.thresholds[at]:.2f}", f"{100 * curve.coverage[at]:.0f}")
+            rows.append((head.id, f"{wanted:g}", *found, f"{100 * curve.error[at]:.1f}", curve.labels))
+    return f"Selective answers (`--max-error`), on {known[0][1].split}, out of fold:\n\n{_table(rows)}"
+
+
 def _members(info: ModelInfo) -> str:
     """Return the table of the members and their weights."""
-    ids = [head.id for head in info.taxonomies]
+    ids = [head.id for head in info.taxonomies if head.join is None]
     rows = [("", "member", "architecture", "parameters", *(f"weight, {t}" for t in ids), "SHA-256")]
     for number, member in enumerate(info.members, 1):
         weights = [f"{member.weights[t]:.3f}" if t in member.weights else "-" for t in ids]
@@ -122,7 +171,7 @@ def _training(model: ModelInfo | MemberInfo, heads: AbstractSet[str]) -> str:
         parts.append("FER+ votes as soft targets" + " of the second head" * (len(heads) > 1))
     if training.init:
         parts.append(f"initial weights: `{training.init.name}`")
-    elif heads <= {FER2013.id, FERPLUS.id} and not training.teachers:
+    elif heads <= {FER2013.id, FERPLUS.id, BASIC.id} and not training.teachers:
         parts.append("no other images and no pretrained weights")
     lines = [f"Data: {'; '.join(parts)}"]
     if training.teachers:

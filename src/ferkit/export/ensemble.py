@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,13 @@ from ferkit.core.modelfile import (
     INPUT,
     HeadInfo,
     MemberInfo,
-    Metric,
     ModelInfo,
     Provenance,
     read_model,
     resolve_model,
     write_model,
 )
-from ferkit.core.taxonomy import Taxonomy
+from ferkit.core.taxonomy import BASIC, Taxonomy
 from ferkit.data import faces_digest, select_faces
 from ferkit.data.dataset import FaceDataset
 from ferkit.evaluation.calibration import temper
@@ -43,8 +42,16 @@ from ferkit.evaluation.ensemble_weights import (
     weights_of,
 )
 from ferkit.evaluation.evaluate import SELECTION_SPLIT, targets_for
+from ferkit.evaluation.join import (
+    has_both,
+    is_labelled_for_basic,
+    joined,
+    joined_out_of_fold,
+    label_distributions,
+)
 from ferkit.evaluation.metrics import SMALLEST_PROBABILITY
 from ferkit.evaluation.model import facts_of
+from ferkit.export.join import default_of, with_basic, with_coverage
 
 PARITY = 1e-5
 """The largest difference between the file's predictions and those computed from its members'."""
@@ -158,6 +165,9 @@ def export_ensemble(
 ) -> tuple[ModelInfo, tuple[EnsembleFit, ...]]:
     """Join members into one file; fit temperatures, and weights if wanted, where there is data.
 
+    The output ``basic`` joins the ensemble's own heads if the data have FER2013's labels and FER+ votes; else
+    it is the mean of the members' outputs, and nothing of it is fitted.
+
     Args:
         members: The members.
         path: The file to write.
@@ -183,15 +193,16 @@ def export_ensemble(
         MissingDependencyError: If ``onnx`` or SciPy is not installed.
     """
     heads = {taxonomy.id: taxonomy for taxonomy in shared_taxonomies(members)}
+    own = {name: taxonomy for name, taxonomy in heads.items() if name != BASIC.id}
     default_taxonomy = _default_of(members, heads, default_taxonomy)
     given = [1.0] * len(members) if weights is None else weights
+    chosen = None if dataset is None else select_faces(dataset, drop_flat=drop_flat)
+    faces = None if chosen is None else chosen.of_split(split)
+    refit = faces is not None and has_both(own) and is_labelled_for_basic(faces)
     fits: tuple[EnsembleFit, ...] = ()
     training = Provenance()
-    metrics: tuple[Metric, ...] = ()
-    if dataset is not None:
-        chosen = select_faces(dataset, drop_flat=drop_flat)
-        faces = chosen.of_split(split)
-        targets = targets_for(faces, heads)
+    if dataset is not None and faces is not None:
+        targets = [t for t in targets_for(faces, heads) if t.taxonomy.id != BASIC.id]
         predictions = _predictions(members, faces.images, {t.taxonomy.id for t in targets}, threads, progress)
         fits = fit_ensemble(predictions, targets, given, fit_weights=fit_weights)
         training = Provenance(
@@ -201,19 +212,52 @@ def export_ensemble(
             fitted_on=split if any(fit.fit != "nothing" for fit in fits) else "",
             fitted={fit.taxonomy: fit.fit for fit in fits},
         )
-        trained_on = dict.fromkeys(s for m in members for s in facts_of(m.info).train_splits)
-        metrics = ensemble_metrics(fits, chosen, split, targets, tuple(trained_on))
     ensemble = combine(
         members,
         name=name or Path(path).stem,
         weights={t: weights_of(fits, given, [m.has(t) for m in members], t) for t in heads},
         temperatures={fit.taxonomy: fit.weighting.temperature for fit in fits},
-        default_taxonomy=default_taxonomy,
+        default_taxonomy=next(iter(own)) if refit else default_taxonomy,
+        taxonomies=own if refit else heads,
         training=training,
-        metrics=metrics,
     )
+    if chosen is not None and faces is not None:
+        ensemble = _with_figures(ensemble, fits, chosen, faces, split, heads, refit)
+    if refit:
+        info = ensemble.info.model_copy(
+            update={"default_taxonomy": default_taxonomy if BASIC.id in heads else default_of(ensemble.info)}
+        )
+        ensemble = replace(ensemble, info=info)
     ensemble.write(path)
     return ensemble.info, fits
+
+
+def _with_figures(
+    ensemble: Ensemble,
+    fits: tuple[EnsembleFit, ...],
+    dataset: FaceDataset,
+    faces: FaceDataset,
+    split: str,
+    heads: Mapping[str, Taxonomy],
+    refit: bool,
+) -> Ensemble:
+    """Return an ensemble with the output ``basic`` if it is fitted again, coverage curves, and metrics."""
+    in_sample = {fit.taxonomy: fit.predictions for fit in fits}
+    held_out = {fit.taxonomy: fit.held_out for fit in fits}
+    kinds = {fit.taxonomy: fit.fit for fit in fits}
+    content, info = ensemble.content, ensemble.info
+    if refit:
+        content, info = with_basic(content, info, in_sample, faces, split)
+        shares = label_distributions(faces)
+        heads = {**heads, BASIC.id: BASIC}
+        in_sample[BASIC.id] = joined(info.head(BASIC.id), in_sample)
+        held_out[BASIC.id] = joined_out_of_fold(in_sample, shares)
+        kinds[BASIC.id] = "join"
+    info = with_coverage(info, held_out, faces, split)
+    trained_on = tuple(dict.fromkeys(s for m in ensemble.members for s in facts_of(m.info).train_splits))
+    targets = targets_for(faces, {name: heads[name] for name in kinds})
+    metrics = ensemble_metrics(kinds, in_sample, held_out, dataset, split, targets, trained_on)
+    return replace(ensemble, content=content, info=info.model_copy(update={"metrics": metrics}))
 
 
 def _predictions(
@@ -247,8 +291,8 @@ def combine(
     weights: Sequence[float] | Mapping[str, Sequence[float]] | None = None,
     temperatures: Mapping[str, float] | None = None,
     default_taxonomy: str | None = None,
+    taxonomies: Collection[str] | None = None,
     training: Provenance | None = None,
-    metrics: tuple[Metric, ...] = (),
 ) -> Ensemble:
     """Join members into one model of the contract.
 
@@ -263,8 +307,8 @@ def combine(
             member without a taxonomy would get goes to the others.
         temperatures: T by taxonomy id: the mean p becomes ``softmax(log p / T)``; 1 where it is missing.
         default_taxonomy: The default output; by default that of the first member.
+        taxonomies: Ids of the outputs; by default every one that a member has.
         training: What weights and temperatures were fitted on.
-        metrics: Measured figures.
 
     Raises:
         ModelFileError: If the members do not fit together or their graphs cannot be joined.
@@ -272,11 +316,11 @@ def combine(
         MissingDependencyError: If ``onnx`` is not installed.
     """
     onnx = require("onnx", "train")
-    taxonomies = {taxonomy.id: taxonomy for taxonomy in shared_taxonomies(members)}
-    default = _default_of(members, taxonomies, default_taxonomy)
+    known = {t.id: t for t in shared_taxonomies(members) if taxonomies is None or t.id in taxonomies}
+    default = _default_of(members, known, default_taxonomy)
     equal = [1.0] * len(members)
     shares = {}
-    for t in taxonomies:
+    for t in known:
         given = weights.get(t) if isinstance(weights, Mapping) else weights
         given = equal if given is None else given
         shares[t] = normalised(given, [member.has(t) for member in members])
@@ -284,10 +328,16 @@ def combine(
     members = tuple(members[k] for k in used)
     shares = {t: tuple(share[k] for k in used) for t, share in shares.items()}
     graphs = [onnx.load_from_string(member.content) for member in members]
-    maps = {t: size for t in taxonomies if (size := _size_of_maps(t, graphs, members, shares[t]))}
+    maps = {t: size for t in known if (size := _size_of_maps(t, graphs, members, shares[t]))}
     heads = tuple(
-        HeadInfo(id=t, labels=labels, temperature=(temperatures or {}).get(t, 1.0), cam=t in maps)
-        for t, labels in ((taxonomy.id, taxonomy.labels) for taxonomy in taxonomies.values())
+        HeadInfo(
+            id=t,
+            labels=taxonomy.labels,
+            temperature=(temperatures or {}).get(t, 1.0),
+            cam=t in maps,
+            prior=_mean_prior(t, members, shares[t]),
+        )
+        for t, taxonomy in known.items()
     )
     outputs = dict(shares) | {CAM_PREFIX + t: _shares_of_maps(t, members, shares[t]) for t in maps}
     content = _join(graphs, members, heads, outputs, maps)
@@ -304,7 +354,6 @@ def combine(
         parameters=sum(member.info.parameters for member in members),
         mmac=sum(member.info.mmac for member in members),
         training=training or Provenance(),
-        metrics=metrics,
         precision=_joined(member.info.precision for member in members),
         licence=_joined(member.info.licence for member in members),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -312,6 +361,15 @@ def combine(
         members=tuple(network for k, m in enumerate(members) for network in _networks(m, k, shares)),
     )
     return Ensemble(content, info, members, shares)
+
+
+def _mean_prior(taxonomy: str, members: Sequence[Member], shares: Sequence[float]) -> tuple[float, ...]:
+    """Return the weighted mean of the members' priors; empty if one with a weight has none."""
+    used = [(m.info.head(taxonomy).prior, share) for m, share in zip(members, shares, strict=True) if share]
+    if not all(prior for prior, _ in used):
+        return ()
+    shares_used, priors = [share for _, share in used], np.array([prior for prior, _ in used])
+    return tuple((np.array(shares_used) @ priors).tolist())
 
 
 def _networks(member: Member, k: int, shares: Mapping[str, Sequence[float]]) -> list[MemberInfo]:
@@ -469,11 +527,14 @@ def _check_parity(ensemble: Ensemble, content: bytes) -> None:
     """Compare the file's predictions for random pictures with those computed from its members'."""
     size = ensemble.info.input_size
     probes = np.random.default_rng(0).integers(0, 256, (_PROBES, size, size), dtype=np.uint8)
-    joined = FaceClassifier(content)
-    found = joined.predict(probes)
+    classifier = FaceClassifier(content)
+    found = classifier.predict(probes)
     classifiers = [FaceClassifier(member.content) for member in ensemble.members]
-    predicted = [classifier.predict(probes) for classifier in classifiers]
+    predicted = [member.predict(probes) for member in classifiers]
     for head in ensemble.info.taxonomies:
+        if head.join is not None:
+            _check_same(head.id, found[head.id], joined(head, found), 1.0)
+            continue
         shares = ensemble.weights[head.id]
         mean = sum(
             share * p[head.id].astype(np.float64) for share, p in zip(shares, predicted, strict=True) if share
@@ -482,15 +543,15 @@ def _check_parity(ensemble: Ensemble, content: bytes) -> None:
         _check_same(head.id, found[head.id], expected, 1.0)
         if head.cam:
             maps = sum(
-                share * classifier.cams(probes, head.id).astype(np.float64)
-                for share, classifier in zip(
+                share * member.cams(probes, head.id).astype(np.float64)
+                for share, member in zip(
                     _shares_of_maps(head.id, ensemble.members, shares), classifiers, strict=True
                 )
                 if share
             )
             # Unlike probabilities, maps have no scale of their own.
             scale = max(1.0, float(np.abs(maps).max()))
-            _check_same(CAM_PREFIX + head.id, joined.cams(probes, head.id), maps, scale)
+            _check_same(CAM_PREFIX + head.id, classifier.cams(probes, head.id), maps, scale)
 
 
 def _check_same(output: str, found: NDArray[Any], expected: Any, scale: float) -> None:

@@ -17,7 +17,7 @@ from ferkit.core.crops import TTA_MODES, TtaMode
 from ferkit.core.errors import DataError, ModelFileError, TaxonomyError, TrainingError
 from ferkit.core.files import write_json
 from ferkit.core.modelfile import Fit, ModelInfo, Parity, Provenance, write_model
-from ferkit.core.taxonomy import FERPLUS
+from ferkit.core.taxonomy import BASIC, FERPLUS
 from ferkit.data import faces_digest, load_data
 from ferkit.data.cartoon import draw_faces
 from ferkit.data.dataset import FaceDataset
@@ -30,8 +30,10 @@ from ferkit.evaluation.evaluate import (
     leaks_show,
     targets_for,
 )
+from ferkit.evaluation.join import has_both
 from ferkit.evaluation.model import describe_run, metric_rows
 from ferkit.export.graph import has_cam, to_onnx
+from ferkit.export.join import default_of, with_basic, with_coverage, with_priors, with_quality
 from ferkit.training.inference import predict_logits, predict_probabilities
 from ferkit.training.runs import TEMPERATURES, Run, load_run, read_temperatures, weights_meta
 from ferkit.training.state import network_arrays, write_archive
@@ -61,6 +63,8 @@ def export_run(
 ) -> ModelInfo:
     """Write a run's network as a model file; :func:`ferkit.export` is this function.
 
+    A network with the heads ``fer2013`` and ``ferplus`` gets the output ``basic``, which joins both.
+
     Args:
         run: A finished run, or its folder.
         data: The run's data, loaded or by its source. Temperatures are fitted on its validation split
@@ -71,7 +75,7 @@ def export_run(
         name: The model's name; by default the recipe's.
         version: The model's version.
         precision: Of the stored weights: ``float32``, ``float16`` or ``int8``.
-        default_taxonomy: The default output; by default the first head.
+        default_taxonomy: The default output; by default ``basic`` where it is added, else the first head.
         cams: Whether to add class activation maps.
         licence: Of the weights. By default :data:`LICENCE` if the faces are FER2013's, or the run had initial
             weights or a teacher, else "not stated".
@@ -85,7 +89,7 @@ def export_run(
             by more than is allowed; nothing is written then.
         TrainingError: If the run is not finished, or data lack labels for a head.
         DataError: If the data have no such split, or are not the run's.
-        TaxonomyError: If the network has no head ``default_taxonomy``.
+        TaxonomyError: If there is no output ``default_taxonomy``.
         OutputError: If the file cannot be written.
 
     Example:
@@ -96,9 +100,9 @@ def export_run(
         raise ModelFileError(f"a model file ends with .onnx. Received: {path}")
     run = run if isinstance(run, Run) else load_run(run)
     ids = [taxonomy.id for taxonomy in run.taxonomies]
-    default = default_taxonomy or ids[0]
-    if default not in ids:
-        raise TaxonomyError(f"the run has no head {default!r}; it has {', '.join(ids)}")
+    outputs = [*ids, BASIC.id] if has_both({t.id: t for t in run.taxonomies}) else ids
+    if default_taxonomy is not None and default_taxonomy not in outputs:
+        raise TaxonomyError(f"the run has no output {default_taxonomy!r}; it has {', '.join(outputs)}")
     if not isinstance(data, FaceDataset):
         needed_by = f"run {run.folder}"
         data = load_data(data, votes=votes, size=run.input_size, needed_by=needed_by, heads=run.taxonomies)
@@ -127,7 +131,7 @@ def export_run(
                 )
                 for head in described.taxonomies
             ),
-            "default_taxonomy": default,
+            "default_taxonomy": ids[0],
             "training": provenance.model_copy(update={"fitted_on": split, "fitted": fitted}),
             "precision": precision,
             "licence": licence or _licence(provenance),
@@ -141,14 +145,22 @@ def export_run(
     with tempfile.TemporaryDirectory() as folder:
         trial = Path(folder) / "trial.onnx"
         write_model(graph, info, trial)
-        classifier = FaceClassifier(trial)
         sample = np.concatenate([faces, draw_faces(64, seed=7, size=run.input_size).images])
         expected = predict_probabilities(network, sample, temperatures=temperatures)
-        parity = _check_parity(precision, expected, classifier.predict(sample), targets)
+        found = FaceClassifier(trial).predict(sample)
+        parity = _check_parity(precision, expected, found, targets)
+        predictions = {head: p[: len(faces)] for head, p in found.items()}
+        graph, info = with_basic(graph, info, predictions, chosen, split)
+        info = with_coverage(info, predictions, chosen, split)
+        info = with_priors(info, data.of_split(trained_on[0]))
+        info = info.model_copy(update={"default_taxonomy": default_taxonomy or default_of(info)})
+        write_model(graph, info, trial)
+        classifier = FaceClassifier(trial)
+        info = with_quality(info, classifier.predict, chosen)
         measured = evaluate_split(
             lambda crops, tta: classifier.predict(crops, tta=cast(TtaMode, tta)),
             data,
-            heads=heads,
+            heads={head.id: head.taxonomy for head in info.taxonomies},
             split=split,
             tta_modes=TTA_MODES,
             drop_leaks=leaks_show(data, split, trained_on),

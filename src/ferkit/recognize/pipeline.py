@@ -16,6 +16,7 @@ from ferkit.core.crops import CropGeometry, TtaMode, crop_corners, crop_faces, f
 from ferkit.core.taxonomy import Taxonomy
 from ferkit.detect import Detection, Detector
 from ferkit.detect.whole import WholePicture
+from ferkit.recognize.adjust import Adjustment
 from ferkit.recognize.quality import Quality, measure_quality
 from ferkit.recognize.results import Expression, Face, expressions
 
@@ -57,6 +58,7 @@ class FacePipeline:
         detector: Finds the faces.
         classifier: Gives probabilities for crops.
         taxonomy: The label set, one of those the classifier has.
+        adjustment: Of its probabilities, for another prior and for poor faces.
         min_confidence: Below this probability the label is ``uncertain``.
         tta: Mode of test-time augmentation.
         batch_size: Crops per call of the network.
@@ -65,6 +67,7 @@ class FacePipeline:
     detector: Detector
     classifier: FaceClassifier
     taxonomy: Taxonomy
+    adjustment: Adjustment
     min_confidence: float
     tta: TtaMode
     batch_size: int
@@ -120,19 +123,26 @@ class FacePipeline:
         )
         return CroppedFaces(width, height, tuple(detections), qualities, crops)
 
-    def classify(self, crops: NDArray[np.uint8]) -> tuple[Expression, ...]:
-        """Return the expressions of crops uint8 ``[N, S, S]``."""
+    def classify(self, crops: NDArray[np.uint8], qualities: Sequence[Quality] = ()) -> tuple[Expression, ...]:
+        """Return the expressions of crops uint8 ``[N, S, S]``.
+
+        Args:
+            crops: The crops.
+            qualities: Their quality, which lowers the confidence in poor faces; empty if it was not measured.
+        """
         name = self.taxonomy.id
         probabilities = self.classifier.predict(
             crops, tta=self.tta, batch_size=self.batch_size, taxonomies=[name]
         )[name]
-        return expressions(probabilities, self.taxonomy, min_confidence=self.min_confidence)
+        adjusted = self.adjustment.soften(self.adjustment.shift(probabilities), qualities)
+        return expressions(adjusted, self.taxonomy, min_confidence=self.min_confidence)
 
     def recognize(self, pictures: Sequence[CroppedFaces]) -> Iterator[tuple[Face, ...]]:
         """Yield the faces of each picture; all of them are classified together."""
         size = self.classifier.info.input_size
         crops = [np.empty((0, size, size), np.uint8), *(picture.crops for picture in pictures)]
-        found = iter(self.classify(np.concatenate(crops)))
+        qualities = [quality for picture in pictures for quality in picture.qualities]
+        found = iter(self.classify(np.concatenate(crops), qualities))
         for picture in pictures:
             yield tuple(
                 Face(d.box, d.score, d.landmarks, next(found), quality)

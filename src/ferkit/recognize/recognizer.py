@@ -14,15 +14,17 @@ from numpy.typing import NDArray
 
 from ferkit.core.classifier import FaceClassifier
 from ferkit.core.crops import TTA_MODES, TtaMode, fit_crop
-from ferkit.core.errors import DetectorError, FerkitError, ImageError, TaxonomyError
+from ferkit.core.errors import DetectorError, FerkitError, ImageError, ModelFileError, TaxonomyError
 from ferkit.core.extras import require
 from ferkit.core.images import DEFAULT_MAX_PIXELS, ImageSource, is_data_uri, load_image, to_gray
+from ferkit.core.priors import Prior, estimate_prior, read_prior
 from ferkit.detect import DEFAULT, Detector, make_detector
+from ferkit.recognize.adjust import Adjustment
 from ferkit.recognize.pipeline import CroppedFaces, FacePipeline, in_batches, in_threads
 from ferkit.recognize.results import Explanation, Expression, Photo, Unreadable
 
 if TYPE_CHECKING:
-    from ferkit.core.modelfile import ModelInfo
+    from ferkit.core.modelfile import HeadInfo, ModelInfo
     from ferkit.core.taxonomy import Taxonomy
     from ferkit.video.live import CameraSource
     from ferkit.video.recognition import LiveOptions, VideoOptions, VideoReading
@@ -71,6 +73,10 @@ class Recognizer:
             on) are searched for, and smaller ones are kept if they are found; see
             :class:`ferkit.detect.yunet.YuNet`.
         min_confidence: Below this probability the label is ``uncertain``.
+        max_error: Faces are ``uncertain`` too where fewer would leave more than this share of the others
+            wrong, by the coverage curve in the model file.
+        prior: How frequent the labels are: ``training`` (as where the model was trained), ``uniform``, a TOML
+            file, or a number by label, such as that of :meth:`estimate_prior`; by default the model's own.
         tta: Test-time augmentation: ``none``, ``flip`` or ``ten-crop`` (the mean over two or ten views, at
             two or ten times the cost of the network).
         providers: ONNX Runtime execution providers, in order of preference, for the model and the detector;
@@ -82,8 +88,8 @@ class Recognizer:
     Raises:
         FerkitError: If a number is out of its range or not a number, the tta is unknown, ``providers`` is
             no sequence of names, or ``min_face`` is given with a detector object.
-        ModelFileError: If the model is missing or damaged.
-        TaxonomyError: If the model does not have that label set.
+        ModelFileError: If the model is missing or damaged, or does not reach ``max_error``.
+        TaxonomyError: If the model does not have that label set, or the prior has other labels.
         DetectorError: If the detector is unknown, cannot be opened, or is no detector.
         MissingDependencyError: If a provider is not available here.
     """
@@ -96,6 +102,8 @@ class Recognizer:
         taxonomy: str | None = None,
         min_face: float | None = None,
         min_confidence: float = 0.0,
+        max_error: float | None = None,
+        prior: Prior = None,
         tta: TtaMode = "none",
         providers: Sequence[str] | None = None,
         threads: int | None = None,
@@ -108,6 +116,12 @@ class Recognizer:
             self._settings["model"] = os.path.abspath(model)  # noqa: PTH100
         if not isinstance(min_confidence, (int, float, np.number)) or not 0 <= min_confidence <= 1:
             raise FerkitError(f"min_confidence is a number between 0 and 1. Received: {min_confidence!r}")
+        if max_error is not None and (
+            isinstance(max_error, bool)
+            or not isinstance(max_error, (int, float, np.number))
+            or not 0 < max_error < 1
+        ):
+            raise FerkitError(f"max_error is a number between 0 and 1. Received: {max_error!r}")
         if tta not in TTA_MODES:
             raise FerkitError(f"tta is one of {', '.join(TTA_MODES)}. Received: {tta!r}")
         for name, value in (("threads", threads), ("batch_size", batch_size), ("max_pixels", max_pixels)):
@@ -122,13 +136,20 @@ class Recognizer:
             raise FerkitError("min_face is for detectors by name; set it in the detector object itself")
         require("cv2", "")  # an OpenCV that does not load is reported here, not with the first photo
         classifier = FaceClassifier(model, providers=providers, threads=threads)
+        head = classifier.info.head(taxonomy)
+        wanted = read_prior(prior, head)
+        if wanted is not None:
+            self._settings["prior"] = dict(zip(head.labels, wanted.tolist(), strict=True))
+        if max_error is not None:
+            min_confidence = max(min_confidence, _threshold_for(max_error, head, classifier.info.name))
         self._pipeline = FacePipeline(
             make_detector(detector, min_face=min_face, providers=providers, threads=threads)
             if isinstance(detector, str)
             else detector,
             classifier,
-            classifier.info.head(taxonomy).taxonomy,
-            min_confidence,
+            head.taxonomy,
+            Adjustment(head, None if wanted is None else tuple(wanted.tolist())),
+            float(min_confidence),
             tta,
             batch_size,
         )
@@ -292,6 +313,32 @@ class Recognizer:
             fitted[k] = fit_crop(crop, size)
         return self._pipeline.classify(fitted)
 
+    def estimate_prior(self, photos: Iterable[ImageSource | ImageError | NamedSource]) -> dict[str, float]:
+        """Return how frequent the labels are among the faces of photos, for the argument ``prior``.
+
+        It is estimated from the predictions by expectation maximisation (Saerens, Latinne and Decaestecker
+        2002), with the known prior counting as much as
+        :data:`ferkit.core.priors.STRENGTH` faces. It presumes that faces of one expression look as in
+        training; where they do not, the estimate may be worse than the known prior.
+
+        Args:
+            photos: As in :meth:`predict_each`; unreadable photos are left out.
+
+        Raises:
+            TaxonomyError: If the model does not record the prior of this label set.
+        """
+        adjustment = self._pipeline.adjustment
+        read_prior("uniform", adjustment.head)  # refuses an output without a prior
+        known = np.array(adjustment.prior or adjustment.head.prior)
+        found = [
+            list(face.probabilities.values())
+            for result in self.predict_each(photos)
+            if not isinstance(result, Unreadable)
+            for face in result
+        ]
+        estimated = estimate_prior(np.reshape(found, (-1, len(known))), known)
+        return dict(zip(self.taxonomy.labels, estimated.tolist(), strict=True))
+
     def video(self, path: str | os.PathLike[str], **options: Unpack[VideoOptions]) -> VideoReading:
         """Return an iterator over the frames of a clip with their faces, tracked and smoothed.
 
@@ -446,6 +493,20 @@ class Recognizer:
                 picture=item.picture,
                 seconds=item.seconds + per_face * len(faces),
             )
+
+
+def _threshold_for(max_error: float, head: HeadInfo, model: str) -> float:
+    """Return the confidence from which on faces are answered.
+
+    Raises:
+        ModelFileError: If the model has no coverage curve, or it does not reach the error.
+    """
+    if head.coverage is None:
+        raise ModelFileError(
+            f"model {model!r} has no coverage curve for {head.id!r}, which max_error needs; "
+            "use min_confidence"
+        )
+    return head.coverage.threshold_for(max_error)
 
 
 def _check_count(name: str, value: object) -> None:

@@ -36,7 +36,7 @@ _SUMMARY = (
 
 TaxonomyQuery = Annotated[
     str | None,
-    Query(description="Id of the taxonomy; by default the model's.", max_length=64, examples=["ferplus"]),
+    Query(description="Id of the taxonomy; by default the model's.", max_length=64, examples=["basic"]),
 ]
 MinFaceQuery = Annotated[
     int | None, Query(ge=5, le=10_000, description="Height in pixels of the smallest face wanted.")

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.core.crops import TtaMode, crop_faces, fit_crop
+from ferkit.core.crops import TtaMode
 from ferkit.core.errors import DetectorError, FerkitError, ModelFileError, VideoError
 from ferkit.core.images import encode_image, load_image, to_gray
 from ferkit.core.palette import UNCERTAIN as UNCERTAIN_COLOUR
@@ -26,7 +26,6 @@ from ferkit.detect import DEFAULT, Detection, Detector, make_detector
 from ferkit.detect.whole import WholePicture
 from ferkit.recognize import Explanation, Face, Recognizer, Unreadable
 from ferkit.recognize.drawing import draw
-from ferkit.recognize.quality import measure_quality
 from ferkit.recognize.results import UNCERTAIN, expressions
 from ferkit.service.settings import Settings
 
@@ -135,6 +134,8 @@ class Engine:
             detector=detector if isinstance(detector, WholePicture) else _FewFaces(detector, settings.faces),
             taxonomy=options.taxonomy,
             min_confidence=settings.min_confidence,
+            max_error=settings.max_error,
+            prior=settings.prior,
             tta=options.tta,
             providers=providers,
             threads=1,
@@ -234,8 +235,7 @@ class Live:
 
         self._recognizer = recognizer
         self._max_pixels = max_pixels
-        self._whole = isinstance(recognizer.detector, WholePicture)
-        every = 0.0 if self._whole else _LIVE_DETECT_EVERY
+        every = 0.0 if isinstance(recognizer.detector, WholePicture) else _LIVE_DETECT_EVERY
         self._tracker = FaceTracker(recognizer.detector, every=every, max_gap=_LIVE_GAP, rate=_LIVE_RATE)
         self._smoother = Smoother(Smoothing(seconds=_SMOOTHING_SECONDS))
         self._last = 0.0
@@ -257,20 +257,11 @@ class Live:
         recognizer = self._recognizer
         rgb = load_image(content, max_pixels=self._max_pixels)
         gray = to_gray(rgb)
-        height, width = gray.shape
         found = self._tracker.update(rgb, gray, time)
-        boxes = np.array([face.detection.box for face in found], np.float64).reshape(-1, 4)
-        marks = [face.detection.landmarks for face in found]
-        landmarks = None if None in marks else np.array(marks, np.float64).reshape(-1, 5, 2)
-        info = recognizer.info
-        if self._whole:
-            crops = fit_crop(gray, info.input_size)[None]
-        else:
-            crops = crop_faces(
-                gray, boxes, landmarks, geometry=recognizer.pipeline.geometry, size=info.input_size
-            )
+        cropped = recognizer.pipeline.prepare(gray, [face.detection for face in found])
+        expressed = recognizer.pipeline.classify(cropped.crops, cropped.qualities)
         faces = []
-        for face, crop, raw in zip(found, crops, recognizer.predict_crops(crops), strict=True):
+        for face, quality, raw in zip(found, cropped.qualities, expressed, strict=True):
             shown = raw
             if face.track is not None:
                 smooth = self._smoother.update(face.track, time, list(raw.probabilities.values()))
@@ -280,7 +271,6 @@ class Live:
                     min_confidence=recognizer.pipeline.min_confidence,
                 )
             place = face.detection
-            quality = measure_quality(place.box, place.landmarks, crop, width, height)
             faces.append(
                 TrackedFace(
                     face.track,
@@ -292,7 +282,7 @@ class Live:
         self._smoother.keep(self._tracker.tracks)
         duration, self._last = time - self._last, time
         return FrameResult(
-            index, time, duration, width, height, recognizer.taxonomy.id, tuple(faces)
+            index, time, duration, cropped.width, cropped.height, recognizer.taxonomy.id, tuple(faces)
         ).to_dict()
 
 

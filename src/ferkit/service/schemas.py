@@ -13,7 +13,7 @@ _DATA_URL = "As a data URL: data:image/...;base64,..."
 class ActivationMap(BaseModel):
     """Where in a face the network saw its leading label."""
 
-    label: str = Field(examples=["happiness"])
+    label: str = Field(examples=["happy"])
     corners: list[list[float]] = Field(
         description="x, y in pixels of the picture: upper left, upper right, lower right, lower left."
     )
@@ -35,7 +35,7 @@ class FaceModel(BaseModel):
     score: float = Field(description="How sure the detector is, 0..1.")
     landmarks: dict[str, list[float]] | None = Field(description="x, y by name; null if unknown.")
     quality: Quality | None
-    label: str = Field(description="The most probable label, or uncertain.", examples=["happiness"])
+    label: str = Field(description="The most probable label, or uncertain.", examples=["happy"])
     confidence: float = Field(description="The largest probability, calibrated.")
     probabilities: dict[str, float] = Field(description="Probability of every label; they sum to one.")
     activation_map: ActivationMap | None = None
@@ -47,7 +47,7 @@ class PhotoModel(BaseModel):
     source: str | None = Field(description="The client's name of the photo, if it has one.")
     width: int
     height: int
-    taxonomy: str = Field(examples=["ferplus"])
+    taxonomy: str = Field(examples=["basic"])
     faces: list[FaceModel] = Field(description="The surest first; empty if there is none.")
     annotated: str | None = Field(None, description=f"The photo with the faces drawn in. {_DATA_URL}")
 
@@ -130,16 +130,16 @@ PHOTO_EXAMPLE = [
         "source": "astronaut.jpg",
         "width": 512,
         "height": 512,
-        "taxonomy": "ferplus",
+        "taxonomy": "basic",
         "faces": [
             {
                 "box": [182.1, 58.3, 270.2, 178.0],
                 "score": 0.93,
                 "landmarks": {"left_eye": [205.0, 104.1], "right_eye": [245.7, 103.2]},
                 "quality": {"size": 119.7, "sharpness": 0.6, "flags": []},
-                "label": "happiness",
+                "label": "happy",
                 "confidence": 0.99,
-                "probabilities": {"neutral": 0.01, "happiness": 0.99},
+                "probabilities": {"neutral": 0.01, "happy": 0.99},
             }
         ],
     }

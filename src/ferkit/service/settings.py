@@ -48,6 +48,12 @@ class Settings(BaseSettings):
     min_confidence: float = Field(
         0.0, ge=0, le=1, description="Below this probability the label is uncertain."
     )
+    max_error: float | None = Field(
+        None, gt=0, lt=1, description="Labels are uncertain where more of the others would be wrong."
+    )
+    prior: str | None = Field(
+        None, description="How frequent the labels are: training, uniform, or a TOML file."
+    )
 
     workers: int | None = Field(
         None, ge=1, description="Threads that compute, one core each; by default one per core."

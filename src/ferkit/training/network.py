@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
+from numpy.typing import NDArray
 
 from ferkit.augment import Augmenter
 from ferkit.core.errors import TrainingError
@@ -55,6 +56,8 @@ class TrainingModel(keras.Model):  # type: ignore[misc]
         distilled: The heads that the teachers predict.
         teachers: The teachers of online distillation; None where a batch holds their soft targets.
         weighted: The head whose targets carry the weight of a face, which applies to the teachers' too.
+        frequencies: Of the labels in the training targets, float ``[K]`` by head, for the recipe's logit
+            adjustment (Menon et al. 2021): the network learns logits as if labels were equally frequent.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class TrainingModel(keras.Model):  # type: ignore[misc]
         distilled: Collection[str] = (),
         teachers: OnlineTeachers | None = None,
         weighted: str = "",
+        frequencies: Mapping[str, NDArray[np.float64]] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -76,6 +80,11 @@ class TrainingModel(keras.Model):  # type: ignore[misc]
         self.teachers, self.weighted = teachers, weighted
         self.distil = recipe.distil
         self.smoothing = recipe.label_smoothing
+        self.adjustments = {
+            head: (recipe.loss.logit_adjustment * np.log(shares)).astype(np.float32)
+            for head, shares in (frequencies or {}).items()
+            if recipe.loss.logit_adjustment
+        }
         self.side = int(network.input_shape[1])
         # A function, so that Keras does not count the shared weights twice.
         self.network_at = functools.cache(functools.partial(resize_network, network))
@@ -124,13 +133,15 @@ class TrainingModel(keras.Model):  # type: ignore[misc]
         self.train_step: Any = functools.partial(keras.Model.train_step, self)
         self.make_train_function(force=True)
 
-    def _cross_entropy(self, head: str, outputs: dict[str, Any], smoothing: float) -> Any:
-        """Return the sum over classes of target times -log p, for each face."""
+    def _cross_entropy(
+        self, head: str, outputs: dict[str, Any], smoothing: float, adjustment: Any = 0.0
+    ) -> Any:
+        """Return the sum over classes of target times -log p, for each face, of adjusted logits."""
         targets = ops.cast(outputs[f"targets_{head}"], "float32")
         if smoothing:
             weight = ops.sum(targets, axis=-1, keepdims=True)
             targets = targets * (1 - smoothing) + weight * (smoothing / targets.shape[-1])
-        log_p = ops.log_softmax(ops.cast(outputs[f"logits_{head}"], "float32"), axis=-1)
+        log_p = ops.log_softmax(ops.cast(outputs[f"logits_{head}"], "float32") + adjustment, axis=-1)
         return -ops.sum(targets * log_p, axis=-1)
 
     def _distillation(self, head: str, outputs: dict[str, Any]) -> Any:
@@ -151,10 +162,11 @@ class TrainingModel(keras.Model):  # type: ignore[misc]
         sample_weight: Any = None,
         training: bool = True,
     ) -> Any:
-        del x, y, sample_weight, training  # call() has returned the targets with the logits
+        del x, y, sample_weight  # call() has returned the targets with the logits
         objective = 0.0
         for head, head_weight in self.head_weights.items():
-            loss = ops.mean(self._cross_entropy(head, y_pred, self.smoothing))
+            adjustment = self.adjustments.get(head, 0.0) if training else 0.0
+            loss = ops.mean(self._cross_entropy(head, y_pred, self.smoothing, adjustment))
             if head in self.distilled:
                 # Gradients shrink with the square of the temperature; the factor keeps the teachers' share.
                 share, factor = self.distil.weight, self.distil.temperature**2

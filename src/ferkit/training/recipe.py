@@ -86,6 +86,17 @@ class DataPart(_Part):
         return self
 
 
+class LossPart(_Part):
+    """Changes of the cross-entropy."""
+
+    logit_adjustment: float = Field(
+        0.0,
+        ge=0,
+        le=2,
+        description="log frequencies of the labels added to the logits in training, times this",
+    )
+
+
 class DistilPart(_Part):
     """How teachers enter the loss (Hinton et al. 2015); ``ferkit distil --teacher`` names them."""
 
@@ -179,6 +190,7 @@ class Recipe(_Part):
     )
     deterministic: bool = Field(False, description="deterministic operations, somewhat slower")
     early_stopping: int = Field(0, ge=0, description="epochs without a better validation accuracy; 0 is off")
+    freeze_body: bool = Field(False, description="train the heads alone, on the body of --init")
     precise_batch_norm: int = Field(
         0, ge=0, description="unaugmented faces for the final batch-norm statistics; 0 is off"
     )
@@ -187,6 +199,7 @@ class Recipe(_Part):
     data: DataPart = DataPart()
     augment: AugmentConfig = AugmentConfig()
     progressive: ProgressivePart = ProgressivePart()
+    loss: LossPart = LossPart()
     distil: DistilPart = DistilPart()
     optimizer: OptimizerPart = OptimizerPart()
     schedule: SchedulePart = SchedulePart()
@@ -197,6 +210,16 @@ class Recipe(_Part):
             raise ValueError(
                 "early_stopping and a plateau schedule compare epochs by validation on full-size faces, and "
                 "progressive runs train on smaller ones before the last stage; leave one of them out"
+            )
+        if self.precise_batch_norm and self.freeze_body:
+            raise ValueError(
+                "precise_batch_norm changes the statistics of the body, which freeze_body keeps; leave one "
+                "of them out"
+            )
+        if self.loss.logit_adjustment and self.data.balance != "none":
+            raise ValueError(
+                f"data.balance = {self.data.balance!r} and loss.logit_adjustment both correct for the "
+                "frequencies of labels; leave one of them out"
             )
         if self.precise_batch_norm and self.early_stopping:
             raise ValueError(

@@ -46,6 +46,15 @@ def heads_of(recipe: Recipe, taxonomy: Taxonomy, has_votes: bool) -> tuple[Head,
     return tuple(heads)
 
 
+def label_frequencies(targets: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return how frequent each label is in weighted soft targets ``[N, K]``: float64 ``[K]``, above 0.
+
+    One more face, spread over all labels, gives an absent label a frequency.
+    """
+    counts = targets.sum(axis=0, dtype=np.float64) + 1 / targets.shape[1]
+    return np.asarray(counts / counts.sum())
+
+
 def weighted_targets(
     dataset: FaceDataset, heads: tuple[Head, ...], balance: str = "none"
 ) -> dict[str, NDArray[np.float32]]:

@@ -33,7 +33,7 @@ from ferkit.training.optimize import make_optimizer
 from ferkit.training.precision import onednn_setting, processor_name
 from ferkit.training.recipe import ModelPart, Recipe, load_recipe
 from ferkit.training.runs import Run, RunFolder
-from ferkit.training.targets import Head, heads_of, weighted_targets
+from ferkit.training.targets import Head, heads_of, label_frequencies, weighted_targets
 
 if TYPE_CHECKING:
     from keras.callbacks import Callback
@@ -115,7 +115,11 @@ def set_up(
     )
     for size in sizes:
         resize_network(network, size)
+    if recipe.freeze_body:
+        for layer in network.layers:
+            layer.trainable = layer.name.startswith("logits_")
     targets = weighted_targets(training, heads, data.balance)
+    frequencies = {head: label_frequencies(rows) for head, rows in targets.items()}
     teachers = None if get_teachers is None else get_teachers(training, heads)
     if isinstance(teachers, TeacherPredictions):
         for head, predicted in teachers.targets(recipe.distil.temperature).items():
@@ -133,6 +137,7 @@ def set_up(
         () if teachers is None else teachers.heads,
         teachers if isinstance(teachers, OnlineTeachers) else None,
         dataset.taxonomy.id,
+        frequencies,
         dtype=policy,
     )
     model.compile(optimizer=make_optimizer(recipe, len(batches)))
@@ -203,6 +208,10 @@ def train(
     if not resume:
         folder.check_new()
         _check_request(recipe, teachers)
+    if recipe.freeze_body and init is None and not resume:
+        raise TrainingError(
+            "freeze_body trains the heads on a body that has been trained; name one with --init"
+        )
     start = None if init is None else runs.load_training_weights(init)
     if isinstance(data, FaceDataset):
         dataset = data
