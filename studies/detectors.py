@@ -32,7 +32,6 @@ SCALED = (48, 32, 24, 20, 16)  # median height of the faces of a photo
 CLIP_STEP = 10  # frames
 SPARSE = 10  # of the faces one in so many is placed in a picture
 
-PLACED = "px in 640 x 480"
 
 Picture = NDArray[np.uint8]
 
@@ -177,24 +176,22 @@ def main() -> None:
         "enlarged 4 x": [(face, middle) for face in large],
         "lower half covered": [(cover(face), middle) for face in large],
         "rotated by 30 degrees": [(rotate(face), middle) for face in large],
-        **{f"{h} {PLACED}": [place(face, h, k) for k, face in enumerate(faces[::SPARSE])] for h in HEIGHTS},
+        **{
+            f"{h} px in 640 x 480": [place(face, h, k) for k, face in enumerate(faces[::SPARSE])]
+            for h in HEIGHTS
+        },
     }
     photos = read_photos(arguments.media)
     plain = [make_detector(name, threads=1) for name in DETECTORS]
     places = {name: agreed(plain, photo) for name, photo in photos.items()}
     rows = []
-    for name in DETECTORS:
-        for min_face in (None, 12):
-            detector = make_detector(name, threads=1, min_face=min_face)
-            row = {"detector": name, "min_face": str(min_face or "-")}
-            for title, scenes in series.items():
-                placed = title.endswith(PLACED)
-                asked = placed or min_face is None  # crops are searched at their largest scale anyway
-                row[title] = f"{100 * recall(detector, scenes):.1f}" if asked else ""
-            row |= measure_photos(detector, photos, places)
-            row["false alarms, clips"] = clip_alarms(detector, arguments.media)
-            rows.append(row)
-            print(row, flush=True)
+    for name, detector in zip(DETECTORS, plain, strict=True):
+        row = {"detector": name}
+        row |= {title: f"{100 * recall(detector, scenes):.1f}" for title, scenes in series.items()}
+        row |= measure_photos(detector, photos, places)
+        row["false alarms, clips"] = clip_alarms(detector, arguments.media)
+        rows.append(row)
+        print(row, flush=True)
     files.write_csv(arguments.out / "detectors.csv", rows, list(rows[0]))
 
 

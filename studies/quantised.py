@@ -9,9 +9,6 @@ PublicTest (a selection split); times are processor time of one thread, the best
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import platform
 import tempfile
 import time
 from collections.abc import Iterator
@@ -140,12 +137,9 @@ def main() -> None:
                     ("ms, 640 x 480", spent),
                 )
             ]
-    buffer = io.StringIO()
-    table = csv.DictWriter(buffer, rows[0], lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    print(buffer.getvalue(), platform.machine())
-    files.write_text(arguments.out / "quantised.csv", buffer.getvalue())
+    files.write_csv(arguments.out / "quantised.csv", rows, list(rows[0]))
+    for row in rows:
+        print(*row.values())
 
 
 if __name__ == "__main__":
