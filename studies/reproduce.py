@@ -45,12 +45,10 @@ class Model:
     Args:
         steps: Its runs; each but the first starts from the weights of the one before.
         precision: Of the stored weights.
-        taxonomy: The default head.
     """
 
     steps: tuple[Step, ...]
     precision: str = "float16"
-    taxonomy: str = "ferplus"
 
 
 MATCHED = ("ferkit-large", "ferkit-cutmix", "ferkit-base")
@@ -66,7 +64,7 @@ MODELS = {
     "ferkit-cutmix": Model((Step("best-member-cutmix"), Step("best-member-finished")), precision="int8"),
     "ferkit-taught": Model((Step("best-member-taught", ("ferkit-base", "ferkit-small")),)),
     "ferkit-base": Model((Step("base"),)),
-    "ferkit-small": Model((Step("small"),), taxonomy="fer2013"),
+    "ferkit-small": Model((Step("small"),)),
 }
 
 
@@ -91,7 +89,7 @@ def commands(
             yield [*_training(step, run, before, epochs), *given]
         before = run
     out = folder / f"{name}.onnx"
-    kind = ["--name", name, "--precision", model.precision, "--taxonomy", model.taxonomy]
+    kind = ["--name", name, "--precision", model.precision]
     written = ["-o", str(out), "--card", str(out.with_suffix(".md"))]
     weights = ["--training-weights", str(out.with_suffix(".weights.npz"))]
     yield ["export", str(before), *given, *kind, *written, *weights]
