@@ -6,7 +6,8 @@
 For each model with both heads: accuracy, mean recall and ECE of the heads (reduced to the seven labels) and
 of ``basic``, on PublicTest against FER2013's labels and the taggers' majority, and on photos in folders named
 by label, where the largest face counts and a missed face is wrong. ``basic`` is fitted on PublicTest: its
-figures there are out of fold. Photos are only measured. ``--out`` writes basic.json and basic.md.
+figures there are out of fold. Photos are only measured. ``--out`` writes basic.json and basic.md, and in
+exponents.csv what the exponent of the prior does on PublicTest, out of fold.
 
 ``--add`` writes the output, with priors, coverage curves, quality curves and figures, into the model files
 themselves, and their cards; the rest of the files stays as it is.
@@ -50,6 +51,8 @@ from ferkit.evaluation.photos import label_photos
 from ferkit.export.card import render_card
 from ferkit.export.join import default_of, with_basic, with_coverage, with_priors, with_quality
 from ferkit.recognize import Recognizer
+
+EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def scores(p: NDArray[Any], labels: NDArray[np.int64], missed: int = 0) -> dict[str, float]:
@@ -123,6 +126,21 @@ def measure(
             name: scores(p * found[:, None], labels, int((~found).sum())) for name, p in every.items()
         }
     return report, predictions
+
+
+def exponent_rows(
+    name: str, predictions: dict[str, NDArray[np.float32]], faces: FaceDataset
+) -> list[dict[str, str | float]]:
+    """Return accuracy and mean recall in % of a model's joins by the exponent of the prior, by labels."""
+    shares = label_distributions(faces)
+    rows: list[dict[str, str | float]] = []
+    for exponent in EXPONENTS:
+        p = joined_out_of_fold(predictions, shares, prior_exponent=exponent)
+        for target in targets_for(faces, {BASIC.id: BASIC}):
+            found = scores(p[target.keep], target.labels[target.keep])
+            row: dict[str, str | float] = {"model": name, "exponent": exponent, "labels": target.name}
+            rows.append(row | {key: round(100 * found[key], 2) for key in ("accuracy", "mean_recall", "ece")})
+    return rows
 
 
 def add(model: str, data: FaceDataset, predictions: dict[str, NDArray[np.float32]]) -> ModelInfo:
@@ -207,10 +225,12 @@ def main() -> None:
     faces = data.of_split(SELECTION_SPLIT)
     photos = None if given.photos is None else photo_faces(given.photos, given.models[0])
     report = {}
+    exponents = []
     for model in given.models:
         content, info = read_model(resolve_model(model))
         report[info.name], predictions = measure(content, faces, photos)
         print(as_markdown({info.name: report[info.name]}), flush=True)
+        exponents += exponent_rows(info.name, predictions, faces)
         if given.add:
             info = add(model, data, predictions)
             head = info.head(BASIC.id)
@@ -218,6 +238,7 @@ def main() -> None:
     if given.out is not None:
         files.write_json(given.out / "basic.json", report)
         files.write_text(given.out / "basic.md", as_markdown(report))
+        files.write_csv(given.out / "exponents.csv", exponents, list(exponents[0]))
 
 
 if __name__ == "__main__":
