@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -15,15 +16,17 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def service() -> ModuleType:
+def service() -> Iterator[ModuleType]:
     path = Path(__file__).parents[1] / "benchmarks" / "service.py"
     spec = importlib.util.spec_from_file_location("service_benchmark", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["service_benchmark"] = module
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(path.parent)  # the scripts import each other
+        patch.setitem(sys.modules, "service_benchmark", module)
+        spec.loader.exec_module(module)
+        yield module
 
 
 @pytest.fixture
