@@ -20,6 +20,7 @@ from PIL import Image
 import ferkit
 from ferkit.core.errors import FerkitError
 from ferkit.core.taxonomy import FERPLUS
+from ferkit.service.server import listen
 from ferkit.service.settings import Settings, load_settings
 from modelzoo import write_tiny_model
 from servers import encoded, plain, portrait, running, settings_for, wait_until
@@ -226,6 +227,11 @@ def test_a_connection_without_a_complete_header_is_closed(url: str) -> None:
 def test_a_later_request_without_a_complete_header_is_closed(url: str) -> None:
     answer = raw(url, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET / HTTP/1.1\r\nHost: loc")
     assert answer.count(b"HTTP/1.1 ") == 1
+
+
+def test_responses_do_not_wait_for_acknowledgements(tmp_path: Path) -> None:
+    with listen(settings_for(tmp_path)) as listening:
+        assert listening.proto == socket.IPPROTO_TCP  # asyncio's condition for TCP_NODELAY
 
 
 def test_a_huge_header_is_refused(url: str) -> None:
