@@ -10,6 +10,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,15 +19,15 @@ from numpy.typing import NDArray
 
 from ferkit.core.crops import TtaMode
 from ferkit.core.errors import DetectorError, FerkitError, ModelFileError, VideoError
-from ferkit.core.images import encode_image, load_image, to_gray
+from ferkit.core.images import encode_image, load_image
 from ferkit.core.palette import UNCERTAIN as UNCERTAIN_COLOUR
 from ferkit.core.palette import palette
 from ferkit.core.taxonomy import Taxonomy
 from ferkit.detect import DEFAULT, Detection, Detector, make_detector
 from ferkit.detect.whole import WholePicture
-from ferkit.recognize import Explanation, Face, Recognizer, Unreadable
+from ferkit.recognize import Explanation, Recognizer, Unreadable
 from ferkit.recognize.drawing import draw
-from ferkit.recognize.results import UNCERTAIN, expressions
+from ferkit.recognize.results import UNCERTAIN
 from ferkit.service.settings import Settings
 
 _RECOGNIZERS = 8
@@ -230,14 +231,14 @@ class Live:
     """
 
     def __init__(self, recognizer: Recognizer, max_pixels: int) -> None:
+        from ferkit.video.recognition import FrameWork
         from ferkit.video.smoothing import Smoother, Smoothing
         from ferkit.video.tracking import FaceTracker
 
-        self._recognizer = recognizer
         self._max_pixels = max_pixels
         every = 0.0 if isinstance(recognizer.detector, WholePicture) else _LIVE_DETECT_EVERY
-        self._tracker = FaceTracker(recognizer.detector, every=every, max_gap=_LIVE_GAP, rate=_LIVE_RATE)
-        self._smoother = Smoother(Smoothing(seconds=_SMOOTHING_SECONDS))
+        tracker = FaceTracker(recognizer.detector, every=every, max_gap=_LIVE_GAP, rate=_LIVE_RATE)
+        self._work = FrameWork(recognizer, tracker, Smoother(Smoothing(seconds=_SMOOTHING_SECONDS)))
         self._last = 0.0
 
     def frame(self, content: bytes, index: int, time: float) -> dict[str, Any]:
@@ -252,38 +253,12 @@ class Live:
             ImageError: If the frame is unreadable or too large.
             DetectorError: If the detector fails.
         """
-        from ferkit.video.recognition import FrameResult, TrackedFace
+        from ferkit.video.clip import ClipFrame
 
-        recognizer = self._recognizer
         rgb = load_image(content, max_pixels=self._max_pixels)
-        gray = to_gray(rgb)
-        found = self._tracker.update(rgb, gray, time)
-        cropped = recognizer.pipeline.prepare(gray, [face.detection for face in found])
-        expressed = recognizer.pipeline.classify(cropped.crops, cropped.qualities)
-        faces = []
-        for face, quality, raw in zip(found, cropped.qualities, expressed, strict=True):
-            shown = raw
-            if face.track is not None:
-                smooth = self._smoother.update(face.track, time, list(raw.probabilities.values()))
-                (shown,) = expressions(
-                    smooth[None].astype(np.float32),
-                    recognizer.taxonomy,
-                    min_confidence=recognizer.pipeline.min_confidence,
-                )
-            place = face.detection
-            faces.append(
-                TrackedFace(
-                    face.track,
-                    Face(place.box, place.score, place.landmarks, shown, quality),
-                    raw,
-                    face.detected,
-                )
-            )
-        self._smoother.keep(self._tracker.tracks)
-        duration, self._last = time - self._last, time
-        return FrameResult(
-            index, time, duration, cropped.width, cropped.height, recognizer.taxonomy.id, tuple(faces)
-        ).to_dict()
+        result = self._work.frame(ClipFrame(index, Fraction(time), Fraction(time - self._last), rgb))
+        self._last = time
+        return result.to_dict()
 
 
 @dataclass(frozen=True, slots=True)

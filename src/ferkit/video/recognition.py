@@ -327,7 +327,7 @@ def recognize_video(
     rate = coded / every if fps is None else min(coded, float(fps))
     detector = _TolerantDetector(recognizer.detector, recognizer.pipeline.geometry)
     tracker = FaceTracker(detector, every=detect_every, max_gap=max_gap, rate=rate)
-    work = _Work(recognizer, tracker, None if smoothing is None else Smoother(smoothing), keep_pictures)
+    work = FrameWork(recognizer, tracker, None if smoothing is None else Smoother(smoothing), keep_pictures)
     return VideoReading(clip, work.results(clip), detector, keeps_pictures=keep_pictures)
 
 
@@ -373,7 +373,7 @@ def recognize_live(
         detect_every = 0
     detector = _TolerantDetector(recognizer.detector, recognizer.pipeline.geometry)
     tracker = FaceTracker(detector, every=detect_every, max_gap=max_gap)
-    work = _Work(recognizer, tracker, None if smoothing is None else Smoother(smoothing), keep_pictures)
+    work = FrameWork(recognizer, tracker, None if smoothing is None else Smoother(smoothing), keep_pictures)
     clip = LiveClip(source, end=limit, stop=stop)
     return VideoReading(clip, work.live(clip), detector, keeps_pictures=keep_pictures)
 
@@ -435,16 +435,32 @@ class _TolerantDetector:
         self._reasons.setdefault(what, str(error))
 
 
-class _Work:
-    """What happens between the reader and the caller."""
+class FrameWork:
+    """What happens to frames between the reader and the caller: found, tracked, classified, smoothed.
+
+    Args:
+        recognizer: Crops and classifies the faces.
+        tracker: Finds and tracks them.
+        smoother: Smooths their expressions; None for none.
+        keep_pictures: Whether the frames keep their pictures.
+    """
 
     def __init__(
-        self, recognizer: Recognizer, tracker: FaceTracker, smoother: Smoother | None, keep_pictures: bool
+        self,
+        recognizer: Recognizer,
+        tracker: FaceTracker,
+        smoother: Smoother | None,
+        keep_pictures: bool = False,
     ) -> None:
         self._pipeline = recognizer.pipeline
         self._tracker = tracker
         self._smoother = smoother
         self._keep_pictures = keep_pictures
+
+    def frame(self, frame: ClipFrame) -> FrameResult:
+        """Return the result of the next frame."""
+        ((result, _),) = self._read([self._cut_out(frame)])
+        return result
 
     def live(self, clip: LiveClip) -> Generator[tuple[FrameResult, ClipFrame], None, None]:
         """Yield the result of each frame before the next one is taken."""
@@ -452,6 +468,7 @@ class _Work:
             yield from self._read([self._cut_out(frame)])
 
     def results(self, clip: Clip) -> Generator[tuple[FrameResult, ClipFrame], None, None]:
+        """Yield the results of a clip; frames are read ahead and classified together."""
         frames = read_ahead(clip.frames(), limit=AHEAD, weigh=weight, cancel=clip.close)
         try:
             for batch in in_batches(self._prepared(clip, frames), self._is_full, "frames"):
