@@ -251,6 +251,14 @@ def test_recipes_lists_recipes_and_describes_one(capsys):
     assert "no recipe 'smal'" in capsys.readouterr().err
 
 
+def test_a_recipe_has_its_whole_keys_at_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(["recipes", "small", "--json"]) == 0
+    keys = {row["key"] for row in json.loads(capsys.readouterr().out)}
+    assert run(["recipes", "small"]) == 0
+    assert keys <= set(capsys.readouterr().out.split())
+
+
 def test_models_lists_what_there_is(capsys):
     assert run(["models", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

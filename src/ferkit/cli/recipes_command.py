@@ -23,7 +23,7 @@ def recipes(
 
     Any key can be changed with `ferkit train --set KEY=VALUE`.
     """
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from ferkit.training.recipe import describe_recipe, load_recipe, shipped_recipes
 
@@ -37,7 +37,8 @@ def recipes(
     if as_json:
         print_json(rows)
         return
-    table = Table(*rows[0], box=None, pad_edge=False)
+    key, *columns = rows[0]
+    table = Table(Column(key, no_wrap=True), *columns, box=None, pad_edge=False)
     for row in rows:
         changed = "default" in row and row["value"] != row["default"]
         cells = [one if isinstance(one, str) else json.dumps(one) for one in row.values()]
