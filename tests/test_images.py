@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import struct
 import sys
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, PngImagePlugin
 
 from ferkit.core.errors import ImageError, OutputError
-from ferkit.core.images import encode_image, load_image, read_bytes, to_gray, write_image
+from ferkit.core.images import encode_image, load_image, load_reduced, read_bytes, to_gray, write_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 44, 3), dtype=np.uint8)
 # Smooth, so that lossy formats stay close.
@@ -399,3 +400,39 @@ def test_an_unknown_suffix_and_an_unwritable_folder_are_errors(tmp_path: Path) -
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError):
         write_image(tmp_path / "file" / "out.png", SMOOTH)
+
+
+@pytest.mark.parametrize(("longest", "width"), [(400, 400), (200, 200), (101, 200), (100, 100), (30, 50)])
+def test_a_large_jpeg_is_reduced_to_no_less_than_the_longest_side(longest: int, width: int) -> None:
+    content = encoded(np.asarray(Image.fromarray(SMOOTH).resize((400, 301))), "JPEG", quality=95)
+    rgb, size = load_reduced(content, longest)
+    assert size == (400, 301)
+    assert rgb.shape == (math.ceil(301 * width / 400), width, 3)
+    whole = Image.fromarray(load_image(content)).resize((rgb.shape[1], rgb.shape[0]), Image.Resampling.BOX)
+    assert np.abs(rgb.astype(int) - np.asarray(whole)).max() <= 8
+
+
+def test_a_reduced_picture_is_upright_with_the_size_of_the_upright_original() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encoded(np.asarray(Image.fromarray(SMOOTH).resize((440, 300))), "JPEG", exif=exif)
+    rgb, size = load_reduced(content, 100)
+    assert size == (300, 440)
+    assert rgb.shape == (110, 75, 3)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_other_formats_arrays_and_streams_are_not_reduced(kind: str) -> None:
+    content = encoded(SMOOTH, kind)
+    for source in (content, io.BytesIO(content), load_image(content), Image.open(io.BytesIO(content))):
+        rgb, size = load_reduced(source, 8)
+        assert size == (44, 30)
+        assert np.array_equal(rgb, load_image(content))
+
+
+def test_a_truncated_or_too_large_jpeg_is_not_reduced_but_refused() -> None:
+    content = encoded(np.asarray(Image.fromarray(SMOOTH).resize((440, 300))), "JPEG", quality=95)
+    with pytest.raises(ImageError, match="damaged, truncated"):
+        load_reduced(content[: len(content) // 2], 100)
+    with pytest.raises(ImageError, match="440 x 300"):
+        load_reduced(content, 100, max_pixels=1000)

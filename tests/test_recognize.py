@@ -618,3 +618,69 @@ def test_the_package_offers_its_names_lazily() -> None:
         assert getattr(ferkit, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'Recogniser'"):
         ferkit.Recogniser  # noqa: B018
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A JPEG of 16 megapixels: the astronaut with a face of 880 pixels, and one of 100 pixels."""
+    picture = Image.new("RGB", (4800, 3400), (90, 110, 90))
+    astronaut = Image.open(ASTRONAUT)
+    picture.paste(astronaut.resize((4000, 4000)), (0, -200))
+    picture.paste(astronaut, (4200, 2600))
+    path = tmp_path_factory.mktemp("large") / "large.jpg"
+    picture.save(path, quality=92)
+    return path
+
+
+@pytest.mark.parametrize("part", [(0, 0, 4000, 3400), (0, 0, 4800, 3400)])
+def test_a_large_jpeg_gives_the_result_of_all_its_pixels(
+    large: Path, part: tuple[int, int, int, int], tmp_path: Path
+) -> None:
+    """It is read at half its size, and faces that are then too small are cropped from the whole."""
+    path = tmp_path / "part.jpg"
+    Image.open(large).crop(part).save(path, quality=92)
+    recognizer = Recognizer()
+    found, expected = recognizer.predict(path), recognizer.predict(load_image(path))
+    assert (found.width, found.height) == (expected.width, expected.height) == part[2:]
+    assert len(found) == len(expected) == (2 if part[2] == 4800 else 1)
+    for face, other in zip(found, expected, strict=True):
+        height = other.box[3] - other.box[1]
+        assert np.allclose(face.box, other.box, atol=0.05 * height)
+        assert np.allclose(face.landmarks or 0, other.landmarks or 1, atol=0.05 * height)
+        assert face.quality.size == pytest.approx(other.quality.size, rel=0.05)
+        assert face.label == other.label
+        assert face.confidence == pytest.approx(other.confidence, abs=0.1)
+
+
+def test_a_kept_picture_of_a_large_jpeg_has_all_its_pixels(large: Path) -> None:
+    (kept,) = Recognizer().predict_each([large], keep_pictures=True)
+    (dropped,) = Recognizer().predict_each([large])
+    assert isinstance(kept, Photo)
+    assert kept.picture is not None
+    assert np.array_equal(kept.picture, load_image(large))
+    assert isinstance(dropped, Photo)
+    assert dropped.faces == kept.faces
+
+
+def test_faces_that_are_small_in_a_reduced_photo_are_cropped_from_the_whole(large: Path) -> None:
+    recognizer = Recognizer()
+    crops = recognizer.crops(large)
+    photo = recognizer.predict(large)
+    exact = recognizer.pipeline.crop(to_gray(load_image(large)), photo.faces)
+    assert min(face.quality.size for face in photo.faces) < 128
+    assert np.array_equal(crops, exact)
+
+
+def test_a_detector_that_is_asked_for_small_faces_gets_all_pixels(
+    large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recognizer = Recognizer(min_face=60)
+    seen = []
+    detect = recognizer.detector.detect
+    monkeypatch.setattr(
+        type(recognizer.detector),
+        "detect",
+        lambda _, rgb, *more: (seen.append(rgb.shape), detect(rgb, *more))[1],
+    )
+    recognizer.predict(large)
+    assert seen == [(3400, 4800, 3)]

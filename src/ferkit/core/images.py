@@ -77,6 +77,7 @@ _STRIP_PIXELS = 1 << 18  # fits the cache; larger strips took twice to three tim
 _SMALL_PIXELS = 1 << 22  # decoded whatever the size of the file
 _DENSEST = 2000  # pixels per byte: JPEG reaches 170, a GIF or PNG of one single gray 1,300
 _ORIENTATION = 0x0112
+_TURNED = (5, 6, 7, 8)  # orientations that swap width and height
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # tags of TIFF and a value of the second
 _WHITE = 255
 _LONGEST_SIDE = {"WEBP": 16_383, "JPEG": 65_500}  # pixels; limits of the WebP format and of libjpeg
@@ -119,13 +120,8 @@ def load_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
     """
     if isinstance(source, np.ndarray):
         return _from_array(source, max_pixels)
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return _decode(bytes(source), "the picture", max_pixels)
-    if isinstance(source, (str, os.PathLike)):
-        name = os.fsdecode(source)
-        if is_data_uri(name):
-            return _decode(_data_uri_bytes(name), "the data URI", max_pixels)
-        return _decode(read_bytes(name), name, max_pixels)
+    if (found := _content_of(source)) is not None:
+        return _decode(*found, max_pixels)
     if type(source).__module__.partition(".")[0] == "PIL" or hasattr(source, "getexif"):
         return _explain_errors(lambda: _from_pillow(source, "the picture", max_pixels), "the Pillow image")
     if hasattr(source, "read"):
@@ -135,6 +131,43 @@ def load_image(source: ImageSource, *, max_pixels: int = DEFAULT_MAX_PIXELS) -> 
         "a picture must be a path, bytes, a data URI, a binary stream, a NumPy array or a Pillow image. "
         f"Received: {type(source).__name__}{hint}"
     )
+
+
+def load_reduced(
+    source: ImageSource, longest: int, *, max_pixels: int = DEFAULT_MAX_PIXELS
+) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """Decode a picture as :func:`load_image`, a large JPEG at a half, a quarter or an eighth of its size.
+
+    A half takes a third of the time and a quarter of the memory.
+
+    Args:
+        source: As in :func:`load_image`; open streams, arrays and Pillow images are not reduced.
+        longest: Least number of pixels of the longer side of a reduced picture.
+        max_pixels: As in :func:`load_image`; of the picture before it is reduced.
+
+    Returns:
+        uint8 ``[h, w, 3]``, RGB, and the width and height of the upright picture before it is reduced.
+
+    Raises:
+        ImageError: As :func:`load_image`.
+    """
+    found = _content_of(source)
+    if found is None:
+        rgb = load_image(source, max_pixels=max_pixels)
+        return rgb, (rgb.shape[1], rgb.shape[0])
+    content, name = found
+
+    def decode() -> tuple[NDArray[np.uint8], tuple[int, int]]:
+        image = _open(content, name, max_pixels)
+        width, height = image.size
+        share = longest / max(width, height)
+        reduced = share <= 1 / 2 and image.draft(image.mode, (int(width * share), int(height * share)))
+        rgb = _from_pillow(image, name, max_pixels)
+        if not reduced:
+            return rgb, (rgb.shape[1], rgb.shape[0])
+        return rgb, (height, width) if _orientation(image) in _TURNED else (width, height)
+
+    return _explain_errors(decode, name)
 
 
 def load_frames(
@@ -159,6 +192,18 @@ def load_frames(
 
     while (found := _explain_errors(decode_next, path)) is not None:
         yield found
+
+
+def _content_of(source: ImageSource) -> tuple[bytes, str] | None:
+    """Return the bytes of a file, of a data URI or as given, and their name in messages; None for others."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return bytes(source), "the picture"
+    if isinstance(source, (str, os.PathLike)):
+        name = os.fsdecode(source)
+        if is_data_uri(name):
+            return _data_uri_bytes(name), "the data URI"
+        return read_bytes(name), name
+    return None
 
 
 def is_data_uri(name: str) -> bool:

@@ -41,6 +41,12 @@ class Detection:
             marks = _finite(self.landmarks, (5, 2), "landmarks are x, y of five points, or None")
             object.__setattr__(self, "landmarks", tuple((x, y) for x, y in marks.tolist()))
 
+    def scaled(self, across: float, down: float) -> Detection:
+        """Return the same face in a picture whose width and height are multiplied by these factors."""
+        left, top, right, bottom = self.box
+        marks = self.landmarks and tuple((x * across, y * down) for x, y in self.landmarks)
+        return Detection((left * across, top * down, right * across, bottom * down), self.score, marks)
+
 
 def _finite(value: object, shape: tuple[int, ...], rule: str) -> NDArray[np.float64]:
     """Return a value as finite numbers of that shape."""

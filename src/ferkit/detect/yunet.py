@@ -120,8 +120,19 @@ class YuNet:
         if {*_OUTPUTS} != {output.name for output in self._session.get_outputs()}:
             raise DetectorError(f"{path} is no YuNet of 2023: its outputs are others")
 
-    def detect(self, image: NDArray[np.uint8]) -> tuple[Detection, ...]:
-        """Find the faces of one picture; see :class:`ferkit.detect.Detector`."""
+    @property
+    def longest_side(self) -> int | None:
+        """Pixels of a picture's longer side above which more of them change little; None: no limit."""
+        return None if self._min_face else int(_SMALLEST * _DEFAULT_SHARE)
+
+    def detect(self, image: NDArray[np.uint8], reduced: float = 1.0) -> tuple[Detection, ...]:
+        """Find the faces of one picture; see :class:`ferkit.detect.Detector`.
+
+        Args:
+            image: uint8 ``[H, W, 3]``, RGB.
+            reduced: Factor by which the picture was reduced; the smallest face searched for is that of the
+                original.
+        """
         height, width = image.shape[:2]
         longest = max(height, width)
         scale = min(max(1.0, min(ZOOM, _LEAST_SIDE / longest)), LONGEST / longest)
@@ -129,17 +140,17 @@ class YuNet:
         if not len(found):
             found = search(image, scale / 2, self._run)
         if self._min_face or not len(found) or found.heights.min() * scale < _SMALL:
-            closer = zoom_steps(scale, self._closest(longest, scale))
+            closer = zoom_steps(scale, self._closest(longest, scale, reduced))
             more = join([found.select(slice(0)), *(search(image, each, self._run) for each in closer)])
             sure = (more.heights * scale < _LARGE) & (more.scores >= _SURE)
             found = join([found, more.select(sure)])
         return detections(found, width, height, self._min_face)
 
-    def _closest(self, longest: int, first: float) -> float:
+    def _closest(self, longest: int, first: float, reduced: float) -> float:
         """Return the largest scale at which a picture of that longest side is searched."""
         if self._min_face:
             return min(_SMALLEST / self._min_face, ZOOM)
-        smallest = max(_DEFAULT_MIN_FACE, longest / _DEFAULT_SHARE)
+        smallest = max(_DEFAULT_MIN_FACE / reduced, longest / _DEFAULT_SHARE)
         return min(max(_SMALLEST / smallest, LONGEST / longest, _CLOSER * first), ZOOM)
 
     def _run(self, tile: NDArray[np.uint8]) -> Faces:

@@ -105,18 +105,25 @@ class FacePipeline:
             [[(x - half, y - half), (x + half, y - half), (x + half, y + half), (x - half, y + half)]]
         )
 
-    def prepare(self, gray: NDArray[np.uint8], detections: Sequence[Detection]) -> CroppedFaces:
+    def prepare(
+        self, gray: NDArray[np.uint8], detections: Sequence[Detection], size: tuple[int, int] | None = None
+    ) -> CroppedFaces:
         """Crop detected faces and measure their quality.
 
         Args:
             gray: uint8 ``[H, W]``, the picture.
             detections: The faces in it.
+            size: Width and height of the picture of which the detections are, if ``gray`` is a reduced copy.
 
         Raises:
             ImageError: If a face cannot be cropped.
         """
         height, width = gray.shape
-        crops = self.crop(gray, detections)
+        located = detections
+        if size is not None and size != (width, height):
+            located = [d.scaled(width / size[0], height / size[1]) for d in detections]
+            width, height = size
+        crops = self.crop(gray, located)
         qualities = tuple(
             measure_quality(d.box, d.landmarks, crop, width, height)
             for d, crop in zip(detections, crops, strict=True)

@@ -16,9 +16,10 @@ from ferkit.core.classifier import FaceClassifier
 from ferkit.core.crops import TTA_MODES, TtaMode, fit_crop
 from ferkit.core.errors import DetectorError, FerkitError, ImageError, ModelFileError, TaxonomyError
 from ferkit.core.extras import require
-from ferkit.core.images import DEFAULT_MAX_PIXELS, ImageSource, is_data_uri, load_image, to_gray
+from ferkit.core.images import DEFAULT_MAX_PIXELS, ImageSource, is_data_uri, load_image, load_reduced, to_gray
 from ferkit.core.priors import Prior, estimate_prior, read_prior
-from ferkit.detect import DEFAULT, Detector, make_detector
+from ferkit.detect import DEFAULT, Detection, Detector, make_detector
+from ferkit.detect.yunet import YuNet
 from ferkit.recognize.adjust import Adjustment
 from ferkit.recognize.pipeline import CroppedFaces, FacePipeline, in_batches, in_threads
 from ferkit.recognize.results import Explanation, Expression, Photo, Unreadable
@@ -37,6 +38,8 @@ PENDING_BYTES = 64 << 20
 
 NamedSource: TypeAlias = "tuple[str | None, ImageSource | ImageError]"
 """A photo, or the reason why there is none, with the name that its result gets as ``source``."""
+
+_LEAST_HEIGHT = 64.0  # pixels of a face in a reduced photo; smaller ones are cropped from the photo itself
 
 _SomeSource = TypeVar("_SomeSource", bound=ImageSource)  # to mypy, a list[str] is no list[ImageSource]
 
@@ -461,17 +464,42 @@ class Recognizer:
         if isinstance(photo, ImageError):
             return Unreadable(source, photo, 0.0)
         try:
-            rgb = load_image(photo, max_pixels=self._max_pixels)
+            rgb, size = self._load(photo, detector)
         except ImageError as error:
             return Unreadable(source, error, time.perf_counter() - start)
         try:
-            faces = self._pipeline.prepare(to_gray(rgb), detector.detect(rgb))
+            detections = self._detect(rgb, size, detector)
+            searched = rgb
+            if size != (rgb.shape[1], rgb.shape[0]):
+                heights = [(d.box[3] - d.box[1]) * rgb.shape[1] / size[0] for d in detections]
+                small = min(heights, default=_LEAST_HEIGHT) < _LEAST_HEIGHT
+                if small or keep_picture:
+                    rgb = load_image(photo, max_pixels=self._max_pixels)
+                if small:
+                    searched = rgb
+            faces = self._pipeline.prepare(to_gray(searched), detections, size)
         except (DetectorError, ImageError) as error:
             # For example a picture too long to be a face crop, or an empty box of a user's own detector.
             failure = ImageError(f"{source or 'the picture'}: {error}")
             failure.__cause__ = error
             return Unreadable(source, failure, time.perf_counter() - start)
         return _Pending(source, faces, rgb if keep_picture else None, time.perf_counter() - start)
+
+    def _load(self, photo: ImageSource, detector: Detector) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+        """Read a photo, reduced where its detector needs no more pixels; return it and its own size."""
+        if isinstance(detector, YuNet) and detector.longest_side is not None:
+            return load_reduced(photo, detector.longest_side, max_pixels=self._max_pixels)
+        rgb = load_image(photo, max_pixels=self._max_pixels)
+        return rgb, (rgb.shape[1], rgb.shape[0])
+
+    def _detect(
+        self, rgb: NDArray[np.uint8], size: tuple[int, int], detector: Detector
+    ) -> Sequence[Detection]:
+        """Find the faces of a photo that may have been reduced, in pixels of its own size."""
+        factors = size[0] / rgb.shape[1], size[1] / rgb.shape[0]
+        if isinstance(detector, YuNet) and factors != (1, 1):
+            return [d.scaled(*factors) for d in detector.detect(rgb, factors[0])]
+        return detector.detect(rgb)
 
     def _recognize(self, batch: Sequence[_Pending | Unreadable]) -> Iterator[Photo | Unreadable]:
         start = time.perf_counter()
