@@ -21,7 +21,7 @@ from ferkit.evaluation.evaluate import evaluate_split
 from ferkit.evaluation.join import joined
 from ferkit.evaluation.model import metric_rows
 from ferkit.export.card import render_card
-from ferkit.export.join import with_basic
+from ferkit.export.join import with_basic, with_quality
 from modelzoo import write_tiny_model
 
 DATA = "cartoon:300"
@@ -383,10 +383,13 @@ def test_a_card_without_data_says_that_nothing_was_fitted_or_measured(ask, model
 
 
 def test_basic_joins_the_heads_of_the_ensemble_if_there_are_labels_and_votes(ask, models, tmp_path, faces):
-    assert ask(*models, "-o", tmp_path / "e.onnx", "--data", DATA).status == 0
+    done = ask(*models, "-o", tmp_path / "e.onnx", "--data", DATA, "--notes", "For trials.")
+    assert done.status == 0
     info = read_model(tmp_path / "e.onnx")[1]
+    assert info.notes == "For trials."
     found = FaceClassifier(tmp_path / "e.onnx").predict(faces.images)
     assert info.default_taxonomy == "basic"
+    assert "not calibrated" not in done.err
     np.testing.assert_allclose(found["basic"], joined(info.head("basic"), found), atol=1e-5)
     rows = [row for row in info.metrics if row.labels.startswith("basic")]
     assert {row.labels for row in rows} == {"basic", "basic majority"}
@@ -409,3 +412,12 @@ def test_without_votes_basic_is_the_mean_of_the_members(ask, models, tmp_path, f
     mean = np.mean([FaceClassifier(m).predict(faces.images)["basic"] for m in named], axis=0)
     found = FaceClassifier(tmp_path / "e.onnx").predict(faces.images)["basic"]
     np.testing.assert_allclose(found, mean, atol=1e-6)
+
+
+def test_an_ensemble_has_temperatures_for_poor_faces_as_an_exported_network(ask, models, tmp_path):
+    data = "cartoon:900"
+    assert ask(*models, "-o", tmp_path / "e.onnx", "--data", data).status == 0
+    info = read_model(tmp_path / "e.onnx")[1]
+    assert any(head.quality for head in info.taxonomies)
+    predict = FaceClassifier(tmp_path / "e.onnx").predict
+    assert info == with_quality(info, predict, load_data(data).of_split("PublicTest"))

@@ -24,7 +24,7 @@ def ensemble(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="MODEL", help="Two or more model files, or names of embedded models.", show_default=False
+            metavar="MODEL", help="Two or more model files, or names of `ferkit models`.", show_default=False
         ),
     ],
     *,
@@ -44,6 +44,7 @@ def ensemble(
     name: Annotated[str | None, option("--name", "Name of the ensemble.", "the file's")] = None,
     taxonomy: Annotated[str | None, option("--taxonomy", "The default output.", "the first model's")] = None,
     card: Annotated[Path | None, option("--card", "Write the model card as well (Markdown).")] = None,
+    notes: Annotated[str, option("--notes", "Free text for the model card.")] = "",
     json: JsonFileOption = None,
     threads: Annotated[
         int | None, option("--threads", "Threads of ONNX Runtime, with --data.", "all cores", min=1)
@@ -52,7 +53,9 @@ def ensemble(
     """Join models into one file: the weighted mean of their probabilities.
 
     With --data the ensemble gets a temperature, with --fit fitted weights as well; both are evaluated out of
-    fold. Members are networks: an ensemble of which nothing was fitted is replaced by its members.
+    fold. As `ferkit export` does, it then also fits the output basic, if there are FER+ votes, coverage
+    curves, and temperatures for blurred and dark faces. Members are networks: an ensemble of which nothing
+    was fitted is replaced by its members.
     """
     from ferkit.core import files
     from ferkit.data import load_data
@@ -96,6 +99,7 @@ def ensemble(
         drop_flat=drop_flat,
         fit_weights=fit,
         threads=threads,
+        notes=notes,
         progress=remark,
     )
     for line in _notes(info, fits, "no --data" if data is None else f"no labels for it in {data}, {split}"):
@@ -155,7 +159,7 @@ def _notes(info: ModelInfo, fits: Sequence[EnsembleFit], lacks: str) -> list[str
     lines = [
         f"{head.id}: {lacks}, so it is not calibrated (temperature 1){first}"
         for head in info.taxonomies
-        if head.id not in labelled
+        if head.id not in labelled and head.join is None
     ]
     for fit in fits:
         if fit.fit == "nothing":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -51,7 +52,7 @@ from ferkit.evaluation.join import (
 )
 from ferkit.evaluation.metrics import SMALLEST_PROBABILITY
 from ferkit.evaluation.model import facts_of
-from ferkit.export.join import default_of, with_basic, with_coverage
+from ferkit.export.join import default_of, with_basic, with_coverage, with_quality
 
 PARITY = 1e-5
 """The largest difference between the file's predictions and those computed from its members'."""
@@ -102,7 +103,7 @@ class Ensemble:
 
 
 def load_member(model: str | os.PathLike[str]) -> Member:
-    """Read a model file, or an embedded model by name.
+    """Read a model file, or a model by name.
 
     Raises:
         ModelFileError: If there is none, it is damaged, or it is an ensemble that is no plain mean of its
@@ -161,6 +162,7 @@ def export_ensemble(
     drop_flat: bool = False,
     fit_weights: bool = False,
     threads: int | None = None,
+    notes: str = "",
     progress: Callable[[str], None] | None = None,
 ) -> tuple[ModelInfo, tuple[EnsembleFit, ...]]:
     """Join members into one file; fit temperatures, and weights if wanted, where there is data.
@@ -179,7 +181,8 @@ def export_ensemble(
         drop_flat: Leave out images of one constant colour.
         fit_weights: Fit the weights as well.
         threads: Threads of ONNX Runtime.
-        progress: Called with a line of text before each member predicts.
+        notes: Free text.
+        progress: Called with a line of text before each member predicts and before curves are fitted.
 
     Returns:
         The metadata, and what was fitted in each taxonomy that the split has labels for.
@@ -228,8 +231,22 @@ def export_ensemble(
             update={"default_taxonomy": default_taxonomy if BASIC.id in heads else default_of(ensemble.info)}
         )
         ensemble = replace(ensemble, info=info)
+    ensemble = replace(ensemble, info=ensemble.info.model_copy(update={"notes": notes}))
+    if faces is not None:
+        if progress is not None:
+            progress("fitting temperatures for blurred and dark faces")
+        ensemble = _with_quality(ensemble, faces, threads)
     ensemble.write(path)
     return ensemble.info, fits
+
+
+def _with_quality(ensemble: Ensemble, faces: FaceDataset, threads: int | None) -> Ensemble:
+    """Return an ensemble with the temperatures for blurred and dark faces."""
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Path(folder) / "trial.onnx"
+        write_model(ensemble.content, ensemble.info, trial)
+        classifier = FaceClassifier(trial, threads=threads)
+        return replace(ensemble, info=with_quality(ensemble.info, classifier.predict, faces))
 
 
 def _with_figures(
