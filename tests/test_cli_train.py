@@ -216,7 +216,17 @@ def test_an_installed_wheel_says_where_the_training_weights_are(tmp_path, monkey
     monkeypatch.setattr(weights, "ZOO", tmp_path / "absent")
     assert run(["train", "-r", "finetune", "--init", "ferkit-base", "--data", "cartoon:70"]) == 1
     err = capfd.readouterr().err
-    assert "ferkit-base.weights.npz in the folder zoo/" in err
+    assert "there is no ferkit-base" in err
+    assert "NAME.weights.npz in the folder zoo/" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_ensemble_is_no_start_and_its_members_are_named(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert run(["train", "-r", "finetune", "--init", "best", "--data", "cartoon:70"]) == 1
+    err = capfd.readouterr().err
+    assert "best is an ensemble, which has no training weights" in err
+    assert "name one of its members: ferkit-large, ferkit-cutmix, standard" in err
     assert list(tmp_path.iterdir()) == []
 
 

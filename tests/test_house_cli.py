@@ -20,7 +20,7 @@ from ferkit.cli import COMMANDS, common, run
 from ferkit.cli.streams import make_console
 from ferkit.core.errors import DataError, FerkitError
 from ferkit.core.images import write_image
-from ferkit.weights import embedded_models
+from ferkit.weights import PURPOSES, embedded_models, zoo_models
 from samples import sample
 
 
@@ -154,8 +154,24 @@ def test_models_have_their_whole_names_at_80_columns(
     monkeypatch.setenv("COLUMNS", "80")
     assert run(["models"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert set(embedded_models()) <= {line.split()[0] for line in lines if line.strip()}
+    first = [line.split()[0] for line in lines if line.strip()]
+    names = [*embedded_models(), *zoo_models()]
+    assert [name for name in first if name in names] == names
     assert max(map(len, lines)) <= 80
+
+
+def test_models_say_when_to_choose_each_and_what_it_reaches(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    assert run(["models", "standard"]) == 0
+    row = capsys.readouterr().out.splitlines()[2]
+    assert PURPOSES["standard"] in row
+    assert row.split()[-6:] == ["1.37", "M", "99.6", "2.6", "72.0", "yes"]
+    assert run(["models", "ferkit-distilled", "--json"]) == 0
+    (listed,) = json.loads(capsys.readouterr().out)["embedded"]
+    assert listed["name"] == "standard"
+    assert listed["accuracy"] == pytest.approx(0.7203, abs=1e-4)
 
 
 @pytest.mark.parametrize(

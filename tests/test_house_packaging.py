@@ -114,6 +114,13 @@ def test_the_wheel_holds_every_file_of_the_package(wheel: zipfile.Path) -> None:
     } <= names
 
 
+def test_the_wheel_holds_the_models_by_name_and_no_other(wheel: zipfile.Path) -> None:
+    held = {Path(name).name for name in wheel.root.namelist() if Path(name).suffix in (".onnx", ".npz")}
+    assert held == {f"{name}.onnx" for name in weights.embedded_models()}
+    assert {"standard.onnx", "best.onnx"} <= held
+    assert held <= {f"{name}.onnx" for name in weights.PURPOSES}
+
+
 def test_the_wheel_holds_nothing_but_the_package_and_its_metadata(wheel: zipfile.Path) -> None:
     tops = {name.split("/")[0] for name in wheel.root.namelist()}
     assert tops == {"ferkit", f"ferkit-{ferkit.__version__}.dist-info"}

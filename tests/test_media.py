@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import modelzoo
-from ferkit import FaceClassifier, Recognizer, weights
+from ferkit import Recognizer, weights
 from ferkit.core.images import load_image
 from ferkit.detect import make_detector
 
@@ -120,14 +120,3 @@ def test_the_embedded_model_sees_the_smiling_people_smile(embedded: Recognizer, 
     faces = embedded.predict(shared_dir / "media" / "multi_face.jpg").faces
     smiling = [face for face in faces if not 430 < (face.box[0] + face.box[2]) / 2 < 525]
     assert [face.label for face in smiling] == ["happy"] * 4
-
-
-def test_the_embedded_model_is_small_and_complete(embedded: Recognizer) -> None:
-    path = weights.embedded_path()
-    assert path.stat().st_size < 3 << 20
-    assert path.with_suffix(".md").is_file()
-    info = FaceClassifier().info
-    assert info.licence
-    assert info.metrics
-    assert {head.id for head in info.taxonomies} >= {"fer2013", "ferplus", "basic"}
-    assert info.default_taxonomy == "basic"

@@ -240,13 +240,18 @@ def test_models_are_resolved_by_name_or_file(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError, match="no model 'no-such-model'"):
         resolve_model("no-such-model")
     for name in weights.embedded_models():
-        assert resolve_model(name) == weights.embedded_path(name)
-        assert read_model(resolve_model(name))[1].name
+        assert resolve_model(name) == Path(weights.__file__).parent / f"{name}.onnx"
+    assert resolve_model() == resolve_model(weights.DEFAULT)
 
 
-def test_a_missing_embedded_model_is_an_error() -> None:
-    with pytest.raises(ModelFileError, match="no embedded model 'nothing'"):
-        weights.embedded_path("nothing")
+def test_without_models_the_default_is_an_error_whatever_files_there_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / weights.DEFAULT).mkdir()
+    monkeypatch.setattr(weights, "_FOLDER", tmp_path)
+    with pytest.raises(ModelFileError, match=f"no model '{weights.DEFAULT}'"):
+        resolve_model()
 
 
 def test_the_digest_is_that_of_the_file_with_its_digest_zeroed(model_bytes: bytes) -> None:

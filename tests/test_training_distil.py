@@ -25,7 +25,7 @@ from ferkit.training.distil import OnlineTeachers, TeacherPredictions, predict_o
 from ferkit.training.inference import predict_logits, predict_probabilities
 from ferkit.training.network import TrainingModel, teacher_key
 from ferkit.training.trainer import set_up, train
-from ferkit.weights import embedded_models
+from ferkit.weights import DEFAULT, embedded_models, training_weights, zoo_models
 from modelzoo import write_tiny_model
 from tinyruns import StopAt, numbers, tiny
 
@@ -660,8 +660,21 @@ def test_an_online_teacher_needs_training_weights(tmp_path, monkeypatch, teacher
         OnlineTeachers([teacher], 48, HEADS, "none")
 
 
-@pytest.mark.parametrize("name", embedded_models())
-def test_training_weights_of_every_shipped_model_are_those_of_its_file(name):
+TRAINABLE = [name for name in (*embedded_models(), *zoo_models()) if training_weights(name)]
+
+
+def test_the_default_and_every_model_of_the_zoo_have_training_weights():
+    assert {DEFAULT, *zoo_models()} <= set(TRAINABLE)
+
+
+def test_a_teacher_by_a_former_name_is_recorded_by_its_present_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    teachers = OnlineTeachers(["ferkit-distilled"], 48, HEADS, "none")
+    assert [model["name"] for model in teachers.models] == ["standard"]
+
+
+@pytest.mark.parametrize("name", TRAINABLE)
+def test_training_weights_of_a_model_are_those_of_its_file(name):
     images = np.random.default_rng(0).integers(0, 256, (8, 48, 48), np.uint8)
     run = runs.load_training_weights(name)
     expected = FaceClassifier(name).predict(images)

@@ -40,7 +40,7 @@ COMMANDS = {
     "compare": Command("ferkit.cli.compare_command", "Test whether two models differ significantly."),
     "export": Command("ferkit.cli.export_command", "Turn a training run into one model file."),
     "ensemble": Command("ferkit.cli.ensemble_command", "Join models into one ensemble file."),
-    "models": Command("ferkit.cli.models_command", "List networks, recipes and embedded models."),
+    "models": Command("ferkit.cli.models_command", "List the models, architectures and recipes."),
     "completion": Command("ferkit.cli.completion_command", "Print a script for completion in a shell."),
     "doctor": Command("ferkit.cli.doctor_command", "Show what is installed, what works and what is missing."),
 }

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ferkit.weights import DEFAULT
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import ProgressColumn
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 WIDE = 120
 """Columns of a table that goes into a file or a pipe, where nobody's window sets them."""
 
-MODEL_HELP = "A model file, a run's folder, or the name of an embedded model."
+MODEL_HELP = "A model file, a run's folder, or a name of `ferkit models`."
 TTA_HELP = "Test-time augmentation: none, flip (the mean with the mirror image) or ten-crop (ten crops)"
 
 
@@ -59,11 +61,9 @@ VotesOption = Annotated[
     Path | None, option("--votes", "FER+ votes (fer2013new.csv), joined by row.", callback=_check_source)
 ]
 ModelOption = Annotated[
-    str | None, option("--model -m", "A model file, or the name of an embedded model.", "embedded")
+    str | None, option("--model -m", "A model file, or a name of `ferkit models`.", DEFAULT)
 ]
-ModelOrRun = Annotated[
-    str | None, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default="the embedded model")
-]
+ModelOrRun = Annotated[str | None, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=DEFAULT)]
 ProviderOption = Annotated[
     list[str] | None,
     option(

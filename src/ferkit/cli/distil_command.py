@@ -34,7 +34,7 @@ def distil(
         list[str] | None,
         option(
             "--teacher -t",
-            "A model file or a shipped model's name; for online distillation also a run or its training "
+            "A model file or a name of `ferkit models`; for online distillation also a run or its training "
             "weights. Several teachers are averaged.",
             metavar="MODEL",
         ),

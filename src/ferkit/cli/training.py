@@ -19,7 +19,8 @@ ResumeOption = Annotated[
     Path | None, option("--resume", "Continue the run in this folder, with its own recipe and data.")
 ]
 InitOption = Annotated[
-    str | None, option("--init", "Start from a run, a file of training weights, or a shipped model's name.")
+    str | None,
+    option("--init", "Start from a run, training weights, or a name of `ferkit models`."),
 ]
 EpochsOption = Annotated[int | None, option("--epochs", "Replaces the recipe's.")]
 SeedOption = Annotated[int | None, option("--seed", "Replaces the recipe's.")]

@@ -20,7 +20,7 @@ class FaceClassifier:
     """A model file, ready to predict. Safe to use from several threads at once.
 
     Args:
-        model: Name of an embedded model, a model file, its bytes, or None for the embedded default.
+        model: Name of a model, a model file, its bytes, or None for the default model.
         providers: ONNX Runtime execution providers in order of preference, for instance
             ``["CUDAExecutionProvider"]``; the CPU by default.
         threads: Threads of one call; by default the cores that this process may use.

@@ -23,7 +23,7 @@ from ferkit.core import files, onnxbytes
 from ferkit.core.crops import FER2013_CROPS, CropGeometry, TtaMode
 from ferkit.core.errors import ModelFileError, TaxonomyError
 from ferkit.core.taxonomy import Taxonomy
-from ferkit.weights import DEFAULT, embedded_models, embedded_path
+from ferkit.weights import DEFAULT, find_model, held_models
 
 FORMAT_VERSION: Final = 2
 INPUT = "face"
@@ -565,19 +565,17 @@ def _parse_info(text: bytes, name: str) -> ModelInfo:
 
 
 def resolve_model(model: str | os.PathLike[str] | None = None) -> Path:
-    """Return the file of a model: the embedded default for None, an embedded model by name, or a file.
+    """Return the file of a model: the default one for None, a model by name, or a file.
 
     Raises:
         ModelFileError: If there is none.
     """
-    if model is None:
-        return embedded_path(DEFAULT)
-    if isinstance(model, str) and model in embedded_models():
-        return embedded_path(model)
-    path = Path(model)
-    if not path.exists():
-        have = ", ".join(embedded_models()) or "none"
+    named = DEFAULT if model is None else model
+    if isinstance(named, str) and (found := find_model(named)) is not None:
+        return found
+    path = Path(named)
+    if model is None or not path.exists():
         raise ModelFileError(
-            f"no model {os.fspath(model)!r}: it is neither a file nor an embedded model (embedded: {have})"
+            f"no model {os.fspath(named)!r}: it is neither a file nor a model's name; {held_models()}"
         )
     return path

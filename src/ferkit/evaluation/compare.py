@@ -307,7 +307,7 @@ def compare(
     A set of labels with fewer than two faces is left out, with a warning (logger ``ferkit.evaluation``).
 
     Args:
-        first: A model file, the folder of a run, the name of an embedded model, or an opened model.
+        first: A model file, the folder of a run, the name of a model, or an opened model.
         second: Another.
         data: Labelled faces, as :func:`ferkit.data.load_data` takes them, or a data set.
         votes: FER+ votes, for a csv; adds the FER+ labels.

@@ -95,10 +95,10 @@ class EvaluatedModel:
 
 
 def open_model(model: str | os.PathLike[str] | None, *, threads: int | None = None) -> EvaluatedModel:
-    """Open a run's folder, a model file, or an embedded model by name.
+    """Open a run's folder, a model file, or a model by name.
 
     Args:
-        model: Folder, file, name, or None for the embedded default.
+        model: Folder, file, name, or None for the default model.
         threads: Threads of ONNX Runtime; a run's Keras network uses its backend's own.
 
     Raises:

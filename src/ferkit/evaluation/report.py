@@ -177,7 +177,7 @@ def evaluate(
     """Measure a model on labelled faces.
 
     Args:
-        model: A model file, the folder of a run, the name of an embedded model, None for the default one, or
+        model: A model file, the folder of a run, the name of a model, None for the default one, or
             an opened model.
         data: Labelled faces, as :func:`ferkit.data.load_data` takes them, or a data set.
         votes: FER+ votes (``fer2013new.csv``), for a csv; adds scores on the FER+ labels.

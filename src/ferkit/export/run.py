@@ -195,7 +195,7 @@ def _check_data(known: Provenance, data: FaceDataset) -> None:
 
 
 def _licence(provenance: Provenance) -> str:
-    # The faces behind a teacher or initial weights are not recorded; those of embedded models are FER2013's.
+    # The faces behind a teacher or initial weights are not recorded; those of ferkit's models are FER2013's.
     if provenance.has_fer2013_faces or provenance.init or provenance.teachers:
         return LICENCE
     return "Not stated by its author"

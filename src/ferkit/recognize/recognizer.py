@@ -67,7 +67,7 @@ class Recognizer:
         ()
 
     Args:
-        model: Name of an embedded model, a model file, its bytes, or None for the embedded default.
+        model: Name of a model, a model file, its bytes, or None for the default model.
         detector: ``yunet``, ``yunet:FILE``, ``centerface`` (extra ``centerface``), ``none`` (each photo is a
             face crop already), or an object of the :class:`ferkit.detect.Detector` interface.
         taxonomy: Id of the label set; by default the model's default.

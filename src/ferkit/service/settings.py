@@ -42,7 +42,7 @@ class Settings(BaseSettings):
         False, description="Listen on an address other than the loopback without an API key."
     )
 
-    model: str | None = Field(None, description="A model file, or the name of an embedded model.")
+    model: str | None = Field(None, description="A model file, or a name of `ferkit models`.")
     detector: str | None = Field(None, description="The face detector, as of ferkit predict.")
     providers: tuple[str, ...] = Field((), description="ONNX Runtime execution providers, in order.")
     min_confidence: float = Field(

@@ -22,6 +22,7 @@ from ferkit.core.taxonomy import Taxonomy
 from ferkit.data.cache import digest_of
 from ferkit.training.runs import load_training_weights
 from ferkit.training.state import digest_arrays, read_archive, write_archive
+from ferkit.weights import current_name
 
 CHUNK = 512
 """Faces that a teacher predicts at once, offline."""
@@ -108,7 +109,7 @@ def predict_offline(
     only, and a second student of the same teacher computes nothing.
 
     Args:
-        teachers: Model files (ensembles too), or names of shipped models.
+        teachers: Model files (ensembles too), or names of models.
         images: uint8 ``[N, S, S]``.
         taxonomies: The student's heads.
         tta: ``none``, ``flip`` or ``ten-crop``.
@@ -149,7 +150,7 @@ class OnlineTeachers:
     teachers may have memorised (Beyer et al. 2022).
 
     Args:
-        teachers: Run folders, files of training weights (``*.weights.npz``), or names of shipped models.
+        teachers: Run folders, files of training weights (``*.weights.npz``), or names of models.
         size: Side of the faces.
         taxonomies: The student's heads.
         tta: ``none``, or ``flip`` for the mean of the predictions for a face and its mirror image.
@@ -184,7 +185,7 @@ class OnlineTeachers:
                 )
             temperatures = {head: weights.temperatures[head] if calibrated else 1.0 for head in heads}
             self._networks.append((weights.network(dtype), temperatures))
-            name = Path(teacher).name.removesuffix(".npz").removesuffix(".weights")
+            name = current_name(Path(teacher).name.removesuffix(".npz").removesuffix(".weights"))
             self.models.append({"name": name, "sha256": digest_arrays(weights.arrays)})
         known = {head for _, temperatures in self._networks for head in temperatures}
         self.heads = tuple(t.id for t in taxonomies if t.id in known)

@@ -23,7 +23,7 @@ from ferkit.models import build_model
 from ferkit.training.history import Row
 from ferkit.training.recipe import Recipe, dump_recipe, load_recipe, parse_recipe
 from ferkit.training.state import load_network_arrays, read_archive, write_archive
-from ferkit.weights import embedded_models, training_weights
+from ferkit.weights import find_model, training_weights
 
 logger = logging.getLogger("ferkit.training")
 
@@ -284,27 +284,38 @@ def load_training_weights(source: str | Path) -> Run:
     """Read the weights that ``--init`` and online distillation start from.
 
     Args:
-        source: A run folder, a file of training weights, or the name of a shipped model whose training
-            weights lie in ``zoo/``.
+        source: A run folder, a file of training weights, or the name of a model whose training weights lie
+            in ``zoo/``.
 
     Raises:
         TrainingError: If there are none.
     """
-    if str(source) in embedded_models() and not Path(source).exists():
-        found = training_weights(str(source))
-        if found is None:
-            raise TrainingError(
-                f"the training weights of {source} are not installed; they are {source}.weights.npz in the "
-                "folder zoo/ of ferkit's repository: name that file"
-            )
-        return load_weights(found)
     path = Path(source)
+    if not path.exists():
+        if (found := training_weights(str(source))) is not None:
+            return load_weights(found)
+        _check_is_no_name(str(source))
     if path.suffix == ".onnx":
         raise TrainingError(
             f"{path} is a model file, whose graph is folded and cannot be trained; name a run folder or "
             "training weights (ferkit export --training-weights FILE.npz)"
         )
     return load_run(path) if path.is_dir() else load_weights(path)
+
+
+def _check_is_no_name(source: str) -> None:
+    """Raise TrainingError if a source, which does not exist, is or looks like a model's name."""
+    file = find_model(source)
+    if file is not None and (members := read_model(file)[1].members):
+        raise TrainingError(
+            f"{source} is an ensemble, which has no training weights; name one of its members: "
+            f"{', '.join(member.name for member in members)}"
+        )
+    if Path(source).name == source and not Path(source).suffix:
+        raise TrainingError(
+            f"there is no {source}: neither a run folder nor training weights. Those of ferkit's models are "
+            "NAME.weights.npz in the folder zoo/ of its repository: name that file"
+        )
 
 
 def needed_faces(

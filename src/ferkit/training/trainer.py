@@ -34,6 +34,7 @@ from ferkit.training.precision import onednn_setting, processor_name
 from ferkit.training.recipe import ModelPart, Recipe, load_recipe
 from ferkit.training.runs import Run, RunFolder
 from ferkit.training.targets import Head, heads_of, label_frequencies, weighted_targets
+from ferkit.weights import current_name
 
 if TYPE_CHECKING:
     from keras.callbacks import Callback
@@ -178,12 +179,12 @@ def train(
             ``on_teacher_batch_end(teacher, done, faces)``, where there is one, is called while a teacher
             predicts the training faces (offline distillation).
         votes: FER+ votes, where ``data`` is to be loaded. With a data set it is only recorded.
-        init: Weights to start from: a run folder, a ``.npz`` of training weights, or the name of a shipped
+        init: Weights to start from: a run folder, a ``.npz`` of training weights, or the name of a
             model. Architecture and size of the faces are theirs; heads with other labels start untrained.
         model_params: With ``init``: parameters of the architecture to change, where no shape depends on
             them (``dropout``).
-        teachers: Teachers of the recipe's ``distil`` part. Offline: model files or names of shipped models.
-            Online: run folders, training weights or names of shipped models. A resumed run has its own copy.
+        teachers: Teachers of the recipe's ``distil`` part. Offline: model files or names of models.
+            Online: run folders, training weights or names of models. A resumed run has its own copy.
         resume: Continue from the last checkpoint of ``out``, to the same result as without the interruption.
             Only ``epochs`` may differ from the recipe that the run was started with (``run.json`` records
             it), and ``precise_batch_norm``, which comes after the last epoch. The weights of a finished run
@@ -291,7 +292,8 @@ def _load_start(setup: Setup, start: Run, init: str) -> dict[str, Any]:
             " and ".join(fresh),
             "; ".join(f"{t.id} ({', '.join(t.labels)})" for t in start.taxonomies),
         )
-    return {"from": Path(init).name, "sha256": state.digest_arrays(start.arrays), "heads": taken}
+    name = current_name(Path(init).name)
+    return {"from": name, "sha256": state.digest_arrays(start.arrays), "heads": taken}
 
 
 def _get_teachers(

@@ -1,46 +1,63 @@
-"""The models that come with ferkit: one ONNX file and one card (Markdown) each, in this folder."""
+"""The models by name: those of this folder, one ONNX file and one card each, and in a checkout the zoo's."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from ferkit.core.errors import ModelFileError
+PURPOSES = {
+    "fast": "many faces or little power: the most faces per second",
+    "standard": "the default: the most accurate single network",
+    "best": "the highest accuracy: an ensemble with five times the arithmetic",
+}
+"""The models of the wheel and when to choose each, from the fastest to the most accurate."""
 
-DEFAULT = "ferkit-distilled"
+DEFAULT = "standard"
 """Name of the model that is used when none is named."""
+
+FORMER_NAMES = {"ferkit-distilled": "standard"}
+"""Names that models had before; they work wherever a name is taken."""
 
 _FOLDER = Path(__file__).parent
 
 ZOO = Path(__file__).parents[3] / "zoo"
-"""Training weights of the shipped models, in a checkout; the wheel does not hold them."""
+"""The other models, and the training weights of all, in a checkout; the wheel does not hold them."""
 
 
 def embedded_models() -> tuple[str, ...]:
-    """Return the names of the embedded models, the default first."""
+    """Return the names of the models in the installed package, from the fastest to the most accurate."""
+    order = list(PURPOSES)
     names = {path.stem for path in _FOLDER.glob("*.onnx")}
-    return tuple(sorted(names, key=lambda name: (name != DEFAULT, name)))
+    return tuple(sorted(names, key=lambda name: (order.index(name) if name in order else len(order), name)))
 
 
-def embedded_path(name: str = DEFAULT) -> Path:
-    """Return the file of an embedded model.
+def zoo_models() -> tuple[str, ...]:
+    """Return the names of the models in ``zoo/``; none outside a checkout."""
+    return tuple(sorted(path.stem for path in ZOO.glob("*.onnx")))
 
-    Raises:
-        ModelFileError: If there is no embedded model of that name.
-    """
-    path = _FOLDER / f"{name}.onnx"
-    if name not in embedded_models():
-        have = ", ".join(embedded_models()) or "none at all"
-        raise ModelFileError(
-            f"no embedded model {name!r}; this installation holds {have}. "
-            "Name a model file (`ferkit export` writes them) or reinstall ferkit"
-        )
-    return path
+
+def current_name(name: str) -> str:
+    """Return the present name of a model that may be named as it was before."""
+    return FORMER_NAMES.get(name, name)
+
+
+def find_model(name: str) -> Path | None:
+    """Return the file of a model by its present or former name, or None if it is not installed."""
+    name = current_name(name)
+    folder = _FOLDER if name in embedded_models() else ZOO if name in zoo_models() else None
+    return None if folder is None else folder / f"{name}.onnx"
+
+
+def held_models() -> str:
+    """Say which models this installation holds, for error messages."""
+    held = f"this installation holds {', '.join((*embedded_models(), *zoo_models())) or 'none at all'}"
+    return held if zoo_models() else f"{held}; the others are files in zoo/ of ferkit's repository"
 
 
 def training_weights(name: str) -> Path | None:
-    """Return the file of a shipped model's training weights (Keras, float16), or None if it is not here.
+    """Return the file of a model's training weights (Keras, float16), or None if it is not here.
 
     The ONNX graph is folded and cannot be trained; fine-tuning and online distillation start from these.
     """
+    name = current_name(name)
     path = ZOO / f"{name}.weights.npz"
-    return path if name in embedded_models() and path.is_file() else None
+    return path if find_model(name) is not None and path.is_file() else None
