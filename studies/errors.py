@@ -1,7 +1,7 @@
 """Errors on FER2013's labels, by the majority vote of the FER+ taggers.
 
     python studies/errors.py --data fer2013.csv.gz --votes fer2013new.csv \
-        --models ferkit-large ferkit-cutmix ferkit-distilled
+        --models ferkit-large ferkit-cutmix standard
 
 The faces of PublicTest are of three kinds: the taggers' majority agrees with the label, disagrees with it, or
 there is no majority. For each model: accuracy on each kind, and whether it predicts the label or the majority

@@ -45,13 +45,15 @@ def reduced(source: Path) -> bytes:
     return source.read_bytes()
 
 
-def keep(run: Path, report: Path, out: Path) -> None:
-    """Write the kept files of a run and of its report into ``out``.
+def keep(run: Path | None, report: Path, out: Path) -> None:
+    """Write the kept files of a run and of its report into ``out``; an ensemble has no run.
 
     Raises:
         OSError: If one of the files is missing.
     """
-    kept = {name: run / name for name in RUN_FILES} | {name: report / name for name in REPORT_FILES}
+    kept = {name: report / name for name in REPORT_FILES}
+    if run is not None:
+        kept |= {name: run / name for name in RUN_FILES}
     kept["confusion.png"] = report / CONFUSION
     contents = {name: reduced(source) for name, source in kept.items()}
     out.mkdir(parents=True, exist_ok=True)
@@ -62,7 +64,7 @@ def keep(run: Path, report: Path, out: Path) -> None:
 def main() -> None:
     """Read the command line and copy the files."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--run", type=Path, required=True, help="run folder of the model")
+    parser.add_argument("--run", type=Path, help="run folder of the model; an ensemble has none")
     parser.add_argument("--report", type=Path, required=True, help="folder of `ferkit evaluate --out`")
     parser.add_argument("--out", type=Path, required=True, help="folder below results/")
     arguments = parser.parse_args()

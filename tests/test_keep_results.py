@@ -41,6 +41,15 @@ def test_a_report_and_a_run_are_kept_in_reduced_size(tmp_path: Path, monkeypatch
         assert (picture.mode, picture.size) == ("P", (40, 40))
 
 
+def test_an_ensemble_has_a_report_only(tmp_path: Path) -> None:
+    (tmp_path / "report.txt").write_text("x = 1\n")
+    (tmp_path / "report.json").write_text("{}")
+    Image.new("RGB", (4, 4)).save(tmp_path / keep_results.CONFUSION)
+    keep_results.keep(None, tmp_path, tmp_path / "out")
+    kept = {path.name for path in (tmp_path / "out").iterdir()}
+    assert kept == {*keep_results.REPORT_FILES, "confusion.png"}
+
+
 def test_nothing_is_written_if_a_file_is_missing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         keep_results.keep(tmp_path / "run", tmp_path / "report", tmp_path / "out")
