@@ -25,6 +25,7 @@ from PIL import Image
 import modelzoo
 from ferkit import Recognizer
 from ferkit.cli import run
+from ferkit.core import images
 from ferkit.core.crops import TTA_MODES
 from ferkit.core.images import load_image, write_image
 from ferkit.recognize import Photo, Unreadable
@@ -314,14 +315,16 @@ def test_a_photo_that_is_deleted_after_it_was_read_gets_its_copy(
 
 
 def test_each_photo_is_decoded_once(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    decoded: list[object] = []
+    opened: list[str] = []
+    open_picture = images._open
     monkeypatch.setattr(
-        "ferkit.recognize.recognizer.load_image",
-        lambda source, **options: decoded.append(source) or load_image(source, **options),
+        images,
+        "_open",
+        lambda content, name, limit: opened.append(name) or open_picture(content, name, limit),
     )
     copies = str(tmp_path / "copies")
     assert run(["predict", ASTRONAUT, CAT, "-m", model, "--annotate", copies, "--explain"]) == 0
-    assert [source for source in decoded if isinstance(source, str)] == [ASTRONAUT, CAT]
+    assert sorted(opened) == sorted([ASTRONAUT, CAT])
 
 
 def test_a_copy_that_its_format_cannot_hold_is_reported_and_skipped(
@@ -642,9 +645,9 @@ def test_the_first_photo_is_read_before_folders_are_searched(
     names, searched = search_slowly(tmp_path, monkeypatch, lambda: taken.wait(60))
     prepare = Recognizer._prepare
 
-    def noting(self: Recognizer, *arguments: Any) -> Any:
+    def noting(self: Recognizer, *arguments: Any, **options: Any) -> Any:
         taken.set()
-        return prepare(self, *arguments)
+        return prepare(self, *arguments, **options)
 
     monkeypatch.setattr(Recognizer, "_prepare", noting)
     copies = str(tmp_path / "copies")

@@ -250,6 +250,10 @@ def predict(
     given |= {"--keep": keep, "--flat": flat, "--resume": resume, "--retry-failed": retry_failed}
     refuse_options(given | {"--metrics": metrics, "--clips": clips, "--fps": fps}, "they belong to --output")
     at_a_time = worker_range(workers)[1] or threads or usable_cores()
+    if [Path(name).is_file() or name == STDIN for name in (*photos, *listed)] == [True]:
+        at_a_time = 1  # one photo, by all threads
+    elif at_a_time > 1:
+        settings["threads"] = 1
     recognizer = Recognizer(**settings)
     if explain and not recognizer.info.head(recognizer.taxonomy.id).cam:
         raise ModelFileError(

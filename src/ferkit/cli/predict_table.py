@@ -78,7 +78,7 @@ def predict_table(
     if on_ray:  # The other nodes may not have the model's file, and this one no GPU.
         model = resolve_model(settings["model"]).read_bytes()
         settings |= {"model": model, "threads": options.cores, "providers": None}
-    elif options.clips and workers > 1:
+    elif workers > 1:
         settings["threads"] = 1
     recognizer = Recognizer(**settings)
     passed_over: dict[str, int] = {}

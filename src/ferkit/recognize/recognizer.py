@@ -187,14 +187,10 @@ class Recognizer:
         return self._pipeline.detector
 
     @cached_property
-    def _detector_of_one_thread(self) -> Detector:
-        """The detector for photos that are searched at the same time, each on one core."""
+    def _on_one_core(self) -> Recognizer:
+        """This recognizer with networks of one thread, for photos that are read at the same time."""
         given = self._settings
-        if not isinstance(given["detector"], str) or given["threads"] == 1:
-            return self.detector
-        return make_detector(
-            given["detector"], min_face=given["min_face"], providers=given["providers"], threads=1
-        )
+        return self if given["threads"] == 1 or given["providers"] else self.copy(threads=1)
 
     @overload
     def predict(self, photos: ImageSource) -> Photo: ...
@@ -249,8 +245,9 @@ class Recognizer:
             keep_pictures: Whether ``Photo.picture`` is set. At most 64 MiB of pictures, or one photo, wait
                 for their batch.
             workers: Photos that are read and searched at a time, each in a thread of its own; it does not
-                change the results or their order. Faces are classified in a further thread. At most four
-                photos per worker and a few batches are taken ahead, with ``keep_pictures`` one per worker.
+                change the results or their order. Faces are classified in a further thread. From two on each
+                call of a network takes one thread. At most four photos per worker and a few batches are
+                taken ahead, with ``keep_pictures`` one per worker.
 
         Yields:
             A result for each photo, in order. An error of ``photos`` itself or of your own detector is raised
@@ -272,29 +269,25 @@ class Recognizer:
             faces = sum(len(item.faces) for item in waiting)
             return len(batch) >= most or faces >= self._pipeline.batch_size or pixels >= PENDING_BYTES
 
-        prepared: Iterable[_Pending | Unreadable]
         if workers == 1:
-            prepared = (self._prepare(photo, keep_pictures, self.detector) for photo in photos)
-        else:
-            ahead = workers if keep_pictures else 4 * workers
-            prepared = in_threads(
-                lambda numbered: self._prepare(
-                    numbered[1],
-                    keep_pictures,
-                    # The first photos do without: a second detector takes time to open.
-                    self.detector if numbered[0] < 2 * workers else self._detector_of_one_thread,
-                ),
-                enumerate(photos),
-                workers,
-                ahead,
+            prepared = (self._prepare(photo, keep_picture=keep_pictures) for photo in photos)
+            return (
+                result
+                for batch in in_batches(prepared, is_full, "photos")
+                for result in self._recognize(batch)
             )
-        batches = in_batches(prepared, is_full, "photos")
-        if workers == 1 or keep_pictures:
-            return (result for batch in batches for result in self._recognize(batch))
+        on_one_core = self._on_one_core
+        ahead = workers if keep_pictures else 4 * workers
+        in_parallel = in_threads(
+            lambda photo: on_one_core._prepare(photo, keep_picture=keep_pictures), photos, workers, ahead
+        )
+        batches = in_batches(in_parallel, is_full, "photos")
+        if keep_pictures:
+            return (result for batch in batches for result in on_one_core._recognize(batch))
         # The search goes on meanwhile. It takes about three times as long.
         networks = max(1, workers // 4)
         done = in_threads(
-            lambda batch: list(self._recognize(batch)), map(list, batches), networks, networks + 1
+            lambda batch: list(on_one_core._recognize(batch)), map(list, batches), networks, networks + 1
         )
         return (result for results in done for result in results)
 
@@ -388,7 +381,7 @@ class Recognizer:
         Raises:
             ImageError: If the photo cannot be read, or detection or cropping fails in it.
         """
-        pending = self._prepare(photo, False, self.detector)
+        pending = self._prepare(photo, keep_picture=False)
         if isinstance(pending, Unreadable):
             raise pending.error
         return pending.faces.crops
@@ -451,7 +444,7 @@ class Recognizer:
             )
 
     def _prepare(
-        self, photo: ImageSource | ImageError | NamedSource, keep_picture: bool, detector: Detector
+        self, photo: ImageSource | ImageError | NamedSource, *, keep_picture: bool
     ) -> _Pending | Unreadable:
         """Read a photo, detect its faces and crop them."""
         if isinstance(photo, tuple):
@@ -464,11 +457,11 @@ class Recognizer:
         if isinstance(photo, ImageError):
             return Unreadable(source, photo, 0.0)
         try:
-            rgb, size = self._load(photo, detector)
+            rgb, size = self._load(photo)
         except ImageError as error:
             return Unreadable(source, error, time.perf_counter() - start)
         try:
-            detections = self._detect(rgb, size, detector)
+            detections = self._detect(rgb, size)
             searched = rgb
             if size != (rgb.shape[1], rgb.shape[0]):
                 heights = [(d.box[3] - d.box[1]) * rgb.shape[1] / size[0] for d in detections]
@@ -485,21 +478,20 @@ class Recognizer:
             return Unreadable(source, failure, time.perf_counter() - start)
         return _Pending(source, faces, rgb if keep_picture else None, time.perf_counter() - start)
 
-    def _load(self, photo: ImageSource, detector: Detector) -> tuple[NDArray[np.uint8], tuple[int, int]]:
-        """Read a photo, reduced where its detector needs no more pixels; return it and its own size."""
+    def _load(self, photo: ImageSource) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+        """Read a photo, reduced where the detector needs no more pixels; return it and its own size."""
+        detector = self.detector
         if isinstance(detector, YuNet) and detector.longest_side is not None:
             return load_reduced(photo, detector.longest_side, max_pixels=self._max_pixels)
         rgb = load_image(photo, max_pixels=self._max_pixels)
         return rgb, (rgb.shape[1], rgb.shape[0])
 
-    def _detect(
-        self, rgb: NDArray[np.uint8], size: tuple[int, int], detector: Detector
-    ) -> Sequence[Detection]:
+    def _detect(self, rgb: NDArray[np.uint8], size: tuple[int, int]) -> Sequence[Detection]:
         """Find the faces of a photo that may have been reduced, in pixels of its own size."""
         factors = size[0] / rgb.shape[1], size[1] / rgb.shape[0]
-        if isinstance(detector, YuNet) and factors != (1, 1):
-            return [d.scaled(*factors) for d in detector.detect(rgb, factors[0])]
-        return detector.detect(rgb)
+        if isinstance(self.detector, YuNet) and factors != (1, 1):
+            return [face.scaled(*factors) for face in self.detector.detect(rgb, factors[0])]
+        return self.detector.detect(rgb)
 
     def _recognize(self, batch: Sequence[_Pending | Unreadable]) -> Iterator[Photo | Unreadable]:
         start = time.perf_counter()
