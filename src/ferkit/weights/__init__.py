@@ -7,7 +7,7 @@ from pathlib import Path
 PURPOSES = {
     "fast": "many faces or little power: the most faces per second",
     "standard": "the default: the most accurate single network",
-    "best": "the highest accuracy: an ensemble with five times the arithmetic",
+    "best": "the highest accuracy on FER2013: an ensemble, five times the arithmetic",
 }
 """The models of the wheel and when to choose each, from the fastest to the most accurate."""
 
