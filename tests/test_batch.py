@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -37,6 +38,7 @@ from ferkit.batch.output import Done, Output
 from ferkit.batch.run import Counts, describe, write_batch
 from ferkit.batch.tables import METADATA, Tables
 from ferkit.core.errors import OutputError
+from ferkit.core.locks import LOCK, folder_lock
 from ferkit.detect import Detection
 
 ASTRONAUT, CAMERAMAN, CAT = (sample(n) for n in ("astronaut.jpg", "camera.png", "chelsea.png"))
@@ -283,6 +285,32 @@ def recognize(
     chunks = engine.run(inputs.tasks(output.done, stop), stop)
     write_batch(chunks, output, counts, stop=stop)
     return counts
+
+
+def hold(folder: Path, ready: Any) -> None:
+    """Write an output, as another process."""
+    with folder_lock(folder, OutputError("busy")):
+        ready.set()
+        time.sleep(60)
+
+
+@pytest.mark.parametrize("target", ["out", "r.parquet"])
+def test_two_runs_do_not_write_one_output_and_a_killed_one_leaves_no_lock(
+    folder: Path, model: Path, tmp_path: Path, target: str
+) -> None:
+    parts = tmp_path / (target if target == "out" else f"{target}.parts")
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    process = context.Process(target=hold, args=(parts, ready))
+    process.start()
+    assert ready.wait(120)
+    with pytest.raises(OutputError, match=rf"another run writes .*{target}"):
+        recognize(model, tmp_path / target, folder)
+    assert [path.name for path in parts.iterdir()] == [LOCK]
+    process.kill()
+    process.join()
+    assert recognize(model, tmp_path / target, folder).photos == 5
+    assert (tmp_path / target).exists()
 
 
 def test_the_tables_depend_neither_on_workers_nor_batches_nor_parts(

@@ -219,7 +219,7 @@ def test_a_file_system_without_locks_is_an_error_in_one_line(tmp_path, monkeypat
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(UnixFileLock, "_acquire", refuse)
-    with pytest.raises(OutputError, match=r"No locks available.*file system"), locked(tmp_path):
+    with pytest.raises(OutputError, match=r"no locks available.*file system"), locked(tmp_path):
         pass
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -20,6 +21,7 @@ from ferkit.batch.inputs import is_uri, locate
 from ferkit.batch.tables import METADATA, UNREADABLE, Chunk, Tables, as_text
 from ferkit.core.errors import OutputError
 from ferkit.core.files import output_errors, replacing, write_bytes
+from ferkit.core.locks import folder_lock
 
 PART_PHOTOS = 1024
 """Photos of a part; so many are recognized again after a process was killed."""
@@ -101,6 +103,11 @@ class Output:
                 f"{target} exists and is complete; remove it or choose another name. A table that grows is "
                 "a folder: -o FOLDER"
             )
+        self._held = contextlib.ExitStack()
+        if self._local:
+            busy = OutputError(f"another run writes {target}; wait for it to end, or choose another name")
+            self._held.enter_context(folder_lock(Path(self._root), busy))
+            parts = self._parts("photos")
         self._number = 1 + max((int(Path(part).stem.rpartition("-")[2]) for part in parts), default=-1)
         self._failed = False  # a photo of an earlier run
         self.done = Done(self._read_sources(parts, retry_failed)) if parts else Done()
@@ -134,6 +141,10 @@ class Output:
         Raises:
             OutputError: If a file cannot be written.
         """
+        with self._held:
+            self._close(ended=ended, failed=failed)
+
+    def _close(self, *, ended: bool, failed: bool) -> None:
         if self._waiting or (ended and not self._parts("photos")):
             self._flush()
         if not self._suffix or not self._parts("photos"):
@@ -144,6 +155,7 @@ class Output:
             with replacing(file) as temporary:
                 _WRITERS[self._suffix](temporary, schema, self._joined(name))
         if ended and not failed and not self._failed:
+            self._held.close()  # before its file goes
             shutil.rmtree(self._root)
 
     def _flush(self) -> None:

@@ -55,6 +55,7 @@ LIBRARIES = (
     Library(("matplotlib",), "matplotlib", "plot", "the timeline of a clip"),
     Library(("pyarrow",), "pyarrow", "batch", "tables, and storage by URI"),
     Library(("fsspec",), "fsspec", "batch", "storage by URI"),
+    Library(("filelock",), "filelock", "batch", "one process an output"),
     Library(("ray",), "ray", "cluster", "batches on several machines"),
     Library(("filelock",), "filelock", "cluster", "Ray's temporary folder"),
     Library(("keras",), "keras", "train", "networks and training"),

@@ -20,6 +20,7 @@ from optuna.trial import TrialState
 
 from ferkit.core.errors import ModelError, OutputError, SearchError
 from ferkit.core.files import output_errors
+from ferkit.core.locks import LOCK
 from ferkit.core.runtime import first_line, usable_cores
 from ferkit.data import FaceDataset, check_training_labels
 from ferkit.search.cluster import Machine, check_nodes, count_gpus, count_slots, ray_running
@@ -27,7 +28,6 @@ from ferkit.search.sampling import Cost, CostFilter, NetworkTooLargeError, Profi
 from ferkit.search.space import Space, format_values
 from ferkit.search.study import (
     JOURNAL,
-    LOCK,
     Search,
     Settings,
     State,

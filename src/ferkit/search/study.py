@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import optuna
-from filelock import FileLock, Timeout
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import TrialState
 
 from ferkit.core.errors import OutputError, SearchError
 from ferkit.core.files import output_errors, replacing, write_json
+from ferkit.core.locks import LOCK, folder_lock
 from ferkit.search.space import Space, Values, parse_space
 from ferkit.training.history import Row
 from ferkit.training.recipe import dump_recipe, parse_recipe
@@ -23,7 +23,6 @@ from ferkit.training.runs import HISTORY, RUN, read_json
 
 JOURNAL = "journal.log"
 TRIALS = "trials"
-LOCK = ".lock"
 
 State = Literal["waiting", "running", "finished", "stopped", "failed"]
 ENDS = ("finished", "stopped", "failed")
@@ -321,16 +320,12 @@ def locked(folder: Path) -> Iterator[None]:
         OutputError: If the folder cannot be written or locked.
     """
     path = folder / JOURNAL
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK, timeout=0, fallback_to_soft=False).acquire()
-    except Timeout:
-        raise SearchError(f"another search works in {folder}; wait until it ends") from None
-    except (OSError, NotImplementedError) as error:
-        raise OutputError(
-            f"cannot write and lock {folder / LOCK}: {error}; --out needs a file system with file locks"
-        ) from error
-    with lock:
+    busy = SearchError(f"another search works in {folder}; wait until it ends")
+    with folder_lock(folder, busy) as guarded:
+        if not guarded:
+            raise OutputError(
+                f"no locks available for {folder / LOCK}; --out needs a file system with file locks"
+            )
         if path.exists():
             with output_errors(path), path.open("r+b") as journal:
                 journal.truncate(journal.read().rfind(b"\n") + 1)

@@ -14,11 +14,12 @@ from typing import Any, Literal
 from filelock import FileLock
 
 from ferkit.core.errors import FerkitError, OutputError
+from ferkit.core.locks import LOCK
 from ferkit.data import FaceDataset
 from ferkit.training.history import Row
 from ferkit.training.memory import memory_errors, out_of_memory
 from ferkit.training.recipe import Recipe, parse_recipe
-from ferkit.training.runs import CHECKPOINT, LOCK, RUN
+from ferkit.training.runs import CHECKPOINT, RUN
 
 MANY = 1_000_000
 """Parameters of a network whose memory is freed at once after it was counted; smaller ones can wait."""

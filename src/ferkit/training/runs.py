@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib
 import itertools
 import json
@@ -13,10 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from ferkit.core.errors import OutputError, TrainingError
+from ferkit.core.errors import TrainingError
 from ferkit.core.files import output_errors, write_json, write_text
+from ferkit.core.locks import folder_lock
 from ferkit.core.modelfile import read_model, resolve_model
 from ferkit.core.taxonomy import Taxonomy
 from ferkit.models import build_model
@@ -31,7 +29,6 @@ RECIPE = "recipe.toml"
 RUN = "run.json"
 CHECKPOINT = "checkpoint.npz"
 WEIGHTS = "weights.npz"
-LOCK = ".lock"
 HISTORY = "history.json"
 CURVES = "curves.png"
 TEMPERATURES = "temperatures.json"
@@ -39,9 +36,6 @@ PREDICTIONS = "teacher.npz"
 
 RESUMABLE = ("epochs", "precise_batch_norm")
 """Keys of the recipe that may change when a run is resumed: they do not affect the epochs that are done."""
-
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
-"""Errors of a file system that has no locks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,19 +115,8 @@ class RunFolder:
             TrainingError: If another process holds it.
             OutputError: If the folder cannot be written.
         """
-        lock = FileLock(self.path / LOCK, timeout=0, fallback_to_soft=False)
-        with contextlib.ExitStack() as held:
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-                held.enter_context(lock)
-            except Timeout:
-                raise TrainingError(
-                    f"another process trains in {self.path}; wait for it to end, or name another --out"
-                ) from None
-            except (OSError, NotImplementedError) as error:
-                # On a file system without locks, training is not guarded.
-                if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
-                    raise OutputError(f"cannot write {self.path}: {error.strerror or error}") from error
+        busy = f"another process trains in {self.path}; wait for it to end, or name another --out"
+        with folder_lock(self.path, TrainingError(busy)):
             yield
 
     def read_facts(self) -> dict[str, Any]:
