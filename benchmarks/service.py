@@ -146,7 +146,10 @@ async def exchange(
             ),
             0,
         )
-        return int(head.split(b" ", 2)[1]), await reader.readexactly(length)
+        content = await reader.readexactly(length)
+        if b"\r\nconnection: close" in head.lower():
+            writer.close()
+        return int(head.split(b" ", 2)[1]), content
     except (asyncio.IncompleteReadError, ConnectionError):
         return 0, b""
 
@@ -166,7 +169,7 @@ async def load(port: int, clients: int, seconds: float, body: bytes) -> Figures:
                 figures.seconds.append(time.perf_counter() - start)
             elif status == 503:
                 await asyncio.sleep(0.05 + random.random() * 0.1)
-            if status == 0:
+            if status == 0 or writer.is_closing():
                 writer.close()
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.close()
