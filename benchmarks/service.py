@@ -9,6 +9,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -305,6 +306,53 @@ async def stream(port: int, frames: Sequence[bytes], seconds: float) -> dict[str
     }
 
 
+def page(port: int, camera: Path, seconds: float) -> dict[str, Any]:
+    """Let Chromium show a camera on the page; return medians of the frames/s and the latency that it shows.
+
+    The camera is a file with 30 frames per second of 640 x 480 pixels. The latency is from the camera's
+    frame to the drawn result, in ms.
+
+    Raises:
+        RuntimeError: If Chromium is not installed.
+    """
+    import av
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        raise RuntimeError("the part page needs the system's package chromium")
+    with camera.open("wb") as file:
+        file.write(b"YUV4MPEG2 W640 H480 F30:1 Ip A1:1 C420jpeg\n")
+        for k in range(30):
+            moved = portrait().transform((640, 480), Image.Transform.AFFINE, (1, 0, -2 * k, 0, 1, 0))
+            frame = av.VideoFrame.from_ndarray(np.asarray(moved), format="rgb24").reformat(format="yuv420p")
+            file.write(b"FRAME\n" + frame.to_ndarray().tobytes())
+    devices = ("--use-fake-device-for-media-stream", f"--use-file-for-fake-video-capture={camera}")
+    closed = (
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-component-update",
+    )
+    url = f"http://127.0.0.1:{port}"
+    shown = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=[*alone, *devices])
+        with browser.new_context(viewport={"width": 1280, "height": 900}) as context:
+            context.grant_permissions(["camera"], origin=url)
+            tab = context.new_page()
+            tab.goto(f"{url}/#camera")
+            tab.wait_for_selector(".face", timeout=120_000)
+            for _ in range(max(1, round(seconds))):
+                tab.wait_for_timeout(1000)
+                figures = [tab.inner_text(name) for name in ("#f-rate", "#f-latency")]
+                if all(figure.replace(".", "").isdigit() for figure in figures):
+                    shown.append([float(figure) for figure in figures])
+        browser.close()
+    rate, latency = np.median(shown, axis=0)
+    return {"frames_per_second": float(rate), "latency_ms": float(latency), "samples": len(shown)}
+
+
 def portrait() -> Image.Image:
     """Return a picture of 640 x 480 with one face: the astronaut."""
     face = Image.open(ASTRONAUT).convert("RGB")
@@ -338,9 +386,9 @@ def clip(frames: int) -> bytes:
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Run the chosen parts, print them as JSON and return them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("parts", nargs="+", choices=("load", "soak", "kill", "stream", "peer"))
+    parser.add_argument("parts", nargs="+", choices=("load", "soak", "kill", "stream", "page", "peer"))
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 64, 256])
-    parser.add_argument("--seconds", type=float, default=20, help="of each load, and of the stream")
+    parser.add_argument("--seconds", type=float, default=20, help="of each load, stream and page")
     parser.add_argument("--minutes", type=float, default=10, help="of the soak")
     parser.add_argument("--jobs", type=int, default=6, help="of the kill")
     parser.add_argument("--frames", type=int, default=90, help="of a job's clip")
@@ -371,6 +419,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
                     )
                     frames = [jpeg(picture) for picture in moved]
                     result["stream"] = asyncio.run(stream(server.port, frames, given.seconds))
+                if "page" in given.parts:
+                    result["page"] = page(server.port, Path(folder) / "camera.y4m", given.seconds)
                 if "soak" in given.parts:
                     result["soak"] = asyncio.run(soak(server, given.minutes, photo))
             finally:
