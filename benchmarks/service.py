@@ -328,12 +328,7 @@ def page(port: int, camera: Path, seconds: float) -> dict[str, Any]:
             frame = av.VideoFrame.from_ndarray(np.asarray(moved), format="rgb24").reformat(format="yuv420p")
             file.write(b"FRAME\n" + frame.to_ndarray().tobytes())
     devices = ("--use-fake-device-for-media-stream", f"--use-file-for-fake-video-capture={camera}")
-    closed = (
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-background-networking",
-        "--disable-component-update",
-    )
+    alone = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
     url = f"http://127.0.0.1:{port}"
     shown = []
     with sync_playwright() as playwright:
