@@ -182,7 +182,7 @@ def test_legends_cover_no_curve(report):
     ]
     figures = (plot_reliability(report.evaluation.tta_modes[0].scores[0], "title"), plot_curves(rows, "run"))
     for figure in figures:
-        figure.canvas.draw()
+        figure.draw_without_rendering()
         (legend,) = figure.legends
         box = legend.get_window_extent()
         assert not any(box.overlaps(axes.get_window_extent()) for axes in figure.axes)

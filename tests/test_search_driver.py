@@ -17,6 +17,7 @@ pytest.importorskip("optuna", reason="needs ferkit[tune]")
 import ray
 
 from ferkit import __version__
+from ferkit.core.interrupts import stopping
 from ferkit.core.raystart import temporary_folder
 from ferkit.search.cluster import Machine, slots_of
 from ferkit.search.driver import Callback, _Driver, _explain
@@ -188,12 +189,11 @@ def test_a_lost_worker_is_explained_in_one_line(error, expected: str) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_is_deferred_and_a_second_ctrl_c_is_not(folder, number: int) -> None:
-    driver = driver_of(folder)
+def test_a_signal_is_deferred_and_a_second_ctrl_c_is_not(number: int) -> None:
     before = signal.getsignal(signal.SIGINT)
-    with driver._signals_deferred():
+    with stopping() as interrupts:
         os.kill(os.getpid(), number)
-        assert driver.interrupted
+        assert interrupts.stop.is_set()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before

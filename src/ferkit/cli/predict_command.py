@@ -36,8 +36,8 @@ from ferkit.cli.common import (
     remark,
     time_left,
 )
-from ferkit.cli.interrupts import stopping
 from ferkit.cli.predict_table import TableOptions, predict_table, worker_range
+from ferkit.core.interrupts import stopping
 
 if TYPE_CHECKING:
     from ferkit.batch.sources import Lookup

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from ferkit.cli.common import console, in_words, passed_over_remark, remark
-from ferkit.cli.interrupts import stopping
 from ferkit.core.errors import FerkitError
+from ferkit.core.interrupts import stopping
 
 if TYPE_CHECKING:
     from ferkit.batch.inputs import Inputs

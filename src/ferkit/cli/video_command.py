@@ -29,7 +29,7 @@ from ferkit.cli.common import (
     remark,
     time_left,
 )
-from ferkit.cli.interrupts import stopping
+from ferkit.core.interrupts import stopping
 
 if TYPE_CHECKING:
     from ferkit.video.process import VideoOutputs, VideoSummary

@@ -14,9 +14,7 @@ from ferkit.evaluation.evaluate import Scores
 
 def _new_figure(width: float, height: float) -> Any:
     """Return a Matplotlib figure that draws without a screen and is kept in no global list."""
-    figure = require("matplotlib.figure", "train").Figure(figsize=(width, height), layout="constrained")
-    require("matplotlib.backends.backend_agg", "train").FigureCanvasAgg(figure)
-    return figure
+    return require("matplotlib.figure", "train").Figure(figsize=(width, height), layout="constrained")
 
 
 def _save(figure: Any, path: Path) -> None:

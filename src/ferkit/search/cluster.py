@@ -18,18 +18,12 @@ from ferkit.search.worker import inspect_node
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where trials run; it may change when a search is resumed.
+    """Where trials run; it may change when a search is resumed."""
 
-    Args:
-        cores: Cores per trial.
-        gpus: GPUs per trial; a fraction shares one.
-        parallel: Trials at a time; None: as many as cores and GPUs allow.
-        address: Address of a Ray cluster (``auto`` on one of its nodes); None: this machine alone.
-    """
-
-    cores: int = 1
-    gpus: float = 0.0
-    parallel: int | None = None
+    cores: int = 1  # cores per trial
+    gpus: float = 0.0  # GPUs per trial; a fraction shares one
+    parallel: int | None = None  # trials at a time; None: as many as cores and GPUs allow
+    # Address of a Ray cluster (``auto`` on one of its nodes); None: this machine alone.
     address: str | None = None
 
     def __post_init__(self) -> None:
@@ -50,14 +44,7 @@ class Machine:
 
 @contextlib.contextmanager
 def ray_running(machine: Machine, dataset: FaceDataset, log: Callable[[str], None]) -> Iterator[None]:
-    """Start Ray on this machine, or join the cluster at ``machine.address``; stop or leave it afterwards.
-
-    Ray that this process has started or joined before is used as it is.
-
-    Args:
-        machine: Where trials run.
-        dataset: Decides the size of the object store.
-        log: Receives a line about what was ignored.
+    """Start or join Ray, with an object store for the faces; see :func:`ferkit.core.raystart.ray_running`.
 
     Raises:
         SearchError: If Ray does not start, there is no cluster at the address, or no node has the resources

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
-import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +18,7 @@ from optuna.trial import TrialState
 
 from ferkit.core.errors import ModelError, OutputError, SearchError
 from ferkit.core.files import output_errors
+from ferkit.core.interrupts import stopping
 from ferkit.core.locks import LOCK
 from ferkit.core.runtime import first_line, usable_cores
 from ferkit.data import FaceDataset, check_training_labels
@@ -139,21 +138,11 @@ def resume(
 ) -> Search:
     """Continue a search: interrupted trials continue from their last epoch, finished ones are kept.
 
-    Args:
-        out: The search's folder.
-        dataset: The same faces as before.
-        trials: A larger number of trials; None: as before.
-        max_hours: Another limit; None: as before.
-        max_epochs: Another limit; None: as before.
-        retry_failed: Whether to train failed trials again.
-        machine: As in :func:`search`.
-        callbacks: As in :func:`search`.
-        command: As in :func:`search`.
+    Args and errors are those of :func:`search`, but for a larger number of ``trials`` and other limits (None:
+    as before), and ``retry_failed``, which trains failed trials again. The faces must be the same as before.
 
     Raises:
         SearchError: If the folder holds no search, or one on other data.
-        OutputError: As in :func:`search`.
-        KeyboardInterrupt: As in :func:`search`.
     """
     folder, machine = Path(out).absolute(), machine or Machine()
     _refuse_other_data(read_search(folder), dataset)
@@ -347,7 +336,6 @@ class _Driver:
         self.losses: dict[int, int] = {}
         self.running: dict[Any, tuple[Any, Trial]] = {}  # worker and trial by their pending message
         self.idle: list[Any] = []
-        self.interrupted = False
 
     def run(self, trials: Sequence[Trial]) -> None:
         """Add the trials to the study, and train until there is nothing left.
@@ -360,7 +348,7 @@ class _Driver:
         import ray
 
         try:
-            with self._signals_deferred(), output_errors(self.search.folder / JOURNAL):
+            with stopping() as interrupts, output_errors(self.search.folder / JOURNAL):
                 for trial in trials:
                     self.search.add(trial)
                 self._call("on_search_begin", self.search, count_slots(self.machine))
@@ -368,7 +356,7 @@ class _Driver:
                 while self.running:
                     for ref in ray.wait(list(self.running), timeout=0.5)[0]:
                         self._receive(ref)
-                    if self.interrupted:
+                    if interrupts.stop.is_set():
                         raise KeyboardInterrupt
                     self._place()
         except ConnectionError as error:
@@ -505,24 +493,6 @@ class _Driver:
         if trial.state == "running":
             self._end(trial, "failed", f"after {losses - 1} retries: {reason}")
         self._mark(trial)
-
-    @contextlib.contextmanager
-    def _signals_deferred(self) -> Iterator[None]:
-        """Let Ctrl-C and SIGTERM end the search between two messages; a second Ctrl-C ends it at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def interrupt(*_: Any) -> None:
-            self.interrupted = True
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-        before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def _explain(error: Exception) -> str:

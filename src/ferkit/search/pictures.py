@@ -36,15 +36,10 @@ def _save(axes: Any, path: Path) -> None:
 
 
 def draw_study(study: optuna.Study, folder: Path, what: str) -> list[Path]:
-    """Draw the pictures that Optuna has of a study.
+    """Draw Optuna's pictures of a study with finished trials, and return their files.
 
-    Args:
-        study: It has finished trials.
-        folder: The folder of the pictures.
-        what: The objective, for axes: ``accuracy on PublicTest``.
-
-    Returns:
-        The pictures: best so far and, if the trials allow it, parallel coordinates and importance.
+    They are best so far and, if the trials allow it, parallel coordinates and importance. ``what`` is the
+    objective, for axes: ``accuracy on PublicTest``.
 
     Raises:
         OutputError: If a picture cannot be written.
@@ -93,22 +88,14 @@ def importance(study: optuna.Study) -> dict[str, float]:
 
 
 def draw_cost(rows: Sequence[Mapping[str, Any]], title: str, what: str, path: Path) -> None:
-    """Draw accuracy against multiply-accumulates, with the Pareto front.
-
-    Args:
-        rows: From :func:`ferkit.search.report.cost_and_accuracy`.
-        title: Title of the picture.
-        what: The accuracy, for its axis.
-        path: The picture.
+    """Draw accuracy against MMAC, with the Pareto front (:func:`ferkit.search.report.cost_and_accuracy`).
 
     Raises:
         OutputError: If the picture cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 5.4), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     rest, front = ([r for r in rows if r["pareto"] is wanted] for wanted in (False, True))
     costs, accuracies = [r["mmac"] for r in front], [100 * r["accuracy"] for r in front]

@@ -46,11 +46,7 @@ Profiler = Callable[[Recipe], Cost]
 class CostFilter:
     """Refuse configurations that were sampled before, exceed a limit, or make no valid network.
 
-    Args:
-        space: What is searched.
-        settings: The limits.
-        profiler: Counts the cost of a network.
-        known: Configurations of earlier trials.
+    ``known`` are the configurations of earlier trials.
     """
 
     def __init__(
@@ -104,11 +100,6 @@ def propose(number: int, cost_filter: CostFilter, study: optuna.Study | None = N
 
     In random search it depends on the seed and the number alone, and on earlier configurations only where it
     would repeat one. In TPE it depends on the results in ``study`` as well, except for the first ten trials.
-
-    Args:
-        number: Of the trial, from 0.
-        cost_filter: Decides which configurations are acceptable.
-        study: The study whose results TPE uses.
 
     Raises:
         SearchError: If no acceptable configuration is found.

@@ -29,28 +29,19 @@ _DIGITS = 4
 
 
 class Parameter(BaseModel):
-    """A parameter of the space: the table ``[parameters.NAME]`` of the file.
-
-    Args:
-        name: Name in tables, pictures and the Optuna study.
-        key: The recipe key that it sets; empty for a switch, which only decides conditions.
-        choice: Its values, or None for a range.
-        low: Start of a range.
-        high: End of a range, inclusive.
-        step: Distance between the values of a range; None: continuous, or 1 for a range of integers.
-        log: Whether a range is sampled uniformly in the logarithm.
-        when: Names of other parameters with the values for which this one is active; all must hold.
-    """
+    """A parameter of the space: the table ``[parameters.NAME]`` of the file."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    name: str = ""
-    key: str = ""
-    choice: list[Any] | None = None
-    low: int | float = 0
-    high: int | float = 0
+    name: str = ""  # in tables, pictures and the Optuna study
+    key: str = ""  # the recipe key that it sets; empty for a switch, which only decides conditions
+    choice: list[Any] | None = None  # its values, or None for a range
+    low: int | float = 0  # start of a range
+    high: int | float = 0  # end of a range, inclusive
+    # Distance between the values of a range; None: continuous, or 1 for a range of integers.
     step: int | float | None = None
-    log: bool = False
+    log: bool = False  # whether a range is sampled uniformly in the logarithm
+    # Names of other parameters with the values for which this one is active; all must hold.
     when: dict[str, list[Any]] = Field(default_factory=dict)
 
     @field_validator("when", mode="before")
@@ -136,29 +127,17 @@ class Parameter(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """A checked search space.
-
-    Args:
-        name: Its name.
-        description: One sentence for people.
-        parameters: What varies; each after the parameters that its condition names.
-        base: The recipe that every configuration starts from.
-        fixed: Keys with the same value in every configuration.
-        winner: Keys that are added to the winner's recipe for its full training.
-        text: The file's content.
-        overrides: Further fixed keys, as ``key=value``.
-        source: The file, for messages.
-    """
+    """A checked search space."""
 
     name: str
-    description: str
-    parameters: tuple[Parameter, ...]
-    base: Recipe
-    fixed: tuple[tuple[Key, Any], ...]
-    winner: tuple[tuple[Key, Any], ...]
-    text: str
-    overrides: tuple[str, ...]
-    source: str
+    description: str  # one sentence for people
+    parameters: tuple[Parameter, ...]  # what varies; each after the parameters that its condition names
+    base: Recipe  # the recipe that every configuration starts from
+    fixed: tuple[tuple[Key, Any], ...]  # keys with the same value in every configuration
+    winner: tuple[tuple[Key, Any], ...]  # keys that are added to the winner's recipe for its full training
+    text: str  # the file's content
+    overrides: tuple[str, ...]  # further fixed keys, as ``key=value``
+    source: str  # the file, for messages
 
     def active(self, values: Values) -> Iterator[Parameter]:
         """Yield the parameters whose condition holds, in order; ``values`` may grow meanwhile."""
@@ -196,13 +175,7 @@ class Space:
         return found
 
     def recipe(self, values: Values, name: str, description: str = "", *, winner: bool = False) -> Recipe:
-        """Return the recipe of a configuration.
-
-        Args:
-            values: The configuration.
-            name: Name of the recipe.
-            description: Description of the recipe.
-            winner: Whether to add the space's ``[winner]`` keys, for a full training.
+        """Return the recipe of a configuration; ``winner`` adds the ``[winner]`` keys, for a full training.
 
         Raises:
             SearchError: If the recipe refuses a value.

@@ -206,13 +206,7 @@ def refuse_occupied(folder: Path) -> None:
 
 
 def create_search(folder: Path, space: Space, settings: Settings, facts: Mapping[str, Any]) -> None:
-    """Write a new search without trials into a folder, in one step.
-
-    Args:
-        folder: The folder.
-        space: What to search.
-        settings: How to search.
-        facts: What else the study records.
+    """Write a new search without trials into a folder, in one step; the study records ``facts`` as well.
 
     Raises:
         SearchError: If the folder holds a search already.

@@ -30,20 +30,14 @@ LOCK_PATIENCE = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What a worker reports of its trial.
+    """What a worker reports of its trial."""
 
-    Args:
-        kind: ``begin`` (rows: the epochs of an earlier attempt), ``epoch`` (one row), ``finished`` (rows: all
-            epochs), ``stopped``, ``failed`` (the trial, with a reason), ``unwritable`` (the search must end).
-        rows: Rows of the run's history.
-        reason: Why it failed.
-        pid: The worker's process.
-    """
-
+    # ``begin`` (rows: the epochs of an earlier attempt), ``epoch`` (one row), ``finished`` (rows: all
+    # epochs), ``stopped``, ``failed`` (the trial, with a reason), ``unwritable`` (the search must end).
     kind: Literal["begin", "epoch", "finished", "stopped", "failed", "unwritable"]
-    rows: list[Row] = field(default_factory=list)
-    reason: str = ""
-    pid: int = field(default_factory=os.getpid)
+    rows: list[Row] = field(default_factory=list)  # of the run's history
+    reason: str = ""  # why it failed
+    pid: int = field(default_factory=os.getpid)  # the worker's process
 
 
 class _StopTraining(Exception):  # noqa: N818
@@ -51,14 +45,7 @@ class _StopTraining(Exception):  # noqa: N818
 
 
 class TrialWorker:
-    """An actor that trains one trial after the other. A trial waits for the driver after every epoch.
-
-    Args:
-        dataset: Faces with the recipe's splits.
-        cores: Cores of the worker.
-        gpus: GPUs of the worker.
-        command: The command line, for the record.
-    """
+    """An actor that trains one trial after the other. A trial waits for the driver after every epoch."""
 
     def __init__(self, dataset: FaceDataset, cores: int, gpus: float, command: Sequence[str]) -> None:
         limit_resources(cores, gpus)
@@ -108,17 +95,9 @@ def train_trial(
     command: Sequence[str],
     report: Callable[[Message], None],
 ) -> list[Row]:
-    """Train a trial into its run folder, or continue it; nothing else of the search calls the trainer.
+    """Train a trial into its run folder, or continue it, and return the run's history.
 
-    Args:
-        recipe: The trial's recipe.
-        dataset: Faces with the recipe's splits.
-        folder: The run folder.
-        command: The command line, for the record.
-        report: Receives the beginning and every epoch but the recipe's last; may raise to end the training.
-
-    Returns:
-        The run's history.
+    ``report`` receives the beginning and every epoch but the recipe's last; it may raise to end the training.
     """
     from ferkit.training.backend import keras
     from ferkit.training.state import read_archive
@@ -173,10 +152,7 @@ def count_network(
 ) -> tuple[int, float] | str:
     """Return parameters and MMAC of a recipe's network, or why it cannot be built.
 
-    Args:
-        recipe: Values of the recipe.
-        classes: Number of classes of each head, by the taxonomy's id.
-        size: Side of the faces in pixels.
+    ``classes`` are the numbers of classes by taxonomy id, ``size`` is the side of the faces in pixels.
     """
     os.environ.update(_NO_GPUS)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -25,9 +25,6 @@ KEY_PROTOCOL = "ferkit.key."
 STREAM_PROTOCOL = "ferkit.stream"
 """WebSocket subprotocol of the stream."""
 
-OPEN = frozenset({"/healthz", "/readyz", "/openapi.json"})
-"""Paths that need no API key, besides the page."""
-
 _CSP = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
     "media-src 'self' blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

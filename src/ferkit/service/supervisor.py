@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from ferkit.service.app import Service
 
-TIDY_SECONDS = 2.0
 _RESTART_SECONDS = 1.0
 _STOP_SECONDS = 10.0
 _STATES = ("queued", "running", "done", "failed", "cancelled")

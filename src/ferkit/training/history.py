@@ -30,7 +30,6 @@ def draw_curves(path: Path, rows: Sequence[Row], title: str) -> None:
 
 def plot_curves(rows: Sequence[Row], title: str) -> Figure:
     """Return the figure of :func:`draw_curves`; its legend lies outside of the panels."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -38,7 +37,6 @@ def plot_curves(rows: Sequence[Row], title: str) -> Figure:
     labels = ("training", "validation", "training, FER+", "validation, FER+")
     epochs = [row["epoch"] for row in rows]
     figure = Figure(figsize=(11, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
     figure.suptitle(title)
     panels: Any = figure.subplots(1, 2)
     for panel, what, factor in zip(panels, ("accuracy", "loss"), (100.0, 1.0), strict=True):
