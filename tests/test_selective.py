@@ -10,10 +10,10 @@ from ferkit.core.errors import DataError, ModelFileError
 from ferkit.core.measures import brightness, sharpness
 from ferkit.core.modelfile import Coverage, HeadInfo, QualityCurve
 from ferkit.data.cartoon import draw_faces
-from ferkit.evaluation.calibration import temper
+from ferkit.evaluation.calibration import fit_soft_temperature, log_probabilities, temper
 from ferkit.evaluation.coverage import LEAST_FACES, measure_coverage
 from ferkit.evaluation.degrade import KINDS, degraded
-from ferkit.evaluation.quality import fit_quality, fit_soft_temperature
+from ferkit.evaluation.quality import fit_quality
 from ferkit.recognize.adjust import Adjustment
 from ferkit.recognize.quality import measure_quality
 
@@ -87,7 +87,7 @@ def test_blur_lowers_sharpness_and_low_light_brightness():
 def test_the_temperature_that_flattened_predictions_is_found():
     rng = np.random.default_rng(3)
     p = rng.dirichlet(np.ones(4), 500)
-    assert fit_soft_temperature(temper(p, 0.5), p) == pytest.approx(2, rel=0.01)
+    assert fit_soft_temperature(log_probabilities(temper(p, 0.5)), p) == pytest.approx(2, rel=0.01)
 
 
 def overconfident_in_the_dark(faces):

@@ -60,19 +60,33 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
         DataError: If shapes do not fit or a logit is not finite.
         MissingDependencyError: If SciPy is not installed.
     """
-    optimize = require("scipy.optimize", "train")
     array = np.asarray(logits, dtype=np.float64)
     if array.ndim != 2 or not np.isfinite(array).all():
         raise DataError(f"logits must be finite and [N, K]. Received shape: {array.shape}")
     _, truth = checked_probabilities(softmax(array), labels)
-    # Shifting each row by its true logit leaves NLL = mean logsumexp(beta * margins), convex in beta = 1 / T.
-    margins = array - array[np.arange(len(truth)), truth][:, None]
+    return fit_soft_temperature(array, np.eye(array.shape[1])[truth])
+
+
+def fit_soft_temperature(logits: NDArray[np.float64], targets: NDArray[np.float64]) -> float:
+    """Return the temperature that minimises ``-sum targets * log softmax(logits / T)``.
+
+    Args:
+        logits: ``[N, K]``, up to a constant per row.
+        targets: Label distributions ``[N, K]``, weighted or not.
+
+    Raises:
+        DataError: If the shapes differ.
+        MissingDependencyError: If SciPy is not installed.
+    """
+    optimize, special = require("scipy.optimize", "train"), require("scipy.special", "train")
+    if logits.shape != targets.shape:
+        raise DataError(f"logits and targets must be [N, K]. Received: {logits.shape}, {targets.shape}")
     low, high = TEMPERATURE_RANGE
 
+    # In beta = 1 / T the loss is convex.
     def loss(log_beta: float) -> float:
-        scaled = margins * np.exp(log_beta)
-        peak = scaled.max(axis=1)
-        return float((peak + np.log(np.exp(scaled - peak[:, None]).sum(axis=1))).mean())
+        log_p = special.log_softmax(logits * np.exp(log_beta), axis=1)
+        return -float((targets * log_p).sum() / targets.sum())
 
     found = optimize.minimize_scalar(
         loss, bounds=(-np.log(high), -np.log(low)), method="bounded", options={"xatol": 1e-6}

@@ -192,9 +192,7 @@ def _signed(values: Sequence[float], digits: int, scale: float = 1.0) -> str:
 def mcnemar(only_first: int, only_second: int) -> float:
     """Return the two-sided p value of McNemar's exact test: a binomial test with probability 1/2.
 
-    Args:
-        only_first: Faces on which the first model alone is right.
-        only_second: Faces on which the second model alone is right.
+    ``only_first`` and ``only_second`` are the faces on which one model alone is right.
 
     Example:
         >>> mcnemar(5, 1)
@@ -211,11 +209,6 @@ def share_interval(only_first: int, only_second: int, total: int) -> tuple[float
 
     Wald's interval after half a face was added to each of the four cells, so that it has a width even where
     the models never differ. It lies within -1..1.
-
-    Args:
-        only_first: Faces on which the first model alone is right.
-        only_second: Faces on which the second model alone is right.
-        total: Number of faces.
 
     Example:
         >>> low, high = share_interval(5, 1, 20)
@@ -237,14 +230,7 @@ def mean_interval(values: NDArray[np.float64]) -> tuple[float, float]:
 def difference(
     first: NDArray[Any], second: NDArray[Any], labels: NDArray[np.int64], taxonomy: str, name: str
 ) -> Difference:
-    """Return the differences between two models' predictions for the same faces.
-
-    Args:
-        first: Probabilities ``[N, K]`` of the first model.
-        second: Probabilities ``[N, K]`` of the second model.
-        labels: int64 ``[N]``.
-        taxonomy: Id of the head.
-        name: Name of the set of labels.
+    """Return the differences between two models' probabilities ``[N, K]`` for the same faces.
 
     Raises:
         DataError: If the arrays do not fit together.

@@ -37,15 +37,10 @@ LEAST_WEIGHT = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Weighting:
-    """How members' predictions are combined.
+    """How members' predictions are combined."""
 
-    Args:
-        weights: One per member, summing to 1.
-        temperature: T of the mean p, which becomes ``softmax(log p / T)``.
-    """
-
-    weights: tuple[float, ...]
-    temperature: float = 1.0
+    weights: tuple[float, ...]  # one per member, summing to 1
+    temperature: float = 1.0  # T of the mean p, which becomes ``softmax(log p / T)``
 
     def combine(self, probabilities: NDArray[Any]) -> NDArray[np.float64]:
         """Return the ensemble's probabilities ``[N, K]`` from its members' ``[M, N, K]``."""
@@ -54,32 +49,22 @@ class Weighting:
 
 @dataclass(frozen=True, slots=True)
 class EnsembleFit:
-    """What was fitted in one taxonomy, and the scores with it.
-
-    Args:
-        taxonomy: Its id.
-        labels: The labels that it was fitted to, as in :attr:`ferkit.evaluation.evaluate.Target.name`.
-        fit: What was fitted.
-        members: Positions of the members that have the taxonomy.
-        weighting: The weights of these members, and the temperature.
-        alone: The scores of each of them.
-        equal: Equal weights, under a temperature that was fitted out of fold; None if nothing was fitted.
-        in_sample: The ensemble on the faces that it was fitted to, which is too favourable.
-        out_of_fold: Five fits, each measured on the fifth that it had not seen; None if nothing was fitted.
-        predictions: The ensemble's probabilities for every face of the split, float64 ``[N, K]``.
-        held_out: The same, but out of fold for the labelled faces.
-    """
+    """What was fitted in one taxonomy, and the scores with it."""
 
     taxonomy: str
-    labels: str
-    fit: Fit
-    members: tuple[int, ...]
-    weighting: Weighting
-    alone: tuple[Scores, ...]
+    labels: str  # the labels that it was fitted to, as in :attr:`ferkit.evaluation.evaluate.Target.name`
+    fit: Fit  # what was fitted
+    members: tuple[int, ...]  # positions of the members that have the taxonomy
+    weighting: Weighting  # the weights of these members, and the temperature
+    alone: tuple[Scores, ...]  # the scores of each of them
+    # Equal weights, under a temperature that was fitted out of fold; None if nothing was fitted.
     equal: Scores | None
-    in_sample: Scores
+    in_sample: Scores  # the ensemble on the faces that it was fitted to, which is too favourable
+    # Five fits, each measured on the fifth that it had not seen; None if nothing was fitted.
     out_of_fold: Scores | None
+    # The ensemble's probabilities for every face of the split, float64 ``[N, K]``.
     predictions: NDArray[np.float64] = field(repr=False, compare=False)
+    # The same, but out of fold for the labelled faces.
     held_out: NDArray[np.float64] = field(repr=False, compare=False)
 
 
@@ -196,11 +181,7 @@ def predict_out_of_fold(
 ) -> NDArray[np.float64]:
     """Return the ensemble's probabilities ``[N, K]``, each face by a weighting fitted without its fold.
 
-    Args:
-        probabilities: ``[M, N, K]``.
-        labels: Integers ``[N]``.
-        weights: As :func:`fit_weighting`.
-        folds: Number of folds.
+    Arguments are those of :func:`fit_weighting`.
 
     Raises:
         DataError: If the arrays do not fit together or hold too few faces.
@@ -226,11 +207,8 @@ def fit_and_measure(
     Nothing is fitted to fewer than :data:`LEAST_FACES`: then the weights are those given, or equal, and the
     temperature is 1.
 
-    Args:
-        probabilities: ``[M, N, K]``, of every face of the split.
-        target: The labels.
-        weights: As :func:`fit_weighting`.
-        members: Positions of the M members in the ensemble; by default 0..M-1.
+    ``probabilities`` ``[M, N, K]`` are those of every face of the split; ``members`` are the positions of the
+    M members in the ensemble, by default 0..M-1.
 
     Raises:
         DataError: If the arrays do not fit together.
@@ -306,11 +284,7 @@ def weights_of(
 ) -> tuple[float, ...]:
     """Return the members' weights in a taxonomy: fitted there, else in the first fitted one, else as given.
 
-    Args:
-        fits: What was fitted.
-        weights: The given weights, one per member.
-        has: Whether each member has the taxonomy.
-        taxonomy: Its id.
+    ``weights`` are the given ones, and ``has`` says whether each member has the taxonomy.
 
     Raises:
         ModelFileError: If the weights are no weights.
@@ -334,14 +308,8 @@ def ensemble_metrics(
 ) -> tuple[Metric, ...]:
     """Return the rows of an ensemble's metadata, as :class:`ferkit.core.modelfile.Metric` defines them.
 
-    Args:
-        fits: What was fitted, by taxonomy.
-        predictions: The ensemble's probabilities for the split, by taxonomy.
-        held_out: The same by fits that had not seen the face.
-        dataset: The faces that they were made on, and the training faces, which show leaks.
-        split: The split that they were made on.
-        targets: The labels of the split.
-        trained_on: Splits that the members were trained on.
+    ``held_out`` are the probabilities by fits that had not seen the face, ``predictions`` those of the file.
+    The data set includes the training faces, which show leaks.
     """
     if not fits:
         return ()

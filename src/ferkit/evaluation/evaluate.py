@@ -93,61 +93,38 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class TtaScores:
-    """Scores under one test-time augmentation.
+    """Scores under one test-time augmentation."""
 
-    Args:
-        tta: ``none``, ``flip`` or ``ten-crop``.
-        scores: One entry per set of labels; the data set's own labels come first.
-        without_leaks: The same without the faces that the model was trained on; None if not measured.
-        predictions: Probabilities ``[N, K]`` of all measured faces by taxonomy id.
-    """
-
-    tta: str
-    scores: tuple[Scores, ...]
+    tta: str  # ``none``, ``flip`` or ``ten-crop``
+    scores: tuple[Scores, ...]  # one entry per set of labels; the data set's own labels come first
+    # The same without the faces that the model was trained on; None if not measured.
     without_leaks: tuple[Scores, ...] | None
+    # Probabilities ``[N, K]`` of all measured faces by taxonomy id.
     predictions: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """Everything measured on one split.
+    """Everything measured on one split."""
 
-    Args:
-        source: Name of the data, without the folder.
-        fingerprint: SHA-256 of the data set.
-        split: Name of the split, or :data:`EVERYTHING`.
-        faces: Number of faces in it.
-        leaked: How many of them have a duplicate in ``train_splits``; None if not measured.
-        tta_modes: One entry per tta.
-        faces_digest: SHA-256 of the measured faces, their labels and split, without votes.
-        train_splits: The splits in which duplicates were counted.
-    """
-
-    source: str
-    fingerprint: str
-    split: str
-    faces: int
-    leaked: int | None
-    tta_modes: tuple[TtaScores, ...]
-    faces_digest: str = ""
-    train_splits: tuple[str, ...] = (TRAINING_SPLIT,)
+    source: str  # name of the data, without the folder
+    fingerprint: str  # SHA-256 of the data set
+    split: str  # name of the split, or :data:`EVERYTHING`
+    faces: int  # number of faces in it
+    leaked: int | None  # how many of them have a duplicate in ``train_splits``; None if not measured
+    tta_modes: tuple[TtaScores, ...]  # one entry per tta
+    faces_digest: str = ""  # SHA-256 of the measured faces, their labels and split, without votes
+    train_splits: tuple[str, ...] = (TRAINING_SPLIT,)  # the splits in which duplicates were counted
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One set of true labels to measure against.
+    """One set of true labels to measure against."""
 
-    Args:
-        name: As in :attr:`Scores.labels`.
-        taxonomy: The head to measure.
-        labels: int64 ``[N]``, columns of the taxonomy; undefined where ``keep`` is False.
-        keep: bool ``[N]``, the faces that have a label.
-    """
-
-    name: str
-    taxonomy: Taxonomy
-    labels: NDArray[np.int64]
-    keep: NDArray[np.bool_]
+    name: str  # as in :attr:`Scores.labels`
+    taxonomy: Taxonomy  # the head to measure
+    labels: NDArray[np.int64]  # int64 ``[N]``, columns of the taxonomy; undefined where ``keep`` is False
+    keep: NDArray[np.bool_]  # bool ``[N]``, the faces that have a label
 
 
 def targets_for(dataset: FaceDataset, heads: Mapping[str, Taxonomy]) -> tuple[Target, ...]:
@@ -254,12 +231,8 @@ def measure(
 ) -> Scores:
     """Return all scores on one set of labels.
 
-    Args:
-        probabilities: ``[N, K]``.
-        labels: int64 ``[N]``.
-        taxonomy: The K labels.
-        name: Name of the set of labels.
-        out_of_fold: Whether temperatures are fitted for the figures out of fold, which needs SciPy.
+    Probabilities are ``[N, K]``, labels int64 ``[N]``. The figures out of fold, whose temperatures are
+    fitted, need SciPy.
 
     Raises:
         DataError: If the arrays do not fit together.

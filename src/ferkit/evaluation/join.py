@@ -57,9 +57,7 @@ def label_distributions(dataset: FaceDataset, votes: float = VOTES) -> NDArray[n
 
     A face without a vote for one of the seven labels has FER2013's label alone.
 
-    Args:
-        dataset: Faces with FER2013's labels and FER+ votes.
-        votes: Share of the votes.
+    A share ``votes`` of each distribution is that of the taggers.
 
     Returns:
         float64 ``[N, 7]``; rows sum to one.
@@ -81,10 +79,6 @@ def label_distributions(dataset: FaceDataset, votes: float = VOTES) -> NDArray[n
 
 def label_frequencies(dataset: FaceDataset, head: Taxonomy) -> tuple[float, ...]:
     """Return how frequent each label of a head is among the targets that the head is trained on.
-
-    Args:
-        dataset: The training faces.
-        head: The data set's own taxonomy, or FER+'s if there are votes.
 
     Returns:
         Shares by label; empty if the data set has no such labels.
@@ -162,11 +156,7 @@ def fit_join(
 
 
 def joined(head: HeadInfo, probabilities: Mapping[str, ArrayLike]) -> NDArray[np.float64]:
-    """Return the probabilities of a join, float64 ``[N, 7]``.
-
-    Args:
-        head: From :func:`fit_join`.
-        probabilities: Of both heads, by id.
+    """Return the probabilities float64 ``[N, 7]`` of a join, from those of both heads by id.
 
     Raises:
         DataError: If the output joins nothing.
@@ -188,12 +178,7 @@ def joined_out_of_fold(
 ) -> NDArray[np.float64]:
     """Return joined probabilities float64 ``[N, 7]``, each face by a join that was fitted without its fold.
 
-    Args:
-        probabilities: As :func:`fit_join`.
-        distributions: As :func:`fit_join`.
-        votes: As :func:`fit_join`.
-        prior_exponent: As :func:`fit_join`.
-        folds: Number of folds.
+    Arguments are those of :func:`fit_join`.
 
     Raises:
         DataError: If the arrays do not fit together or hold too few faces.

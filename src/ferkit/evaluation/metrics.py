@@ -28,40 +28,24 @@ Z95 = NormalDist().inv_cdf(0.975)
 
 @dataclass(frozen=True, slots=True)
 class ClassScores:
-    """Scores of one class, in 0..1.
+    """Scores of one class, in 0..1."""
 
-    Args:
-        label: Name of the class.
-        support: Number of faces of this class.
-        precision: Share of the predictions of this class that are right; None without predictions.
-        recall: Share of the faces of this class that are predicted as such; None without faces.
-        f1: Harmonic mean of both; None without faces and predictions.
-    """
-
-    label: str
-    support: int
-    precision: float | None
-    recall: float | None
-    f1: float | None
+    label: str  # name of the class
+    support: int  # number of faces of this class
+    precision: float | None  # share of the predictions of this class that are right; None without predictions
+    recall: float | None  # share of the faces of this class that are predicted as such; None without faces
+    f1: float | None  # harmonic mean of both; None without faces and predictions
 
 
 @dataclass(frozen=True, slots=True)
 class ReliabilityBin:
-    """Faces whose top probability lies in ``(low, high]``.
+    """Faces whose top probability lies in ``(low, high]``."""
 
-    Args:
-        low: Lower edge.
-        high: Upper edge.
-        count: Number of faces.
-        confidence: Their mean top probability, 0 for an empty bin.
-        accuracy: The share of right predictions among them, 0 for an empty bin.
-    """
-
-    low: float
-    high: float
-    count: int
-    confidence: float
-    accuracy: float
+    low: float  # lower edge
+    high: float  # upper edge
+    count: int  # number of faces
+    confidence: float  # their mean top probability, 0 for an empty bin
+    accuracy: float  # the share of right predictions among them, 0 for an empty bin
 
 
 def _checked_labels(labels: ArrayLike, name: str, classes: int | None = None) -> NDArray[np.int64]:

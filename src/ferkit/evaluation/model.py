@@ -27,49 +27,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """The facts of a model that reports state.
+    """The facts of a model that reports state."""
 
-    Args:
-        name: The model's name.
-        version: Its version; empty for a run.
-        kind: ``onnx`` or ``keras``.
-        architecture: Name in the registry, or ``ensemble``.
-        parameters: Number of parameters.
-        mmac: Multiply-accumulates for one face and one view, in millions.
-        size_bytes: Size of the file; None for a run.
-        sha256: Digest of the file, or of a run's weights; None if unknown.
-        members: Number of networks.
-        seeds: Seeds of the training runs, as far as they are known.
-        epochs: Epochs of the longest run; None if unknown.
-        hours: Hours of training, all runs together, without a teacher's; None if unknown.
-        fitted_on: Splits that epochs, temperatures or an ensemble's weights were selected or fitted on.
-        calibrated: Whether temperatures were fitted.
-        data: Digests of the data that it, or a member, was trained or fitted on, with votes and without.
-        trained_on: Splits that it, or a member, was trained on, as far as they are known.
-        held_out: Of an ensemble with fitted weights: the figures in its file, which hold those out of fold.
-        weights_fitted_on: Of an ensemble with fitted weights: the split that they were fitted on.
-        weights_data: And the digests of the data.
-    """
-
-    name: str
-    version: str
-    kind: str
-    architecture: str
-    parameters: int
-    mmac: float
-    size_bytes: int | None
-    sha256: str | None
-    members: int
-    seeds: tuple[int, ...]
-    epochs: int | None
-    hours: float | None
+    name: str  # the model's name
+    version: str  # its version; empty for a run
+    kind: str  # ``onnx`` or ``keras``
+    architecture: str  # name in the registry, or ``ensemble``
+    parameters: int  # number of parameters
+    mmac: float  # multiply-accumulates for one face and one view, in millions
+    size_bytes: int | None  # size of the file; None for a run
+    sha256: str | None  # digest of the file, or of a run's weights; None if unknown
+    members: int  # number of networks
+    seeds: tuple[int, ...]  # seeds of the training runs, as far as they are known
+    epochs: int | None  # epochs of the longest run; None if unknown
+    hours: float | None  # hours of training, all runs together, without a teacher's; None if unknown
+    # Splits that epochs, temperatures or an ensemble's weights were selected or fitted on.
     fitted_on: tuple[str, ...] = ()
-    calibrated: bool = True
+    calibrated: bool = True  # whether temperatures were fitted
+    # Digests of the data that it, or a member, was trained or fitted on, with votes and without.
     data: tuple[str, ...] = ()
-    trained_on: tuple[str, ...] = ()
+    trained_on: tuple[str, ...] = ()  # splits that it, or a member, was trained on, as far as they are known
+    # Of an ensemble with fitted weights: the figures in its file, which hold those out of fold.
     held_out: tuple[Metric, ...] = ()
-    weights_fitted_on: str = ""
-    weights_data: tuple[str, ...] = ()
+    weights_fitted_on: str = ""  # of an ensemble with fitted weights: the split that they were fitted on
+    weights_data: tuple[str, ...] = ()  # and the digests of the data
 
     @property
     def train_splits(self) -> tuple[str, ...]:
@@ -79,19 +60,12 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedModel:
-    """A model, ready to be evaluated.
+    """A model, ready to be evaluated."""
 
-    Args:
-        facts: What reports state of it.
-        heads: Its taxonomies by id.
-        input_size: Side of the faces that it takes, in pixels.
-        predict: The model itself.
-    """
-
-    facts: ModelFacts
-    heads: Mapping[str, Taxonomy]
-    input_size: int
-    predict: Predict
+    facts: ModelFacts  # what reports state of it
+    heads: Mapping[str, Taxonomy]  # its taxonomies by id
+    input_size: int  # side of the faces that it takes, in pixels
+    predict: Predict  # the model itself
 
 
 def open_model(model: str | os.PathLike[str] | None, *, threads: int | None = None) -> EvaluatedModel:
@@ -119,9 +93,6 @@ def open_model(model: str | os.PathLike[str] | None, *, threads: int | None = No
 
 def open_run(folder: Path) -> EvaluatedModel:
     """Open a finished training run: its Keras network, at the temperatures of its last export, else at 1.
-
-    Args:
-        folder: The run's folder.
 
     Raises:
         TrainingError: If it is none, or the run is not finished.
@@ -155,12 +126,7 @@ def open_run(folder: Path) -> EvaluatedModel:
 
 
 def describe_run(run: Run, temperatures: Mapping[str, float]) -> ModelInfo:
-    """Return the metadata of a run's network, without what an export adds.
-
-    Args:
-        run: The run.
-        temperatures: By taxonomy id; 1 where absent.
-    """
+    """Return the metadata of a run's network, with temperatures by taxonomy id (1 where absent)."""
     facts, recipe = run.facts, run.recipe
     data, machine, init, teacher = (facts.get(key) or {} for key in ("data", "machine", "init", "teacher"))
     training = Provenance.model_validate(
@@ -199,10 +165,7 @@ def describe_run(run: Run, temperatures: Mapping[str, float]) -> ModelInfo:
 def facts_of(info: ModelInfo, size_bytes: int | None = None, sha256: str | None = None) -> ModelFacts:
     """Return what reports state of a model file.
 
-    Args:
-        info: Its metadata; an ensemble's seeds, epochs and hours are those of its members.
-        size_bytes: Size of the file.
-        sha256: Digest of the file.
+    An ensemble's seeds, epochs and hours are those of its members.
     """
     own, records = info.training, info.provenance
     networks = records[1:] or records
@@ -241,9 +204,7 @@ def knows_data(facts: ModelFacts, dataset: FaceDataset) -> bool:
     More faces in PrivateTest do not make it another data set. A model without a record is assumed to know
     data that name their splits, so that a selection split does not pass for a test split.
 
-    Args:
-        facts: The model.
-        dataset: The whole data set, before faces are selected.
+    ``dataset`` is the whole data set, before faces are selected.
     """
     return _is_among(facts.data, dataset) if facts.data else dataset.split_named
 
@@ -251,10 +212,7 @@ def knows_data(facts: ModelFacts, dataset: FaceDataset) -> bool:
 def weights_fitted_here(facts: ModelFacts, dataset: FaceDataset, split: str) -> bool:
     """Return whether an ensemble's weights were fitted on (some of) the faces of this split.
 
-    Args:
-        facts: The model.
-        dataset: The whole data set, before faces are selected.
-        split: Name of the split, or :data:`ferkit.evaluation.evaluate.EVERYTHING`.
+    ``dataset`` is the whole data set, before faces are selected.
     """
     fitted_on = facts.weights_fitted_on
     return bool(fitted_on) and split in (fitted_on, EVERYTHING) and _is_among(facts.weights_data, dataset)

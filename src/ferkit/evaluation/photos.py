@@ -26,79 +26,47 @@ from ferkit.evaluation.text import class_table, confusion_table, number, paragra
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PhotoPrediction:
-    """A labelled photo and the prediction for its largest face.
+    """A labelled photo and the prediction for its largest face."""
 
-    Args:
-        source: The file.
-        label: The true label, one of the taxonomy.
-        faces: Number of faces that were found.
-        probabilities: Of the largest face, float ``[K]``; None if no face was found.
-        error: Why the photo cannot be read; empty if it can.
-        details: Further columns for ``photos.csv``, the same for every photo.
-    """
-
-    source: str
-    label: str
-    faces: int = 0
-    probabilities: NDArray[Any] | None = None
-    error: str = ""
+    source: str  # the file
+    label: str  # the true label, one of the taxonomy
+    faces: int = 0  # number of faces that were found
+    probabilities: NDArray[Any] | None = None  # of the largest face, float ``[K]``; None if no face was found
+    error: str = ""  # why the photo cannot be read; empty if it can
+    # Further columns for ``photos.csv``, the same for every photo.
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class PhotoScores:
-    """Scores over photos.
+    """Scores over photos."""
 
-    Args:
-        n: Number of photos.
-        correct: Number of right predictions.
-        accuracy: Their share, 0..1.
-        interval: 95 % Wilson interval of the accuracy.
-        mean_recall: Plain mean of the recalls of the classes that have photos, 0..1.
-        mean_recall_interval: Its 95 % interval (:func:`ferkit.evaluation.metrics.mean_recall`).
-    """
-
-    n: int
-    correct: int
-    accuracy: float
-    interval: tuple[float, float]
-    mean_recall: float
+    n: int  # number of photos
+    correct: int  # number of right predictions
+    accuracy: float  # their share, 0..1
+    interval: tuple[float, float]  # 95 % Wilson interval of the accuracy
+    mean_recall: float  # plain mean of the recalls of the classes that have photos, 0..1
+    # Its 95 % interval (:func:`ferkit.evaluation.metrics.mean_recall`).
     mean_recall_interval: tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
 class PhotoReport:
-    """Scores of detector and network together. ``print(report)`` shows them as text.
+    """Scores of detector and network together. ``print(report)`` shows them as text."""
 
-    Args:
-        model: Name and version of the model.
-        detector: Name of the detector.
-        tta: Name of the test-time augmentation.
-        source: The folder.
-        taxonomy: Id of the label set.
-        photos: Number of photos.
-        left_out: Photos in folders that the label map leaves out; they are not among ``photos``.
-        unreadable: The reason for each photo that cannot be read; these are in no score.
-        missed: Photos in which no face was found.
-        several: Photos in which several faces were found; the largest counts.
-        missed_of: Photos without a face by class.
-        of_photos: Scores over all readable photos; a missed face counts as wrong.
-        of_faces: Scores over the photos in which a face was found; None if there is none.
-    """
-
-    model: str
-    detector: str
-    tta: str
-    source: str
-    taxonomy: str
-    photos: int
-    left_out: int
-    unreadable: Mapping[str, str]
-    missed: int
-    several: int
-    missed_of: Mapping[str, int]
-    of_photos: PhotoScores
-    of_faces: Scores | None
+    model: str  # name and version of the model
+    detector: str  # name of the detector
+    tta: str  # name of the test-time augmentation
+    source: str  # the folder
+    taxonomy: str  # id of the label set
+    photos: int  # number of photos
+    left_out: int  # photos in folders that the label map leaves out; they are not among ``photos``
+    unreadable: Mapping[str, str]  # the reason for each photo that cannot be read; these are in no score
+    missed: int  # photos in which no face was found
+    several: int  # photos in which several faces were found; the largest counts
+    missed_of: Mapping[str, int]  # photos without a face by class
+    of_photos: PhotoScores  # scores over all readable photos; a missed face counts as wrong
+    of_faces: Scores | None  # scores over the photos in which a face was found; None if there is none
 
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain dicts and lists: shares in 0..1, unrounded, NLL in nats."""
@@ -171,9 +139,7 @@ def read_label_map(entries: Sequence[str]) -> dict[str, str]:
 def label_photos(folder: Path, photos: Iterable[str | FerkitError]) -> list[tuple[str, str]]:
     """Return each photo with its label: the name of the outermost folder in ``folder`` that it lies in.
 
-    Args:
-        folder: The folder whose folders are named by label.
-        photos: All photos below it, or the error of a folder that cannot be read.
+    ``photos`` are all photos below the folder, or the error of a folder that cannot be read.
 
     Raises:
         DataError: If there is no such folder, it holds no folders, photos lie beside them, one of them holds
@@ -247,15 +213,6 @@ def evaluate_photos(
     left_out: int = 0,
 ) -> PhotoReport:
     """Compare predictions for photos with their labels.
-
-    Args:
-        predictions: One entry per photo.
-        taxonomy: The labels of the probabilities.
-        model: Name and version of the model.
-        detector: Name of the detector.
-        tta: Name of the test-time augmentation.
-        source: The folder.
-        left_out: Photos in folders that the label map leaves out.
 
     Raises:
         DataError: If no photo could be read.

@@ -19,18 +19,12 @@ from ferkit.evaluation.evaluate import EVERYTHING
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Predictions:
-    """The predictions of a model for some faces of a data set.
+    """The predictions of a model for some faces of a data set."""
 
-    Args:
-        dataset: The whole data set.
-        rows: Which of its faces, int64 ``[N]``, from 0.
-        heads: The taxonomies of the model.
-        by_tta: By test-time augmentation and taxonomy id, probabilities ``[N, K]``.
-    """
-
-    dataset: FaceDataset
-    rows: NDArray[np.int64]
-    heads: Mapping[str, Taxonomy]
+    dataset: FaceDataset  # the whole data set
+    rows: NDArray[np.int64]  # which of its faces, int64 ``[N]``, from 0
+    heads: Mapping[str, Taxonomy]  # the taxonomies of the model
+    # By test-time augmentation and taxonomy id, probabilities ``[N, K]``.
     by_tta: Mapping[str, Mapping[str, NDArray[Any]]]
 
     def write(self, path: Path) -> None:
@@ -53,12 +47,6 @@ class Predictions:
 
 
 def measured_rows(dataset: FaceDataset, split: str, *, drop_flat: bool = False) -> NDArray[np.int64]:
-    """Return the rows, from 0, of the faces of a split in the whole data set: int64 ``[N]``.
-
-    Args:
-        dataset: The whole data set, before faces are selected.
-        split: Name of the split, or :data:`ferkit.evaluation.evaluate.EVERYTHING`.
-        drop_flat: Whether images of one constant colour are left out.
-    """
+    """Return the rows, from 0, of the faces of a split in the whole data set: int64 ``[N]``."""
     chosen = np.full(len(dataset), True) if split == EVERYTHING else dataset.split == SPLITS.index(split)
     return np.flatnonzero(chosen & ~flat_rows(dataset) if drop_flat else chosen)

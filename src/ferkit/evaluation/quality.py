@@ -8,11 +8,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ferkit.core.errors import DataError
-from ferkit.core.extras import require
 from ferkit.core.measures import brightness, sharpness
 from ferkit.core.modelfile import QualityCurve
-from ferkit.evaluation.calibration import TEMPERATURE_RANGE, log_probabilities
+from ferkit.evaluation.calibration import fit_soft_temperature, log_probabilities
 from ferkit.evaluation.degrade import BLUR, LOW_LIGHT, Kind, degraded
 
 FACES = 600
@@ -25,33 +23,6 @@ _MEASURES: tuple[tuple[Literal["sharpness", "brightness"], Kind, Callable[[Any],
     ("sharpness", BLUR, sharpness),
     ("brightness", LOW_LIGHT, brightness),
 )
-
-
-def fit_soft_temperature(probabilities: NDArray[Any], targets: NDArray[np.float64]) -> float:
-    """Return the temperature that minimises ``-sum targets * log softmax(log p / T)``.
-
-    Args:
-        probabilities: ``[N, K]``.
-        targets: Label distributions ``[N, K]``, weighted or not.
-
-    Raises:
-        DataError: If the shapes differ.
-        MissingDependencyError: If SciPy is not installed.
-    """
-    optimize = require("scipy.optimize", "train")
-    logs = log_probabilities(probabilities)
-    if logs.shape != targets.shape:
-        raise DataError(f"probabilities and targets must be [N, K]. Received: {logs.shape}, {targets.shape}")
-    weights = targets.sum(axis=1)
-
-    def loss(log_temperature: float) -> float:
-        scaled = logs / np.exp(log_temperature)
-        peak = scaled.max(axis=1, keepdims=True)
-        total = peak[:, 0] + np.log(np.exp(scaled - peak).sum(axis=1))
-        return float((weights * total - (targets * scaled).sum(axis=1)).sum() / weights.sum())
-
-    found = optimize.minimize_scalar(loss, bounds=tuple(np.log(TEMPERATURE_RANGE)), method="bounded")
-    return float(np.exp(found.x))
 
 
 def fit_quality(
@@ -85,7 +56,8 @@ def fit_quality(
             value = float(np.median([measure(face) for face in worse]))
             predictions = predict(worse)
             for head, target in targets.items():
-                points[head].append((value, fit_soft_temperature(predictions[head], target[rows])))
+                logits = log_probabilities(predictions[head])
+                points[head].append((value, fit_soft_temperature(logits, target[rows])))
         for head, curve in points.items():
             curve.sort(reverse=True)
             values = [round(value, 3) for value, _ in curve]

@@ -278,14 +278,7 @@ def is_selection_split(split: str, *, known_data: bool, split_named: bool) -> bo
 
 
 def cautions(model: ModelFacts, split: str, *, known_data: bool, split_named: bool) -> list[str]:
-    """Return, a line each, why a model's figures on this split are no test results.
-
-    Args:
-        model: The model.
-        split: Name of the split, or :data:`ferkit.evaluation.evaluate.EVERYTHING`.
-        known_data: As :attr:`Report.known_data`.
-        split_named: As :attr:`Report.split_named`.
-    """
+    """Return, a line each, why a model's figures on this split are no test results."""
     why = ""
     if known_data and split in model.trained_on:
         why = "the model was trained on these faces"

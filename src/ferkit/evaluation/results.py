@@ -131,10 +131,7 @@ def update_results(path: Path, rows: list[ResultRow], *, overwrite: bool = False
     A row with empty ``faces`` is replaced by one with the same number of faces and label set. A replaced row
     keeps its place, a new one comes last.
 
-    Args:
-        path: The file.
-        rows: What was measured.
-        overwrite: Replace rows without the checks.
+    ``overwrite`` replaces rows without the checks.
 
     Raises:
         DataError: If the file exists and is no table of results, or a row would be replaced by one of another
