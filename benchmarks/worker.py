@@ -59,14 +59,14 @@ def stages(path: str, seconds: float, least: int) -> dict[str, Any]:
 
     from ferkit.core.crops import crop_faces
     from ferkit.core.images import load_image, to_gray, write_image
-    from ferkit.recognize.drawing import draw
+    from ferkit.recognize.drawing import draw_faces
     from ferkit.recognize.quality import measure_quality
 
     # Measure the recognizer's own detector: a second one would compete for memory and threads.
     recognizer = _recognizer()
     rgb, result = load_image(path), recognizer.predict(path)
     crops = recognizer.crops(path)
-    drawn = draw(rgb, result)
+    drawn = draw_faces(rgb, result)
 
     def crop() -> None:
         cut = crop_faces(
@@ -87,7 +87,7 @@ def stages(path: str, seconds: float, least: int) -> dict[str, Any]:
             "detect": lambda: recognizer.detector.detect(rgb),
             "crop": crop,
             "classify": lambda: recognizer.predict_crops(crops),
-            "draw": lambda: draw(rgb, result),
+            "draw": lambda: draw_faces(rgb, result),
             "encode": lambda: write_image(target, drawn),
         }
         spent = per_call_in_turns(calls, seconds, least)

@@ -10,10 +10,10 @@ import pytest
 
 import modelzoo
 from faceresults import example_face, expression, frame, tracked
-from ferkit import Explanation, Expression, Face, Photo, Quality, Recognizer
+from ferkit import Explanation, Expression, Face, Quality, Recognizer
 from ferkit.core.images import load_image
 from ferkit.core.taxonomy import FER2013
-from ferkit.recognize.drawing import colour, draw, draw_faces, label_places
+from ferkit.recognize.drawing import colour, draw_faces, label_places
 from ferkit.video.writers import draw_frame
 from samples import sample
 
@@ -26,7 +26,7 @@ def test_a_face_is_drawn_into_a_copy_of_the_picture(tmp_path: Path) -> None:
     rgb = load_image(ASTRONAUT)
     before = rgb.copy()
     photo = recognizer.predict(rgb)
-    drawn = draw(rgb, photo)
+    drawn = draw_faces(rgb, photo)
     assert np.array_equal(rgb, before)
     left, top, right, bottom = (round(v) for v in photo.faces[0].box)
     edge = drawn[(top + bottom) // 2, left].astype(int)
@@ -45,7 +45,7 @@ def test_faces_beyond_the_border_are_drawn(
 ) -> None:
     face = Face(box, 0.9, ((1e9, -1e9),) * 5, example_face().expression)
     rgb = np.zeros((*shape, 3), np.uint8)
-    assert draw(rgb, Photo(None, shape[1], shape[0], "fer2013", (face,))).shape == rgb.shape
+    assert draw_faces(rgb, [face]).shape == rgb.shape
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_every_label_has_its_own_colour() -> None:
 def test_labels_in_other_scripts_are_drawn() -> None:
     values = {"colère": 0.75, "joie": 0.25}
     face = Face((10.0, 60.0, 90.0, 150.0), 0.9, None, Expression("colère", 0.75, values))
-    drawn = draw(np.zeros((200, 200, 3), np.uint8), Photo(None, 200, 200, "humeur", (face,)))
+    drawn = draw_faces(np.zeros((200, 200, 3), np.uint8), [face])
     assert drawn.any()
 
 
@@ -92,7 +92,7 @@ def test_an_activation_map_changes_only_the_pixels_of_its_face() -> None:
     heat = np.zeros((6, 6), np.float32)
     heat[0, 5] = 1  # the upper right
     corners = ((50.0, 20.0), (170.0, 20.0), (170.0, 140.0), (50.0, 140.0))
-    drawn = draw(gray, Photo(None, 300, 200, "fer2013", ()), [Explanation("happy", corners, heat)])
+    drawn = draw_faces(gray, [], explanations=[Explanation("happy", corners, heat)])
     changed = np.argwhere((drawn != gray).any(axis=2)[:180])  # the scale is below
     assert (changed.min(axis=0) >= (20, 110)).all()
     assert (changed.max(axis=0) <= (80, 170)).all()
@@ -100,7 +100,7 @@ def test_an_activation_map_changes_only_the_pixels_of_its_face() -> None:
     assert red > 150
     assert red > blue
     outside = tuple((x + 1000, y) for x, y in corners)
-    untouched = draw(gray, Photo(None, 300, 200, "fer2013", ()), [Explanation("happy", outside, heat)])
+    untouched = draw_faces(gray, [], explanations=[Explanation("happy", outside, heat)])
     assert np.array_equal(untouched[:180], gray[:180])
 
 

@@ -30,7 +30,7 @@ from ferkit.core.errors import (
 )
 from ferkit.core.images import load_image, write_image
 from ferkit.core.taxonomy import FER2013
-from ferkit.recognize.drawing import draw
+from ferkit.recognize.drawing import draw_faces
 from ferkit.recognize.results import UNCERTAIN, ByLabel, expressions, photo_columns
 from ferkit.recognize.sinks import CSVSink
 from samples import sample
@@ -217,7 +217,7 @@ def test_a_photo_draws_and_saves_itself(tmp_path: Path) -> None:
     photo = photo_of_two_faces()
     write_image(tmp_path / "a.png", GRAY)
     from_file = replace(photo, source=str(tmp_path / "a.png"))
-    expected = draw(GRAY, photo)
+    expected = draw_faces(GRAY, photo)
     for drawn in (photo.draw(GRAY), replace(photo, picture=GRAY).draw(), from_file.draw()):
         assert np.array_equal(drawn, expected)
     assert not np.array_equal(photo.draw(GRAY, landmarks=False), expected)

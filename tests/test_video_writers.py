@@ -341,7 +341,7 @@ def test_the_timeline_is_a_picture(tmp_path: Path, suffix: str) -> None:
             frame(k, tracked(1, "happy"), *([tracked(2, "sad")] if 10 < k < 20 or 40 < k < 45 else []))
         )
     path = tmp_path / f"timeline{suffix}"
-    timeline.plot(path, title="clip.mp4")
+    timeline.draw(path, title="clip.mp4")
     if suffix == ".png":
         picture = load_image(path)
         assert picture.shape[1] == 1200
@@ -354,14 +354,14 @@ def test_the_timeline_is_a_picture(tmp_path: Path, suffix: str) -> None:
 def test_a_title_is_shown_as_it_is_whatever_its_letters(tmp_path: Path, title: str) -> None:
     timeline = Timeline(FER2013)
     timeline.add(frame(0, tracked(1)))
-    timeline.plot(tmp_path / "timeline.png", title=title)
+    timeline.draw(tmp_path / "timeline.png", title=title)
     assert load_image(tmp_path / "timeline.png").size
 
 
 def test_a_timeline_without_tracks_is_drawn_too(tmp_path: Path) -> None:
     timeline = Timeline(FER2013)
     timeline.add(frame(0))
-    timeline.plot(tmp_path / "nobody.png")
+    timeline.draw(tmp_path / "nobody.png")
     assert load_image(tmp_path / "nobody.png").size
 
 
@@ -369,7 +369,7 @@ def test_of_many_people_those_seen_longest_are_drawn(tmp_path: Path) -> None:
     timeline = Timeline(FER2013)
     for k in range(30):
         timeline.add(frame(k, *(tracked(track) for track in range(1, 31 - k))))
-    timeline.plot(tmp_path / "crowd.png")
+    timeline.draw(tmp_path / "crowd.png")
     assert load_image(tmp_path / "crowd.png").shape[0] < 2000
 
 

@@ -15,14 +15,10 @@ from ferkit.recognize.quality import Quality
 
 @dataclass(frozen=True, slots=True)
 class Adjustment:
-    """What happens to the probabilities of an output.
+    """What happens to the probabilities of an output."""
 
-    Attributes:
-        head: The output.
-        prior: The prior to answer under, float64 ``[K]`` as a tuple; None for the model's own.
-    """
-
-    head: HeadInfo
+    head: HeadInfo  # the output
+    # The prior to answer under, float64 ``[K]`` as a tuple; None for the model's own.
     prior: tuple[float, ...] | None = None
 
     def shift(self, probabilities: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferkit.core import palette
-from ferkit.recognize.results import UNCERTAIN, Explanation, Face, Photo
+from ferkit.recognize.results import UNCERTAIN, Explanation, Face
 
 _WHITE = (255, 255, 255)
 _DARK_TEXT_ABOVE = 140  # brightness of the ground
@@ -19,24 +19,6 @@ _TEXT_SIZES = (10, 12, 14, 17, 20, 24, 28, 34, 40, 48, 57, 68, 80, 96)  # few: c
 _HEAT_SIDE = 96
 _HEAT_OPACITY = 0.65  # at the maximum of a map
 _SCALE_TEXT = "no evidence", "most evidence for the label"
-
-
-def draw(
-    rgb: NDArray[np.uint8],
-    photo: Photo,
-    explanations: Sequence[Explanation] = (),
-    *,
-    landmarks: bool = True,
-) -> NDArray[np.uint8]:
-    """Return a copy of a photo with its faces drawn in; see :func:`draw_faces`.
-
-    Args:
-        rgb: uint8 ``[H, W, 3]``, the photo.
-        photo: Its result.
-        explanations: Activation maps to lay over the faces.
-        landmarks: Whether the landmarks are drawn.
-    """
-    return draw_faces(rgb, photo.faces, landmarks=landmarks, explanations=explanations)
 
 
 def draw_faces(
@@ -52,12 +34,8 @@ def draw_faces(
     The box of a face is dashed if its label is ``uncertain`` or the face is turned. Activation maps are
     transparent where there is no evidence for the label, and yellow at their maximum; a scale is drawn.
 
-    Args:
-        rgb: uint8 ``[H, W, 3]``.
-        faces: The faces; where they overlap, the first is on top and its label has the best position.
-        prefixes: A text before each label, such as the number of a track.
-        landmarks: Whether the landmarks are drawn.
-        explanations: Activation maps to lay over the faces.
+    Of faces that overlap, the first is on top and its label has the best position. ``prefixes`` are texts
+    before the labels, such as the number of a track.
     """
     picture = rgb.copy()
     for explanation in explanations:
@@ -92,10 +70,8 @@ def label_places(
     earlier label or another face, it is placed below or aligned to the right. If no position is free, it may
     cover a face, and finally a label.
 
-    Args:
-        boxes: Left, top, right, bottom of each face; earlier faces get the better positions.
-        sizes: Height and width of each label.
-        picture: Height and width.
+    Boxes are left, top, right, bottom; sizes of labels and of the picture are height and width. Earlier faces
+    get the better positions.
     """
     height, width = picture[:2]
     frames = [_clipped(box, width, height) for box in boxes]

@@ -84,12 +84,8 @@ def measure_quality(
 ) -> Quality:
     """Measure the quality of a face.
 
-    Args:
-        box: Left, top, right, bottom in pixels of the photo.
-        landmarks: float ``[5, 2]``, or None.
-        crop: uint8 ``[S, S]``, the network's input.
-        width: Of the photo, in pixels.
-        height: Of the photo, in pixels.
+    The box is left, top, right, bottom in pixels of the photo, landmarks are float ``[5, 2]`` or None, the
+    crop is the network's input, uint8 ``[S, S]``; width and height are those of the photo.
     """
     left, top, right, bottom = box
     inside = max(0.0, min(right, width) - max(left, 0.0)) * max(0.0, min(bottom, height) - max(top, 0.0))

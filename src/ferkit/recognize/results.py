@@ -38,9 +38,6 @@ _QUALITY = tuple(field.name for field in fields(Quality))
 class ByLabel(Mapping[str, float]):
     """A number for each label, in order: an immutable mapping that can be pickled, copied and hashed.
 
-    Args:
-        values: The numbers; they are copied.
-
     Example:
         >>> shares = ByLabel({"happy": 0.75, "sad": 0.25})
         >>> shares["happy"], list(shares)
@@ -252,9 +249,9 @@ class Photo(Sequence[Face]):
         Raises:
             ImageError: As :meth:`load`.
         """
-        from ferkit.recognize.drawing import draw
+        from ferkit.recognize.drawing import draw_faces
 
-        return draw(self.load(picture), self, explanations, landmarks=landmarks)
+        return draw_faces(self.load(picture), self, explanations=explanations, landmarks=landmarks)
 
     def save(
         self,
@@ -266,11 +263,7 @@ class Photo(Sequence[Face]):
     ) -> None:
         """Write the photo with its faces drawn in; the suffix of ``path`` gives the format.
 
-        Args:
-            path: The new file.
-            picture: As in :meth:`load`.
-            explanations: As in :meth:`draw`.
-            landmarks: As in :meth:`draw`.
+        Arguments are those of :meth:`draw`.
 
         Raises:
             ImageError: As :meth:`draw`, or if the format is unknown or cannot hold the picture.

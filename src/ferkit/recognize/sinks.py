@@ -17,9 +17,7 @@ from ferkit.recognize.results import Result, Unreadable
 class ResultSink(ABC):
     """Writes results into a text stream, which stays open; used as a context manager.
 
-    Args:
-        stream: The text stream.
-        columns: Names of the columns, for tables: ``photo_columns`` or ``frame_columns`` of the labels.
+    ``columns`` are those of tables: ``photo_columns`` or ``frame_columns`` of the labels.
     """
 
     def __init__(self, stream: TextIO, columns: Sequence[str] = ()) -> None:
@@ -40,9 +38,7 @@ class ResultSink(ABC):
     def write(self, result: Result | Unreadable, **extra: Any) -> None:
         """Write a result.
 
-        Args:
-            result: A photo, a frame, or an unreadable photo; only JSON lines have unreadable photos.
-            **extra: Further fields of the JSON object.
+        Only JSON lines have unreadable photos. ``extra`` are further fields of the JSON object.
         """
 
     def flush(self) -> None:

@@ -7,18 +7,18 @@ import io
 import logging
 import threading
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ferkit.core.crops import TtaMode
-from ferkit.core.errors import DetectorError, FerkitError, ModelFileError, VideoError
+from ferkit.core.errors import DetectorError, ModelFileError, VideoError
 from ferkit.core.images import encode_image, load_image
 from ferkit.core.palette import UNCERTAIN as UNCERTAIN_COLOUR
 from ferkit.core.palette import palette
@@ -26,9 +26,12 @@ from ferkit.core.taxonomy import Taxonomy
 from ferkit.detect import DEFAULT, Detection, Detector, make_detector
 from ferkit.detect.whole import WholePicture
 from ferkit.recognize import Explanation, Recognizer, Unreadable
-from ferkit.recognize.drawing import draw
+from ferkit.recognize.drawing import draw_faces
 from ferkit.recognize.results import UNCERTAIN
 from ferkit.service.settings import Settings
+
+if TYPE_CHECKING:
+    from ferkit.video.process import VideoOutputs
 
 _RECOGNIZERS = 8
 _HEAT = 96  # pixels of a side of an activation map's PNG
@@ -40,30 +43,20 @@ _SMOOTHING_SECONDS = 0.4
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How faces are found and classified.
+    """How faces are found and classified."""
 
-    Attributes:
-        taxonomy: Id of the taxonomy; None for the model's default.
-        min_face: Height in pixels of the smallest face wanted; None leaves it to the detector.
-        tta: Mode of test-time augmentation.
-    """
-
-    taxonomy: str | None = None
+    taxonomy: str | None = None  # id of the taxonomy; None for the model's default
+    # Height in pixels of the smallest face wanted; None leaves it to the detector.
     min_face: int | None = None
-    tta: TtaMode = "none"
+    tta: TtaMode = "none"  # mode of test-time augmentation
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A photo that was sent.
+    """A photo that was sent."""
 
-    Attributes:
-        name: The client's name for it, if it has one.
-        content: Its bytes.
-    """
-
-    name: str | None
-    content: bytes
+    name: str | None  # the client's name for it, if it has one
+    content: bytes  # its bytes
 
 
 class _FewFaces:
@@ -88,11 +81,7 @@ class _FewFaces:
 
 
 class Engine:
-    """Recognizers by their options. Safe to use from several threads at once.
-
-    Args:
-        settings: Model, detector and limits.
-    """
+    """Recognizers by their options. Safe to use from several threads at once."""
 
     def __init__(self, settings: Settings) -> None:
         import cv2
@@ -102,29 +91,11 @@ class Engine:
         warnings.filterwarnings("ignore", module="PIL")
         logging.getLogger("PIL").addHandler(logging.NullHandler())
         self._settings = settings
-        self._lock = threading.Lock()
-        self._recognizers: OrderedDict[Options, Recognizer] = OrderedDict()
+        self.recognizer = lru_cache(_RECOGNIZERS)(self._recognizer)
+        """Return the recognizer for options; raise FerkitError if model or detector do not allow them."""
         self.default = self.recognizer(Options())
 
-    def recognizer(self, options: Options) -> Recognizer:
-        """Return the recognizer for options; the latest few are kept.
-
-        Raises:
-            FerkitError: If the model or the detector cannot work with the options.
-        """
-        with self._lock:
-            if options in self._recognizers:
-                self._recognizers.move_to_end(options)
-                return self._recognizers[options]
-        made = self._make(options)
-        with self._lock:
-            made = self._recognizers.setdefault(options, made)
-            self._recognizers.move_to_end(options)
-            while len(self._recognizers) > _RECOGNIZERS:
-                self._recognizers.popitem(last=False)
-            return made
-
-    def _make(self, options: Options) -> Recognizer:
+    def _recognizer(self, options: Options) -> Recognizer:
         settings = self._settings
         providers = list(settings.providers) or None
         detector = make_detector(
@@ -175,12 +146,8 @@ class Engine:
     ) -> list[dict[str, Any]]:
         """Return what was found in photos, in the form of ``ferkit predict --format json``.
 
-        Args:
-            uploads: The photos.
-            options: How to find and classify faces.
-            explain: Add an activation map to every face.
-            annotated: Add the photo with the faces drawn in.
-            check: Called between photos; it raises an error to stop.
+        ``explain`` adds an activation map to every face, ``annotated`` the photo with the faces drawn in.
+        ``check`` is called between photos; it raises an error to stop.
 
         Returns:
             An object per photo. One that is unreadable, among others, has only ``source`` and ``error``.
@@ -213,7 +180,8 @@ class Engine:
                 for face, explanation in zip(document["faces"], maps, strict=False):
                     face["activation_map"] = _activation_map(explanation)
                 if annotated:
-                    document["annotated"] = _data_url(encode_image(draw(rgb, photo, maps), ".jpg"), "jpeg")
+                    drawn = draw_faces(rgb, photo, explanations=maps)
+                    document["annotated"] = _data_url(encode_image(drawn, ".jpg"), "jpeg")
             results.append(document)
         return results
 
@@ -225,9 +193,7 @@ class Engine:
 class Live:
     """Frames of one camera: tracked, and smoothed over time. Used by one thread at a time.
 
-    Args:
-        recognizer: Finds and classifies the faces.
-        max_pixels: Larger frames are refused.
+    Frames of more than ``max_pixels`` are refused.
     """
 
     def __init__(self, recognizer: Recognizer, max_pixels: int) -> None:
@@ -244,10 +210,7 @@ class Live:
     def frame(self, content: bytes, index: int, time: float) -> dict[str, Any]:
         """Return the faces of the next frame, in the form of a frame of ``ferkit video --jsonl``.
 
-        Args:
-            content: JPEG, or another picture format.
-            index: Number of the frame.
-            time: In seconds; does not fall from frame to frame.
+        ``time`` is in seconds, and does not fall from frame to frame.
 
         Raises:
             ImageError: If the frame is unreadable or too large.
@@ -261,20 +224,10 @@ class Live:
         return result.to_dict()
 
 
-@dataclass(frozen=True, slots=True)
-class ClipFiles:
-    """Where the results of a clip go."""
-
-    jsonl: Path
-    csv: Path
-    plot: Path | None
-    annotated: Path | None
-
-
 def process_clip(
     engine: Engine,
     clip: Path,
-    files: ClipFiles,
+    outputs: VideoOutputs,
     options: Options,
     settings: Settings,
     *,
@@ -284,16 +237,9 @@ def process_clip(
 ) -> dict[str, Any]:
     """Classify the faces of a clip and write its results.
 
-    Args:
-        engine: Holds the recognizers.
-        clip: The clip.
-        files: What to write.
-        options: How to find and classify faces.
-        settings: The limits.
-        fps: Read at most so many frames a second; None reads all.
-        progress: Called after each frame with the number of frames, the share that is done, if known,
-            and the frame's results.
-        stop: Ends the clip at the next frame.
+    At most ``fps`` frames a second are read; None reads all. ``progress`` is called after each frame with the
+    number of frames, the share that is done, if known, and the frame's results. ``stop`` ends the clip at the
+    next frame.
 
     Returns:
         The summary, in the form of ``ferkit video --json``.
@@ -302,7 +248,7 @@ def process_clip(
         FerkitError: If the clip cannot be read or is beyond a limit.
     """
     from ferkit.video.clip import Clip
-    from ferkit.video.process import VideoOutputs, process_video
+    from ferkit.video.process import process_video
 
     seconds = Clip(clip, max_pixels=settings.pixels).info.duration
     if seconds is not None and seconds > settings.clip_seconds:
@@ -325,7 +271,7 @@ def process_clip(
     summary = process_video(
         engine.recognizer(options),
         clip,
-        VideoOutputs(clip=files.annotated, csv=files.csv, jsonl=files.jsonl, plot=files.plot),
+        outputs,
         progress=moved,
         fps=fps,
         max_pixels=settings.pixels,
@@ -336,18 +282,6 @@ def process_clip(
         "damaged": summary.damaged,
         "notes": [note.replace(str(clip), "the clip") for note in summary.notes],
     }
-
-
-def plots_available() -> bool:
-    """Return whether the picture of a timeline can be drawn: Matplotlib is not part of the extra serve."""
-    from importlib.util import find_spec
-
-    return find_spec("matplotlib") is not None
-
-
-def clip_error(error: FerkitError, clip: Path, name: str | None) -> str:
-    """Return an error's message with the client's name of the clip in place of the server's path."""
-    return str(error).replace(str(clip), name or "the clip")
 
 
 def colours(taxonomies: Iterable[Taxonomy]) -> dict[str, str]:

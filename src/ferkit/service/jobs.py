@@ -100,11 +100,7 @@ def open_queue(settings: Settings) -> Huey:
 
 
 class Jobs:
-    """The jobs of a folder. Its methods block: the event loop calls them in a thread.
-
-    Args:
-        settings: Folder, queue and limits.
-    """
+    """The jobs of a folder. Its methods block: the event loop calls them in a thread."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings

@@ -27,11 +27,7 @@ class Pool:
     Used by the event loop's thread only. A place is given back when the thread is done, not when the client
     has gone: a thread cannot be stopped from outside.
 
-    Args:
-        threads: Threads.
-        waiting: Pieces of work that may wait.
-        per_client: Requests of one client in flight.
-        metrics: Where the load is shown.
+    ``waiting`` pieces of work may wait, and each client may have ``per_client`` requests in flight.
     """
 
     def __init__(self, threads: int, waiting: int, per_client: int, metrics: Metrics) -> None:
@@ -88,11 +84,8 @@ class Pool:
     async def run(self, route: str, work: Callable[[Callable[[], None]], _Result], seconds: float) -> _Result:
         """Run work in a thread and return its result.
 
-        Args:
-            route: For the metrics.
-            work: Called in the thread with a function that raises :class:`Cancelled` when the time is up;
-                long work calls it between its parts.
-            seconds: Time limit, waiting included.
+        ``work`` is called in the thread with a function that raises :class:`Cancelled` when the time is up;
+        long work calls it between its parts. The time limit includes waiting.
 
         Raises:
             Problem: 503 if the queue is full or the time is up.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,11 +20,8 @@ MEDIA_TYPE = "application/problem+json"
 class Problem(Exception):  # noqa: N818  # the word of RFC 9457
     """An error with an HTTP status.
 
-    Args:
-        status: The status.
-        detail: What was received, what was expected, and what to do.
-        retry_after: Seconds after which a new attempt makes sense.
-        reason: Short name for the metrics of refusals.
+    ``retry_after`` are seconds after which a new attempt makes sense; ``reason`` is a short name for the
+    metrics of refusals.
     """
 
     def __init__(
@@ -57,8 +53,10 @@ _TITLES = {
 }
 
 
-def problem_body(status: int, detail: str, request_id: str | None) -> bytes:
-    """Return a problem document."""
+def problem_response(
+    status: int, detail: str, request_id: str | None, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Return an error response."""
     try:
         title = _TITLES.get(status) or http.HTTPStatus(status).phrase
     except ValueError:
@@ -66,16 +64,8 @@ def problem_body(status: int, detail: str, request_id: str | None) -> bytes:
     details = ProblemDetails(
         type="about:blank", title=title, status=status, detail=detail, request_id=request_id
     )
-    return json.dumps(details.model_dump()).encode()
-
-
-def problem_response(
-    status: int, detail: str, request_id: str | None, headers: Mapping[str, str] | None = None
-) -> Response:
-    """Return an error response."""
-    return Response(
-        problem_body(status, detail, request_id), status, media_type=MEDIA_TYPE, headers=dict(headers or {})
-    )
+    content = details.model_dump_json()
+    return Response(content, status, media_type=MEDIA_TYPE, headers=dict(headers or {}))
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -93,9 +83,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def install_handlers(app: FastAPI, count_refusal: Any) -> None:
     """Make every error of an application a problem document.
 
-    Args:
-        app: The application.
-        count_refusal: Called with the reason of each refused request.
+    ``count_refusal`` is called with the reason of each refused request.
     """
 
     def request_id(request: Request) -> str | None:

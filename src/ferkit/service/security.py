@@ -43,13 +43,7 @@ _log = logging.getLogger("ferkit.service")
 
 
 class Gate:
-    """ASGI middleware: checks, headers, request ids, the access log and the request metrics.
-
-    Args:
-        app: The application behind it.
-        settings: Host names and API key.
-        metrics: Where requests and refusals are counted.
-    """
+    """ASGI middleware: checks, headers, request ids, the access log and the request metrics."""
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics) -> None:
         self._app = app

@@ -131,9 +131,7 @@ def make_server(app: FastAPI, settings: Settings) -> uvicorn.Server:
 def serve(settings: Settings, *, browse: str | None = None) -> None:
     """Serve until SIGINT or SIGTERM; requests in flight are finished then.
 
-    Args:
-        settings: All settings.
-        browse: Open a browser at this part of the page, such as ``#camera``.
+    ``browse`` opens a browser at this part of the page, such as ``#camera``.
 
     Raises:
         FerkitError: If the address, the model, or the queue is not available.

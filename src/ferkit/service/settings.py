@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from contextvars import ContextVar
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,6 @@ CONFIG = "FERKIT_CONFIG"
 """Environment variable that names the TOML file."""
 
 MIB = 1 << 20
-
-_file: ContextVar[Path | None] = ContextVar("_file", default=None)
-"""The TOML file while settings are read."""
 
 
 class Settings(BaseSettings):
@@ -101,10 +97,7 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Order the sources: arguments, environment, TOML file."""
-        sources: list[PydanticBaseSettingsSource] = [init_settings, env_settings]
-        if file := _file.get() or os.environ.get(CONFIG):
-            sources.append(TomlConfigSettingsSource(settings_cls, toml_file=Path(file)))
-        return tuple(sources)
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
     @field_validator("queue")
     @classmethod
@@ -137,9 +130,8 @@ class Settings(BaseSettings):
 def load_settings(config: Path | None = None, **given: Any) -> Settings:
     """Return the settings of flags, environment and TOML file.
 
-    Args:
-        config: The TOML file; by default the one that ``FERKIT_CONFIG`` names, if any.
-        **given: Settings that outrank both.
+    ``config`` is the TOML file, by default the one that ``FERKIT_CONFIG`` names, if any; ``given`` outranks
+    both.
 
     Raises:
         FerkitError: If the file cannot be read, a setting is unknown or out of range, or the service would be
@@ -148,9 +140,12 @@ def load_settings(config: Path | None = None, **given: Any) -> Settings:
     file = config or os.environ.get(CONFIG)
     if file and not Path(file).is_file():
         raise FerkitError(f"there is no settings file {file}")
-    token = _file.set(config)
+
+    class FromFile(Settings):
+        model_config = SettingsConfigDict(toml_file=file)
+
     try:
-        settings = Settings(**given)
+        settings = FromFile(**given)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or "a setting"
@@ -158,8 +153,6 @@ def load_settings(config: Path | None = None, **given: Any) -> Settings:
         raise FerkitError(f"setting {name}: {first['msg']}{received}") from error
     except ValueError as error:  # no valid TOML, or a list in the environment that is no JSON
         raise FerkitError(f"cannot read the settings: {error}") from error
-    finally:
-        _file.reset(token)
     if settings.api_key is not None and not settings.api_key.get_secret_value().isascii():
         raise FerkitError("the API key may hold only ASCII characters, as HTTP headers do")
     if settings.api_key is not None and len(settings.api_key.get_secret_value()) < 8:

@@ -22,11 +22,7 @@ _log = logging.getLogger("ferkit.service")
 
 
 class Supervisor:
-    """Starts the processes of jobs, restarts one that ends, and ends them with the server.
-
-    Args:
-        service: Settings, jobs and metrics.
-    """
+    """Starts the processes of jobs, restarts one that ends, and ends them with the server."""
 
     def __init__(self, service: Service) -> None:
         self._service = service

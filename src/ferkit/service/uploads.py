@@ -26,10 +26,8 @@ _TEXT = re.compile(rb"[\t\n\r\x20-\x7e\x80-\xff]{64}|[\t\n\r\x20-\x7e\x80-\xff]*
 class _Parts:
     """The file parts of a multipart body, in order.
 
-    Args:
-        boundary: The boundary of the body.
-        limit: Parts allowed.
-        open_part: Called with the name of a file; returns what takes its bytes.
+    More than ``limit`` parts are refused. ``open_part`` is called with the name of a file and returns what
+    takes its bytes.
     """
 
     def __init__(
@@ -172,11 +170,7 @@ async def _chunks(request: Request, limit: int, pause: float) -> AsyncIterator[b
 async def read_photos(request: Request, *, limit: int, photos: int, pause: float) -> list[Upload]:
     """Return the photos of a request, multipart or raw.
 
-    Args:
-        request: The request.
-        limit: Bytes of the body.
-        photos: Photos allowed.
-        pause: Seconds that the body may pause.
+    ``limit`` are bytes of the body, ``pause`` seconds that it may pause.
 
     Raises:
         Problem: If the body is too large, too slow, damaged or empty.
@@ -208,11 +202,8 @@ def _split(body: bytes, boundary: bytes, photos: int) -> list[Upload]:
 async def read_clip(request: Request, path: Path, *, limit: int, pause: float) -> str | None:
     """Write the clip of a request to a file and return the client's name for it.
 
-    Args:
-        request: The request, multipart with one file or raw.
-        path: Where to; new.
-        limit: Bytes of the body.
-        pause: Seconds that the body may pause.
+    ``limit`` are bytes of the body, ``pause`` seconds that it may pause. The request is multipart with one
+    file, or raw.
 
     Raises:
         Problem: If the body is too large, too slow, damaged, empty, or text.

@@ -10,16 +10,17 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
+from importlib.util import find_spec
 from typing import Any, TextIO, TypeAlias
 
 from huey.consumer import Consumer
 
 from ferkit.core.errors import FerkitError
-from ferkit.service.engine import ClipFiles, Engine, Options, clip_error, plots_available, process_clip
+from ferkit.service.engine import Engine, Options, process_clip
 from ferkit.service.jobs import ATTEMPTS, FINISHED, LIVE, RESULTS, Job, Jobs
 from ferkit.service.security import JsonLines
 from ferkit.service.settings import Settings
+from ferkit.video.process import VideoOutputs
 
 _SAVE_EVERY = 0.5  # seconds between notes of a job's progress
 _Progress: TypeAlias = Callable[[int, float | None, dict[str, Any]], None]
@@ -29,9 +30,7 @@ _log = logging.getLogger("ferkit.service")
 class Worker:
     """Runs one job at a time.
 
-    Args:
-        settings: Limits, folder and queue.
-        stopping: Set when the process is to end: the running job then goes back into the queue.
+    ``stopping`` is set when the process is to end: the running job then goes back into the queue.
     """
 
     def __init__(self, settings: Settings, stopping: threading.Event) -> None:
@@ -61,19 +60,30 @@ class Worker:
         stop = threading.Event()
         deadline = time.monotonic() + self._settings.job_seconds
         folder = self.jobs.folder(job.id)
-        files = ClipFiles(
-            jsonl=folder / RESULTS["jsonl"][0],
-            csv=folder / RESULTS["csv"][0],
-            plot=folder / RESULTS["timeline"][0] if plots_available() else None,
-            annotated=folder / RESULTS["annotated"][0] if job.annotated else None,
+        files = {name: folder / file for name, (file, _) in RESULTS.items()}
+        outputs = VideoOutputs(
+            clip=files["annotated"] if job.annotated else None,
+            csv=files["csv"],
+            jsonl=files["jsonl"],
+            plot=files["timeline"] if find_spec("matplotlib") else None,  # no part of the extra serve
         )
         clip = self.jobs.clip(job.id)
         try:
             with (folder / LIVE).open("w", encoding="utf-8") as live:
-                summary = self._classify(job, clip, files, stop, self._progress(job, stop, deadline, live))
+                summary = process_clip(
+                    self._engine,
+                    clip,
+                    outputs,
+                    Options(job.taxonomy, job.min_face, job.tta),
+                    self._settings,
+                    fps=job.fps,
+                    progress=self._progress(job, stop, deadline, live),
+                    stop=stop,
+                )
         except FerkitError as error:
             if not stop.is_set():
-                self.jobs.finish(job, "failed", " ".join(clip_error(error, clip, job.name).split()))
+                message = str(error).replace(str(clip), job.name or "the clip")
+                self.jobs.finish(job, "failed", " ".join(message.split()))
                 return
             summary = None
         if self._stopping.is_set() and stop.is_set() and not self.jobs.wants_stop(job.id):
@@ -90,20 +100,6 @@ class Worker:
             job.summary = summary
             self.jobs.finish(job, "done")
         _log.info("job", extra={"fields": {"id": job.id, "state": job.state, "frames": job.frames}})
-
-    def _classify(
-        self, job: Job, clip: Path, files: ClipFiles, stop: threading.Event, progress: _Progress
-    ) -> dict[str, Any]:
-        return process_clip(
-            self._engine,
-            clip,
-            files,
-            Options(job.taxonomy, job.min_face, job.tta),
-            self._settings,
-            fps=job.fps,
-            progress=progress,
-            stop=stop,
-        )
 
     def _progress(self, job: Job, stop: threading.Event, deadline: float, live: TextIO) -> _Progress:
         saved = 0.0

@@ -55,9 +55,7 @@ class _Track:
 class ByteTrack:
     """Assigns the boxes of successive frames to tracks.
 
-    Args:
-        max_gap: Seconds that a track lives without a box.
-        rate: Frames per second that the noise of the motion is meant for.
+    ``max_gap`` is in seconds; ``rate`` is the frames per second that the noise of the motion is meant for.
     """
 
     def __init__(self, *, max_gap: float, rate: float) -> None:

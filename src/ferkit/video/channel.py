@@ -108,9 +108,7 @@ class BackgroundWriter(Generic[T]):
     Used as a context manager: leaving it waits until all items are consumed. An error of ``consume`` is
     raised at the next :meth:`put`, or at the end.
 
-    Args:
-        consume: Called with each item.
-        limit: Weight of the queued items at which :meth:`put` waits.
+    ``limit`` is the weight of the queued items at which :meth:`put` waits.
     """
 
     def __init__(self, consume: Callable[[T], None], *, limit: int) -> None:

@@ -497,9 +497,7 @@ def pyav_errors(action: str, kind: type[FerkitError] = VideoError) -> Iterator[N
 
     PyAV raises FFmpegError where FFmpeg fails, and errors of Python for values that it does not know.
 
-    Args:
-        action: What failed, such as ``cannot read FILE``.
-        kind: The class of the error.
+    ``action`` is what failed, such as ``cannot read FILE``; ``kind`` is the class of the error.
     """
     av: Any = require("av", "video")
     try:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferkit.detect import Detection
+from ferkit.video.association import intersection_over_union
 
 # Measured by studies/cuts.py on pairs of frames with and without a cut.
 _SAME_COLOURS = 0.66  # in common; with a cut at most 0.62, without one at least 0.71
@@ -42,9 +43,7 @@ class CutDetector:
     def is_cut(self, rgb: NDArray[np.uint8], gray: NDArray[np.uint8]) -> bool:
         """Return whether the next frame begins another shot.
 
-        Args:
-            rgb: uint8 ``[H, W, 3]``.
-            gray: uint8 ``[h, w]``, the same frame, may be smaller.
+        ``rgb`` is uint8 ``[H, W, 3]``; ``gray``, uint8 ``[h, w]``, is the same frame, may be smaller.
         """
         layout = _resized(gray, _LAYOUT)
         if layout.std() < _FLAT:
@@ -104,10 +103,7 @@ def in_common(one: NDArray[Any], other: NDArray[Any], *, bins: int) -> float:
     It is the larger one of the plain histograms, and of those after both pictures are brought to the same
     mean and contrast.
 
-    Args:
-        one: Values 0..255.
-        other: Values 0..255.
-        bins: Per channel.
+    Values are 0..255; ``bins`` are those per channel.
     """
 
     def histogram(picture: NDArray[Any]) -> NDArray[np.float64]:
@@ -127,35 +123,23 @@ def are_replaced(
 ) -> bool:
     """Return whether other faces are at the places of all earlier ones: a cut within one scenery.
 
-    Args:
-        before: uint8 ``[h, w]``, the previous frame.
-        faces: Its faces.
-        now: uint8 ``[h, w]``, this frame, not later than 0.25 s.
-        found: Its faces.
+    ``before`` and ``now`` are two frames uint8 ``[h, w]``, at most 0.25 s apart.
     """
-    height, width = now.shape
+    boxes = np.array([face.box for face in faces], np.float64).reshape(-1, 4)
+    others = np.array([face.box for face in found], np.float64).reshape(-1, 4)
+    whole = np.array([[0, 0, *now.shape[::-1]]], np.float64)
+    same = intersection_over_union(boxes, others) >= _SAME_PLACE
+    same &= intersection_over_union(whole, others) < _WHOLE
     alike = [
         correlation(crop, other)
-        for face in faces
-        for one in found
-        if _overlap(face.box, one.box) >= _SAME_PLACE
-        and _overlap(one.box, (0, 0, width, height)) < _WHOLE
-        and (crop := _crop(before, face.box)) is not None
-        and (other := _crop(now, one.box)) is not None
+        for row, column in np.argwhere(same)
+        if (crop := _crop(before, boxes[row])) is not None
+        and (other := _crop(now, others[column])) is not None
     ]
     return bool(alike) and max(alike) < _SAME_FACE
 
 
-def _crop(gray: NDArray[np.uint8], box: Sequence[float]) -> NDArray[np.uint8] | None:
+def _crop(gray: NDArray[np.uint8], box: NDArray[np.float64]) -> NDArray[np.uint8] | None:
     left, top, right, bottom = (max(0, round(value)) for value in box)
     face = gray[top:bottom, left:right]
     return _resized(face, _FACE) if face.size else None
-
-
-def _overlap(one: Sequence[float], other: Sequence[float]) -> float:
-    """Return the intersection over union of two boxes."""
-    width = min(one[2], other[2]) - max(one[0], other[0])
-    height = min(one[3], other[3]) - max(one[1], other[1])
-    shared = max(0.0, width) * max(0.0, height)
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (one, other)]
-    return shared / (sum(areas) - shared) if shared else 0.0

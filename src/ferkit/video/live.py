@@ -138,11 +138,7 @@ class LiveClip:
     A thread reads the camera and keeps the newest frame alone, so that results are never late by more than
     the work on one frame, and memory does not grow.
 
-    Args:
-        source: The camera.
-        end: Seconds after which it ends; None for no limit.
-        stop: When it is set, the clip ends at the next frame.
-        clock: Returns the time in seconds.
+    It ends after ``end`` seconds (None: no limit), or at the next frame when ``stop`` is set.
 
     Raises:
         VideoError: If the camera cannot be opened, or gives no frame.

@@ -40,21 +40,13 @@ PLOTS = (".png", ".svg", ".pdf")
 
 @dataclass(frozen=True, slots=True)
 class VideoOutputs:
-    """The files to write; None: not written.
+    """The files to write; None: not written."""
 
-    Attributes:
-        clip: The annotated clip.
-        csv: One row per face and frame; may be :data:`STDOUT`.
-        jsonl: One JSON object per frame; may be :data:`STDOUT`.
-        plot: The timeline of each track.
-        sound: Whether the annotated clip keeps the audio.
-    """
-
-    clip: Path | None = None
-    csv: Path | None = None
-    jsonl: Path | None = None
-    plot: Path | None = None
-    sound: bool = True
+    clip: Path | None = None  # the annotated clip
+    csv: Path | None = None  # one row per face and frame; may be :data:`STDOUT`
+    jsonl: Path | None = None  # one JSON object per frame; may be :data:`STDOUT`
+    plot: Path | None = None  # the timeline of each track
+    sound: bool = True  # whether the annotated clip keeps the audio
 
     def files(self) -> tuple[Path, ...]:
         """Return the paths of the files to write."""
@@ -64,19 +56,12 @@ class VideoOutputs:
 
 @dataclass(frozen=True, slots=True)
 class VideoSummary:
-    """The result of :func:`process_video`.
+    """The result of :func:`process_video`."""
 
-    Attributes:
-        source: The clip.
-        timeline: The tracks and their expressions.
-        notes: Defects of the clip.
-        damaged: Whether a part of it could not be read.
-    """
-
-    source: str
-    timeline: Timeline
-    notes: tuple[str, ...]
-    damaged: bool
+    source: str  # the clip
+    timeline: Timeline  # the tracks and their expressions
+    notes: tuple[str, ...]  # defects of the clip
+    damaged: bool  # whether a part of it could not be read
 
 
 def process_video(

@@ -61,11 +61,7 @@ class _State:
 
 
 class Smoother:
-    """Smooths several tracks, each by itself.
-
-    Args:
-        smoothing: The kind of mean.
-    """
+    """Smooths several tracks, each by itself."""
 
     def __init__(self, smoothing: Smoothing) -> None:
         self._smoothing = smoothing

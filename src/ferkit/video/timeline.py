@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferkit.core.extras import require
-from ferkit.core.files import replacing
 from ferkit.core.palette import palette
 from ferkit.core.taxonomy import Taxonomy
 from ferkit.recognize.results import UNCERTAIN, ByLabel
@@ -81,9 +79,6 @@ class Timeline:
     """Sums up frames as they come. Memory grows with the number of tracks, not with the length of the clip.
 
     Frames are weighted by their duration, so a stride or a variable frame rate does not bias the result.
-
-    Args:
-        taxonomy: The label set of the frames.
     """
 
     def __init__(self, taxonomy: Taxonomy) -> None:
@@ -138,26 +133,12 @@ class Timeline:
             "tracks": [summary.to_dict() for summary in self.tracks()],
         }
 
-    def plot(self, path: str | os.PathLike[str], *, title: str = "") -> None:
-        """Plot the probabilities of the twelve longest tracks over time, and write the file atomically.
-
-        Args:
-            path: The picture; its suffix sets the format: png, svg, pdf.
-            title: The heading.
-
-        Raises:
-            OutputError: If the file cannot be written.
-            MissingDependencyError: If the extra ``video`` is not installed.
-        """
-        with replacing(path) as temporary:
-            self.draw(temporary, title=title)
-
     def draw(self, path: Path, *, title: str = "") -> None:
-        """Plot like :meth:`plot`, directly into a file.
+        """Plot the twelve longest tracks over time into a file, whose suffix sets the format: png, svg, pdf.
 
         Raises:
             OSError: If the file cannot be written.
-            MissingDependencyError: If the extra ``video`` is not installed.
+            MissingDependencyError: If Matplotlib is not installed.
         """
         self._figure(title).savefig(path, dpi=_DPI)
 

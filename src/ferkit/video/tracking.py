@@ -30,17 +30,11 @@ _TICK = 1e-3  # seconds by which the tracker's clock moves on at least
 
 @dataclass(frozen=True, slots=True)
 class Tracked:
-    """A face in a frame.
+    """A face in a frame."""
 
-    Attributes:
-        track: Number of the track, from 1; None if the score is too low to open a track.
-        detection: The box and landmarks; the score is that of the last detection.
-        detected: False if optical flow moved the face here from an earlier frame.
-    """
-
-    track: int | None
-    detection: Detection
-    detected: bool
+    track: int | None  # number of the track, from 1; None if the score is too low to open a track
+    detection: Detection  # the box and landmarks; the score is that of the last detection
+    detected: bool  # False if optical flow moved the face here from an earlier frame
 
 
 class FaceTracker:
@@ -81,8 +75,6 @@ class FaceTracker:
         self._small: NDArray[np.uint8] | None = None
         self._last: tuple[Tracked, ...] = ()
         self._cuts = CutDetector()
-        self.cuts = 0
-        """Number of cuts so far."""
 
     @property
     def tracks(self) -> tuple[int, ...]:
@@ -92,10 +84,7 @@ class FaceTracker:
     def update(self, rgb: NDArray[np.uint8], gray: NDArray[np.uint8], time: float) -> tuple[Tracked, ...]:
         """Return the faces of the next frame.
 
-        Args:
-            rgb: uint8 ``[H, W, 3]``.
-            gray: uint8 ``[H, W]``, the same frame.
-            time: In seconds.
+        ``rgb`` is uint8 ``[H, W, 3]``, ``gray`` the same frame uint8 ``[H, W]``, ``time`` in seconds.
 
         Raises:
             DetectorError: If the detector fails.
@@ -117,7 +106,6 @@ class FaceTracker:
         else:
             faces = tuple(face for face in moved or () if face is not None)
         if cut:
-            self.cuts += 1
             self._byte.reset()
         numbers = self._assign(faces, time)
         self._small = small
@@ -167,10 +155,7 @@ def move(
     Points inside each face are tracked forward and back again (Kalal et al. 2010, Forward-Backward Error,
     https://doi.org/10.1109/ICPR.2010.675); the medians over the points that return move and scale the face.
 
-    Args:
-        before: uint8 ``[H, W]``, the frame with known faces.
-        now: uint8 ``[H, W]``, the next frame.
-        faces: The faces in ``before``.
+    ``before`` is the frame with the faces, ``now`` the next one, uint8 ``[H, W]``.
 
     Returns:
         Each face in ``now``, or None where optical flow loses it.

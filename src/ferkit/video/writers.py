@@ -57,12 +57,7 @@ _BT709, _LIMITED = 1, 1  # FFmpeg's AVCOL_SPC_BT709 and its like, AVCOL_RANGE_MP
 
 
 def draw_frame(rgb: NDArray[np.uint8], frame: FrameResult) -> NDArray[np.uint8]:
-    """Return a copy of a frame with the box, the track number and the label of each face.
-
-    Args:
-        rgb: uint8 ``[H, W, 3]``.
-        frame: Its result.
-    """
+    """Return a copy of a frame with the box, the track number and the label of each face."""
     # Sorted by track, not by score: labels then keep their positions from frame to frame.
     faces = sorted(frame.faces, key=lambda face: (face.track is None, face.track))
     prefixes = ["" if face.track is None else f"{face.track}  " for face in faces]
@@ -219,25 +214,15 @@ def _fitted(rgb: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8
 
 @dataclass(slots=True)
 class _Route:
-    """The state of one audio stream.
+    """The state of one audio stream."""
 
-    Attributes:
-        out: The output stream.
-        copied: Whether packets are copied; otherwise the audio is encoded again.
-        end: End of the written audio, in units of the packets, or in samples.
-        last: Timestamp of the last packet.
-        shift: Added to the timestamps after the clock of the source was set back, in their units.
-        form: Format, channel layout and sample rate of the decoded audio.
-        resampler: From that form to the encoder's.
-    """
-
-    out: AudioStream
-    copied: bool
-    end: int | None = None
-    last: int | None = None
-    shift: int = 0
-    form: tuple[str, str, int] | None = None
-    resampler: AudioResampler | None = None
+    out: AudioStream  # the output stream
+    copied: bool  # whether packets are copied; otherwise the audio is encoded again
+    end: int | None = None  # end of the written audio, in units of the packets, or in samples
+    last: int | None = None  # timestamp of the last packet
+    shift: int = 0  # added to the timestamps after the clock of the source was set back, in their units
+    form: tuple[str, str, int] | None = None  # format, channel layout and sample rate of the decoded audio
+    resampler: AudioResampler | None = None  # from that form to the encoder's
 
 
 class _Sound:
