@@ -48,10 +48,6 @@ class Augmenter(keras.layers.Layer):  # type: ignore[misc]
     ``cubic`` reads from a grid of twice the points and keeps most of it. Every image draws its own numbers.
     Mixup: Zhang et al. 2018; cutmix: Yun et al. 2019; erasing: Zhong et al. 2020, filled with one random gray
     value.
-
-    Args:
-        config: The parameters.
-        seed: Seed of the generator.
     """
 
     def __init__(self, config: AugmentConfig, seed: int = 0, **kwargs: Any) -> None:

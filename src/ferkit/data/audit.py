@@ -19,17 +19,11 @@ from ferkit.data.labels import labels_without_training
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Images that are equal pixel for pixel.
+    """Images that are equal pixel for pixel."""
 
-    Args:
-        rows: Their positions in the dataset, counted from 1.
-        splits: The split of each image.
-        labels: The label of each image.
-    """
-
-    rows: tuple[int, ...]
-    splits: tuple[str, ...]
-    labels: tuple[str, ...]
+    rows: tuple[int, ...]  # their positions in the dataset, counted from 1
+    splits: tuple[str, ...]  # the split of each image
+    labels: tuple[str, ...]  # the label of each image
 
     @property
     def conflicts(self) -> bool:
@@ -44,55 +38,34 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class VoteAudit:
-    """Agreement of FER2013 labels with FER+ votes.
+    """Agreement of FER2013 labels with FER+ votes."""
 
-    Args:
-        agreement: Share of labels that equal the leading vote (ties: first in column order) among the images
-            whose leading vote is not "no face"; None if there are none.
-        by_label: The same per label; None for labels without images.
-        majority: Images per split that the ``majority`` protocol keeps.
-        argmax: Images per split that the ``argmax`` protocol keeps.
-    """
-
+    # Share of labels that equal the leading vote (ties: first in column order) among the images whose leading
+    # vote is not "no face"; None if there are none.
     agreement: float | None
-    by_label: Mapping[str, float | None]
-    majority: Mapping[str, int]
-    argmax: Mapping[str, int]
+    by_label: Mapping[str, float | None]  # the same per label; None for labels without images
+    majority: Mapping[str, int]  # images per split that the ``majority`` protocol keeps
+    argmax: Mapping[str, int]  # images per split that the ``argmax`` protocol keeps
 
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """The result of :func:`audit_dataset`. Rows are counted from 1; splits without images are left out.
+    """The result of :func:`audit_dataset`. Rows are counted from 1; splits without images are left out."""
 
-    Args:
-        source: Name of the dataset.
-        fingerprint: Fingerprint of the dataset.
-        images: Number of images.
-        size: Side of an image in pixels.
-        taxonomy: Id of the labels.
-        balance: Images per split and label.
-        flat: Rows per split of images of one constant colour.
-        groups: All groups of identical images, in order of their first row.
-        leaked: Images per test split with a duplicate in Training.
-        leaking: Number of Training images with a duplicate in a test split, which ``drop_leaks`` removes.
-        votes: Agreement with FER+; None without votes or with other labels than FER2013's.
-        untrained: Labels without Training images, and the most similar label that has some (or ``""``).
-        unreadable: Pictures that were left out, since they cannot be decoded.
-    """
-
-    source: str
-    fingerprint: str
-    images: int
-    size: int
-    taxonomy: str
-    balance: Mapping[str, Mapping[str, int]]
-    flat: Mapping[str, tuple[int, ...]]
-    groups: tuple[Group, ...]
-    leaked: Mapping[str, int]
-    leaking: int
-    votes: VoteAudit | None
+    source: str  # name of the dataset
+    fingerprint: str  # fingerprint of the dataset
+    images: int  # number of images
+    size: int  # side of an image in pixels
+    taxonomy: str  # id of the labels
+    balance: Mapping[str, Mapping[str, int]]  # images per split and label
+    flat: Mapping[str, tuple[int, ...]]  # rows per split of images of one constant colour
+    groups: tuple[Group, ...]  # all groups of identical images, in order of their first row
+    leaked: Mapping[str, int]  # images per test split with a duplicate in Training
+    leaking: int  # number of Training images with a duplicate in a test split, which ``drop_leaks`` removes
+    votes: VoteAudit | None  # agreement with FER+; None without votes or with other labels than FER2013's
+    # Labels without Training images, and the most similar label that has some (or ``""``).
     untrained: Mapping[str, str]
-    unreadable: tuple[str, ...]
+    unreadable: tuple[str, ...]  # pictures that were left out, since they cannot be decoded
 
     @property
     def repeated(self) -> int:
@@ -125,8 +98,7 @@ class AuditReport:
 def audit_dataset(dataset: FaceDataset) -> AuditReport:
     """Audit a dataset.
 
-    Args:
-        dataset: All splits of it, since leaks are duplicates across splits.
+    It takes all splits, since leaks are duplicates across splits.
     """
     present = _present(dataset)
     flat = flat_rows(dataset)

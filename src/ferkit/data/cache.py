@@ -49,9 +49,6 @@ class DatasetCache:
     old ones of the same path. An entry is built under a temporary name and then renamed, so that it is never
     read half written. A damaged entry is removed and built again. If the folder cannot be written, a warning
     says so (logger ``ferkit.data``), and data is decoded at each load.
-
-    Args:
-        root: The folder, or None to store nothing.
     """
 
     def __init__(self, root: Path | None) -> None:
@@ -60,10 +57,8 @@ class DatasetCache:
     def key(self, kind: str, path: Path, names: Sequence[str]) -> str:
         """Return the name of the entry for files as they are now.
 
-        Args:
-            kind: The layout of the source, and the options of its reader.
-            path: A file, or the folder that the names are relative to.
-            names: The files; empty where ``path`` is the file itself.
+        ``names`` are files in the folder ``path``; empty where ``path`` is the file itself. ``kind`` is the
+        layout of the source, with the options of its reader.
         """
         # Strings and os.stat: with Path objects, folders of many thousand files take twice as long.
         base = os.path.abspath(path)  # noqa: PTH100

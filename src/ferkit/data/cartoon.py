@@ -96,11 +96,6 @@ def draw_faces(count: int = DEFAULT_COUNT, seed: int = 0, size: int = 48) -> Fac
     The labels alternate. Of ten faces of a label, eight are Training, one PublicTest and one PrivateTest, so
     that 21 faces have every label in every split. Taggers disagree on weak expressions.
 
-    Args:
-        count: Number of faces.
-        seed: Seed of the random generator.
-        size: Side of a face in pixels, 16 or more.
-
     Raises:
         DataError: If the size is smaller.
     """

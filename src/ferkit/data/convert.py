@@ -44,12 +44,9 @@ def write_dataset(
     Kaggle's (``train/happy/Training_00000042.png``, ``test/happy/PublicTest_00028709.png``); ``npz`` keeps
     everything, votes included.
 
-    Args:
-        dataset: The dataset.
-        path: The file or folder to write; a ``.csv.gz`` is compressed.
-        kind: The format; None derives it from the name.
-        votes: A csv for the votes in the layout of ``fer2013new.csv``, aligned with the rows of ``path``.
-        overwrite: Replace an existing file. A folder that is not empty is never replaced.
+    The name gives the format if ``kind`` is None, and a ``.csv.gz`` is compressed. ``votes`` is a csv in the
+    layout of ``fer2013new.csv``, aligned with the rows of ``path``. A folder that is not empty is never
+    replaced.
 
     Raises:
         DataError: If the format cannot hold the dataset, or there are no votes to write.

@@ -28,12 +28,7 @@ def rows_of_splits(dataset: FaceDataset, splits: Sequence[str]) -> NDArray[np.bo
 
 
 def leaked_rows(dataset: FaceDataset, train_splits: Sequence[str] = ("Training",)) -> NDArray[np.bool_]:
-    """Mask ``[N]`` of images of other splits that have a duplicate in the training splits.
-
-    Args:
-        dataset: All splits of a dataset.
-        train_splits: The splits that a network is trained on.
-    """
+    """Mask ``[N]`` of images of other splits that have a duplicate in the training splits."""
     keys = image_keys(dataset.images)
     training = rows_of_splits(dataset, train_splits)
     return np.asarray(~training & np.isin(keys, keys[training]))

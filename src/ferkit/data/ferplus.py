@@ -29,17 +29,11 @@ _ENOUGH_TO_JUDGE = 500
 
 @dataclass(frozen=True, slots=True)
 class VoteTable:
-    """The content of a FER+ csv.
+    """The content of a FER+ csv."""
 
-    Args:
-        votes: uint8 ``[N, 10]`` in the order of ``VOTE_COLUMNS``.
-        split: uint8 ``[N]`` positions in ``SPLITS``.
-        name: Name of the file in messages.
-    """
-
-    votes: NDArray[np.uint8]
-    split: NDArray[np.uint8]
-    name: str
+    votes: NDArray[np.uint8]  # uint8 ``[N, 10]`` in the order of ``VOTE_COLUMNS``
+    split: NDArray[np.uint8]  # uint8 ``[N]`` positions in ``SPLITS``
+    name: str  # name of the file in messages
 
 
 def read_votes(path: Path) -> VoteTable:
@@ -80,11 +74,7 @@ def align_votes(
     Both files must list the same images in the same order. Votes of a split that the faces lack altogether
     are left out (the complete FER+ file with a csv without PrivateTest).
 
-    Args:
-        table: The votes.
-        labels: int64 ``[N]``, FER2013 labels of the faces.
-        split: uint8 ``[N]``, positions in ``SPLITS``.
-        source: Name of the faces' file in messages.
+    Labels are those of FER2013, int64 ``[N]``; splits are positions in ``SPLITS``, uint8 ``[N]``.
 
     Returns:
         uint8 ``[N, 10]``.
@@ -122,11 +112,7 @@ def _counts(split: NDArray[np.uint8]) -> str:
 def to_fer2013(columns: NDArray[np.int64]) -> NDArray[np.int64]:
     """Map FER+ columns to FER2013 labels; contempt, unknown and no-face become -1.
 
-    Args:
-        columns: int64, positions in ``VOTE_COLUMNS``.
-
-    Returns:
-        int64 of the same shape.
+    ``columns`` are positions in ``VOTE_COLUMNS``; the result has their shape.
     """
     same = [FERPLUS_TO_FER2013.get(name) for name in VOTE_COLUMNS]
     table = np.array([-1 if label is None else FER2013.index(label) for label in same], np.int64)
@@ -142,13 +128,10 @@ def label_agreement(labels: NDArray[np.int64], votes: NDArray[np.uint8]) -> floa
 
 
 def majority_targets(votes: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return FER+ labels by the ``majority`` protocol.
+    """Return FER+ labels of votes uint8 ``[N, 10]`` by the ``majority`` protocol.
 
     Single votes are set to zero; an image is kept if its leading class has more than half of the remaining
     votes and is an emotion. Ties go to the first in column order.
-
-    Args:
-        votes: uint8 ``[N, 10]``.
 
     Returns:
         Labels int64 ``[N]`` (columns of FERPLUS, 0 where not kept) and the mask ``[N]`` of images to keep.
@@ -159,9 +142,6 @@ def majority_targets(votes: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArr
 
 def argmax_targets(votes: NDArray[np.uint8]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Return FER+ labels by the ``argmax`` protocol, which drops images whose leading vote is no emotion.
-
-    Args:
-        votes: uint8 ``[N, 10]``.
 
     Returns:
         Labels int64 ``[N]`` (columns of FERPLUS, 0 where not kept) and the mask ``[N]`` of images to keep.
@@ -179,10 +159,7 @@ def _leading_emotion(
 
 
 def soft_targets(votes: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return votes as label distributions for training.
-
-    Args:
-        votes: uint8 ``[N, 10]``.
+    """Return votes uint8 ``[N, 10]`` as label distributions for training.
 
     Returns:
         Distributions float32 ``[N, 8]`` over the emotions (uniform where none has a vote) and sample weights

@@ -53,17 +53,11 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Labels and splits by file names.
+    """Labels and splits by file names."""
 
-    Args:
-        taxonomy: The labels.
-        places: One entry per picture, sorted by name.
-        ignored: Number of files that are no pictures, by suffix, the most frequent first.
-    """
-
-    taxonomy: Taxonomy
-    places: tuple[Place, ...]
-    ignored: dict[str, int]
+    taxonomy: Taxonomy  # the labels
+    places: tuple[Place, ...]  # one entry per picture, sorted by name
+    ignored: dict[str, int]  # number of files that are no pictures, by suffix, the most frequent first
 
 
 def is_picture(name: str) -> bool:
@@ -154,9 +148,7 @@ def plan_layout(source: str, names: Sequence[str]) -> Layout:
     of FER2013 or FER+ in any case, the taxonomy is that one; else it is ``own``, with the names sorted, or
     ``raf-db`` or ``affectnet`` for the numbers of these datasets (:mod:`ferkit.data.labels` converts them).
 
-    Args:
-        source: The source, for messages.
-        names: As :func:`ferkit.data.archives.list_members` returns them.
+    ``names`` are those of :func:`ferkit.data.archives.list_members`.
 
     Raises:
         DataError: If a picture has no label, or the folder of a label has no picture.
@@ -252,10 +244,8 @@ def taxonomy_of_names(
 ) -> tuple[Taxonomy, dict[str, int]]:
     """Return the taxonomy of label names, and the column of each name.
 
-    Args:
-        source: The source, for messages and for the name of a dataset in it.
-        names: The labels; of names that differ in case only, the first decides the spelling.
-        example: A file name, which may name the dataset too.
+    Of names that differ in case only, the first decides the spelling. ``source`` and ``example``, a file
+    name, may name the dataset.
 
     Raises:
         DataError: If there are fewer than two labels.

@@ -21,10 +21,7 @@ def name_splits(
 
     Where ``split`` has Training and no PublicTest, a part of Training becomes it.
 
-    Args:
-        images: uint8 ``[N, S, S]``.
-        labels: int64 ``[N]``.
-        split: uint8 ``[N]``, positions in ``SPLITS``.
+    Images are uint8 ``[N, S, S]``, labels int64 ``[N]``, splits uint8 ``[N]``: positions in ``SPLITS``.
     """
     training = split == TRAINING
     if bool((split == PUBLIC_TEST).any()) or not bool(training.any()):

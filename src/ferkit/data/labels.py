@@ -68,12 +68,7 @@ def label_column(text: str, taxonomy: Taxonomy, place: str) -> int:
 
 
 def numbers_of(names: Collection[str], texts: Sequence[str]) -> str:
-    """Return the dataset whose numbers the labels are, if a path or file name says so; else :data:`OWN`.
-
-    Args:
-        names: The labels.
-        texts: Paths and file names.
-    """
+    """Return the dataset whose numbers the labels are, if a path or file name says so; else :data:`OWN`."""
     for dataset, pattern in _DATASET_NAMES.items():
         numbers = NUMBERS[dataset]
         fits = set(names) <= set(numbers) and len(numbers) - len(set(names)) <= MOST_MISSING
@@ -87,9 +82,7 @@ def known_taxonomy(names: Collection[str], numbers: str = OWN) -> Taxonomy | Non
 
     Names are first compared as they are, then by their meaning: with contempt FER+'s, else FER2013's.
 
-    Args:
-        names: Distinct labels.
-        numbers: Key of :data:`NUMBERS` for labels that are numbers.
+    ``numbers`` is the key of :data:`NUMBERS` for labels that are numbers.
     """
     folded = {name.casefold() for name in names}
     for known in KNOWN.values():
@@ -108,14 +101,8 @@ def choose_taxonomy(
 ) -> FaceDataset:
     """Convert labels to the wanted taxonomy, or else to the known one that their names belong to.
 
-    Args:
-        dataset: Labelled faces.
-        wanted: As :func:`to_taxonomy`; None decides by the names.
-        by_name: Whether the labels are names of folders, which may be those of a known taxonomy.
-        heads: The taxonomies of a network; labels that one of them consists of are kept.
-
-    Returns:
-        The dataset; what was mapped is said in its notes.
+    ``by_name`` says that labels are names of folders, which may be those of a known taxonomy. Labels that are
+    one of the ``heads`` of a network are kept. What was mapped is said in the notes.
 
     Raises:
         TaxonomyError: As :func:`to_taxonomy`.

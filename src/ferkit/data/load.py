@@ -151,13 +151,7 @@ def make_dataset(
 ) -> FaceDataset:
     """Make a dataset of arrays in memory, with its fingerprint.
 
-    Args:
-        images: uint8 ``[N, S, S]``.
-        labels: int64 ``[N]``, columns of ``taxonomy``.
-        split: uint8 ``[N]``, positions in ``SPLITS``.
-        taxonomy: The labels' names and order.
-        votes: uint8 ``[N, 10]`` or None.
-        source: Its name.
+    The arrays are those of :class:`FaceDataset`.
 
     Raises:
         DataError: If shapes, dtypes or codes do not match.
@@ -169,10 +163,7 @@ def make_dataset(
 def fingerprint_of(dataset: FaceDataset, images_digest: str, *, votes: bool = True) -> str:
     """Return the SHA-256 (hex) of a dataset's content, whatever file it comes from.
 
-    Args:
-        dataset: Labelled faces.
-        images_digest: :func:`ferkit.data.cache.digest_of` its images, which the cache stores.
-        votes: Whether the votes count.
+    ``images_digest`` is :func:`ferkit.data.cache.digest_of` its images, which the cache stores.
     """
     parts = [
         images_digest,

@@ -19,15 +19,10 @@ _TITLE_HEIGHT = 34
 
 @dataclass(frozen=True, slots=True)
 class Strip:
-    """One row of a sheet.
+    """One row of a sheet."""
 
-    Args:
-        name: Text in front of it.
-        images: uint8 ``[K, S, S]``.
-    """
-
-    name: str
-    images: NDArray[np.uint8]
+    name: str  # text in front of it
+    images: NDArray[np.uint8]  # uint8 ``[K, S, S]``
 
 
 def pick_faces(dataset: FaceDataset, per_label: int, seed: int = 0) -> list[NDArray[np.int64]]:
@@ -47,10 +42,7 @@ def pick_faces(dataset: FaceDataset, per_label: int, seed: int = 0) -> list[NDAr
 def contact_sheet(strips: Sequence[Strip], title: str, *, cell: int = 96) -> NDArray[np.uint8]:
     """Draw rows of faces with their names.
 
-    Args:
-        strips: The rows; all images of one size.
-        title: Text above the rows.
-        cell: Side of a shown face in pixels.
+    ``cell`` is the side of a shown face in pixels.
 
     Returns:
         uint8 ``[H, W, 3]``, RGB.

@@ -50,12 +50,7 @@ _LEAKS = (
 
 
 def render_card(info: ModelInfo, size_bytes: int) -> str:
-    """Return the card as Markdown.
-
-    Args:
-        info: The metadata of the file.
-        size_bytes: Size of the file.
-    """
+    """Return the card as Markdown."""
     of = f" of {len(info.members)} members" if info.members else ""
     heads = [("output", "labels, in order", "temperature", "default")]
     heads += [

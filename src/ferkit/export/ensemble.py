@@ -76,19 +76,12 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Ensemble:
-    """Members joined into one model.
+    """Members joined into one model."""
 
-    Args:
-        content: The serialised ONNX model.
-        info: Its metadata.
-        members: The members that have a weight.
-        weights: Their weights by taxonomy id, 0 for those without the taxonomy.
-    """
-
-    content: bytes
-    info: ModelInfo
-    members: tuple[Member, ...]
-    weights: Mapping[str, Sequence[float]]
+    content: bytes  # the serialised ONNX model
+    info: ModelInfo  # its metadata
+    members: tuple[Member, ...]  # the members that have a weight
+    weights: Mapping[str, Sequence[float]]  # their weights by taxonomy id, 0 for those without the taxonomy
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the file after checking its predictions and maps against its members'.
@@ -451,12 +444,8 @@ def _join(
 ) -> bytes:
     """Return one model in which all members' graphs get the same faces and their outputs are averaged.
 
-    Args:
-        graphs: The members' graphs.
-        members: The members.
-        heads: The outputs of probabilities.
-        shares: The factor of each member by output, those of maps included.
-        maps: Height and width of the maps by taxonomy, where there are any.
+    ``shares`` are the factors of each member by output, those of maps included; ``maps`` are height and width
+    of the maps by taxonomy.
     """
     helper = require("onnx.helper", "train")
     numpy_helper = require("onnx.numpy_helper", "train")

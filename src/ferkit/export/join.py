@@ -42,13 +42,6 @@ def with_basic(
     A model without both heads, with that output already, or faces without FER2013's labels and FER+ votes,
     are returned unchanged.
 
-    Args:
-        graph: The serialised ONNX model.
-        info: Its metadata.
-        predictions: Its probabilities for the faces.
-        faces: Labelled faces.
-        split: Their split, for the record.
-
     Raises:
         MissingDependencyError: If ``onnx`` or SciPy is not installed.
     """
@@ -70,10 +63,6 @@ def with_priors(info: ModelInfo, training: FaceDataset) -> ModelInfo:
 
     Where the recipe balanced the data's own labels their prior is uniform, and that of FER+ votes is known
     for ``balance = "weights"`` only. Logit adjustment by t leaves the frequencies to the power 1 - t.
-
-    Args:
-        info: The metadata, with the recipe.
-        training: The training faces.
     """
     balance = info.recipe.get("data", {}).get("balance", "none")
     power = 1 - info.recipe.get("loss", {}).get("logit_adjustment", 0.0)
@@ -87,23 +76,13 @@ def with_priors(info: ModelInfo, training: FaceDataset) -> ModelInfo:
         shares = np.where(frequencies > 0, np.maximum(frequencies, 1e-12) ** power, 0)
         return tuple((shares / shares.sum()).round(6).tolist()) if shares.sum() else ()
 
-    heads = tuple(
-        head.model_copy(update={"prior": prior(head)}) if head.join is None else head
-        for head in info.taxonomies
-    )
-    return info.model_copy(update={"taxonomies": heads})
+    return _with_each(info, "prior", lambda head: prior(head) if head.join is None else head.prior)
 
 
 def with_coverage(info: ModelInfo, predictions: Predictions, faces: FaceDataset, split: str) -> ModelInfo:
     """Return metadata with the coverage curve of each output that the faces have labels for.
 
     Predictions are made out of fold: by temperatures and joins that were fitted without the face.
-
-    Args:
-        info: The metadata.
-        predictions: The model's probabilities for the faces.
-        faces: Labelled faces.
-        split: Their split, for the record.
 
     Raises:
         MissingDependencyError: If SciPy is not installed.
@@ -125,10 +104,7 @@ def with_coverage(info: ModelInfo, predictions: Predictions, faces: FaceDataset,
                 given, shares, votes=head.join.votes, prior_exponent=head.join.prior_exponent
             )
             curves[head.id] = measure_coverage(held_out, shares, split=split, labels="labels and votes")
-    taxonomies = tuple(
-        head.model_copy(update={"coverage": curves.get(head.id, head.coverage)}) for head in info.taxonomies
-    )
-    return info.model_copy(update={"taxonomies": taxonomies})
+    return _with_each(info, "coverage", lambda head: curves.get(head.id, head.coverage))
 
 
 def with_quality(
@@ -136,10 +112,8 @@ def with_quality(
 ) -> ModelInfo:
     """Return metadata with the temperatures for blurred and dark faces, fitted to labelled faces.
 
-    Args:
-        info: The metadata.
-        predict: The model, from faces uint8 ``[N, S, S]``.
-        faces: Labelled faces; fewer than :data:`ferkit.evaluation.coverage.LEAST_FACES` fit nothing.
+    ``predict`` takes faces uint8 ``[N, S, S]``. Fewer faces than
+    :data:`ferkit.evaluation.coverage.LEAST_FACES` fit nothing.
 
     Raises:
         MissingDependencyError: If SciPy is not installed.
@@ -154,10 +128,13 @@ def with_quality(
         elif head.id not in targets:
             targets[head.id] = np.eye(len(target.taxonomy))[target.labels] * target.keep[:, None]
     curves = fit_quality(predict, np.asarray(faces.images), targets)
-    taxonomies = tuple(
-        head.model_copy(update={"quality": curves.get(head.id, ())}) for head in info.taxonomies
-    )
-    return info.model_copy(update={"taxonomies": taxonomies})
+    return _with_each(info, "quality", lambda head: curves.get(head.id, ()))
+
+
+def _with_each(info: ModelInfo, name: str, value: Callable[[HeadInfo], Any]) -> ModelInfo:
+    """Return metadata with one field of every output replaced."""
+    heads = tuple(head.model_copy(update={name: value(head)}) for head in info.taxonomies)
+    return info.model_copy(update={"taxonomies": heads})
 
 
 def default_of(info: ModelInfo) -> str:
@@ -171,10 +148,7 @@ def add_nodes(model: bytes, info: ModelInfo, head: HeadInfo) -> bytes:
     A class activation map of the join is the sum of the heads' maps, each times w/T of its head, since the
     maps add up to logits.
 
-    Args:
-        model: The serialised ONNX model, with both heads.
-        info: Its metadata.
-        head: The join; with maps if its ``cam`` is set.
+    The model has both heads; maps are added if ``head.cam`` is set.
 
     Raises:
         ModelFileError: If the graph cannot be extended.

@@ -209,11 +209,7 @@ def _check_parity(
 ) -> Parity:
     """Return how far a file's probabilities are from the network's, or refuse what is too far.
 
-    Args:
-        precision: Of the stored weights.
-        expected: The network's probabilities by head, float ``[M, K]``.
-        found: The file's.
-        targets: Labels of the first N of the M faces.
+    Probabilities are float ``[M, K]`` by head; ``targets`` are labels of the first N of the M faces.
 
     Raises:
         ModelFileError: If the difference is larger than :data:`TOLERANCE` with float32 weights, or labels or

@@ -39,21 +39,15 @@ class ArchitectureParams(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A registered architecture.
+    """A registered architecture."""
 
-    Args:
-        name: Its name in recipes.
-        summary: One sentence.
-        params: The pydantic class of its parameters.
-        features: From float32 ``[N, s, s, 1]`` in 0..1 and parameters to ``[N, h, w, C]`` or ``[N, F]``.
-        head: From features, class count, parameters and a layer name to logits ``[N, K]``, or None for
-            global average pooling (where the features are a map), dropout and a dense layer.
-    """
-
-    name: str
-    summary: str
-    params: type[ArchitectureParams]
+    name: str  # in recipes
+    summary: str  # one sentence
+    params: type[ArchitectureParams]  # the pydantic class of its parameters
+    # From float32 ``[N, s, s, 1]`` in 0..1 and parameters to ``[N, h, w, C]`` or ``[N, F]``.
     features: Callable[[Any, Any], Any]
+    # From features, class count, parameters and a layer name to logits ``[N, K]``, or None for global average
+    # pooling (where the features are a map), dropout and a dense layer.
     head: Callable[[Any, int, Any, str], Any] | None
 
 

@@ -16,7 +16,7 @@ import optuna
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ferkit.core.errors import RecipeError, SearchError, near_matches
-from ferkit.training.recipe import Recipe, load_recipe, parse_recipe
+from ferkit.training.recipe import Recipe, load_recipe, parse_override, parse_recipe
 
 Values = dict[str, Any]
 """A configuration: the value of every active parameter, by the parameter's name."""
@@ -300,12 +300,12 @@ def parse_space(
             for item in error.errors()
         ]
         raise SearchError(f"{source}: " + "; ".join(lines)) from None
-    if base is None:
-        path = folder / file.recipe if folder is not None and file.recipe.endswith(".toml") else file.recipe
-        try:
-            base = load_recipe(path)
-        except RecipeError as error:
-            raise SearchError(f"{source}: {error}") from error
+    path = folder / file.recipe if folder is not None and file.recipe.endswith(".toml") else file.recipe
+    try:
+        base = base or load_recipe(path)
+        replaced = [parse_override(override) for override in overrides]
+    except RecipeError as error:
+        raise SearchError(f"{source}: {error}") from error
     _check_conditions(file.parameters, source)
     space = Space(
         name=file.name,
@@ -313,7 +313,7 @@ def parse_space(
         parameters=_sorted_by_condition(file.parameters, source),
         base=base,
         # The last value of a key counts, so that an override replaces what the file fixes.
-        fixed=tuple(dict([*_leaves(file.fixed), *map(_parse_override, overrides)]).items()),
+        fixed=tuple(dict([*_leaves(file.fixed), *replaced]).items()),
         winner=tuple(_leaves(file.winner)),
         text=text,
         overrides=tuple(overrides),
@@ -337,17 +337,6 @@ def _leaves(table: Mapping[str, Any], above: Key = ()) -> Iterator[tuple[Key, An
             yield from _leaves(value, key)
         else:
             yield key, value
-
-
-def _parse_override(text: str) -> tuple[Key, Any]:
-    key, sign, value = text.partition("=")
-    if not sign or not key.strip():
-        raise SearchError(f"an override is key=value. Received: {text!r}")
-    try:
-        parsed = tomllib.loads(f"value = {value.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value.strip()
-    return tuple(key.strip().split(".")), parsed
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:

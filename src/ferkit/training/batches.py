@@ -17,10 +17,7 @@ from ferkit.training.recipe import Recipe
 class Batches(keras.utils.PyDataset):  # type: ignore[misc]
     """The batches of one epoch; seed and epoch alone decide the order of the faces.
 
-    Args:
-        recipe: Batch size, balance and seed are read from it.
-        dataset: The faces to train on.
-        targets: Sample-weighted soft targets float32 ``[N, K]`` by name.
+    ``targets`` are sample-weighted soft targets float32 ``[N, K]`` by name.
     """
 
     def __init__(
@@ -54,9 +51,6 @@ def input_pipeline(batches: keras.utils.PyDataset) -> Any:
     On TensorFlow this is a ``tf.data.Dataset`` without autotuning: the autotuning thread sleeps for up to a
     minute, and the end of an epoch sometimes waits for it (TensorFlow 2.21: 38 idle seconds in about every
     fifth epoch). On other backends the batches are returned as they are.
-
-    Args:
-        batches: Not empty; every batch is a tuple of dictionaries of arrays.
     """
     if keras.backend.backend() != "tensorflow":
         return batches

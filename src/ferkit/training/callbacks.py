@@ -131,12 +131,7 @@ class Validation(keras.callbacks.Callback):  # type: ignore[misc]
 class RunWriter(keras.callbacks.Callback):  # type: ignore[misc]
     """Write history and checkpoint after every epoch, curves from time to time, the final weights at the end.
 
-    Args:
-        setup: What is trained.
-        folder: The run folder.
-        validation: Measures the final weights.
-        history: The rows of the epochs that are done; epochs are appended.
-        facts: ``run.json``.
+    Rows of epochs are appended to ``history``; ``facts`` is ``run.json``.
     """
 
     def __init__(

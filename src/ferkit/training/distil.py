@@ -36,21 +36,14 @@ OnBatch = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class TeacherPredictions:
-    """What the teachers predict for the training faces, averaged.
+    """What the teachers predict for the training faces, averaged."""
 
-    Args:
-        probabilities: float16 ``[N, K]`` by taxonomy id: the mean over the teachers that have the taxonomy.
-        models: Name and SHA-256 (hex) of each teacher's model file.
-        tta: The test-time augmentation of the predictions.
-        faces: SHA-256 (hex) of the N images.
-        calibrated: Whether the probabilities are those of the model files, after calibration.
-    """
-
+    # float16 ``[N, K]`` by taxonomy id: the mean over the teachers that have the taxonomy.
     probabilities: Mapping[str, NDArray[np.float16]]
-    models: tuple[Mapping[str, str], ...]
-    tta: str
-    faces: str
-    calibrated: bool = True
+    models: tuple[Mapping[str, str], ...]  # name and SHA-256 (hex) of each teacher's model file
+    tta: str  # the test-time augmentation of the predictions
+    faces: str  # SHA-256 (hex) of the N images
+    calibrated: bool = True  # whether the probabilities are those of the model files, after calibration
 
     @property
     def heads(self) -> tuple[str, ...]:

@@ -32,13 +32,8 @@ def predict_probabilities(
 ) -> dict[str, NDArray[np.float32]]:
     """Return probabilities float32 ``[N, K]`` by taxonomy id, averaged over the tta's views.
 
-    Args:
-        model: A network of :func:`ferkit.models.build_model`.
-        images: uint8 ``[N, S, S]``.
-        tta: ``none``, ``flip`` or ``ten-crop``.
-        temperatures: By taxonomy id; 1 where absent.
-        batch_size: Faces per step.
-        shift: Pixels of ten-crop's shifts.
+    Images are uint8 ``[N, S, S]``, temperatures by taxonomy id (1 where absent); ``shift`` is that of ten-
+    crop in pixels.
     """
     from scipy.special import softmax
 

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 
 from ferkit.core.errors import OutputError, TrainingError
+from ferkit.core.runtime import first_line
 
 OUT_OF_MEMORY = "out of memory: "
 """The beginning of the reason where training, or building a network, ran out of memory."""
@@ -33,11 +34,7 @@ def memory_errors() -> tuple[type[Exception], ...]:
 
 def out_of_memory(error: Exception) -> str:
     """Return a reason of one line."""
-    return f"{OUT_OF_MEMORY}{_first_line(error)}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0][:200]
+    return f"{OUT_OF_MEMORY}{first_line(error)[:200]}"
 
 
 @contextlib.contextmanager
@@ -53,7 +50,7 @@ def explaining_memory() -> Iterator[None]:
         yield
     except memory_errors() as error:
         if any(os.strerror(code) in str(error) for code in _OF_FILES):
-            raise OutputError(f"cannot write the run: {_first_line(error)}") from error
+            raise OutputError(f"cannot write the run: {first_line(error)[:200]}") from error
         raise TrainingError(f"{out_of_memory(error)}; {advice}") from error
     except RuntimeError as error:
         if not str(error).startswith(_JAX):

@@ -340,7 +340,12 @@ def _describe(part: BaseModel, prefix: str = "") -> list[dict[str, Any]]:
     return rows
 
 
-def _set(values: dict[str, Any], override: str) -> None:
+def parse_override(override: str) -> tuple[tuple[str, ...], Any]:
+    """Return key, split at its dots, and value of ``key=value``; a value that is no TOML is a string.
+
+    Raises:
+        RecipeError: If it has no key or no sign.
+    """
     key, sign, text = override.partition("=")
     if not sign or not key.strip():
         raise RecipeError(f"an override is key=value. Received: {override!r}")
@@ -348,7 +353,11 @@ def _set(values: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text.strip()}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
-    *parents, last = key.strip().split(".")
+    return tuple(key.strip().split(".")), value
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    (*parents, last), value = parse_override(override)
     at = values
     for parent in parents:
         below = at.get(parent, {})

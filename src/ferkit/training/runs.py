@@ -153,11 +153,7 @@ class RunFolder:
     ) -> None:
         """Raise TrainingError if recipe or data differ from the run's, or more epochs are done already.
 
-        Args:
-            meta: Metadata of the checkpoint.
-            recipe: The recipe to resume with.
-            data: The facts of the data to resume with.
-            has_votes: Whether these data have FER+ votes.
+        ``meta`` is the metadata of the checkpoint, ``data`` the facts of the data to resume with.
         """
         begun = parse_recipe(meta.get("recipe", {}), str(self.checkpoint))
         if begun.model_copy(update={key: getattr(recipe, key) for key in RESUMABLE}) != recipe:

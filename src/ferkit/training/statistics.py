@@ -19,11 +19,8 @@ def reestimate_batch_norm(network: Any, images: NDArray[np.uint8], faces: int, s
     them mirrored ("precise batch normalisation", Wu & Johnson 2021, on images like those of the test as in
     Touvron et al. 2019), without dropout.
 
-    Args:
-        network: From :func:`ferkit.models.build_model`; changed in place.
-        images: uint8 ``[N, S, S]``, the training faces.
-        faces: The number of faces to use; all if there are fewer.
-        seed: Of the choice, the order and the mirroring.
+    The network is changed in place. ``images`` are the training faces, uint8 ``[N, S, S]``, of which as many
+    as ``faces`` are used.
     """
     layers = list(network._flatten_layers(include_self=False, recursive=True))
     norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]

@@ -63,10 +63,7 @@ def weighted_targets(
     A row of zeros (a face in which no FER+ tagger saw an emotion) does not count in that head's loss.
     Cross-entropy with these targets is the weighted cross-entropy, and they can be mixed like probabilities.
 
-    Args:
-        dataset: Labels and, for a FER+ head, votes.
-        heads: From :func:`heads_of`.
-        balance: ``weights`` weighs faces by the inverse frequency of their label.
+    The balance ``weights`` weighs faces by the inverse frequency of their label.
     """
     targets = {}
     for head in heads:

@@ -79,12 +79,8 @@ def set_up(
 ) -> Setup:
     """Build the network and everything around it.
 
-    Args:
-        recipe: The recipe.
-        dataset: Faces with the recipe's training and validation splits.
-        get_teachers: Returns the teachers for the training faces and the heads. It is called last, since
-            predictions may take hours, and everything that can be refused is refused before.
-        precision: ``off``, ``bfloat16`` or ``float16``; None for that of the recipe.
+    ``get_teachers`` returns the teachers for the training faces and the heads. It is called last, since
+    predictions may take hours, and everything that can be refused is refused before.
 
     Raises:
         TrainingError: If recipe and data do not go together.
