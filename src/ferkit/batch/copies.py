@@ -27,11 +27,8 @@ _NAME_ERRORS = (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
 class AnnotatedCopies:
     """Writes copies of photos with the faces drawn in.
 
-    Args:
-        folder: The folder for the copies.
-        inputs: Photos whose names the copies must not take.
-        explainer: The recognizer whose activation maps are drawn as well; None for no maps.
-        landmarks: Whether the landmarks are drawn.
+    The copies take no name of the ``inputs``. ``explainer`` is the recognizer whose activation maps are drawn
+    as well.
     """
 
     def __init__(
@@ -76,10 +73,6 @@ class CopyNames:
 
     An existing file is replaced only if it is a copy that ferkit drew from the same photo and that nobody has
     changed since, according to its signature (:func:`sign`).
-
-    Args:
-        folder: The folder for the copies.
-        inputs: Photos whose names the copies must not take.
     """
 
     def __init__(self, folder: str | os.PathLike[str], inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
@@ -95,9 +88,7 @@ class CopyNames:
     def choose(self, source: str | os.PathLike[str], signed: bytes | None = None) -> Path:
         """Return the path for the copy of ``source`` and reserve it.
 
-        Args:
-            source: The photo.
-            signed: The signature of the copy; by default that of ``source``.
+        ``signed`` is the signature of the copy; by default that of ``source``.
         """
         path = Path(source)
         suffix = path.suffix if path.suffix.lower() in WRITABLE else ".png"
@@ -122,11 +113,7 @@ class CopyNames:
 
 
 def signature(source: str | os.PathLike[str] | bytes) -> bytes:
-    """Return the signature of the copies of a photo: a digest, which does not reveal its path.
-
-    Args:
-        source: The photo's file, or its content.
-    """
+    """Return the signature of the copies of a photo (file or content): a digest that hides its path."""
     return _SIGN + _digest(source if isinstance(source, bytes) else os.fsencode(os.path.realpath(source)))
 
 

@@ -26,30 +26,19 @@ _CLIP_ROWS = 4096  # rows of a clip that are Python objects at a time
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """Recognizes tasks; on Ray each worker has one.
+    """Recognizes tasks; on Ray each worker has one."""
 
-    Attributes:
-        recognizer: Finds and classifies the faces.
-        tables: What the tables hold.
-        is_done: Whether a source is in the output already.
-        workers: Photos or clips at a time.
-        fps: Frames per second of a clip that are read at most; None for all.
-        chunk: Photos of a chunk.
-    """
-
-    recognizer: Recognizer
-    tables: Tables
-    is_done: Callable[[str], bool]
-    workers: int = 1
-    fps: float | None = None
-    chunk: int = 32
+    recognizer: Recognizer  # finds and classifies the faces
+    tables: Tables  # what the tables hold
+    is_done: Callable[[str], bool]  # whether a source is in the output already
+    workers: int = 1  # photos or clips at a time
+    fps: float | None = None  # frames per second of a clip that are read at most; None for all
+    chunk: int = 32  # photos of a chunk
 
     def run(self, tasks: Iterable[Task], stop: threading.Event | None = None) -> Iterator[Chunk]:
         """Yield the rows of tasks, in order.
 
-        Args:
-            tasks: The tasks.
-            stop: No more photos are taken once it is set; the rows of those taken are still yielded.
+        Once ``stop`` is set no more photos are taken; the rows of those taken are still yielded.
         """
         items = self._items(tasks, threading.Event() if stop is None else stop)
         if self.tables.clips:

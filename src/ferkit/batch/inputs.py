@@ -48,17 +48,12 @@ _ROWS = 64  # of a table with bytes that are read at a time
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A photo or a clip to recognize.
+    """A photo or a clip to recognize."""
 
-    Attributes:
-        source: Its name in the tables; None if there is none, only an error.
-        photo: A path, the bytes, a file that is read later, or the reason why there is none.
-        kept: Values of the columns to keep.
-    """
-
-    source: str | None
+    source: str | None  # its name in the tables; None if there is none, only an error
+    # A path, the bytes, a file that is read later, or the reason why there is none.
     photo: str | bytes | RemoteFile | ImageError
-    kept: Kept = ()
+    kept: Kept = ()  # values of the columns to keep
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,9 +208,8 @@ class Inputs:
     def tasks(self, is_done: Callable[[str], bool], stop: threading.Event | None = None) -> Iterator[Task]:
         """Yield the inputs as tasks, in order, while they are still searched for.
 
-        Args:
-            is_done: Whether the source is in the output already; photos by name are then left out.
-            stop: The search ends soon after it is set.
+        Photos by name that are in the output already (``is_done``) are left out. The search ends soon after
+        ``stop`` is set.
         """
         stop = threading.Event() if stop is None else stop
         waiting: list[Item] = []

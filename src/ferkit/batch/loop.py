@@ -20,19 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class BatchSummary:
-    """What a loop has done.
+    """What a loop has done."""
 
-    Attributes:
-        done: Photos that were taken.
-        unreadable: Those that could not be read.
-        copied: Annotated copies that were written.
-        uncopied: Photos that were read but have no annotated copy.
-    """
-
-    done: int = 0
-    unreadable: int = 0
-    copied: int = 0
-    uncopied: int = 0
+    done: int = 0  # photos that were taken
+    unreadable: int = 0  # those that could not be read
+    copied: int = 0  # annotated copies that were written
+    uncopied: int = 0  # photos that were read but have no annotated copy
 
 
 def process_photos(
@@ -49,16 +42,10 @@ def process_photos(
 ) -> BatchSummary:
     """Recognize photos and write the results into a sink, in order.
 
-    Args:
-        recognizer: The recognizer.
-        photos: Photos and errors, as :func:`ferkit.batch.sources.find_photos` yields them.
-        sink: Where the results go. With ``copies``, results get a field ``annotated``: the path of the copy.
-        copies: Where annotated copies go; None for no copies.
-        stdin: The photo, or the error, that the name ``-`` stands for.
-        stop: No more photos are taken once it is set; the results of those taken are still written.
-        workers: Photos that are read and searched at a time.
-        on_photo: Called after each photo that is taken.
-        on_error: Called with a message for each photo that has no result or no copy.
+    ``photos`` are those of :func:`ferkit.batch.sources.find_photos`, of which ``-`` stands for ``stdin``.
+    With ``copies``, results get a field ``annotated``: the path of the copy. Once ``stop`` is set no more
+    photos are taken; the results of those taken are still written. ``on_photo`` is called after each photo
+    that is taken, ``on_error`` with a message for each photo that has no result or no copy.
 
     Raises:
         OutputError: If no annotated copy can be written, for example because the disk is full.

@@ -33,11 +33,7 @@ _GROUP_ROWS = 1 << 16  # rows of a row group in the joined file
 
 
 class Done:
-    """The sources of the rows that an output has, as sorted digests of 8 bytes.
-
-    Args:
-        sources: The sources.
-    """
+    """The sources of the rows that an output has, as sorted digests of 8 bytes."""
 
     def __init__(self, sources: Iterator[str] | tuple[str, ...] = ()) -> None:
         digests = np.fromiter(map(_digest, sources), np.uint64)
@@ -134,9 +130,7 @@ class Output:
     def close(self, *, ended: bool, failed: bool) -> None:
         """Write the last part; for a file, join the parts, and remove them if nothing is left to be done.
 
-        Args:
-            ended: Whether the inputs came to their end.
-            failed: Whether photos of this run failed.
+        ``ended`` says that the inputs came to their end, ``failed`` that photos of this run failed.
 
         Raises:
             OutputError: If a file cannot be written.

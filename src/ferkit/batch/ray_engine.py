@@ -23,20 +23,13 @@ _DEATHS = 2  # of workers at a photo
 
 @dataclass(frozen=True, slots=True)
 class RayWorkers:
-    """The workers of Ray: each is a process with the models, on one node.
+    """The workers of Ray: each is a process with the models, on one node."""
 
-    Attributes:
-        least: Workers that always run; where tasks wait, the pool grows to ``most``.
-        most: Largest number of workers; None: as many as the cluster has room for.
-        cores: Cores of a worker.
-        gpus: GPUs of a worker; a fraction shares one.
-        providers: ONNX Runtime's execution providers in the workers; None: those of the engine's recognizer.
-    """
-
-    least: int = 1
-    most: int | None = None
-    cores: int = 1
-    gpus: float = 0.0
+    least: int = 1  # workers that always run; where tasks wait, the pool grows to ``most``
+    most: int | None = None  # largest number of workers; None: as many as the cluster has room for
+    cores: int = 1  # cores of a worker
+    gpus: float = 0.0  # GPUs of a worker; a fraction shares one
+    # ONNX Runtime's execution providers in the workers; None: those of the engine's recognizer.
     providers: tuple[str, ...] | None = None
 
 
@@ -117,11 +110,7 @@ def run_on_ray(
     A task whose worker or node is lost runs again, and its rows come once. Where that happens, its photos are
     noted, and one at which two more workers die is ``unreadable``.
 
-    Args:
-        engine: What the workers do.
-        tasks: The tasks; all of them are taken first.
-        workers: The workers.
-        stop: When it is set, the rows that are not there yet are given up.
+    All tasks are taken first. When ``stop`` is set, the rows that are not there yet are given up.
 
     Raises:
         FerkitError: If a worker raises an error.

@@ -31,20 +31,14 @@ _METRICS_SECONDS = 5.0
 
 @dataclass(slots=True)
 class Counts:
-    """How far a batch is.
+    """How far a batch is."""
 
-    Attributes:
-        before: Photos that the output had at the start.
-        total: Photos of all inputs, with those; None while it is unknown.
-        statuses: Photos of this run by status.
-        faces: Faces of this run.
-        started: When the run began, in seconds of a monotonic clock.
-    """
-
-    before: int = 0
-    total: int | None = None
+    before: int = 0  # photos that the output had at the start
+    total: int | None = None  # photos of all inputs, with those; None while it is unknown
+    # Photos of this run by status.
     statuses: dict[str, int] = field(default_factory=lambda: dict.fromkeys((OK, NO_FACE, UNREADABLE), 0))
-    faces: int = 0
+    faces: int = 0  # faces of this run
+    # When the run began, in seconds of a monotonic clock.
     started: float = field(default_factory=time.monotonic)
 
     @property
@@ -93,13 +87,7 @@ class Counts:
 
 
 def describe(recognizer: Recognizer, settings: Mapping[str, Any], *, fps: float | None) -> dict[str, Any]:
-    """Return what decides the numbers in the tables, for their metadata.
-
-    Args:
-        recognizer: The recognizer.
-        settings: Its arguments.
-        fps: Limit of the frames per second of clips.
-    """
+    """Return what decides the numbers in the tables, for their metadata."""
     info, model = recognizer.info, settings["model"]
     prior = recognizer.pipeline.adjustment.prior
     content = model if isinstance(model, bytes) else resolve_model(model).read_bytes()
@@ -124,13 +112,8 @@ def write_batch(
 ) -> None:
     """Write the rows of an engine into an output, also those that are there when an error ends the engine.
 
-    Args:
-        chunks: The rows, in order.
-        output: The output; it is closed.
-        counts: They are counted on.
-        stop: Whether the run was ended early.
-        metrics: A file for Prometheus' node exporter (its textfile collector), rewritten every five seconds.
-        on_chunk: Called after each chunk.
+    ``counts`` are counted on. ``metrics`` is a file for Prometheus' node exporter (its textfile collector),
+    rewritten every five seconds. The output is closed.
 
     Raises:
         OutputError: If the output or the metrics cannot be written.

@@ -132,9 +132,7 @@ def find_photos(
 class Lookup:
     """Photos that are found in a thread, ahead of their use, so that their number is known early.
 
-    Args:
-        photos: As :func:`find_photos` yields them.
-        stop: The event that ends ``photos`` early.
+    ``photos`` are those of :func:`find_photos`, which the event ``stop`` ends early.
 
     Attributes:
         found: Photos and errors found so far.

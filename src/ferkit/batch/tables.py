@@ -45,25 +45,16 @@ _UNITS = {
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """What the tables hold; equal for all of their parts.
+    """What the tables hold; equal for all of their parts."""
 
-    Attributes:
-        labels: The labels of the taxonomy, in order.
-        facts: Versions and settings, for the metadata.
-        keep: Columns of the input that are carried into the output, with their types.
-        flat: Whether faces have flat columns, named as in the CSV of ``ferkit predict``.
-        clips: Whether the inputs are clips; then a face is that of a frame, with its track.
-        faces: Schema of the table with a row per face.
-        photos: Schema of the table with a row per photo or clip.
-    """
-
-    labels: tuple[str, ...]
-    facts: Mapping[str, Any]
+    labels: tuple[str, ...]  # the labels of the taxonomy, in order
+    facts: Mapping[str, Any]  # versions and settings, for the metadata
+    # Columns of the input that are carried into the output, with their types.
     keep: Mapping[str, pa.DataType] = field(default_factory=dict)
-    flat: bool = False
-    clips: bool = False
-    faces: pa.Schema = field(init=False)
-    photos: pa.Schema = field(init=False)
+    flat: bool = False  # whether faces have flat columns, named as in the CSV of ``ferkit predict``
+    clips: bool = False  # whether the inputs are clips; then a face is that of a frame, with its track
+    faces: pa.Schema = field(init=False)  # schema of the table with a row per face
+    photos: pa.Schema = field(init=False)  # schema of the table with a row per photo or clip
 
     def __post_init__(self) -> None:
         """Make the schemas."""

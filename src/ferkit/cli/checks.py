@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import re
 import subprocess
 import sys
 import tempfile
@@ -14,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ferkit.core.errors import FerkitError, MissingDependencyError
-from ferkit.core.extras import LIBRARIES, SYSTEM_LIBRARIES, install_command
+from ferkit.core.extras import LIBRARIES, SYSTEM_LIBRARIES, SYSTEM_LIBRARY, install_command
 
 State = Literal["ok", "missing", "broken", "skipped"]
 
@@ -41,21 +40,13 @@ _TRY_TENSORFLOW = (
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """The result of one check.
+    """The result of one check."""
 
-    Args:
-        name: The library or part that was checked.
-        state: ``ok``; ``missing`` (not installed); ``broken`` (installed and does not work); ``skipped``.
-        detail: What was found.
-        remedy: What to do; empty if nothing is wrong.
-        essential: Whether ``ferkit predict`` needs it.
-    """
-
-    name: str
-    state: State
-    detail: str
-    remedy: str = ""
-    essential: bool = False
+    name: str  # the library or part that was checked
+    state: State  # ``ok``; ``missing`` (not installed); ``broken`` (installed and does not work); ``skipped``
+    detail: str  # what was found
+    remedy: str = ""  # what to do; empty if nothing is wrong
+    essential: bool = False  # whether ``ferkit predict`` needs it
 
     @property
     def fatal(self) -> bool:
@@ -124,11 +115,9 @@ def missing_system_libraries(message: str, loads: Callable[[str], bool] | None =
     The loader names only the first one. The others in :data:`SYSTEM_LIBRARIES` are tried too, so that one
     installation repairs all.
 
-    Args:
-        message: The error of the failed import.
-        loads: Returns whether a shared library loads; by default it is tried.
+    ``loads`` returns whether a shared library loads; by default it is tried.
     """
-    named = re.search(r"([\w.+-]+\.so[.\d]*): (cannot open shared object|version .* not found)", message)
+    named = SYSTEM_LIBRARY.search(message)
     if not named:
         return []
     loads = loads or _loads

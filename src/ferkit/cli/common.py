@@ -31,11 +31,8 @@ TTA_HELP = "Test-time augmentation: none, flip (the mean with the mirror image) 
 def option(names: str, text: str, default: str | bool = False, **more: Any) -> Any:
     """Return a Typer option.
 
-    Args:
-        names: Its names, separated by blanks: ``--out -o``.
-        text: Its help.
-        default: What the help shows as its default; True: the default itself, False: nothing.
-        **more: Further arguments of ``typer.Option``.
+    ``names`` are separated by blanks: ``--out -o``. ``default`` is what the help shows as its default; True:
+    the default itself, False: nothing.
     """
     return typer.Option(*names.split(), help=text, show_default=default, **more)
 
@@ -243,9 +240,7 @@ def as_tta_mode(name: str, *also: str) -> TtaMode:
 def refuse_options(given: Mapping[str, object], why: str) -> None:
     """Refuse options that do not go with the others.
 
-    Args:
-        given: The values by option; None, False and empty lists are options that were not given.
-        why: The reason.
+    ``given`` are values by option; None, False and empty lists are options that were not given.
 
     Raises:
         typer.BadParameter: If one of them was given.
@@ -258,9 +253,7 @@ def refuse_options(given: Mapping[str, object], why: str) -> None:
 def progress(unit: str, total: int | None) -> Iterator[Callable[[], None]]:
     """Yield a function that advances a progress bar on stderr by one; without a terminal there is no bar.
 
-    Args:
-        unit: What is counted, such as ``photos``.
-        total: How many there are; None if unknown.
+    ``unit`` is what is counted, such as ``photos``; ``total`` is None if unknown.
     """
     screen = console(stderr=True)
     if not screen.is_terminal:

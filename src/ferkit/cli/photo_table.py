@@ -36,10 +36,7 @@ class PhotoTable(ResultSink):
     A face has its number, its box, its two leading labels with bars, and its warning flags, in the width of
     the terminal, or in 80 columns without one. Names are shortened in the middle.
 
-    Args:
-        stream: The standard output.
-        labels: The label set of the results.
-        full: Whether the table has whole names, all probabilities, scores and quality, however wide it gets.
+    ``full``: the table has whole names, all probabilities, scores and quality, however wide it gets.
     """
 
     def __init__(self, stream: TextIO, labels: tuple[str, ...], *, full: bool = False) -> None:

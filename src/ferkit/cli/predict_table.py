@@ -50,11 +50,7 @@ def predict_table(
 ) -> None:
     """Recognize photos or clips, and write the tables.
 
-    Args:
-        names: Inputs as the user names them.
-        listed: Photos of a list.
-        settings: Arguments of :class:`ferkit.Recognizer`.
-        options: The options.
+    ``settings`` are the arguments of :class:`ferkit.Recognizer`.
     """
     from ferkit.core.extras import require
 

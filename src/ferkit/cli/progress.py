@@ -17,11 +17,6 @@ from ferkit.training.runs import RunFolder
 class TrainingProgress(keras.callbacks.Callback):  # type: ignore[misc]
     """Show a run; where the console is no terminal, lines only.
 
-    Args:
-        folder: The run folder, whose ``run.json`` describes what is trained.
-        console: Where to write.
-        quiet: Whether to write nothing.
-
     Attributes:
         teacher: The teacher that predicts the training faces at the moment, or None.
     """

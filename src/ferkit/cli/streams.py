@@ -30,10 +30,7 @@ def escape(text: str) -> str:
 class Stream:
     """A text stream whose control characters are escaped and whose write errors are explained.
 
-    Args:
-        stream: Where to write.
-        name: What error messages call it; None if a write error is ignored.
-        escapes: Whether control characters are escaped.
+    ``name`` is what error messages call it; None if a write error is ignored.
     """
 
     def __init__(self, stream: TextIO, name: str | None, *, escapes: bool = True) -> None:

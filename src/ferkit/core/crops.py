@@ -109,11 +109,6 @@ def crop_corners(
 ) -> NDArray[np.float64]:
     """Return the corners of the squares that :func:`crop_faces` cuts.
 
-    Args:
-        boxes: As in :func:`crop_faces`.
-        landmarks: As in :func:`crop_faces`.
-        geometry: As in :func:`crop_faces`.
-
     Returns:
         float64 ``[N, 4, 2]``: x, y in pixels; upper left, upper right, lower right, lower left.
 

@@ -14,19 +14,12 @@ from ferkit.core.errors import MissingDependencyError
 
 @dataclass(frozen=True, slots=True)
 class Library:
-    """A library that ferkit uses directly.
+    """A library that ferkit uses directly."""
 
-    Args:
-        distributions: Its names on the package index; each of them installs the module.
-        module: The name it is imported by.
-        extra: The extra that installs it; ``""`` for the base install.
-        purpose: What ferkit uses it for.
-    """
-
-    distributions: tuple[str, ...]
-    module: str
-    extra: str
-    purpose: str
+    distributions: tuple[str, ...]  # its names on the package index; each of them installs the module
+    module: str  # the name it is imported by
+    extra: str  # the extra that installs it; ``""`` for the base install
+    purpose: str  # what ferkit uses it for
 
     def version(self) -> str | None:
         """Return the installed version, or None."""
@@ -104,7 +97,7 @@ SYSTEM_LIBRARIES = {
 }
 """Debian's and Ubuntu's package for each system library that wheels of ferkit's libraries need."""
 
-_SYSTEM_LIBRARY = re.compile(r"([\w.+-]+\.so[.\d]*): (cannot open shared object|version .* not found)")
+SYSTEM_LIBRARY = re.compile(r"([\w.+-]+\.so[.\d]*): (cannot open shared object|version .* not found)")
 
 
 def require(module: str, extra: str) -> ModuleType:
@@ -149,7 +142,7 @@ def explain_import_error(error: Exception) -> MissingDependencyError | None:
 
 def _broken(module: str, distributions: tuple[str, ...], error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    named = [line for line in lines if _SYSTEM_LIBRARY.search(line)]
+    named = [line for line in lines if SYSTEM_LIBRARY.search(line)]
     remedy = system_remedy(named[0]) if named else f"run: pip install --force-reinstall {distributions[0]}"
     reason = (named or lines)[0][:300]
     return f"the library {module!r} is installed and does not load ({reason}); {remedy}"
@@ -157,7 +150,7 @@ def _broken(module: str, distributions: tuple[str, ...], error: Exception) -> st
 
 def system_remedy(message: str) -> str:
     """Return what installs the system library that a failed import names; empty if it names none."""
-    found = _SYSTEM_LIBRARY.search(message)
+    found = SYSTEM_LIBRARY.search(message)
     if not found:
         return ""
     package = SYSTEM_LIBRARIES.get(found[1], f"(the package of {found[1]})")

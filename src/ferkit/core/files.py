@@ -198,10 +198,7 @@ def write_csv(
 ) -> None:
     """Write a table as CSV atomically: the names of the columns, then a line per row.
 
-    Args:
-        path: The file.
-        rows: Values in the order of the columns, or by their names; missing ones are empty.
-        columns: The names of the columns.
+    Rows are values in the order of the columns, or by their names; missing ones are empty.
 
     Raises:
         OutputError: As :func:`replacing`.

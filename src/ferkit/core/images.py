@@ -270,10 +270,6 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
 def read_stream(stream: BinaryStream, name: str) -> bytes:
     """Return the content of a stream, such as standard input.
 
-    Args:
-        stream: The stream.
-        name: Name of the stream in messages.
-
     Raises:
         ImageError: If the stream is empty, longer than 512 MiB, or cannot be read.
     """

@@ -31,11 +31,7 @@ class Interrupts:
 
 @contextlib.contextmanager
 def stopping(stop: threading.Event | None = None) -> Iterator[Interrupts]:
-    """Handle SIGINT and SIGTERM within the block; outside of the main thread they are not handled.
-
-    Args:
-        stop: The event to set; by default a new one.
-    """
+    """Handle SIGINT and SIGTERM within the block; outside of the main thread they are not handled."""
     interrupts = Interrupts(stop)
     if threading.current_thread() is not threading.main_thread():
         yield interrupts

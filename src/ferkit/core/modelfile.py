@@ -57,41 +57,26 @@ class _Record(BaseModel):
 
 
 class Weights(_Record):
-    """Weights or a model file that a training run used.
+    """Weights or a model file that a training run used."""
 
-    Attributes:
-        name: The model's or the file's name.
-        sha256: Digest of the file, or of the weight arrays.
-        heads: The heads whose weights were taken over.
-    """
-
-    name: str
-    sha256: str = ""
-    heads: tuple[str, ...] = ()
+    name: str  # the model's or the file's name
+    sha256: str = ""  # digest of the file, or of the weight arrays
+    heads: tuple[str, ...] = ()  # the heads whose weights were taken over
 
 
 class Teachers(_Record):
-    """What a student was distilled from.
+    """What a student was distilled from."""
 
-    Attributes:
-        models: The teachers.
-        heads: The heads in which the student learnt from them.
-        tta: Test-time augmentation of the teachers' predictions.
-        calibrated: Whether the teachers' temperatures were applied.
-        online: Whether the teachers predicted each augmented batch (online distillation), or each training
-            face once (offline distillation).
-        weight: Share of the distillation loss in the loss of these heads.
-        temperature: Of the soft targets.
-        training_accuracy: Of the teachers' mean on the training faces, where it was measured.
-    """
-
-    models: tuple[Weights, ...]
-    heads: tuple[str, ...]
-    tta: TtaMode = "none"
-    calibrated: bool = True
+    models: tuple[Weights, ...]  # the teachers
+    heads: tuple[str, ...]  # the heads in which the student learnt from them
+    tta: TtaMode = "none"  # test-time augmentation of the teachers' predictions
+    calibrated: bool = True  # whether the teachers' temperatures were applied
+    # Whether the teachers predicted each augmented batch (online distillation), or each training face once
+    # (offline distillation).
     online: bool = False
-    weight: Share = 0.0
-    temperature: Positive = 1.0
+    weight: Share = 0.0  # share of the distillation loss in the loss of these heads
+    temperature: Positive = 1.0  # of the soft targets
+    # Of the teachers' mean on the training faces, where it was measured.
     training_accuracy: float | None = None
 
 
@@ -103,49 +88,29 @@ class EpochChange(_Record):
 
 
 class Provenance(_Record):
-    """What a model was trained, selected and fitted on, and how; an ensemble's is that of its own fit.
+    """What a model was trained, selected and fitted on, and how; an ensemble's is that of its own fit."""
 
-    Attributes:
-        source: Name of the data, without the folder.
-        fingerprint: SHA-256 of the data set, with votes.
-        faces: SHA-256 of its images, labels and splits, without votes.
-        training: Number of training faces.
-        validation: Number of validation faces.
-        trained_on: Split that the weights were trained on; empty for an ensemble, or if unknown.
-        selected_on: Split that was watched during training.
-        fitted_on: Split that temperatures or an ensemble's weights were fitted on; empty if nothing was.
-        fitted: What was fitted there, by taxonomy.
-        seeds: Seeds of the training run.
-        epochs: Epochs that were trained; None if unknown.
-        changed: Changes of the number of epochs during the run.
-        hours: Hours of training, without a teacher's; None if unknown.
-        started: When the run started, ISO 8601.
-        processor: The machine's processor.
-        cores: Cores that the run could use.
-        versions: Versions of the libraries.
-        init: The weights that training started from; None for random ones.
-        teachers: What it was distilled from; None if it was not.
-    """
-
-    source: str = ""
-    fingerprint: str = ""
-    faces: str = ""
-    training: Count = 0
-    validation: Count = 0
-    trained_on: str = ""
-    selected_on: str = ""
+    source: str = ""  # name of the data, without the folder
+    fingerprint: str = ""  # SHA-256 of the data set, with votes
+    faces: str = ""  # SHA-256 of its images, labels and splits, without votes
+    training: Count = 0  # number of training faces
+    validation: Count = 0  # number of validation faces
+    trained_on: str = ""  # split that the weights were trained on; empty for an ensemble, or if unknown
+    selected_on: str = ""  # split that was watched during training
+    # Split that temperatures or an ensemble's weights were fitted on; empty if nothing was.
     fitted_on: str = ""
-    fitted: dict[str, Fit] = {}
-    seeds: tuple[int, ...] = ()
-    epochs: Count | None = None
-    changed: tuple[EpochChange, ...] = ()
+    fitted: dict[str, Fit] = {}  # what was fitted there, by taxonomy
+    seeds: tuple[int, ...] = ()  # seeds of the training run
+    epochs: Count | None = None  # epochs that were trained; None if unknown
+    changed: tuple[EpochChange, ...] = ()  # changes of the number of epochs during the run
+    # Hours of training, without a teacher's; None if unknown.
     hours: Annotated[float, Field(ge=0)] | None = None
-    started: str = ""
-    processor: str = ""
-    cores: Count = 0
-    versions: dict[str, str] = {}
-    init: Weights | None = None
-    teachers: Teachers | None = None
+    started: str = ""  # when the run started, ISO 8601
+    processor: str = ""  # the machine's processor
+    cores: Count = 0  # cores that the run could use
+    versions: dict[str, str] = {}  # versions of the libraries
+    init: Weights | None = None  # the weights that training started from; None for random ones
+    teachers: Teachers | None = None  # what it was distilled from; None if it was not
 
     @property
     def digests(self) -> tuple[str, ...]:
@@ -224,29 +189,19 @@ class _Model(_Record):
 
 
 class MemberInfo(_Model):
-    """A network of an ensemble.
+    """A network of an ensemble."""
 
-    Attributes:
-        sha256: Digest of the network's own file.
-        weights: Its weight by taxonomy, for the taxonomies that it has.
-    """
-
-    sha256: str
+    sha256: str  # digest of the network's own file
+    # Its weight by taxonomy, for the taxonomies that it has.
     weights: dict[str, Annotated[float, Field(ge=0, le=1)]]
 
 
 class Parity(_Record):
-    """How far a file's predictions are from the float32 Keras network's.
+    """How far a file's predictions are from the float32 Keras network's."""
 
-    Attributes:
-        largest_difference: Of a probability.
-        same_label: Share of faces with the same label.
-        faces: Number of compared faces.
-    """
-
-    largest_difference: float
-    same_label: Share
-    faces: Count
+    largest_difference: float  # of a probability
+    same_label: Share  # share of faces with the same label
+    faces: Count  # number of compared faces
 
 
 class Join(_Record):
@@ -255,39 +210,27 @@ class Join(_Record):
     Its probabilities are ``softmax((w_1 log p_1 + w_2 log p_2 - c) / T)``: a weighted geometric mean of the
     heads' probabilities with a correction of each label's prior, renormalised. A label that only one head has
     is left out.
-
-    Attributes:
-        weights: w by head; they sum to one.
-        offsets: c by label, in nats; they sum to zero.
-        votes: Share of the FER+ taggers in the label distributions it was fitted to; the rest is the label.
-        prior_exponent: Faces were weighted so that labels are as frequent as this power of their frequency.
     """
 
-    weights: Annotated[dict[str, Share], Field(min_length=2)]
-    offsets: tuple[Nats, ...]
+    weights: Annotated[dict[str, Share], Field(min_length=2)]  # w by head; they sum to one
+    offsets: tuple[Nats, ...]  # c by label, in nats; they sum to zero
+    # Share of the FER+ taggers in the label distributions it was fitted to; the rest is the label.
     votes: Share
+    # Faces were weighted so that labels are as frequent as this power of their frequency.
     prior_exponent: Share
 
 
 class Coverage(_Record):
-    """The error among the faces whose confidence reaches a threshold, on one split.
-
-    Attributes:
-        split: The split.
-        labels: The labels that count as right, as in :class:`Metric`, or ``labels and votes``: then the
-            error is the share of annotators who disagree.
-        n: Number of faces.
-        thresholds: Rising confidences.
-        coverage: Share of the faces that reach each.
-        error: Share of these that are wrong.
-    """
+    """The error among the faces whose confidence reaches a threshold, on one split."""
 
     split: str
+    # The labels that count as right, as in :class:`Metric`, or ``labels and votes``: then the error is the
+    # share of annotators who disagree.
     labels: str
-    n: Annotated[int, Field(ge=1)]
-    thresholds: Annotated[tuple[Share, ...], Field(min_length=1)]
-    coverage: tuple[Share, ...]
-    error: tuple[Share, ...]
+    n: Annotated[int, Field(ge=1)]  # number of faces
+    thresholds: Annotated[tuple[Share, ...], Field(min_length=1)]  # rising confidences
+    coverage: tuple[Share, ...]  # share of the faces that reach each
+    error: tuple[Share, ...]  # share of these that are wrong
 
     @model_validator(mode="after")
     def _check_lengths(self) -> Coverage:
@@ -315,16 +258,12 @@ class Coverage(_Record):
 
 
 class QualityCurve(_Record):
-    """The temperature that calibrates an output on faces of lower quality.
+    """The temperature that calibrates an output on faces of lower quality."""
 
-    Attributes:
-        measure: ``sharpness`` or ``brightness`` of :class:`ferkit.recognize.quality.Quality`.
-        values: Rising values of the measure.
-        temperatures: T at each of them, from 1 on and falling; between them T is interpolated.
-    """
-
+    # ``sharpness`` or ``brightness`` of :class:`ferkit.recognize.quality.Quality`.
     measure: Literal["sharpness", "brightness"]
-    values: Annotated[tuple[float, ...], Field(min_length=1)]
+    values: Annotated[tuple[float, ...], Field(min_length=1)]  # rising values of the measure
+    # T at each of them, from 1 on and falling; between them T is interpolated.
     temperatures: tuple[Annotated[float, Field(ge=1, allow_inf_nan=False)], ...]
 
     @model_validator(mode="after")
@@ -480,11 +419,7 @@ class ModelInfo(_Model):
 def write_model(model: bytes, info: ModelInfo, path: str | os.PathLike[str]) -> None:
     """Write a model file atomically.
 
-    Args:
-        model: A serialised ONNX model (``ModelProto.SerializeToString()``). Metadata that an earlier
-            :func:`write_model` left in it are replaced.
-        info: The metadata.
-        path: The file.
+    Metadata that an earlier :func:`write_model` left in ``model``, a serialised ONNX model, are replaced.
 
     Raises:
         ModelFileError: If ``model`` is no ONNX model.
@@ -500,13 +435,7 @@ def write_model(model: bytes, info: ModelInfo, path: str | os.PathLike[str]) -> 
 
 
 def read_model(source: str | os.PathLike[str] | bytes) -> tuple[bytes, ModelInfo]:
-    """Read a model file and verify it.
-
-    Args:
-        source: The file, or its bytes.
-
-    Returns:
-        The bytes, ready for a session, and the metadata.
+    """Read and verify a model file, or its bytes; return the bytes, ready for a session, and the metadata.
 
     Raises:
         ModelFileError: If the file cannot be read, is no ONNX file, has no metadata of ferkit, has metadata

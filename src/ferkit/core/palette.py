@@ -13,15 +13,10 @@ from ferkit.core.taxonomy import emotion_of
 
 
 class Colour(NamedTuple):
-    """A colour.
+    """A colour."""
 
-    Attributes:
-        hex: ``#rrggbb``, as CSS, Matplotlib and Rich take it.
-        terminal: Index of a similar colour among the 256 of a terminal.
-    """
-
-    hex: str
-    terminal: int
+    hex: str  # ``#rrggbb``, as CSS, Matplotlib and Rich take it
+    terminal: int  # index of a similar colour among the 256 of a terminal
 
     @property
     def rgb(self) -> tuple[int, int, int]:

@@ -41,12 +41,8 @@ def open_session(
 ) -> Any:
     """Open a session; a provider that is not available is an error and is never replaced.
 
-    Args:
-        content: The ONNX model.
-        name: Its name in messages.
-        fail: The class of the error if the model cannot be opened.
-        providers: Execution providers in order of preference; the CPU by default.
-        threads: Threads of one call; by default as many as :func:`usable_cores`.
+    By default it runs on the CPU with the threads of :func:`usable_cores`. ``fail`` is the class of the error
+    if the model cannot be opened.
 
     Raises:
         FerkitError: If the model cannot be opened, or the providers are one text, which would be taken letter
@@ -89,10 +85,6 @@ def usable_cores(groups: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/
 
     They are those that it is bound to, or fewer where a control group (of a container, a service) grants it
     less of their time; a part of a core counts as one.
-
-    Args:
-        groups: Where Linux shows the control groups, of version 2 or 1.
-        own: Where it shows those of this process.
     """
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([bound, *_granted(groups, own)]))
@@ -139,4 +131,4 @@ def runtime_errors() -> tuple[type[Exception], ...]:
 
 def first_line(error: Exception) -> str:
     """Return the first line of an error's message; those of ONNX Runtime are long."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
