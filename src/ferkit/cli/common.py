@@ -250,21 +250,33 @@ def refuse_options(given: Mapping[str, object], why: str) -> None:
 
 
 @contextlib.contextmanager
-def progress(unit: str, total: int | None) -> Iterator[Callable[[], None]]:
+def progress(
+    unit: str, total: Callable[[], int | None] = lambda: None, *, hidden: bool = False
+) -> Iterator[Callable[[], None]]:
     """Yield a function that advances a progress bar on stderr by one; without a terminal there is no bar.
 
-    ``unit`` is what is counted, such as ``photos``; ``total`` is None if unknown.
+    ``unit`` is what is counted, such as ``photos``; ``total`` returns None while it is unknown. A single step
+    shows no bar.
     """
     screen = console(stderr=True)
-    if not screen.is_terminal:
+    if hidden or not screen.is_terminal:
         yield lambda: None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
     columns = (MofNCompleteColumn(), TextColumn(unit), BarColumn(), time_left())
-    with Progress(*columns, console=screen, transient=True, redirect_stdout=False) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda: bar.advance(task)
+    bar = Progress(*columns, console=screen, transient=True, redirect_stdout=False)
+    task = bar.add_task("", total=None)
+
+    def advance() -> None:
+        bar.update(task, advance=1, total=total())
+        if bar.tasks[0].completed > 1:
+            bar.start()
+
+    try:
+        yield advance
+    finally:
+        bar.stop()
 
 
 def time_left() -> ProgressColumn:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -171,21 +170,15 @@ def show(
             continue
         strips.append(Strip(name, dataset.images[rows]))
         if augment is not None and len(rows):
-            strips.append(
-                Strip(f"  {augment}", _augmented(dataset.images[rows], augment, seed + len(strips)))
-            )
+            load_keras()
+            from ferkit.augment import augment_preview
+
+            copies = augment_preview(dataset.images[rows], augment, seed + len(strips))
+            strips.append(Strip(f"  {augment}", copies))
     which = "" if pick == "all" else f", {pick}"
     sheet = contact_sheet(strips, f"{dataset.source}, {split}{which}: {len(dataset)} faces", cell=cell)
     write_image(out, sheet)
     remark(f"wrote {out}")
-
-
-def _augmented(images: NDArray[np.uint8], augmentation: str, seed: int) -> NDArray[np.uint8]:
-    """Return augmented copies, which needs the extra ``train``."""
-    load_keras()
-    from ferkit.augment import augment_preview
-
-    return augment_preview(images, augmentation, seed)
 
 
 @app.command()
@@ -286,7 +279,7 @@ def _load_photos(source: str, size: int | None, detector: str | None, options: d
         )[0]
         return face
 
-    with progress("photos", None) as advance:
+    with progress("photos") as advance:
         dataset = load_faces(source, size, crop=crop, **options)
     if crowded:
         remark(f"{crowded} of {photos} photos show several faces; the largest was taken")
@@ -319,9 +312,11 @@ def _print_audit(report: AuditReport) -> None:
     out = console()
     out.print(f"{report.source}: {report.images} faces of {report.size} x {report.size} pixels\n")
     _print_balance(report.balance)
-    for warning in (describe_untrained(report.untrained), _describe_unreadable(report.unreadable)):
-        if warning:
-            out.print(f"\nwarning: {warning}")
+    if report.untrained:
+        out.print(f"\nwarning: {describe_untrained(report.untrained)}")
+    if report.unreadable:
+        names = name_some(report.unreadable)
+        out.print(f"\nwarning: {len(report.unreadable)} pictures cannot be read and are left out: {names}")
     out.print(f"\nconstant images: {sum(map(len, report.flat.values()))}")
     for split, rows in report.flat.items():
         if rows:
@@ -344,10 +339,3 @@ def _print_audit(report: AuditReport) -> None:
             out.print(f"  {label:<9} {share:6.1%}")
     for protocol, kept in (("majority", report.votes.majority), ("argmax", report.votes.argmax)):
         out.print(f"FER+ {protocol} keeps {', '.join(f'{n} {split}' for split, n in kept.items())}")
-
-
-def _describe_unreadable(names: Sequence[str]) -> str:
-    """Return one sentence about pictures that cannot be decoded; empty if there are none."""
-    from ferkit.data.archives import name_some
-
-    return f"{len(names)} pictures cannot be read and are left out: {name_some(names)}" if names else ""

@@ -212,7 +212,7 @@ def _predict_photos(recognizer: Recognizer, labelled: list[tuple[str, str]]) -> 
 
     columns = face_columns(recognizer.taxonomy.labels)
     predictions = []
-    with progress("photos", len(labelled)) as advance:
+    with progress("photos", lambda: len(labelled)) as advance:
         results = recognizer.predict_each(name for name, _ in labelled)
         for (name, label), result in zip(labelled, results, strict=True):
             if isinstance(result, Unreadable):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -28,19 +26,17 @@ from ferkit.cli.common import (
     ProviderOption,
     TtaOption,
     as_tta_mode,
-    console,
     new_app,
     option,
     passed_over_remark,
+    progress,
     refuse_options,
     remark,
-    time_left,
 )
 from ferkit.cli.predict_table import TableOptions, predict_table, worker_range
 from ferkit.core.interrupts import stopping
 
 if TYPE_CHECKING:
-    from ferkit.batch.sources import Lookup
     from ferkit.core.errors import ImageError
     from ferkit.core.taxonomy import Taxonomy
     from ferkit.recognize.sinks import ResultSink
@@ -285,7 +281,7 @@ def predict(
     with (
         stopping(stop) as interrupts,
         _sink(kind, recognizer.taxonomy, full=all_columns) as sink,
-        _progress(lookup, hidden=hidden) as advance,
+        progress("photos", lambda: lookup.found if lookup.complete else None, hidden=hidden) as advance,
     ):
         summary = process_photos(
             recognizer,
@@ -348,30 +344,6 @@ def _read_list(name: str) -> list[str]:
     if not paths:
         raise FerkitError(f"{shown} lists no photo; one path a line was expected")
     return paths
-
-
-@contextlib.contextmanager
-def _progress(lookup: Lookup, *, hidden: bool) -> Iterator[Callable[[], None]]:
-    """Yield a function that advances a bar on stderr by a photo; without a terminal there is no bar."""
-    screen = console(stderr=True)
-    if hidden or not screen.is_terminal:
-        yield lambda: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    columns = (MofNCompleteColumn(), TextColumn("photos"), BarColumn(), time_left())
-    bar = Progress(*columns, console=screen, transient=True, redirect_stdout=False)
-    task = bar.add_task("", total=None)
-
-    def advance() -> None:
-        if lookup.found > 1:
-            bar.start()
-        bar.update(task, advance=1, total=lookup.found if lookup.complete else None)
-
-    try:
-        yield advance
-    finally:
-        bar.stop()
 
 
 def _sink(kind: Format, taxonomy: Taxonomy, *, full: bool) -> ResultSink:

@@ -58,7 +58,6 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike) -> float:
 
     Raises:
         DataError: If shapes do not fit or a logit is not finite.
-        MissingDependencyError: If SciPy is not installed.
     """
     array = np.asarray(logits, dtype=np.float64)
     if array.ndim != 2 or not np.isfinite(array).all():
@@ -76,7 +75,6 @@ def fit_soft_temperature(logits: NDArray[np.float64], targets: NDArray[np.float6
 
     Raises:
         DataError: If the shapes differ.
-        MissingDependencyError: If SciPy is not installed.
     """
     optimize, special = require("scipy.optimize", "train"), require("scipy.special", "train")
     if logits.shape != targets.shape:
@@ -112,7 +110,6 @@ def temper_out_of_fold(
 
     Raises:
         DataError: If the arrays do not fit together or hold too few faces.
-        MissingDependencyError: If SciPy is not installed.
     """
     array, truth = checked_probabilities(probabilities, labels)
     part = assign_folds(len(truth), folds)
@@ -133,7 +130,6 @@ def determined_temperature(logits: NDArray[Any], labels: NDArray[np.int64]) -> f
 
     Raises:
         DataError: If shapes do not fit or a logit is not finite.
-        MissingDependencyError: If SciPy is not installed.
     """
     if len(labels) < 2 * FOLDS:
         return 1.0

@@ -106,7 +106,6 @@ def fit_weighting(probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLik
 
     Raises:
         DataError: If the arrays do not fit together.
-        MissingDependencyError: If SciPy is not installed.
     """
     array, truth, fixed = _checked(probabilities, labels, weights)
     chosen = _fit_weights(array, truth) if fixed is None else fixed
@@ -185,7 +184,6 @@ def predict_out_of_fold(
 
     Raises:
         DataError: If the arrays do not fit together or hold too few faces.
-        MissingDependencyError: If SciPy is not installed.
     """
     array, truth, fixed = _checked(probabilities, labels, weights)
     part = assign_folds(len(truth), folds)
@@ -212,7 +210,6 @@ def fit_and_measure(
 
     Raises:
         DataError: If the arrays do not fit together.
-        MissingDependencyError: If SciPy is not installed.
     """
     everything, keep = np.asarray(probabilities, dtype=np.float64), target.keep
     array, truth, fixed = _checked(everything[:, keep], target.labels[keep], weights)
@@ -262,7 +259,6 @@ def fit_ensemble(
     Raises:
         DataError: If the arrays do not fit together.
         ModelFileError: If the weights are no weights.
-        MissingDependencyError: If SciPy is not installed.
     """
     fits: list[EnsembleFit] = []
     for target in targets:

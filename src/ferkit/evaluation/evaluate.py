@@ -236,7 +236,6 @@ def measure(
 
     Raises:
         DataError: If the arrays do not fit together.
-        MissingDependencyError: If SciPy is not installed.
     """
     if probabilities.ndim != 2 or probabilities.shape[1] != len(taxonomy):
         raise DataError(
@@ -321,7 +320,6 @@ def evaluate_split(
     Raises:
         DataError: If the split is empty, no label set of the data fits a head, or leaks are to be dropped
             where none can be found (:func:`leaks_show`).
-        MissingDependencyError: If SciPy is not installed.
     """
     chosen = faces_to_measure(dataset, split)
     targets = targets_for(chosen, heads)

@@ -117,7 +117,6 @@ def fit_join(
 
     Raises:
         DataError: If the arrays do not fit together.
-        MissingDependencyError: If SciPy is not installed.
     """
     optimize = require("scipy.optimize", "train")
     logs = _logs(probabilities)
@@ -182,7 +181,6 @@ def joined_out_of_fold(
 
     Raises:
         DataError: If the arrays do not fit together or hold too few faces.
-        MissingDependencyError: If SciPy is not installed.
     """
     part = assign_folds(len(distributions), folds)
     result = np.empty_like(distributions)

@@ -27,7 +27,6 @@ def draw_confusion(scores: Scores, title: str, path: Path) -> None:
 
     Raises:
         OutputError: If the picture cannot be written.
-        MissingDependencyError: If Matplotlib is not installed.
     """
     counts = np.array(scores.confusion)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -58,7 +57,6 @@ def draw_reliability(scores: Scores, title: str, path: Path) -> None:
 
     Raises:
         OutputError: If the picture cannot be written.
-        MissingDependencyError: If Matplotlib is not installed.
     """
     _save(plot_reliability(scores, title), path)
 

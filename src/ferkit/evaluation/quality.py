@@ -43,9 +43,6 @@ def fit_quality(
 
     Returns:
         The curves by output; an output that is calibrated on all steps has none.
-
-    Raises:
-        MissingDependencyError: If SciPy is not installed.
     """
     rows = np.unique(np.linspace(0, len(faces) - 1, min(FACES, len(faces))).round().astype(int))
     found: dict[str, list[QualityCurve]] = {head: [] for head in targets}

@@ -1,7 +1,8 @@
 """From a run to a model file, from models to an ensemble file, and the cards of both.
 
 The package shares its name with a function of the Python API, so it is callable:
-``ferkit.export(run, data, path)`` is :func:`ferkit.export.run.export_run`.
+``ferkit.export(run, data, path)`` is :func:`ferkit.export.run.export_run`. Without the libraries of the extra
+``train``, it raises :class:`ferkit.core.errors.MissingDependencyError`.
 """
 
 from __future__ import annotations

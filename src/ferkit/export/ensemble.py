@@ -186,7 +186,6 @@ def export_ensemble(
             the members'.
         TaxonomyError: If no member has the default output.
         OutputError: If the file cannot be written.
-        MissingDependencyError: If ``onnx`` or SciPy is not installed.
     """
     heads = {taxonomy.id: taxonomy for taxonomy in shared_taxonomies(members)}
     own = {name: taxonomy for name, taxonomy in heads.items() if name != BASIC.id}
@@ -323,7 +322,6 @@ def combine(
     Raises:
         ModelFileError: If the members do not fit together or their graphs cannot be joined.
         TaxonomyError: If no member has the default output.
-        MissingDependencyError: If ``onnx`` is not installed.
     """
     onnx = require("onnx", "train")
     known = {t.id: t for t in shared_taxonomies(members) if taxonomies is None or t.id in taxonomies}

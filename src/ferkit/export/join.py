@@ -41,9 +41,6 @@ def with_basic(
 
     A model without both heads, with that output already, or faces without FER2013's labels and FER+ votes,
     are returned unchanged.
-
-    Raises:
-        MissingDependencyError: If ``onnx`` or SciPy is not installed.
     """
     heads = {head.id: head.taxonomy for head in info.taxonomies}
     if not has_both(heads) or not is_labelled_for_basic(faces):
@@ -83,9 +80,6 @@ def with_coverage(info: ModelInfo, predictions: Predictions, faces: FaceDataset,
     """Return metadata with the coverage curve of each output that the faces have labels for.
 
     Predictions are made out of fold: by temperatures and joins that were fitted without the face.
-
-    Raises:
-        MissingDependencyError: If SciPy is not installed.
     """
     heads = {head.id: head.taxonomy for head in info.taxonomies}
     curves = {}
@@ -114,9 +108,6 @@ def with_quality(
 
     ``predict`` takes faces uint8 ``[N, S, S]``. Fewer faces than
     :data:`ferkit.evaluation.coverage.LEAST_FACES` fit nothing.
-
-    Raises:
-        MissingDependencyError: If SciPy is not installed.
     """
     if len(faces) < LEAST_FACES:
         return info
@@ -152,7 +143,6 @@ def add_nodes(model: bytes, info: ModelInfo, head: HeadInfo) -> bytes:
 
     Raises:
         ModelFileError: If the graph cannot be extended.
-        MissingDependencyError: If ``onnx`` is not installed.
     """
     onnx = require("onnx", "train")
     helper, numpy_helper = require("onnx.helper", "train"), require("onnx.numpy_helper", "train")
