@@ -107,10 +107,7 @@ class FaceClassifier:
     ) -> NDArray[np.float32]:
         """Return class activation maps: float32 ``[N, K, h, w]``, each place's share in the logit of label k.
 
-        Args:
-            crops: As in :meth:`predict`.
-            taxonomy: Id of the output; by default the model's default.
-            batch_size: As in :meth:`predict`.
+        ``taxonomy`` is the default one if None; the other arguments are those of :meth:`predict`.
 
         Raises:
             ImageError: As :meth:`predict`.

@@ -1,4 +1,7 @@
-"""Atomic writes, by which a file appears complete or not at all, and other helpers for paths."""
+"""Atomic writes, by which a file appears complete or not at all, and other helpers for paths.
+
+All writers raise the errors of :func:`replacing`.
+"""
 
 from __future__ import annotations
 
@@ -162,11 +165,7 @@ def _copy_into_special_file(source: Path, path: str | os.PathLike[str]) -> None:
 
 
 def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write ``content`` to ``path`` atomically.
-
-    Raises:
-        OutputError: As :func:`replacing`.
-    """
+    """Write ``content`` to ``path`` atomically."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
@@ -175,19 +174,12 @@ def write_text(path: str | os.PathLike[str], content: str) -> None:
     r"""Write ``content`` to ``path`` as UTF-8 atomically.
 
     Undecodable bytes of file names are written as escapes such as ``\udce9``, which JSON reads back.
-
-    Raises:
-        OutputError: As :func:`replacing`.
     """
     write_bytes(path, content.encode(errors="backslashreplace"))
 
 
 def write_json(path: str | os.PathLike[str], content: Any) -> None:
-    """Write ``content`` as indented JSON atomically; numbers that are not finite are refused.
-
-    Raises:
-        OutputError: As :func:`replacing`.
-    """
+    """Write ``content`` as indented JSON atomically; numbers that are not finite are refused."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
@@ -199,9 +191,6 @@ def write_csv(
     """Write a table as CSV atomically: the names of the columns, then a line per row.
 
     Rows are values in the order of the columns, or by their names; missing ones are empty.
-
-    Raises:
-        OutputError: As :func:`replacing`.
     """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")

@@ -92,30 +92,28 @@ def fit_soft_temperature(logits: NDArray[np.float64], targets: NDArray[np.float6
     return float(np.exp(-found.x))
 
 
-def assign_folds(count: int, folds: int = FOLDS, seed: int = 0) -> NDArray[np.int64]:
-    """Return the fold of each face, in folds of equal size (within one), shuffled: int64 ``[N]``.
+def assign_folds(count: int) -> NDArray[np.int64]:
+    """Return the fold of each face, in five of equal size (within one), shuffled: int64 ``[N]``.
 
     Raises:
         DataError: If there are fewer faces than twice the folds.
     """
-    if folds < 2 or count < 2 * folds:
-        raise DataError(f"{folds} folds need at least {2 * folds} faces. Received: {count}")
-    return np.random.default_rng(seed).permutation(np.arange(count) % folds)
+    if count < 2 * FOLDS:
+        raise DataError(f"{FOLDS} folds need at least {2 * FOLDS} faces. Received: {count}")
+    return np.random.default_rng(0).permutation(np.arange(count) % FOLDS)
 
 
-def temper_out_of_fold(
-    probabilities: ArrayLike, labels: ArrayLike, folds: int = FOLDS
-) -> NDArray[np.float64]:
+def temper_out_of_fold(probabilities: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
     """Return the probabilities, each row under a temperature that was fitted on the other folds.
 
     Raises:
         DataError: If the arrays do not fit together or hold too few faces.
     """
     array, truth = checked_probabilities(probabilities, labels)
-    part = assign_folds(len(truth), folds)
+    part = assign_folds(len(truth))
     logits = log_probabilities(array)
     result = np.empty_like(array)
-    for fold in range(folds):
+    for fold in range(FOLDS):
         inside = part == fold
         result[inside] = softmax(logits[inside] / fit_temperature(logits[~inside], truth[~inside]))
     return result

@@ -176,7 +176,7 @@ def _fit_weights(array: NDArray[np.float64], truth: NDArray[np.int64]) -> NDArra
 
 
 def predict_out_of_fold(
-    probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None, folds: int = FOLDS
+    probabilities: ArrayLike, labels: ArrayLike, weights: ArrayLike | None = None
 ) -> NDArray[np.float64]:
     """Return the ensemble's probabilities ``[N, K]``, each face by a weighting fitted without its fold.
 
@@ -186,9 +186,9 @@ def predict_out_of_fold(
         DataError: If the arrays do not fit together or hold too few faces.
     """
     array, truth, fixed = _checked(probabilities, labels, weights)
-    part = assign_folds(len(truth), folds)
+    part = assign_folds(len(truth))
     result = np.empty(array.shape[1:])
-    for fold in range(folds):
+    for fold in range(FOLDS):
         inside = part == fold
         result[inside] = fit_weighting(array[:, ~inside], truth[~inside], fixed).combine(array[:, inside])
     return result

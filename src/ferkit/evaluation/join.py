@@ -173,7 +173,6 @@ def joined_out_of_fold(
     *,
     votes: float = VOTES,
     prior_exponent: float = PRIOR_EXPONENT,
-    folds: int = FOLDS,
 ) -> NDArray[np.float64]:
     """Return joined probabilities float64 ``[N, 7]``, each face by a join that was fitted without its fold.
 
@@ -182,9 +181,9 @@ def joined_out_of_fold(
     Raises:
         DataError: If the arrays do not fit together or hold too few faces.
     """
-    part = assign_folds(len(distributions), folds)
+    part = assign_folds(len(distributions))
     result = np.empty_like(distributions)
-    for fold in range(folds):
+    for fold in range(FOLDS):
         inside = part == fold
         head = fit_join(
             {name: p[~inside] for name, p in probabilities.items()},

@@ -34,9 +34,9 @@ def percents(interval: tuple[float, float]) -> str:
     return "-".join(percent(share) for share in interval)
 
 
-def number(value: float | None, digits: int = 4) -> str:
-    """Return a number, ``-`` for None."""
-    return "-" if value is None else f"{value:.{digits}f}"
+def number(value: float | None) -> str:
+    """Return a number with four digits, ``-`` for None."""
+    return "-" if value is None else f"{value:.4f}"
 
 
 def paragraph(text: str) -> str:
@@ -56,17 +56,17 @@ def cut(text: str, width: int, mark: str = "..") -> str:
     return text if cell_len(text) <= width else set_cell_size(text, width - len(mark)).rstrip() + mark
 
 
-def table(rows: Sequence[Sequence[str]], left: int = 1, width: int = WIDTH) -> str:
+def table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """Align columns of text: the first ``left`` columns to the left, the others to the right.
 
-    Columns beyond ``width`` continue in a block below, beside the same first ``left`` columns.
+    Columns beyond :data:`WIDTH` continue in a block below, beside the same first ``left`` columns.
     """
     cells = [[escape_control(cell) for cell in row] for row in rows]
     widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
     blocks = [list(range(left))]
     for column in range(left, len(widths)):
         taken = sum(widths[c] + _GAP for c in blocks[-1])
-        if len(blocks[-1]) > left and taken + widths[column] > width:
+        if len(blocks[-1]) > left and taken + widths[column] > WIDTH:
             blocks.append(list(range(left)))
         blocks[-1].append(column)
 

@@ -27,7 +27,6 @@ def predict_probabilities(
     *,
     tta: TtaMode = "none",
     temperatures: Mapping[str, float] | None = None,
-    batch_size: int = 256,
     shift: int = 2,
 ) -> dict[str, NDArray[np.float32]]:
     """Return probabilities float32 ``[N, K]`` by taxonomy id, averaged over the tta's views.
@@ -40,7 +39,7 @@ def predict_probabilities(
     sums: dict[str, NDArray[np.float32]] = {}
     seen = tta_views(images, tta, shift=shift)
     for view in seen:
-        for head, logits in predict_logits(model, view, batch_size).items():
+        for head, logits in predict_logits(model, view).items():
             p = softmax(logits / np.float32((temperatures or {}).get(head, 1.0)), axis=-1)
             sums[head] = sums[head] + p if head in sums else p
     return {head: total / np.float32(len(seen)) for head, total in sums.items()}
