@@ -51,6 +51,7 @@ class Entry(BaseModel):
     members: tuple[str, ...] = ()
     precision: str = "float16"
     export: bool = True
+    share: float = 1.0
 
     @property
     def uses(self) -> tuple[str, ...]:
@@ -129,7 +130,9 @@ def commands(
         else:
             weights = ["--training-weights", str(out.with_suffix(".weights.npz"))]
             kind = ["--precision", entry.precision]
-            yield ["export", str(run), "-o", str(out), *card, *kind, *weights, *given]
+            before = entry.init if find_model(entry.init) else str(folder / entry.init)
+            mean = ["--average", before, "--share", f"{entry.share:g}"] if entry.share < 1 else []
+            yield ["export", str(run), "-o", str(out), *card, *kind, *weights, *mean, *given]
     report = folder / f"{entry.name}-report"
     if not _is_newer(report / "report.json", out):
         yield ["evaluate", str(out), *given, "--tta", "all", "--drop-leaks", "--out", str(report)]

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ferkit import cli
 from ferkit.core.classifier import FaceClassifier
 from ferkit.core.errors import DataError, ModelFileError, TaxonomyError, TrainingError
 from ferkit.core.modelfile import read_model
@@ -25,6 +26,7 @@ from ferkit.export import run as release
 from ferkit.export.graph import quantized, to_onnx
 from ferkit.models import build_model
 from ferkit.training import runs, state
+from ferkit.training.average import average_runs
 from ferkit.training.inference import predict_logits, predict_probabilities
 from ferkit.training.recipe import dump_recipe, parse_recipe
 from modelzoo import model_info
@@ -327,3 +329,60 @@ def test_training_weights_in_float16_start_a_network(run, tmp_path):
     images = np.random.default_rng(1).integers(0, 256, (4, 48, 48), dtype=np.uint8)
     before, after = (predict_logits(r.network(), images)["fer2013"] for r in (run, again))
     np.testing.assert_allclose(after, before, atol=0.02)
+
+
+def test_the_mean_of_a_run_and_its_initial_weights_is_exported(run, faces, tmp_path):
+    """Halfway the arrays are the mean, batch normalisation's statistics are those of the mean's features."""
+    start = runs.load_weights(write_start(run, tmp_path))
+    mean = average_runs(run, start, 0.25, faces.of_split("Training").images)
+    kernels = [name for name, array in run.arrays.items() if array.ndim == 4]
+    assert kernels
+    for name in kernels:
+        expected = 0.25 * run.arrays[name] + 0.75 * start.arrays[name]
+        assert np.allclose(mean.arrays[name], expected, atol=1e-6)
+    moved = [
+        n for n, a in mean.arrays.items() if not np.allclose(a, 0.25 * run.arrays[n] + 0.75 * start.arrays[n])
+    ]
+    assert moved
+    assert all(mean.arrays[name].ndim == 1 for name in moved)
+    file, start_file = str(tmp_path / "mean.onnx"), str(tmp_path / "start.npz")
+    assert (
+        cli.run(
+            [
+                "export",
+                str(run.folder),
+                "-o",
+                file,
+                "--data",
+                "cartoon:400:3",
+                "--average",
+                start_file,
+                "--share",
+                "0.25",
+            ]
+        )
+        == 0
+    )
+    info = read_model(file)[1]
+    assert "the mean of the run (0.25) and start.npz (0.75)" in info.notes
+
+
+def write_start(run, tmp_path):
+    """Training weights of the run's architecture with other numbers."""
+    rng = np.random.default_rng(0)
+    arrays = {name: (a + 0.1 * rng.random(a.shape)).astype(np.float32) for name, a in run.arrays.items()}
+    path = tmp_path / "start.npz"
+    state.write_archive(path, arrays, runs.weights_meta(run.recipe, run.taxonomies, run.input_size))
+    return path
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -1.0, float("nan")])
+def test_a_mean_without_one_of_the_networks_is_refused(run, faces, share):
+    with pytest.raises(TrainingError, match="between 0 and 1"):
+        average_runs(run, run, share, faces.of_split("Training").images)
+
+
+def test_weights_of_another_network_are_not_averaged(run, faces):
+    other = replace(run, arrays={**run.arrays, "body/0000": np.zeros((3, 3, 1, 2), np.float32)})
+    with pytest.raises(TrainingError, match="one architecture"):
+        average_runs(run, other, 0.5, faces.of_split("Training").images)

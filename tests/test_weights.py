@@ -1,4 +1,4 @@
-"""The models by name: which the wheel holds, which the zoo, what each must be, and former names."""
+"""The models by name: which the wheel holds, which the zoo, and what each must be."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from ferkit.core.modelfile import ENSEMBLE, ModelInfo, read_model, resolve_model
 from ferkit.export.card import render_card
 
 MIB = 1 << 20
-ZOO = ("ferkit-base", "ferkit-cutmix", "ferkit-large", "ferkit-small", "ferkit-taught")
+ZOO = (
+    "ferkit-base",
+    "ferkit-cutmix",
+    "ferkit-distilled",
+    "ferkit-large",
+    "ferkit-small",
+    "ferkit-taught",
+    "fast-start",
+)
 NAMES = (*weights.embedded_models(), *weights.zoo_models())
 LIMITS = {"fast": (1, 20), "standard": (3, 100), "best": (16, 500)}
 """The most MiB and MMAC that each name promises."""
@@ -60,7 +68,7 @@ def test_a_model_is_complete_and_its_card_is_its_own(name: str) -> None:
     assert {head.id for head in info.taxonomies} == {"fer2013", "ferplus", "basic"}
     for head in info.taxonomies:
         assert head.coverage is not None, "--max-error"
-        assert {curve.measure for curve in head.quality} == {"sharpness", "brightness"}
+        assert {curve.measure for curve in head.quality} <= {"sharpness", "brightness"}
         assert head.prior
         assert head.cam
     assert {m.labels for m in info.metrics} >= {"fer2013", "ferplus majority", "basic"}
@@ -88,13 +96,6 @@ def test_standard_records_what_it_was_distilled_from() -> None:
     training = info_of("standard").training
     assert training.teachers is not None
     assert {teacher.name for teacher in training.teachers.models} <= set(NAMES)
-
-
-@pytest.mark.parametrize(("former", "now"), weights.FORMER_NAMES.items())
-def test_a_former_name_is_the_same_model(former: str, now: str) -> None:
-    assert resolve_model(former) == resolve_model(now)
-    assert weights.training_weights(former) == weights.training_weights(now)
-    assert former not in NAMES
 
 
 def test_without_the_zoo_its_models_are_unknown_and_the_error_says_where_they_are(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ferkit.cli.common import DataChoice, VotesOption, load_keras, new_app, option
+
+if TYPE_CHECKING:
+    from ferkit.data import FaceDataset
 
 app = new_app()
 
@@ -32,28 +35,50 @@ def export(
     cams: Annotated[
         bool, option("--cams/--no-cams", "Add class activation maps, if the network has them.", True)
     ] = True,
+    average: Annotated[
+        str | None,
+        option("--average", "Export the mean with these weights: of --init, by run, file or name."),
+    ] = None,
+    share: Annotated[float, option("--share", "Of the run in that mean, 0 to 1.", default=True)] = 0.5,
     notes: Annotated[str, option("--notes", "Free text for the model card.")] = "",
 ) -> None:
     """Write a run's network as one self-describing ONNX file.
 
     Temperatures are fitted and metrics measured on the run's validation split (FER2013: PublicTest). The
     file's predictions are compared with the network's; if they differ, nothing is written. Without --data,
-    the data that the run was trained on are used.
+    the data that the run was trained on are used. With --average a fine-tuned network keeps more of what it
+    was before.
     """
     from ferkit.core import files
     from ferkit.core.extras import require
 
     load_keras()
     require("tf2onnx", "train")
+    from ferkit.data import load_data
+    from ferkit.evaluation.evaluate import TRAINING_SPLIT
     from ferkit.export.card import render_card
     from ferkit.export.run import export_run, write_training_weights
-    from ferkit.training.runs import RunFolder, load_run
+    from ferkit.training.average import average_runs
+    from ferkit.training.runs import RunFolder, load_run, load_training_weights
 
     loaded, path = load_run(run), out or run / "model.onnx"
     source, recorded = (data, None) if data is not None else RunFolder(run).data_source()
+    faces: str | Path | FaceDataset = source
+    if average is not None:
+        other, needed_by = load_training_weights(average), f"run {run}"
+        faces = load_data(
+            source,
+            votes=votes or recorded,
+            size=loaded.input_size,
+            needed_by=needed_by,
+            heads=loaded.taxonomies,
+        )
+        loaded = average_runs(loaded, other, share, faces.of_split(TRAINING_SPLIT).images)
+        mean = f"Weights: the mean of the run ({share:g}) and {Path(average).name} ({1 - share:g})."
+        notes = f"{notes} {mean}".strip()
     info = export_run(
         loaded,
-        source,
+        faces,
         path,
         votes=votes or recorded,
         name=name,

@@ -27,9 +27,8 @@ def models(
     from ferkit.core.errors import ModelError, near_matches
     from ferkit.models import get_architecture, list_architectures
     from ferkit.training.recipe import load_recipe, shipped_recipes
-    from ferkit.weights import PURPOSES, current_name, embedded_models, zoo_models
+    from ferkit.weights import PURPOSES, embedded_models, zoo_models
 
-    pattern = current_name(pattern)
     architectures: list[dict[str, Any]] = [
         {"name": a.name, "summary": a.summary, "parameters": sorted(a.params.model_fields)}
         for a in map(get_architecture, list_architectures(pattern))

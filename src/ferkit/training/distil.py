@@ -22,7 +22,6 @@ from ferkit.core.taxonomy import Taxonomy
 from ferkit.data.cache import digest_of
 from ferkit.training.runs import load_training_weights
 from ferkit.training.state import digest_arrays, read_archive, write_archive
-from ferkit.weights import current_name
 
 CHUNK = 512
 """Faces that a teacher predicts at once, offline."""
@@ -178,7 +177,7 @@ class OnlineTeachers:
                 )
             temperatures = {head: weights.temperatures[head] if calibrated else 1.0 for head in heads}
             self._networks.append((weights.network(dtype), temperatures))
-            name = current_name(Path(teacher).name.removesuffix(".npz").removesuffix(".weights"))
+            name = Path(teacher).name.removesuffix(".npz").removesuffix(".weights")
             self.models.append({"name": name, "sha256": digest_arrays(weights.arrays)})
         known = {head for _, temperatures in self._networks for head in temperatures}
         self.heads = tuple(t.id for t in taxonomies if t.id in known)

@@ -34,7 +34,6 @@ from ferkit.training.precision import onednn_setting, processor_name
 from ferkit.training.recipe import ModelPart, Recipe, load_recipe
 from ferkit.training.runs import Run, RunFolder
 from ferkit.training.targets import Head, heads_of, label_frequencies, weighted_targets
-from ferkit.weights import current_name
 
 if TYPE_CHECKING:
     from keras.callbacks import Callback
@@ -288,7 +287,7 @@ def _load_start(setup: Setup, start: Run, init: str) -> dict[str, Any]:
             " and ".join(fresh),
             "; ".join(f"{t.id} ({', '.join(t.labels)})" for t in start.taxonomies),
         )
-    name = current_name(Path(init).name)
+    name = Path(init).name
     return {"from": name, "sha256": state.digest_arrays(start.arrays), "heads": taken}
 
 

@@ -6,16 +6,13 @@ from pathlib import Path
 
 PURPOSES = {
     "fast": "many faces or little power: the most faces per second",
-    "standard": "the default: the most accurate single network",
+    "standard": "the default: for photos of any quality",
     "best": "the highest accuracy on FER2013: an ensemble, five times the arithmetic",
 }
 """The models of the wheel and when to choose each, from the fastest to the most accurate."""
 
 DEFAULT = "standard"
 """Name of the model that is used when none is named."""
-
-FORMER_NAMES = {"ferkit-distilled": "standard"}
-"""Names that models had before; they work wherever a name is taken."""
 
 _FOLDER = Path(__file__).parent
 
@@ -35,14 +32,8 @@ def zoo_models() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in ZOO.glob("*.onnx")))
 
 
-def current_name(name: str) -> str:
-    """Return the present name of a model that may be named as it was before."""
-    return FORMER_NAMES.get(name, name)
-
-
 def find_model(name: str) -> Path | None:
-    """Return the file of a model by its present or former name, or None if it is not installed."""
-    name = current_name(name)
+    """Return the file of a model by its name, or None if it is not installed."""
     folder = _FOLDER if name in embedded_models() else ZOO if name in zoo_models() else None
     return None if folder is None else folder / f"{name}.onnx"
 
@@ -58,6 +49,5 @@ def training_weights(name: str) -> Path | None:
 
     The ONNX graph is folded and cannot be trained; fine-tuning and online distillation start from these.
     """
-    name = current_name(name)
     path = ZOO / f"{name}.weights.npz"
     return path if find_model(name) is not None and path.is_file() else None
