@@ -226,7 +226,7 @@ def test_an_ensemble_is_no_start_and_its_members_are_named(tmp_path, monkeypatch
     assert run(["train", "-r", "finetune", "--init", "best", "--data", "cartoon:70"]) == 1
     err = capfd.readouterr().err
     assert "best is an ensemble, which has no training weights" in err
-    assert "name one of its members: ferkit-large, ferkit-cutmix, standard" in err
+    assert "name one of its members: ferkit-large, ferkit-cutmix, ferkit-distilled" in err
     assert list(tmp_path.iterdir()) == []
 
 

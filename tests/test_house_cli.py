@@ -156,7 +156,8 @@ def test_models_have_their_whole_names_at_80_columns(
     lines = capsys.readouterr().out.splitlines()
     first = [line.split()[0] for line in lines if line.strip()]
     names = [*embedded_models(), *zoo_models()]
-    assert [name for name in first if name in names] == names
+    # A recipe may have a model's name; recipes come last.
+    assert list(dict.fromkeys(name for name in first if name in names)) == names
     assert max(map(len, lines)) <= 80
 
 
@@ -167,11 +168,11 @@ def test_models_say_when_to_choose_each_and_what_it_reaches(
     assert run(["models", "standard"]) == 0
     row = capsys.readouterr().out.splitlines()[2]
     assert PURPOSES["standard"] in row
-    assert row.split()[-6:] == ["1.37", "M", "99.6", "2.6", "72.0", "yes"]
-    assert run(["models", "ferkit-distilled", "--json"]) == 0
+    assert row.split()[-6:] == ["1.37", "M", "99.6", "2.7", "71.8", "yes"]
+    assert run(["models", "standard", "--json"]) == 0
     (listed,) = json.loads(capsys.readouterr().out)["embedded"]
     assert listed["name"] == "standard"
-    assert listed["accuracy"] == pytest.approx(0.7203, abs=1e-4)
+    assert listed["accuracy"] == pytest.approx(0.7183, abs=1e-4)
 
 
 @pytest.mark.parametrize(

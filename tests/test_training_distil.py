@@ -667,12 +667,6 @@ def test_the_default_and_every_model_of_the_zoo_have_training_weights():
     assert {DEFAULT, *zoo_models()} <= set(TRAINABLE)
 
 
-def test_a_teacher_by_a_former_name_is_recorded_by_its_present_one(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    teachers = OnlineTeachers(["ferkit-distilled"], 48, HEADS, "none")
-    assert [model["name"] for model in teachers.models] == ["standard"]
-
-
 @pytest.mark.parametrize("name", TRAINABLE)
 def test_training_weights_of_a_model_are_those_of_its_file(name):
     images = np.random.default_rng(0).integers(0, 256, (8, 48, 48), np.uint8)
