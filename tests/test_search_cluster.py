@@ -500,7 +500,7 @@ def test_a_trial_that_fits_on_no_machine_is_refused(faces, two, tmp_path) -> Non
 
 @pytest.fixture(scope="module")
 def extended(finished, cluster, one, faces):
-    """The finished search with a fourth trial, which loses its node after its first epoch.
+    """The finished search with a fourth trial, which loses its node as it begins.
 
     The last search on the cluster: the node does not come back.
     """
@@ -521,7 +521,7 @@ def extended(finished, cluster, one, faces):
 
     found, _ = finished
     before = {n: (found.trial_folder(n) / "weights.npz").stat().st_mtime_ns for n in found.trials}
-    recorder = Recorder(3, "epoch", lose_node)
+    recorder = Recorder(3, "begin", lose_node)  # an epoch may end too fast to be interrupted
     return resume(found.folder, faces, trials=4, machine=one, callbacks=[recorder]), recorder, before
 
 
