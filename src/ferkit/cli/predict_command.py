@@ -246,7 +246,8 @@ def predict(
     given |= {"--keep": keep, "--flat": flat, "--resume": resume, "--retry-failed": retry_failed}
     refuse_options(given | {"--metrics": metrics, "--clips": clips, "--fps": fps}, "they belong to --output")
     at_a_time = worker_range(workers)[1] or threads or usable_cores()
-    if [Path(name).is_file() or name == STDIN for name in (*photos, *listed)] == [True]:
+    names = [*photos, *listed]
+    if len(names) == 1 and (names[0] == STDIN or Path(names[0]).is_file()):
         at_a_time = 1  # one photo, by all threads
     elif at_a_time > 1:
         settings["threads"] = 1
@@ -260,7 +261,8 @@ def predict(
     warnings.filterwarnings("ignore", module="PIL")
     logging.getLogger("PIL").addHandler(logging.NullHandler())
     if prior == ESTIMATE:
-        estimated = recognizer.estimate_prior(find_photos(photos, listed=listed, leave_out=annotate))
+        found = find_photos(photos, listed=listed, leave_out=annotate)
+        estimated = recognizer.estimate_prior(found, workers=at_a_time)
         shares = sorted(estimated.items(), key=lambda item: -item[1])
         remark(f"estimated prior: {', '.join(f'{label} {100 * p:.0f} %' for label, p in shares)}")
         recognizer = Recognizer(**settings | {"prior": estimated})

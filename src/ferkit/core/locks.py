@@ -39,7 +39,7 @@ def folder_lock(folder: Path, busy: FerkitError) -> Iterator[bool]:
             held.enter_context(FileLock(folder / LOCK, timeout=0, fallback_to_soft=False))
         except Timeout:
             raise busy from None
-        except NotImplementedError:
+        except NotImplementedError:  # filelock, of a system without locks
             locked = False
         except OSError as error:
             if error.errno not in _NO_LOCKS:

@@ -309,7 +309,9 @@ class Recognizer:
             fitted[k] = fit_crop(crop, size)
         return self._pipeline.classify(fitted)
 
-    def estimate_prior(self, photos: Iterable[ImageSource | ImageError | NamedSource]) -> dict[str, float]:
+    def estimate_prior(
+        self, photos: Iterable[ImageSource | ImageError | NamedSource], *, workers: int = 1
+    ) -> dict[str, float]:
         """Return how frequent the labels are among the faces of photos, for the argument ``prior``.
 
         It is estimated from the predictions by expectation maximisation (Saerens, Latinne and Decaestecker
@@ -319,6 +321,7 @@ class Recognizer:
 
         Args:
             photos: As in :meth:`predict_each`; unreadable photos are left out.
+            workers: As in :meth:`predict_each`.
 
         Raises:
             TaxonomyError: If the model does not record the prior of this label set.
@@ -328,7 +331,7 @@ class Recognizer:
         known = np.array(adjustment.prior or adjustment.head.prior)
         found = [
             list(face.probabilities.values())
-            for result in self.predict_each(photos)
+            for result in self.predict_each(photos, workers=workers)
             if not isinstance(result, Unreadable)
             for face in result
         ]
