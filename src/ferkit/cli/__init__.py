@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 import sys
@@ -57,7 +58,13 @@ COMPLETE_VARIABLE = "_FERKIT_COMPLETE"
 
 def main() -> None:
     """Run the command line of this process and exit."""
-    sys.exit(run(sys.argv[1:]))
+    if sys.argv[1:2] == ["predict"]:
+        # A tenth of the time of one photo would go into searching new modules for garbage. `predict` enables
+        # it again when its networks are open.
+        gc.disable()
+    status = run(sys.argv[1:])
+    gc.disable()  # the memory is freed anyway
+    sys.exit(status)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -216,6 +217,7 @@ def predict(
         refuse_options(printing | {"--annotate": annotate}, "--output writes tables in place of printing")
         if STDIN in photos:
             raise typer.BadParameter("standard input is no input of --output", param_hint="-")
+        gc.enable()
         predict_table(
             photos,
             listed,
@@ -252,6 +254,9 @@ def predict(
     elif at_a_time > 1:
         settings["threads"] = 1
     recognizer = Recognizer(**settings)
+    if not gc.isenabled():
+        gc.freeze()  # modules are no garbage
+        gc.enable()
     if explain and not recognizer.info.head(recognizer.taxonomy.id).cam:
         raise ModelFileError(
             f"model {recognizer.info.name!r} has no class activation maps for {recognizer.taxonomy.id!r}, so "
