@@ -2,6 +2,7 @@
 
     python benchmarks/batch.py --photo group.jpg --photo portrait.jpg --counts 1000 10000
 
+Parts that `--parts` leaves out keep their figures in the report in `--out`, with the run that measured them.
 The photos are made small and linked under as many names as are needed. Rates are measured alternately, from
 the first rows to the last, so the start of workers is left out. Needs the extra ``batch``, for Ray
 ``cluster``; the loop over the package ``fer`` needs its environment (``make peer``).
@@ -21,11 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from bench import ASTRONAUT
-from measuring import Part, Worker, describe_machine, in_turns, measure_process, write_report
+from measuring import Part, Worker, describe_machine, held_parts, in_turns, measure_process, write_report
 from peer import DEFAULT_VENV, interpreter
 
 LOOP = "loop over Recognizer.predict"
 CORES = 2
+ENGINES, GROWTH = "Engines of a batch", "A photo among few and among many"
+PARTS = {"engines": ENGINES, "growth": GROWTH}
 
 
 def link_photos(folder: Path, photos: Sequence[Path], number: int, side: int) -> Path:
@@ -124,18 +127,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="rounds of the rates")
     parser.add_argument("--counts", type=int, nargs="+", default=[1000, 10_000], help="photos for the costs")
     parser.add_argument("--peer-venv", type=Path, default=DEFAULT_VENV, help="environment with fer")
+    parser.add_argument("--parts", default=",".join(PARTS), help="what to measure (default: %(default)s)")
     given = parser.parse_args()
+    wanted = given.parts.split(",")
+    if unknown := [part for part in wanted if part not in PARTS]:
+        parser.error(f"no part {unknown[0]!r}; known are {', '.join(PARTS)}")
     if find_spec("pyarrow") is None:
         sys.exit("SKIPPED: benchmarks/batch.py needs the extra batch: pip install 'ferkit[batch]'")
     photos = [ASTRONAUT, *given.photo]
-    report: dict[str, Any] = {"machine": describe_machine(), "rounds": given.rounds, "parts": {}}
+    report: dict[str, Any] = {"machine": describe_machine(), "rounds": given.rounds}
+    found = held_parts(given.out, "batch")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        rates = link_photos(folder / "rates", photos, given.rates, given.side)
-        report["parts"]["Engines of a batch"] = compare_engines(rates, photos, given.rounds, given.peer_venv)
-        print(json.dumps(report["parts"]), file=sys.stderr, flush=True)
-        folders = {n: link_photos(folder / "counts", photos, n, given.side) for n in given.counts}
-        report["parts"]["A photo among few and among many"] = measure_growth(folders, folder)
+        if "engines" in wanted:
+            rates = link_photos(folder / "rates", photos, given.rates, given.side)
+            found[ENGINES] = compare_engines(rates, photos, given.rounds, given.peer_venv)
+            print(json.dumps(found[ENGINES]), file=sys.stderr, flush=True)
+        if "growth" in wanted:
+            folders = {n: link_photos(folder / "counts", photos, n, given.side) for n in given.counts}
+            found[GROWTH] = measure_growth(folders, folder)
+    report["parts"] = {title: found[title] for title in PARTS.values() if title in found}
     report["machine"]["load after"] = round(os.getloadavg()[0], 2)
     write_report(given.out, "batch", report, sys.argv[1:])
 

@@ -41,9 +41,16 @@ class Variant:
 
 
 def train_variant(
-    variant: Variant, recipe: str, data: str, folder: Path, *, votes: Path | None = None, study: str
+    variant: Variant,
+    recipe: str,
+    data: str,
+    folder: Path,
+    *,
+    votes: Path | None = None,
+    init: str | None = None,
+    study: str,
 ) -> None:
-    """Train or resume a variant; another run in its folder is an error."""
+    """Train or resume a variant, from the weights ``init``; another run in its folder is an error."""
     if is_finished(variant, recipe, folder):
         return
     load_keras()
@@ -59,6 +66,7 @@ def train_variant(
         folder,
         resume=resume,
         teachers=() if resume else variant.teachers,
+        init=None if resume else init,
         command=["python", study],
         tensorboard=False,
     )

@@ -367,6 +367,11 @@ def test_the_mean_of_a_run_and_its_initial_weights_is_exported(run, faces, tmp_p
     assert "the mean of the run (0.25) and start.npz (0.75)" in info.notes
 
 
+def test_a_share_without_a_mean_is_refused(run, capsys):
+    assert cli.run(["export", str(run.folder), "--share", "0.3"]) == 2
+    assert "--share" in capsys.readouterr().err
+
+
 def write_start(run, tmp_path):
     """Training weights of the run's architecture with other numbers."""
     rng = np.random.default_rng(0)

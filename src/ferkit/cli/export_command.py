@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ferkit.cli.common import DataChoice, VotesOption, load_keras, new_app, option
+from ferkit.cli.common import DataChoice, VotesOption, load_keras, new_app, option, refuse_options
 
 if TYPE_CHECKING:
     from ferkit.data import FaceDataset
@@ -39,7 +39,9 @@ def export(
         str | None,
         option("--average", "Export the mean with these weights: of --init, by run, file or name."),
     ] = None,
-    share: Annotated[float, option("--share", "Of the run in that mean, 0 to 1.", default=True)] = 0.5,
+    share: Annotated[
+        float | None, option("--share", "Of the run in that mean, between 0 and 1.", default="0.5")
+    ] = None,
     notes: Annotated[str, option("--notes", "Free text for the model card.")] = "",
 ) -> None:
     """Write a run's network as one self-describing ONNX file.
@@ -52,6 +54,9 @@ def export(
     from ferkit.core import files
     from ferkit.core.extras import require
 
+    if average is None:
+        refuse_options({"--share": share}, "it is the run's share of a mean with the weights of --average")
+    share = 0.5 if share is None else share
     load_keras()
     require("tf2onnx", "train")
     from ferkit.data import load_data
