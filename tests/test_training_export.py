@@ -235,7 +235,7 @@ def test_int8_weights_halve_the_file_again_and_keep_the_predictions(tmp_path):
     network = build_model("se-resnet", {"fer2013": 7}, stem=16, filters=(64, 128), blocks=(1, 1))
     sizes, predictions = {}, {}
     images = draw_faces(40, seed=3).images
-    for precision in ("float32", "float16", "int8"):
+    for precision in ("float32", "float16", "mixed", "int8"):
         info = model_info((FER2013,), cam=True)
         path = tmp_path / f"{precision}.onnx"
         release.write_model(to_onnx(network, {}, precision=precision), info, path)
@@ -244,6 +244,7 @@ def test_int8_weights_halve_the_file_again_and_keep_the_predictions(tmp_path):
         predictions[precision] = classifier.predict(images)["fer2013"]
         assert classifier.cams(images[:2]).shape == (2, 7, 12, 12)
     assert sizes["int8"] < 0.6 * sizes["float16"] < 0.36 * sizes["float32"]
+    assert sizes["int8"] < sizes["mixed"] < 0.8 * sizes["float16"]
     np.testing.assert_allclose(predictions["int8"], predictions["float32"], atol=0.02)
     assert np.abs(predictions["int8"] - predictions["float16"]).max() > 1e-6, "they are not stored as float16"
 

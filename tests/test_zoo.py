@@ -40,10 +40,8 @@ def test_every_model_can_be_made_again():
 
 def test_the_list_has_the_student_that_is_planned():
     fast = ENTRIES["fast"]
-    assert (fast.recipe, fast.teachers) == (
-        "fast-start",
-        ("ferkit-large", "ferkit-cutmix", "ferkit-distilled"),
-    )
+    assert (fast.recipe, fast.init, fast.precision) == ("fast", "fast-start", "mixed")
+    assert set(fast.teachers) >= {"ferkit-large", "ferkit-cutmix", "ferkit-distilled"}
 
 
 # `fast` is trained by the recipe that its card names, and its run is not in results/ before it is there.

@@ -24,7 +24,12 @@ def export(
     name: Annotated[str | None, option("--name", "The model's name.", "the recipe's")] = None,
     version: Annotated[str, option("--version", "The model's version.", default=True)] = "1",
     precision: Annotated[
-        str, option("--precision", "Of the stored weights: float32, float16 or int8.", default=True)
+        str,
+        option(
+            "--precision",
+            "Of the stored weights: float32, float16, int8, or mixed (large arrays int8).",
+            default=True,
+        ),
     ] = "float32",
     taxonomy: Annotated[str | None, option("--taxonomy", "The default output.", "the first head")] = None,
     training_weights: Annotated[

@@ -338,7 +338,7 @@ class ModelInfo(_Model):
         training: What it was trained, selected and fitted on.
         metrics: Measured figures.
         parity: Difference from the Keras network; None for an ensemble.
-        precision: Of the stored weights: ``float32``, ``float16`` or ``int8``.
+        precision: Of the stored weights: ``float32``, ``float16``, ``mixed`` or ``int8``.
         licence: Of the weights.
         created: ISO 8601.
         ferkit_version: Version that wrote the file.

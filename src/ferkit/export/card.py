@@ -195,7 +195,8 @@ def _training(model: ModelInfo | MemberInfo, heads: AbstractSet[str]) -> str:
         lines.append(f"{training.hours:.1f} hours on {machine}")
     averaged = recipe.get("optimizer", {}).get("ema")
     lines.append(
-        f"The run's weights: {'moving average up to' if averaged else 'those of'} its last epoch, not the best"
+        f"Weights of the run: {'moving average up to' if averaged else 'those of'} its last epoch, "
+        "not the best"
     )
     if isinstance(model, ModelInfo) and (parity := model.parity):
         lines.append(

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from ferkit.core.errors import ModelFileError
 from ferkit.core.modelfile import CAM_PREFIX, INPUT
 
-PRECISIONS = ("float32", "float16", "int8")
-"""How weights are stored; the arithmetic is float32 in any case."""
+PRECISIONS = ("float32", "float16", "mixed", "int8")
+"""How weights are stored, ``mixed`` the largest as int8 and the others as float16; the arithmetic is float32
+in any case."""
 
-_INT8_FROM = 4096
+_INT8_FROM = {"mixed": 1 << 17, "int8": 1 << 12}
 """Smallest size of a tensor that is stored as int8; smaller ones stay float16."""
 
 _CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
@@ -80,7 +81,7 @@ def to_onnx(
     _name_outputs(proto, names, [tuple(o.shape[1:]) for o in outputs])
     proto.producer_name, proto.producer_version, proto.doc_string = "ferkit", "", ""
     if precision != "float32":
-        _store_small(proto, int8=precision == "int8")
+        _store_small(proto, _INT8_FROM.get(precision))
     onnx.checker.check_model(proto)
     return bytes(proto.SerializeToString())
 
@@ -109,8 +110,11 @@ def _name_outputs(proto: Any, names: list[str], shapes: list[tuple[int, ...]]) -
         value.type.tensor_type.shape.dim[0].dim_param = "N"
 
 
-def _store_small(proto: Any, *, int8: bool) -> None:
-    """Store large weights in fewer bits and expand them where they are used; sessions fold that away."""
+def _store_small(proto: Any, int8_from: int | None) -> None:
+    """Store large weights in fewer bits and expand them where they are used; sessions fold that away.
+
+    Tensors of at least ``int8_from`` weights become int8, the others float16.
+    """
     import onnx
     from onnx import numpy_helper
 
@@ -128,7 +132,7 @@ def _store_small(proto: Any, *, int8: bool) -> None:
             continue
         if not np.isfinite(values.astype(np.float16)).all():
             raise ModelFileError(f"weights of {tensor.name} exceed float16; export with --precision float32")
-        if int8 and values.ndim in (2, 4) and values.size >= _INT8_FROM:
+        if int8_from is not None and values.ndim in (2, 4) and values.size >= int8_from:
             steps, scales = quantized(values, axis=1 if values.ndim == 4 else 0)
             store(steps, f"{tensor.name}/int8", f"{tensor.name}/steps")
             store(scales, f"{tensor.name}/scales", f"{tensor.name}/scale")

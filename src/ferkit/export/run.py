@@ -74,7 +74,7 @@ def export_run(
         votes: FER+ votes, where ``data`` is a csv file.
         name: The model's name; by default the recipe's.
         version: The model's version.
-        precision: Of the stored weights: ``float32``, ``float16`` or ``int8``.
+        precision: Of the stored weights: ``float32``, ``float16``, ``mixed`` or ``int8``.
         default_taxonomy: The default output; by default ``basic`` where it is added, else the first head.
         cams: Whether to add class activation maps.
         licence: Of the weights. By default :data:`LICENCE` if the faces are FER2013's, or the run had initial
