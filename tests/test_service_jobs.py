@@ -8,6 +8,7 @@ import io
 import json
 import shutil
 import socket
+import sqlite3
 import subprocess
 import threading
 import time
@@ -225,6 +226,34 @@ def test_finished_jobs_expire_and_are_limited_in_number(tmp_path: Path, model: P
         jobs.save(job)
     jobs.tidy()
     assert {job.id for job in jobs.all()} == {made[1].id, made[2].id}
+
+
+def test_a_damaged_job_does_not_keep_the_others_from_expiring(tmp_path: Path, model: Path) -> None:
+    jobs = Jobs(settings(tmp_path, model))
+    damaged, expired = put(jobs, tmp_path), put(jobs, tmp_path)
+    jobs.folder(damaged.id).joinpath("job.json").write_bytes(b"{")
+    jobs.finish(expired, "done")
+    expired.finished = 0
+    jobs.save(expired)
+    jobs.tidy()
+    assert jobs.get(damaged.id) is None
+    assert not jobs.folder(expired.id).exists()
+
+
+def test_supervision_goes_on_after_an_error_of_the_queue(
+    tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    chosen = settings(tmp_path, model)
+    with (
+        running(chosen) as (_, service),
+        contextlib.closing(sqlite3.connect(chosen.folder / "queue.db")) as db,
+    ):
+        db.execute("ALTER TABLE task RENAME TO away")
+        wait_until(lambda: "cannot supervise jobs" in caplog.text)
+        job = Job(id=service.jobs.new().name, state="done", finished=0)
+        service.jobs.save(job)
+        db.execute("ALTER TABLE away RENAME TO task")
+        wait_until(lambda: not service.jobs.folder(job.id).exists())
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from huey import Huey, RedisHuey, SqliteHuey
 from huey.registry import Message
 from huey.serializer import Serializer
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
 from ferkit.core.errors import FerkitError
 from ferkit.core.files import write_bytes
@@ -145,13 +145,13 @@ class Jobs:
         return self._folder / job_id / _CLIP
 
     def get(self, job_id: str) -> Job | None:
-        """Return a job; None if there is none, or it was deleted."""
+        """Return a job; None if there is none, it was deleted, or its state is damaged."""
         folder = self._folder / job_id
         if not _ID.fullmatch(job_id) or (folder / _DELETE).exists():
             return None
         try:
             return Job.model_validate_json((folder / _JOB).read_bytes())
-        except FileNotFoundError:
+        except (FileNotFoundError, ValidationError):
             return None
 
     def live_frames(self, job_id: str, offset: int) -> bytes:

@@ -31,7 +31,6 @@ class Supervisor:
 
     async def __aenter__(self) -> Self:
         """Start."""
-        await asyncio.to_thread(self._service.jobs.tidy)
         for _ in range(self._service.settings.job_workers):
             self._processes.append(await asyncio.to_thread(self._start))
         self._task = asyncio.create_task(self._watch())
@@ -50,27 +49,33 @@ class Supervisor:
     def _start(self) -> subprocess.Popen[bytes]:
         settings = self._service.settings.model_dump(mode="json", exclude={"api_key"})
         process = subprocess.Popen(
-            [sys.executable, "-m", "ferkit.service.worker"], stdin=subprocess.PIPE, start_new_session=True
+            [sys.executable, "-m", "ferkit.service.worker"],
+            bufsize=0,  # nothing is left to be written when the pipe is closed
+            stdin=subprocess.PIPE,
+            start_new_session=True,
         )
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(json.dumps(settings).encode() + b"\n")
-            process.stdin.flush()
         return process
 
     async def _watch(self) -> None:
         while True:
+            for step in (self._tidy, self._restart):
+                try:
+                    await asyncio.to_thread(step)
+                except Exception as error:  # noqa: BLE001  # a full disk, a queue that restarts: tried again
+                    text = f"{type(error).__name__}: {error}"
+                    _log.error("cannot supervise jobs", extra={"fields": {"error": text}})
             await asyncio.sleep(_RESTART_SECONDS)
-            for place, process in enumerate(self._processes):
-                if process.poll() is not None:
-                    _log.error("job process ended", extra={"fields": {"status": process.returncode}})
-                    if process.stdin is not None:
-                        process.stdin.close()
-                    self._processes[place] = await asyncio.to_thread(self._start)
-            try:
-                await asyncio.to_thread(self._tidy)
-            except OSError as error:  # a full disk, a folder that is gone, a queue that restarts
-                _log.error("cannot tidy jobs", extra={"fields": {"error": str(error)}})
+
+    def _restart(self) -> None:
+        for place, process in enumerate(self._processes):
+            if process.poll() is not None:
+                _log.error("job process ended", extra={"fields": {"status": process.returncode}})
+                if process.stdin is not None:
+                    process.stdin.close()
+                self._processes[place] = self._start()
 
     def _tidy(self) -> None:
         self._service.jobs.tidy()
