@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+import os
 import shutil
 import socket
 import sqlite3
@@ -238,6 +239,19 @@ def test_a_damaged_job_does_not_keep_the_others_from_expiring(tmp_path: Path, mo
     jobs.tidy()
     assert jobs.get(damaged.id) is None
     assert not jobs.folder(expired.id).exists()
+
+
+def test_an_upload_is_kept_while_its_clip_is_written(tmp_path: Path, model: Path) -> None:
+    jobs = Jobs(settings(tmp_path, model))
+    folder = jobs.new()
+    written = jobs.clip(folder.name)
+    written.write_bytes(b"the first hour of an upload")
+    os.utime(folder, (0, 0))
+    jobs.tidy()
+    assert written.exists()
+    os.utime(written, (0, 0))
+    jobs.tidy()
+    assert not folder.exists()
 
 
 def test_supervision_goes_on_after_an_error_of_the_queue(

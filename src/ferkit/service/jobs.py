@@ -230,9 +230,10 @@ class Jobs:
                 continue
             job = self.get(folder.name)
             if job is None:
-                # An upload that still runs has a young folder.
+                # An upload that still runs writes to its clip, which does not change the time of the folder.
                 with contextlib.suppress(FileNotFoundError):
-                    if (folder / _DELETE).exists() or now - folder.stat().st_mtime > 3600:
+                    written = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+                    if (folder / _DELETE).exists() or now - written > 3600:
                         self._remove(folder.name)
             elif job.state in FINISHED:
                 finished.append(job)
