@@ -171,26 +171,37 @@ def test_a_job_in_the_queue_twice_runs_once(tmp_path: Path, model: Path) -> None
     assert (found.state, found.attempts) == ("done", 1)
 
 
-def test_a_running_job_goes_back_into_the_queue_when_the_process_stops(tmp_path: Path, model: Path) -> None:
+@pytest.mark.parametrize(
+    ("reason", "state", "attempts", "at_last"),
+    [("shutdown", "queued", 0, "done"), ("cancel", "cancelled", 1, None), ("job_seconds", "failed", 1, None)],
+)
+def test_a_job_stops_before_its_first_result_and_is_queued_again_at_a_shutdown(
+    tmp_path: Path, model: Path, reason: str, state: str, attempts: int, at_last: str | None
+) -> None:
     stopping = threading.Event()
-    worker = Worker(settings(tmp_path, model), stopping)
-    job = put(worker.jobs, tmp_path)
+    seconds = 1e-3 if reason == "job_seconds" else 3600
+    worker = Worker(settings(tmp_path, model, job_seconds=seconds), stopping)
+    job = put(worker.jobs, tmp_path, fps=0.001, annotated=False)
     progress = worker._progress
 
-    def stop_soon(*given: Any) -> Any:
-        stopping.set()
-        return progress(*given)
+    def stop_soon(given: Job, stop: threading.Event, *rest: Any) -> Any:
+        if reason == "shutdown":
+            stopping.set()
+        elif reason == "cancel":
+            worker.jobs.cancel(job.id)
+        assert stop.wait(30)
+        return progress(given, stop, *rest)
 
     worker._progress = stop_soon  # type: ignore[method-assign]
-    task = worker.jobs.queue.dequeue()
-    worker.jobs.queue.execute(task)
+    worker.jobs.queue.execute(worker.jobs.queue.dequeue())
     found = worker.jobs.get(job.id)
     assert found is not None
-    assert (found.state, found.attempts) == ("queued", 0)
+    assert (found.state, found.attempts, found.frames) == (state, attempts, 0)
+    assert found.error == ("the job took longer than 0.001 seconds" if state == "failed" else None)
     consume(Worker(settings(tmp_path, model), threading.Event()))
     found = worker.jobs.get(job.id)
     assert found is not None
-    assert found.state == "done"
+    assert found.state == (at_last or state)
 
 
 def test_a_job_whose_process_died_is_run_again_once(tmp_path: Path, model: Path) -> None:

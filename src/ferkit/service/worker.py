@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -9,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any, TextIO, TypeAlias
 
@@ -22,7 +23,7 @@ from ferkit.service.security import JsonLines
 from ferkit.service.settings import Settings
 from ferkit.video.process import VideoOutputs
 
-_SAVE_EVERY = 0.5  # seconds between notes of a job's progress
+_SAVE_EVERY = 0.5  # seconds between notes of a job's progress, and between checks whether it is to stop
 _Progress: TypeAlias = Callable[[int, float | None, dict[str, Any]], None]
 _log = logging.getLogger("ferkit.service")
 
@@ -57,8 +58,6 @@ class Worker:
             self._process(job)
 
     def _process(self, job: Job) -> None:
-        stop = threading.Event()
-        deadline = time.monotonic() + self._settings.job_seconds
         folder = self.jobs.folder(job.id)
         files = {name: folder / file for name, (file, _) in RESULTS.items()}
         outputs = VideoOutputs(
@@ -69,7 +68,7 @@ class Worker:
         )
         clip = self.jobs.clip(job.id)
         try:
-            with (folder / LIVE).open("w", encoding="utf-8") as live:
+            with self._stop_of(job.id) as stop, (folder / LIVE).open("w", encoding="utf-8") as live:
                 summary = process_clip(
                     self._engine,
                     clip,
@@ -77,7 +76,7 @@ class Worker:
                     Options(job.taxonomy, job.min_face, job.tta),
                     self._settings,
                     fps=job.fps,
-                    progress=self._progress(job, stop, deadline, live),
+                    progress=self._progress(job, stop, live),
                     stop=stop,
                 )
         except FerkitError as error:
@@ -101,7 +100,27 @@ class Worker:
             self.jobs.finish(job, "done")
         _log.info("job", extra={"fields": {"id": job.id, "state": job.state, "frames": job.frames}})
 
-    def _progress(self, job: Job, stop: threading.Event, deadline: float, live: TextIO) -> _Progress:
+    @contextlib.contextmanager
+    def _stop_of(self, job_id: str) -> Iterator[threading.Event]:
+        """Yield an event that is set when a job is to stop, also while no frame of it has a result."""
+        stop, done = threading.Event(), threading.Event()
+        deadline = time.monotonic() + self._settings.job_seconds
+
+        def watch() -> None:
+            while not done.wait(_SAVE_EVERY):
+                if self._stopping.is_set() or time.monotonic() > deadline or self.jobs.wants_stop(job_id):
+                    stop.set()
+                    return
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield stop
+        finally:
+            done.set()
+            thread.join()
+
+    def _progress(self, job: Job, stop: threading.Event, live: TextIO) -> _Progress:
         saved = 0.0
 
         def progress(frames: int, share: float | None, frame: dict[str, Any]) -> None:
@@ -113,9 +132,7 @@ class Worker:
                 return
             saved = now
             live.flush()
-            if self._stopping.is_set() or now > deadline or self.jobs.wants_stop(job.id):
-                stop.set()
-            else:
+            if not stop.is_set():
                 self.jobs.save(job)
 
         return progress
