@@ -106,6 +106,8 @@ def test_a_clip_becomes_a_job_with_its_results(served: tuple[str, Worker], tmp_p
         (b"", 422, "empty"),
         (b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", 422, "text"),
         (b"ffconcat version 1.0\nfile 'x.mp4'\n" + b"# " * 40, 422, "text"),
+        (b"ffconcat version 1.0\n#\0\nfile clip\n", 422, "playlist"),
+        (b"#EXTM3U\n#\0\n#EXTINF:1,\nclip\n", 422, "playlist"),
         (b"<?xml version='1.0'?><MPD>" + b" " * 80, 422, "text"),
         (b"\0" * 600_000, 413, "0.5 MiB"),
     ],
@@ -130,6 +132,18 @@ def test_a_damaged_clip_fails_with_the_words_of_the_command_line(served: tuple[s
     assert "a clip.mp4" in job["error"]
     assert str(worker.jobs.folder(job["id"])) not in job["error"]
     assert httpx.get(f"{path}/csv").status_code == 404
+
+
+def test_a_playlist_that_the_upload_did_not_refuse_fails(tmp_path: Path, model: Path) -> None:
+    worker = Worker(settings(tmp_path, model), threading.Event())
+    job = Job(id=worker.jobs.new().name)
+    clip(worker.jobs.folder(job.id) / "other.mp4")
+    worker.jobs.clip(job.id).write_bytes(b"ffconcat version 1.0\nfile other.mp4\n")
+    worker.jobs.submit(job)
+    consume(worker)
+    found = worker.jobs.get(job.id)
+    assert found is not None
+    assert found.error == "the clip is a playlist (concat); a video file was expected"
 
 
 def test_a_clip_with_too_many_frames_fails(served: tuple[str, Worker], tmp_path: Path) -> None:

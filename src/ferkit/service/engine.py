@@ -39,6 +39,7 @@ _LIVE_RATE = 15.0  # frames a second that a webcam's tracker counts on
 _LIVE_DETECT_EVERY = 0.2  # seconds
 _LIVE_GAP = 1.0
 _SMOOTHING_SECONDS = 0.4
+_PLAYLISTS = ("concat", "dash", "hls")  # FFmpeg's formats of files that name other files
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,9 +248,12 @@ def process_clip(
     Raises:
         FerkitError: If the clip cannot be read or is beyond a limit.
     """
-    from ferkit.video.clip import Clip
+    from ferkit.video.clip import Clip, open_input
     from ferkit.video.process import process_video
 
+    with open_input(str(clip)) as container:
+        if container.format.name in _PLAYLISTS:
+            raise VideoError(f"{clip} is a playlist ({container.format.name}); a video file was expected")
     seconds = Clip(clip, max_pixels=settings.pixels).info.duration
     if seconds is not None and seconds > settings.clip_seconds:
         raise VideoError(

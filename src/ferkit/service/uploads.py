@@ -21,6 +21,7 @@ _MULTIPART = "multipart/form-data"
 _FORM = "application/x-www-form-urlencoded"
 _NAME = 200  # characters of a file's name that are kept
 _TEXT = re.compile(rb"[\t\n\r\x20-\x7e\x80-\xff]{64}|[\t\n\r\x20-\x7e\x80-\xff]*\Z")
+_PLAYLISTS = (b"ffconcat", b"#EXTM3U")  # with a NUL byte they are no text
 
 
 class _Parts:
@@ -206,7 +207,7 @@ async def read_clip(request: Request, path: Path, *, limit: int, pause: float) -
     file, or raw.
 
     Raises:
-        Problem: If the body is too large, too slow, damaged, empty, or text.
+        Problem: If the body is too large, too slow, damaged, empty, text or a playlist.
     """
     boundary = _boundary(request)
     name: str | None = None
@@ -229,13 +230,13 @@ async def read_clip(request: Request, path: Path, *, limit: int, pause: float) -
 
 
 def _check_clip(file: BinaryIO) -> None:
-    """Refuse text: FFmpeg would take it for a playlist, which names other files."""
+    """Refuse text and playlists: FFmpeg would open the files that a playlist names."""
     begin = file.read(64)
     if not begin:
         raise Problem(422, "the body is empty; a clip was expected", reason="body")
-    if _TEXT.match(begin):
+    if begin.startswith(_PLAYLISTS) or _TEXT.match(begin):
         raise Problem(
             422,
-            "the clip is text; a video file such as MP4, MOV, MKV, WebM or AVI was expected",
+            "the clip is text or a playlist; a video file such as MP4, MOV, MKV, WebM or AVI was expected",
             reason="body",
         )
