@@ -91,6 +91,18 @@ def test_a_picture_can_be_asked_for_with_faces_and_with_activation_maps(url: str
         assert picture.size in ((64, 48), (96, 96))
 
 
+def test_a_photo_too_wide_for_an_annotated_jpeg_does_not_fail_the_others(model: Path, tmp_path: Path) -> None:
+    wide = plain(70_000, 32)  # libjpeg: 65,500
+    files = [("photo", ("a.png", plain(40))), ("photo", ("b.png", wide))]
+    with running(settings_for(tmp_path, model=str(model))) as (url, _):
+        answer = httpx.post(f"{url}/v1/predict", files=files, params={"annotated": True}, timeout=60)
+        first, second = answer.json()
+        assert first["annotated"].startswith("data:image/jpeg")
+        assert set(second) == {"source", "error"}
+        assert "65,500 pixels" in second["error"]
+        assert "65,500 pixels" in detail(predict(url, wide, annotated=True), 422)
+
+
 def test_the_taxonomy_can_be_chosen(url: str) -> None:
     (photo,) = predict(url, plain(), taxonomy="ferplus").json()
     assert tuple(photo["faces"][0]["probabilities"]) == FERPLUS.labels

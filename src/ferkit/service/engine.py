@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ferkit.core.crops import TtaMode
-from ferkit.core.errors import DetectorError, ModelFileError, VideoError
+from ferkit.core.errors import DetectorError, ImageError, ModelFileError, VideoError
 from ferkit.core.images import encode_image, load_image
 from ferkit.core.palette import UNCERTAIN as UNCERTAIN_COLOUR
 from ferkit.core.palette import palette
@@ -151,10 +151,11 @@ class Engine:
         ``check`` is called between photos; it raises an error to stop.
 
         Returns:
-            An object per photo. One that is unreadable, among others, has only ``source`` and ``error``.
+            An object per photo. One that is unreadable, or cannot be drawn, among others, has only
+            ``source`` and ``error``.
 
         Raises:
-            ImageError: If a single photo is unreadable.
+            ImageError: If a single photo is unreadable or cannot be drawn.
             FerkitError: If an option does not fit the model.
         """
         recognizer = self.recognizer(options)
@@ -166,23 +167,25 @@ class Engine:
         results = []
         for upload in uploads:
             check()
-            (result,) = recognizer.predict_each([upload.content])
-            if isinstance(result, Unreadable):
-                if len(uploads) == 1:
+            try:
+                (result,) = recognizer.predict_each([upload.content])
+                if isinstance(result, Unreadable):
                     raise result.error
-                results.append({"source": upload.name, "error": str(result.error)})
-                continue
-            photo = replace(result, source=upload.name)
-            document = photo.to_dict()
-            if explain or annotated:
-                check()
-                rgb = load_image(upload.content, max_pixels=self._settings.pixels)
-                maps = recognizer.explain(rgb, photo) if explain else ()
-                for face, explanation in zip(document["faces"], maps, strict=False):
-                    face["activation_map"] = _activation_map(explanation)
-                if annotated:
-                    drawn = draw_faces(rgb, photo, explanations=maps)
-                    document["annotated"] = _data_url(encode_image(drawn, ".jpg"), "jpeg")
+                photo = replace(result, source=upload.name)
+                document = photo.to_dict()
+                if explain or annotated:
+                    check()
+                    rgb = load_image(upload.content, max_pixels=self._settings.pixels)
+                    maps = recognizer.explain(rgb, photo) if explain else ()
+                    for face, explanation in zip(document["faces"], maps, strict=False):
+                        face["activation_map"] = _activation_map(explanation)
+                    if annotated:
+                        drawn = draw_faces(rgb, photo, explanations=maps)
+                        document["annotated"] = _data_url(encode_image(drawn, ".jpg"), "jpeg")
+            except ImageError as error:
+                if len(uploads) == 1:
+                    raise
+                document = {"source": upload.name, "error": str(error)}
             results.append(document)
         return results
 
