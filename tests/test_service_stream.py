@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import socket
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,10 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
+from ferkit import Recognizer
+from ferkit.detect import Detection
+from ferkit.service.engine import Live
+from ferkit.service.problems import Problem
 from modelzoo import write_tiny_model
 from servers import encoded, plain, portrait, running, settings_for, wait_until
 
@@ -123,6 +129,33 @@ def test_a_foreign_page_and_a_foreign_host_get_no_stream(served: tuple[str, Any]
         with pytest.raises(InvalidStatus) as refused:
             stream("http://evil.example", sock=line)
         assert refused.value.response.status_code == 421
+
+
+class Slow:
+    """A detector that finds nothing, and does not return before it is let go."""
+
+    name = "slow"
+
+    def __init__(self) -> None:
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def detect(self, _: Any) -> tuple[Detection, ...]:
+        self.begun.set()
+        assert self.go.wait(30)
+        return ()
+
+
+def test_a_frame_is_refused_while_another_is_classified(model: Path) -> None:
+    slow = Slow()
+    live = Live(Recognizer(model, detector=slow), 1_000_000)
+    with ThreadPoolExecutor(1) as threads:
+        first = threads.submit(live.frame, plain(), 0, 0.0)
+        assert slow.begun.wait(30)
+        with pytest.raises(Problem, match="an earlier frame"):
+            live.frame(plain(), 1, 0.1)
+        slow.go.set()
+        assert first.result(30)["index"] == 0
+    assert live.frame(plain(), 2, 0.2)["index"] == 2
 
 
 def test_the_key_can_come_as_a_subprotocol(model: Path, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from ferkit.detect.whole import WholePicture
 from ferkit.recognize import Explanation, Recognizer, Unreadable
 from ferkit.recognize.drawing import draw_faces
 from ferkit.recognize.results import UNCERTAIN
+from ferkit.service.problems import Problem
 from ferkit.service.settings import Settings
 
 if TYPE_CHECKING:
@@ -195,9 +196,10 @@ class Engine:
 
 
 class Live:
-    """Frames of one camera: tracked, and smoothed over time. Used by one thread at a time.
+    """Frames of one camera: tracked, and smoothed over time.
 
-    Frames of more than ``max_pixels`` are refused.
+    A frame that comes while another is classified, which a thread may still do after its time is up, is
+    refused. Frames of more than ``max_pixels`` are refused.
     """
 
     def __init__(self, recognizer: Recognizer, max_pixels: int) -> None:
@@ -210,6 +212,7 @@ class Live:
         tracker = FaceTracker(recognizer.detector, every=every, max_gap=_LIVE_GAP, rate=_LIVE_RATE)
         self._work = FrameWork(recognizer, tracker, Smoother(Smoothing(seconds=_SMOOTHING_SECONDS)))
         self._last = 0.0
+        self._lock = threading.Lock()
 
     def frame(self, content: bytes, index: int, time: float) -> dict[str, Any]:
         """Return the faces of the next frame, in the form of a frame of ``ferkit video --jsonl``.
@@ -219,12 +222,18 @@ class Live:
         Raises:
             ImageError: If the frame is unreadable or too large.
             DetectorError: If the detector fails.
+            Problem: If an earlier frame is still being classified.
         """
         from ferkit.video.clip import ClipFrame
 
-        rgb = load_image(content, max_pixels=self._max_pixels)
-        result = self._work.frame(ClipFrame(index, Fraction(time), Fraction(time - self._last), rgb))
-        self._last = time
+        if not self._lock.acquire(blocking=False):
+            raise Problem(503, "an earlier frame is still being classified; send fewer or smaller frames")
+        try:
+            rgb = load_image(content, max_pixels=self._max_pixels)
+            result = self._work.frame(ClipFrame(index, Fraction(time), Fraction(time - self._last), rgb))
+            self._last = time
+        finally:
+            self._lock.release()
         return result.to_dict()
 
 
