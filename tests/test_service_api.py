@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
 import socket
 import struct
 import threading
@@ -20,6 +21,7 @@ from PIL import Image
 import ferkit
 from ferkit.core.errors import FerkitError
 from ferkit.core.taxonomy import FERPLUS
+from ferkit.service.security import JsonLines
 from ferkit.service.server import listen
 from ferkit.service.settings import Settings, load_settings
 from modelzoo import write_tiny_model
@@ -434,6 +436,19 @@ def test_a_flag_outranks_the_environment_which_outranks_the_file(
 def test_a_wrong_setting_is_named(given: dict[str, Any], word: str) -> None:
     with pytest.raises(FerkitError, match=word):
         load_settings(**given)
+
+
+def test_a_wrong_queue_is_named_without_its_password() -> None:
+    with pytest.raises(FerkitError, match="setting queue") as error:
+        load_settings(queue="http://someone:secret@127.0.0.1")
+    assert "secret" not in str(error.value)
+
+
+def test_log_lines_carry_the_time_in_utc() -> None:
+    record = logging.makeLogRecord({"msg": "request", "created": 1.5, "fields": {"status": 200}})
+    line = json.loads(JsonLines().format(record))
+    assert line["time"] == "1970-01-01T00:00:01.500+00:00"
+    assert (line["event"], line["status"]) == ("request", 200)
 
 
 def test_the_loopback_and_a_key_need_no_permission() -> None:

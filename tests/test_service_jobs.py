@@ -332,9 +332,19 @@ def test_machines_share_jobs_through_redis(tmp_path: Path, model: Path) -> None:
         assert jobs.queue.pending() == []
 
 
-def test_an_unreachable_redis_is_named(tmp_path: Path, model: Path) -> None:
-    with pytest.raises(FerkitError, match=r"redis://127\.0\.0\.1:1"):
-        Jobs(settings(tmp_path, model, queue="redis://127.0.0.1:1/0"))
+@pytest.mark.parametrize(
+    ("queue", "place"),
+    [
+        ("redis://someone:secret@127.0.0.1:1/0?password=secret", "127.0.0.1:1:"),
+        ("unix://someone:secret@/nowhere/redis.sock", "/nowhere/redis.sock:"),
+    ],
+)
+def test_an_unreachable_redis_is_named_without_its_password(
+    tmp_path: Path, model: Path, queue: str, place: str
+) -> None:
+    with pytest.raises(FerkitError, match=f"queue at {place}") as error:
+        Jobs(settings(tmp_path, model, queue=queue))
+    assert "secret" not in str(error.value)
 
 
 @pytest.mark.slow

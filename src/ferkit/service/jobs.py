@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 from huey import Huey, RedisHuey, SqliteHuey
@@ -95,7 +96,9 @@ def open_queue(settings: Settings) -> Huey:
     try:
         queue.storage.conn.ping()
     except RedisError as error:
-        raise FerkitError(f"cannot reach the queue {settings.queue}: {error}") from error
+        url = urlsplit(settings.queue)  # without the password
+        place = url.netloc.rpartition("@")[2] or url.path
+        raise FerkitError(f"cannot reach the queue at {place}: {error}") from error
     return queue
 
 

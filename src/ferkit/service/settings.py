@@ -149,7 +149,7 @@ def load_settings(config: Path | None = None, **given: Any) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or "a setting"
-        received = "" if name == "api_key" else f". Received: {first['input']!r}"
+        received = "" if name in ("api_key", "queue") else f". Received: {first['input']!r}"
         raise FerkitError(f"setting {name}: {first['msg']}{received}") from error
     except ValueError as error:  # no valid TOML, or a list in the environment that is no JSON
         raise FerkitError(f"cannot read the settings: {error}") from error
