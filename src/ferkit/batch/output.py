@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,6 +32,7 @@ SUFFIXES = (".parquet", ".csv", ".jsonl")
 """Suffixes of an output that is a file; any other output is a folder of Parquet parts."""
 
 _GROUP_ROWS = 1 << 16  # rows of a row group in the joined file
+_PART = re.compile(r"part-\d+\.parquet")
 
 
 class Done:
@@ -67,8 +70,8 @@ class Output:
         part_photos: Photos of a part.
 
     Raises:
-        OutputError: If there is such an output and it is not to be continued, or it has other settings or
-            cannot be read.
+        OutputError: If there is such an output, or one of its two files, and it is not to be continued, or it
+            has other settings or cannot be read.
     """
 
     def __init__(
@@ -94,10 +97,11 @@ class Output:
         begun = f"{target} was begun before; --resume continues it, or choose another name"
         if parts and not resume:
             raise OutputError(begun)
-        if self._suffix and not parts and Path(target).exists():
+        taken = [file for file in self.files() if os.path.lexists(file)] if self._suffix else []
+        if taken and not parts:
             raise OutputError(
-                f"{target} exists and is complete; remove it or choose another name. A table that grows is "
-                "a folder: -o FOLDER"
+                f"{taken[0]} exists already, with no parts to continue; remove it or choose another name. A "
+                "table that grows is a folder: -o FOLDER"
             )
         self._held = contextlib.ExitStack()
         if self._local:
@@ -174,7 +178,13 @@ class Output:
             self._system.pipe_file(path, sink.getvalue().to_pybytes())
 
     def _parts(self, name: str) -> list[str]:
-        return sorted(map(str, self._system.glob(f"{self._root}/{name}/part-*.parquet")))
+        # Not by a pattern: the name of the output may contain wildcards itself.
+        self._system.invalidate_cache()
+        try:
+            files = self._system.ls(f"{self._root}/{name}", detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(file for file in files if _PART.fullmatch(file.rpartition("/")[2]))
 
     def _read(self, part: str) -> pa.Table:
         try:
