@@ -317,3 +317,35 @@ def test_a_lookup_that_was_stopped_is_not_complete(folder: Path) -> None:
     stop.set()
     assert list(lookup) == []
     assert lookup.total == "at least 0"
+
+
+def test_an_error_of_the_search_is_raised_where_photos_are_taken(folder: Path) -> None:
+    """A known fault: it ended the thread, and the photos after it were missing without a message."""
+
+    def search() -> Any:
+        yield str(folder / "b.jpg")
+        raise ZeroDivisionError
+
+    photos = iter(Lookup(search(), threading.Event()))
+    assert next(photos) == str(folder / "b.jpg")
+    with pytest.raises(ZeroDivisionError):
+        next(photos)
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + "*.jpg", "x" * 5000 + "/*.jpg"])
+def test_a_pattern_longer_than_a_name_may_be_is_an_error(folder: Path, name: str) -> None:
+    """A known fault: it ended the search."""
+    error, after = find_photos([str(folder / name), str(folder / "b.jpg")])
+    assert isinstance(error, ImageError)
+    assert "no photo matches" in str(error)
+    assert after == str(folder / "b.jpg")
+
+
+@pytest.mark.skipif(sys.platform == "win32" or os.geteuid() == 0, reason="permissions do not bind root")
+def test_a_folder_that_cannot_be_searched_does_not_end_the_search(folder: Path) -> None:
+    (folder / "sub").chmod(0)
+    try:
+        *_, last = find_photos([str(folder / "sub" / "deep" / "*.jpg"), str(folder / "b.jpg")])
+    finally:
+        (folder / "sub").chmod(0o700)
+    assert last == str(folder / "b.jpg")

@@ -344,7 +344,7 @@ def _arrow_file_system(scheme: str, bucket: str) -> AbstractFileSystem:
 
 def _expand(name: str) -> list[str]:
     """Return the files that a path, a URI or a pattern names, sorted."""
-    if not glob.has_magic(name) or Path(name).exists():
+    if not glob.has_magic(name) or os.path.exists(name):  # noqa: PTH110
         return [name]
     if not is_uri(name):
         return sorted(glob.glob(name, recursive=True))  # noqa: PTH207
@@ -370,7 +370,7 @@ def _uri(like: str, path: str) -> str:
 def _suffix(name: str) -> str:
     """Return the suffix of a tar file or a table; empty for other names, and for folders."""
     found = next((one for one in (*_TARS, *_TABLES) if name.lower().endswith(one)), "")
-    return "" if found and not is_uri(name) and Path(name).is_dir() else found
+    return "" if found and not is_uri(name) and os.path.isdir(name) else found  # noqa: PTH112
 
 
 def _item(name: str, kept: Kept = ()) -> Item:

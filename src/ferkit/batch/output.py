@@ -86,7 +86,8 @@ class Output:
         self._tables = tables
         self._part_photos = part_photos
         self._suffix = "" if is_uri(target) else Path(target).suffix.lower()
-        self._suffix = self._suffix if self._suffix in SUFFIXES and not Path(target).is_dir() else ""
+        if self._suffix not in SUFFIXES or os.path.isdir(target):  # noqa: PTH112
+            self._suffix = ""
         self._target = target
         self._waiting: list[Chunk] = []
         folder = f"{target}.parts" if self._suffix else target

@@ -142,14 +142,16 @@ class Lookup:
     def __init__(self, photos: Iterable[str | ImageError], stop: threading.Event) -> None:
         self._photos = photos
         self._stop = stop
-        self._queue: queue.SimpleQueue[str | ImageError | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[str | Exception | None] = queue.SimpleQueue()
         self.found = 0
         self.complete = False
 
     def __iter__(self) -> Iterator[str | ImageError]:
-        """Start the search and yield the photos; to be called once."""
+        """Start the search and yield the photos; to be called once. An error of the search is raised."""
         threading.Thread(target=self._search, name="ferkit-search", daemon=True).start()
         while (photo := self._queue.get()) is not None:
+            if isinstance(photo, Exception) and not isinstance(photo, ImageError):
+                raise photo
             yield photo
 
     @property
@@ -163,8 +165,9 @@ class Lookup:
                 self.found += 1
                 self._queue.put(photo)
             self.complete = not self._stop.is_set()
-        finally:
-            self._queue.put(None)
+        except Exception as error:  # noqa: BLE001 -- raised by __iter__
+            self._queue.put(error)
+        self._queue.put(None)
 
 
 def is_photo(name: str, suffixes: tuple[str, ...] = SUFFIXES) -> bool:
@@ -203,13 +206,13 @@ def _in_folder(
 
 def _matches(pattern: str, stop: threading.Event, suffixes: tuple[str, ...]) -> Iterator[str]:
     for path in sorted(takewhile(lambda _: not stop.is_set(), glob.iglob(pattern, recursive=True))):  # noqa: PTH207
-        if is_photo(path, suffixes) and not Path(path).is_dir():
+        if is_photo(path, suffixes) and not os.path.isdir(path):  # noqa: PTH112
             yield path
 
 
 def _fixed_part(name: str) -> Path:
     """Return a folder itself, or the folders at the beginning of a pattern that contain no wildcard."""
-    if Path(name).is_dir():
+    if os.path.isdir(name):  # noqa: PTH112
         return Path(name)
     return Path(*takewhile(lambda part: not glob.has_magic(part), Path(name).parent.parts))
 
@@ -224,6 +227,6 @@ def _is_copy(path: Path, copies: Path, base: Path) -> bool:
 def _nothing_in(name: str, left_out: bool, suffixes: tuple[str, ...]) -> str:
     besides = "besides annotated copies " if left_out else ""
     photo = "photo" if suffixes == SUFFIXES else "clip"
-    if Path(name).is_dir():
+    if os.path.isdir(name):  # noqa: PTH112
         return f"{name} is a folder without {photo}s {besides}({', '.join(suffixes)})"
     return f"no {photo} {besides}matches {name} ({', '.join(suffixes)})"
