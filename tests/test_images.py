@@ -430,6 +430,16 @@ def test_other_formats_arrays_and_streams_are_not_reduced(kind: str) -> None:
         assert np.array_equal(rgb, load_image(content))
 
 
+@pytest.mark.parametrize("size", [(4000, 2), (1, 4000)])
+def test_a_jpeg_of_a_few_rows_or_columns_is_read(size: tuple[int, int]) -> None:
+    """A known fault: the shorter side became 0, and Pillow divided by it."""
+    content = io.BytesIO()
+    Image.new("RGB", size).save(content, "JPEG")
+    rgb, whole = load_reduced(content.getvalue(), 1000)
+    assert whole == size
+    assert 1000 <= max(rgb.shape) <= 4000  # Pillow reduces both sides by one factor, and neither to 0
+
+
 def test_a_truncated_or_too_large_jpeg_is_not_reduced_but_refused() -> None:
     content = encoded(np.asarray(Image.fromarray(SMOOTH).resize((440, 300))), "JPEG", quality=95)
     with pytest.raises(ImageError, match="damaged, truncated"):

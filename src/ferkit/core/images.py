@@ -90,7 +90,7 @@ _DECODER_ERRORS = (
     TypeError,
     EOFError,
     LookupError,
-    OverflowError,
+    ArithmeticError,
     MemoryError,
     RuntimeError,
     UserWarning,
@@ -161,7 +161,8 @@ def load_reduced(
         image = _open(content, name, max_pixels)
         width, height = image.size
         share = longest / max(width, height)
-        reduced = share <= 1 / 2 and image.draft(image.mode, (int(width * share), int(height * share)))
+        wanted = max(1, int(width * share)), max(1, int(height * share))
+        reduced = share <= 1 / 2 and image.draft(image.mode, wanted)
         rgb = _from_pillow(image, name, max_pixels)
         if not reduced:
             return rgb, (rgb.shape[1], rgb.shape[0])
