@@ -502,6 +502,8 @@ def test_without_a_detector_every_photo_is_one_face(model: str, capsys: pytest.C
     ("arguments", "message"),
     [
         (["--model", "no-such-model"], "no model 'no-such-model'"),
+        (["--model", "x" * 300], "no model 'xxx"),
+        (["--detector", f"yunet:{'x' * 300}"], "no file xxx"),
         (["--detector", "haar"], "unknown detector 'haar'"),
         (["--taxonomy", "mood"], "has no taxonomy 'mood'"),
         (["--detector", "none", "--min-face", "20"], "no min_face"),

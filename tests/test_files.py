@@ -192,6 +192,14 @@ def test_a_name_that_is_too_long_is_refused_before_the_work(tmp_path: Path) -> N
     assert not begun
 
 
+def test_a_folder_is_refused_before_the_work(tmp_path: Path) -> None:
+    """A known fault: the work was done, and could not be written."""
+    begun = False
+    with pytest.raises(OutputError, match=r"cannot write .*: Is a directory"), replacing(tmp_path):
+        begun = True
+    assert not begun
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="rights are those of Unix")
 def test_content_for_a_pipe_is_private() -> None:
     with replacing(os.devnull) as temporary:

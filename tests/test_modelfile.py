@@ -244,6 +244,13 @@ def test_models_are_resolved_by_name_or_file(tmp_path: Path) -> None:
     assert resolve_model() == resolve_model(weights.DEFAULT)
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "x" * 5000])
+def test_a_name_that_no_file_can_have_is_no_model(name: str) -> None:
+    """A known fault: an OSError of the look-up."""
+    with pytest.raises(ModelFileError, match="no model"):
+        resolve_model(name)
+
+
 def test_without_models_the_default_is_an_error_whatever_files_there_are(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

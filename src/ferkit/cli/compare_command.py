@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -51,7 +52,7 @@ def compare(
     McNemar's exact test. With --votes also on the FER+ labels.
     """
     mode = as_tta_mode(tta)
-    if runs := [model for model in (first, second) if Path(model).is_dir()]:
+    if runs := [model for model in (first, second) if os.path.isdir(model)]:  # noqa: PTH112
         if len(runs) == 2:
             refuse_options(
                 {"--threads": threads},

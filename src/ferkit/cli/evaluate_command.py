@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -120,7 +121,7 @@ def evaluate(
     refuse_options(for_photos, "it goes with --photos, not with --data")
     if results is None:
         refuse_options({"--overwrite": overwrite}, "it replaces rows of --results, which is not given")
-    if model is not None and Path(model).is_dir():
+    if model is not None and os.path.isdir(model):  # noqa: PTH112
         refuse_options({"--threads": threads}, "it is for model files; a run uses the threads of its backend")
         load_keras()
     from ferkit.core import files

@@ -249,7 +249,7 @@ def predict(
     refuse_options(given | {"--metrics": metrics, "--clips": clips, "--fps": fps}, "they belong to --output")
     at_a_time = worker_range(workers)[1] or threads or usable_cores()
     names = [*photos, *listed]
-    if len(names) == 1 and (names[0] == STDIN or Path(names[0]).is_file()):
+    if len(names) == 1 and (names[0] == STDIN or os.path.isfile(names[0])):  # noqa: PTH113
         at_a_time = 1  # one photo, by all threads
     elif at_a_time > 1:
         settings["threads"] = 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import os
@@ -69,14 +70,16 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     copied into it when the block succeeds.
 
     Raises:
-        OutputError: If the folder cannot be created or written, or the disk is full.
+        OutputError: If ``path`` is a folder, its folder cannot be created or written, or the disk is full.
         BrokenPipeError: Raised by the block, which then writes to a pipe as well; it is not converted.
     """
     target = Path(os.path.realpath(path))
     try:
         before = _stat(path)
         mode = None if before is None else before.st_mode
-        special = mode is not None and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+        if mode is not None and stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        special = mode is not None and not stat.S_ISREG(mode)
         folder = Path(tempfile.gettempdir()) if special else target.parent
         folder.mkdir(parents=True, exist_ok=True)
         temporary = folder / _temporary_name(target, Path(path).suffix)

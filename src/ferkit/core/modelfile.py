@@ -503,7 +503,7 @@ def resolve_model(model: str | os.PathLike[str] | None = None) -> Path:
     if isinstance(named, str) and (found := find_model(named)) is not None:
         return found
     path = Path(named)
-    if model is None or not path.exists():
+    if model is None or not os.path.exists(path):  # noqa: PTH110
         raise ModelFileError(
             f"no model {os.fspath(named)!r}: it is neither a file nor a model's name; {held_models()}"
         )

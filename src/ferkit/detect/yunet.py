@@ -7,6 +7,7 @@ the box and five landmarks. Its file, that of OpenCV's model zoo (MIT licence), 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -114,7 +115,7 @@ class YuNet:
         self._min_face = min_face
         self._min_score = min_score
         path = model_path() if model is None else Path(model)
-        if not path.is_file():
+        if not os.path.isfile(path):  # noqa: PTH113
             raise DetectorError(f"no file {path}; yunet:FILE needs the network's ONNX file")
         self._session = open_network(path, providers, threads)
         if {*_OUTPUTS} != {output.name for output in self._session.get_outputs()}:
