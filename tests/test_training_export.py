@@ -346,6 +346,8 @@ def test_the_mean_of_a_run_and_its_initial_weights_is_exported(run, faces, tmp_p
     ]
     assert moved
     assert all(mean.arrays[name].ndim == 1 for name in moved)
+    release.export_run(run, faces, tmp_path / "run.onnx")
+    before = (run.folder / runs.TEMPERATURES).read_bytes()
     file, start_file = str(tmp_path / "mean.onnx"), str(tmp_path / "start.npz")
     assert (
         cli.run(
@@ -360,11 +362,17 @@ def test_the_mean_of_a_run_and_its_initial_weights_is_exported(run, faces, tmp_p
                 start_file,
                 "--share",
                 "0.25",
+                "--training-weights",
+                str(tmp_path / "mean.npz"),
             ]
         )
         == 0
     )
     info = read_model(file)[1]
+    # Not those of the run: its next evaluation would use them for weights that are not averaged.
+    assert (run.folder / runs.TEMPERATURES).read_bytes() == before
+    fitted = {head.id: info.head(head.id).temperature for head in run.taxonomies}
+    assert runs.load_weights(tmp_path / "mean.npz").temperatures == fitted
     assert "the mean of the run (0.25) and start.npz (0.75)" in info.notes
 
 

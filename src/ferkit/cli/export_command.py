@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -122,5 +123,6 @@ def export(
         files.write_text(card, render_card(info, size))
         print(f"{card}: the model card")
     if training_weights is not None:
-        written = write_training_weights(loaded, training_weights)
+        fitted = {head.id: info.head(head.id).temperature for head in loaded.taxonomies}
+        written = write_training_weights(replace(loaded, temperatures=fitted), training_weights)
         print(f"{training_weights}: {written / 2**20:.2f} MiB, for --init")

@@ -35,7 +35,7 @@ from ferkit.evaluation.model import describe_run, metric_rows
 from ferkit.export.graph import has_cam, to_onnx
 from ferkit.export.join import default_of, with_basic, with_coverage, with_priors, with_quality
 from ferkit.training.inference import predict_logits, predict_probabilities
-from ferkit.training.runs import TEMPERATURES, Run, load_run, read_temperatures, weights_meta
+from ferkit.training.runs import TEMPERATURES, Run, load_run
 from ferkit.training.state import network_arrays, write_archive
 
 TOLERANCE = 1e-4
@@ -250,6 +250,5 @@ def write_training_weights(run: Run, out: str | Path) -> int:
     arrays = network_arrays(network, tuple(t.id for t in run.taxonomies))
     # Running variances may exceed float16's range and are few.
     small = {k: v.astype(np.float16) if v.size > 4096 else v for k, v in arrays.items()}
-    temperatures = run.temperatures if run.folder is None else read_temperatures(run.folder)
-    write_archive(out, small, weights_meta(run.recipe, run.taxonomies, run.input_size, temperatures))
+    write_archive(out, small, run.meta())
     return Path(out).stat().st_size

@@ -17,7 +17,7 @@ FACES = 8192
 
 
 def average_runs(run: Run, other: Run, share: float, faces: NDArray[np.uint8]) -> Run:
-    """Return a run with the weighted mean of two networks' weights (Wortsman et al. 2022).
+    """Return a run without a folder, with the weighted mean of two networks' weights (Wortsman et al. 2022).
 
     Fine-tuning on other faces costs accuracy on those of before. Where both networks have the same start, the
     mean of their weights is a network that keeps most of both. Its statistics of batch normalisation are
@@ -49,4 +49,4 @@ def average_runs(run: Run, other: Run, share: float, faces: NDArray[np.uint8]) -
     network = replace(run, arrays=arrays).network()
     reestimate_batch_norm(network, faces, FACES, seed=0)
     heads = tuple(taxonomy.id for taxonomy in run.taxonomies)
-    return replace(run, arrays=network_arrays(network, heads))
+    return replace(run, folder=None, arrays=network_arrays(network, heads), temperatures={})
