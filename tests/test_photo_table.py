@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from faceresults import example_face
@@ -89,6 +91,16 @@ def test_all_columns_are_in_whole_lines_with_whole_names() -> None:
     for heading in ("score", *FER2013.labels, "size", "sharpness", "brightness", "yaw", "outside"):
         assert heading in header.split()
     assert first.count("%") >= 2 + len(FER2013.labels)
+
+
+def test_no_picture_is_kept_until_the_table_is_printed() -> None:
+    """A known fault: with annotated copies memory grew with the number of photos."""
+    picture = np.zeros((8, 8, 3), np.uint8)
+    kept = weakref.ref(picture)
+    with PhotoTable(io.StringIO(), FER2013.labels) as sink:
+        sink.write(replace(photo("a.jpg", example_face()), picture=picture))
+        del picture
+        assert kept() is None
 
 
 def test_names_are_relative_to_the_common_folder(tmp_path: Path) -> None:

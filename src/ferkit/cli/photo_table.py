@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -46,9 +47,9 @@ class PhotoTable(ResultSink):
         self._photos: list[Photo] = []
 
     def write(self, result: Result | Unreadable, **extra: Any) -> None:  # noqa: ARG002
-        """Add a photo; unreadable photos are not in the table."""
+        """Add a photo, without its picture; unreadable photos are not in the table."""
         if isinstance(result, Photo):
-            self._photos.append(result)
+            self._photos.append(replace(result, picture=None))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
