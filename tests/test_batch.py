@@ -14,7 +14,7 @@ import tarfile
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -31,13 +31,14 @@ pytest.importorskip("fsspec", reason="tables of many photos need ferkit[batch]")
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
+from fsspec.implementations.memory import MemoryFileSystem
 
 from ferkit.batch.engine import Engine
-from ferkit.batch.inputs import Inputs
+from ferkit.batch.inputs import Inputs, _samples
 from ferkit.batch.output import Done, Output
 from ferkit.batch.run import Counts, describe, write_batch
 from ferkit.batch.tables import METADATA, Tables
-from ferkit.core.errors import OutputError
+from ferkit.core.errors import ImageError, OutputError
 from ferkit.core.locks import LOCK, folder_lock
 from ferkit.detect import Detection
 
@@ -211,6 +212,37 @@ def test_uris_are_inputs_and_outputs(name: str, model: Path, encoded: list[bytes
         memory.rm("/bucket", recursive=True)
 
 
+class RefusesOneFolder(MemoryFileSystem):
+    """Storage in which the keys do not allow to list one folder."""
+
+    protocol = "refusing"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol(path.replace("refusing://", "memory://"))
+
+    def ls(self, path: str, detail: bool = True, **settings: Any) -> Any:
+        if path.rstrip("/").endswith("/a"):
+            raise PermissionError(f"Access denied: {path}")
+        return super().ls(path, detail=detail, **settings)
+
+
+def test_a_folder_of_a_uri_that_cannot_be_listed_is_an_error_and_the_others_are_read(
+    model: Path, tmp_path: Path, encoded: list[bytes]
+) -> None:
+    """A known fault: the photos in it were missing without a message."""
+    fsspec.register_implementation("refusing", RefusesOneFolder, clobber=True)
+    system = fsspec.filesystem("refusing")
+    for name in ("a/0.png", "b/1.png"):
+        system.pipe_file(f"/photos/{name}", encoded[1])
+    assert predict("refusing://photos", "-o", tmp_path / "r.parquet", model=model) == 1
+    photo, error = rows(tmp_path / "r-photos.parquet")
+    assert (photo["source"], photo["status"]) == ("refusing://photos/b/1.png", "no face")
+    assert "cannot read all of refusing://photos: Access denied" in error["error"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -223,6 +255,7 @@ def test_uris_are_inputs_and_outputs(name: str, model: Path, encoded: list[bytes
             "needs a column with photos or their paths; name it with --",
         ),
         (["{root}/absent.parquet"], "cannot read the table"),
+        (["{root}/list.parquet", "{root}/absent.tar", "--clips"], "not from tar files"),
         (["{root}", "--keep", "id"], "no input has a column 'id' to keep"),
         (["nosuch://bucket/a.jpg"], "cannot open nosuch://bucket/a.jpg"),
     ],
@@ -260,6 +293,77 @@ def test_damaged_shards_cost_their_own_row(model: Path, tmp_path: Path, encoded:
         *((str(tmp_path / f"absent.{suffix}"), "unreadable") for suffix in ("tar", "png")),
         (str(ASTRONAUT), "ok"),
     ]
+
+
+def test_a_pattern_of_tar_files_that_matches_none_is_an_error(model: Path, tmp_path: Path) -> None:
+    """A known fault: it was a batch of no photos, with exit status 0."""
+    assert predict(tmp_path / "*.tar", "-o", tmp_path / "r.parquet", model=model) == 1
+    assert "no tar file matches" in columns(tmp_path / "r-photos.parquet", "error")[0]
+
+
+@pytest.mark.parametrize(("whole", "files"), [(False, 1), (True, 4)])
+def test_a_tar_whose_names_contain_dots_is_not_read_into_memory_at_once(
+    tmp_path: Path, whole: bool, files: int
+) -> None:
+    """A known fault: IMG.2024.0001.jpg and so on were one sample."""
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for number in range(8):
+            info = tarfile.TarInfo(f"IMG.2024.{number}.jpg")
+            info.size = 16 << 20
+            tar.addfile(info, io.BytesIO(bytes(info.size)))
+    with tarfile.open(tmp_path / "s.tar", "r|*") as tar:
+        samples = [[name for name, _ in sample] for sample in _samples(tar, whole=whole)]
+    names = [f"IMG.2024.{number}.jpg" for number in range(8)]
+    assert samples == [names[k : k + files] for k in range(0, 8, files)]
+
+
+@pytest.mark.parametrize("row", [150, 150_000])
+def test_rows_of_a_csv_with_too_many_columns_are_an_error_and_the_others_are_read(
+    tmp_path: Path, row: int
+) -> None:
+    """A known fault: an error of PyArrow, where the table had more than a megabyte."""
+    lines = [f"photos/{number}.jpg,{number}" for number in range(200_000)]
+    lines[row] = "photos/no,name.jpg,1"
+    (tmp_path / "t.csv").write_text("\n".join(["path,id", *lines]))
+    tasks = Inputs([str(tmp_path / "t.csv")], keep=["id"]).tasks(Done())
+    *items, error = (item for task in tasks for item in task.read(Done()))
+    assert [item.kept[0] for item in items] == [number for number in range(200_000) if number != row]
+    assert isinstance(error.photo, ImageError)
+    assert "too few or too many columns: photos/no,name.jpg,1" in str(error.photo)
+
+
+def test_a_damaged_row_of_a_table_is_an_error(tmp_path: Path) -> None:
+    lines = [json.dumps({"path": f"photos/{number}.jpg"}) for number in range(100_000)]
+    (tmp_path / "t.jsonl").write_text("\n".join([*lines, "{", *lines]))
+    tasks = Inputs([str(tmp_path / "t.jsonl")]).tasks(Done())
+    *items, error = (item for task in tasks for item in task.read(Done()))
+    assert len(items) <= 100_000
+    assert "cannot read all of" in str(error.photo)
+
+
+def test_tables_of_a_pattern_without_the_column_or_damaged_cost_their_own_row(
+    model: Path, tmp_path: Path, encoded: list[bytes]
+) -> None:
+    """A known fault: a KeyError, and no row of the others."""
+    for number, column in enumerate(("image", "picture", "image", "image")):
+        pq.write_table(pa.table({column: encoded[1:2]}), tmp_path / f"t-{number}.parquet")
+    (tmp_path / "t-2.parquet").write_bytes(b"PAR1")
+    assert predict(tmp_path / "t-*.parquet", "-o", tmp_path / "r.parquet", model=model) == 1
+    seen = rows(tmp_path / "r-photos.parquet")
+    names = ["t-0.parquet#0", "t-1.parquet#0", "t-2.parquet", "t-3.parquet#0"]
+    assert [Path(row["source"]).name for row in seen] == names
+    assert [row["status"] for row in seen] == ["no face", "unreadable", "unreadable", "no face"]
+    assert "it has no column 'image'" in seen[1]["error"]
+
+
+def test_a_nested_column_for_a_csv_is_refused_before_the_work(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A known fault: an error of PyArrow after the last photo."""
+    pq.write_table(pa.table({"path": [str(CAT)], "tags": [["cat"]]}), tmp_path / "t.parquet")
+    assert predict(tmp_path / "t.parquet", "--keep", "tags", "-o", tmp_path / "r.csv", model=model) == 1
+    assert "a CSV file cannot hold the column tags (list<" in capsys.readouterr().err
+    assert not (tmp_path / "r.csv.parts").exists()
 
 
 def test_a_kept_column_does_not_replace_one_of_the_output(model: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from urllib.request import url2pathname
 
 import fsspec
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
@@ -43,6 +44,7 @@ _TARS = (".tar", ".tar.gz", ".tgz")
 _TABLES = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json"}
 _PATH_COLUMNS = ("path", "file", "filename", "file_name", "source", "uri", "image", "photo")
 _ARROW_SCHEMES = ("s3", "gs")
+_SAMPLE_BYTES = 64 << 20  # of a tar that are in memory, or one file
 _ROWS = 64  # of a table with bytes that are read at a time
 
 
@@ -90,9 +92,9 @@ class PhotoList:
 class TarShard:
     """A task: the photos in a tar file, in the layout of WebDataset.
 
-    The source of a photo is ``shard.tar/name.jpg``. Files that share their name
-    up to the suffix are a sample; values to keep come from its ``.json``, or are the text of the file with
-    that suffix (``cls``).
+    The source of a photo is ``shard.tar/name.jpg``. Files that share their name up to the first dot are a
+    sample; values to keep come from its ``.json``, or are the text of the file with that suffix (``cls``). A
+    sample of more than 64 MiB is cut.
     """
 
     name: str
@@ -102,7 +104,7 @@ class TarShard:
         """Yield the photos that are not done, and an error where the file is damaged."""
         try:
             with open_uri(self.name) as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
-                for sample in _samples(tar):
+                for sample in _samples(tar, whole=bool(self.keep)):
                     fields = _fields(sample) if self.keep else {}
                     kept = tuple(map(fields.get, self.keep))
                     for name, content in sample:
@@ -134,6 +136,8 @@ class RowGroup:
         row = self.first_row
         try:
             with open_uri(self.name) as stream, pq.ParquetFile(stream) as file:
+                if self.column not in file.schema_arrow.names:
+                    raise OSError(f"it has no column {self.column!r}")
                 columns = list(dict.fromkeys((self.column, *self.keep)))
                 for rows in file.iter_batches(_ROWS, row_groups=[self.group], columns=columns):
                     for values in rows.to_pylist():
@@ -192,6 +196,8 @@ class Inputs:
         """The columns to keep, with their types."""
         schemas = [_open_table(name).schema for name in self._names if _suffix(name) in _TABLES]
         tars = any(_suffix(name) in _TARS for name in self._names)
+        if tars and clips:
+            raise FerkitError("clips are read from files, not from tar files; unpack them")
         for schema in schemas:
             _photo_column(schema, column)
         for name in self._keep:
@@ -251,7 +257,7 @@ class Inputs:
             if suffix in _TABLES:
                 yield from self._in_table(name)
             elif suffix:
-                yield from (TarShard(one, self._keep) for one in _expand(name))
+                yield from self._in_tars(name)
             else:
                 yield from self._in_uri(name, stop)
         yield from self._in_files(files, stop, passed_over)
@@ -265,40 +271,55 @@ class Inputs:
         for name in found if names else ():
             yield Item(None, name) if isinstance(name, ImageError) else _item(name)
 
+    def _in_tars(self, name: str) -> Iterator[Item | TarShard]:
+        try:
+            tars = _expand(name)
+        except OSError as error:
+            yield Item(None, ImageError(f"cannot read {name}: {error}"))
+            return
+        if not tars:
+            yield Item(None, ImageError(f"no tar file matches {name}"))
+        yield from (TarShard(one, self._keep) for one in tars)
+
     def _in_uri(self, name: str, stop: threading.Event) -> Iterator[Item]:
         found = False
+        refused: list[OSError] = []
         try:
-            for one in _expand(name) if glob.has_magic(name) else _walk(name):
+            for one in _expand(name) if glob.has_magic(name) else _walk(name, refused):
                 if stop.is_set():
                     return
                 if one == name or is_photo(one, self._suffixes):
                     found = True
                     yield _item(one)
         except OSError as error:
-            yield Item(None, ImageError(f"cannot read {name}: {error}"))
-        else:
-            if not found:
-                yield Item(None, ImageError(f"nothing found at {name} ({', '.join(self._suffixes)})"))
+            refused.append(error)
+        for error in refused:
+            yield Item(None, ImageError(f"cannot read all of {name}: {error}"))
+        if not found and not refused:
+            yield Item(None, ImageError(f"nothing found at {name} ({', '.join(self._suffixes)})"))
 
     def _in_table(self, name: str) -> Iterator[Item | RowGroup]:
-        table = _open_table(name)
+        ragged: list[str] = []
+        table = _open_table(name, ragged)
+        ragged.clear()  # its first rows are read again
         column = _photo_column(table.schema, self._column)
         if _holds_bytes(table.schema.field(column).type):
             for path, file in zip(_expand(name), table.get_fragments(), strict=True):
-                row = 0
-                for group in file.split_by_row_group():
-                    (info,) = group.row_groups
-                    yield RowGroup(path, column, self._keep, info.id, row, info.num_rows)
-                    row += info.num_rows
+                yield from _row_groups(path, file, column, self._keep)
             return
         columns = [one for one in table.schema.names if one == column or one in self._keep]
-        for rows in table.to_batches(columns=columns):
-            for values in rows.to_pylist():
-                path, kept = values[column], tuple(map(values.get, self._keep))
-                if path is None:
-                    yield Item(None, ImageError(f"{name} has a row without a path"), kept)
-                else:
-                    yield _item(_local(path), kept)
+        try:
+            for rows in table.to_batches(columns=columns):
+                for values in rows.to_pylist():
+                    path, kept = values[column], tuple(map(values.get, self._keep))
+                    if path is None:
+                        yield Item(None, ImageError(f"{name} has a row without a path"), kept)
+                    else:
+                        yield _item(_local(path), kept)
+        except (OSError, pa.ArrowException) as error:
+            yield Item(None, ImageError(f"cannot read all of {name}: {first_line(error)}"))
+        if ragged:
+            yield Item(None, ImageError(f"{name} has rows with too few or too many columns: {ragged[0]}"))
 
 
 def open_uri(name: str) -> Any:
@@ -352,15 +373,32 @@ def _expand(name: str) -> list[str]:
     return [_uri(name, one) for one in sorted(system.glob(path))]
 
 
-def _walk(uri: str) -> Iterator[str]:
-    """Yield the files in a folder and below it, or the file itself."""
+def _walk(uri: str, refused: list[OSError]) -> Iterator[str]:
+    """Yield the files in a folder and below it, or the file itself.
+
+    The errors of folders that cannot be listed are added to ``refused``.
+    """
     system, path = locate(uri)
     if system.isfile(path):
         yield uri
         return
-    for parent, folders, files in system.walk(path):
-        folders[:] = sorted(one for one in folders if not is_hidden(one))
-        yield from (_uri(uri, f"{parent}/{one}") for one in sorted(files) if not is_hidden(one))
+    waiting = [path]
+    while waiting:
+        folder = waiting.pop()
+        try:
+            # Not system.walk, which passes on_error to the first folder only (fsspec 2026.9).
+            listing = system.ls(folder, detail=True)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            refused.append(error)
+            continue
+        found = sorted((info["name"].rstrip("/"), info["type"] == "directory") for info in listing)
+        # Some file systems list the folder itself.
+        found = [one for one in found if one[0].strip("/") != folder.strip("/")]
+        shown = [one for one in found if not is_hidden(one[0].rpartition("/")[2])]
+        yield from (_uri(uri, name) for name, is_folder in shown if not is_folder)
+        waiting += [name for name, is_folder in reversed(shown) if is_folder]
 
 
 def _uri(like: str, path: str) -> str:
@@ -379,8 +417,23 @@ def _item(name: str, kept: Kept = ()) -> Item:
     return Item(name, photo, kept)
 
 
-def _open_table(name: str) -> pads.Dataset:
+def _row_groups(path: str, file: Any, column: str, keep: tuple[str, ...]) -> Iterator[Item | RowGroup]:
+    """Yield the row groups of a Parquet file, which is a fragment of a table."""
+    row = 0
+    try:
+        for group in file.split_by_row_group():
+            (info,) = group.row_groups
+            yield RowGroup(path, column, keep, info.id, row, info.num_rows)
+            row += info.num_rows
+    except (OSError, pa.ArrowException) as error:
+        yield Item(path, ImageError(f"cannot read {path}: {first_line(error)}"))
+
+
+def _open_table(name: str, ragged: list[str] | None = None) -> pads.Dataset:
     """Return the table of a file or of all files that match a pattern.
+
+    Rows of a CSV with another number of columns than its header are skipped; the text of the first one is
+    added to ``ragged``.
 
     Raises:
         FerkitError: If there is none, or it cannot be read.
@@ -392,9 +445,19 @@ def _open_table(name: str) -> pads.Dataset:
         system, paths = (
             (None, files) if not is_uri(name) else (locate(name)[0], [locate(f)[1] for f in files])
         )
-        return pads.dataset(paths, format=_TABLES[_suffix(name)], filesystem=system)
+        kind = _TABLES[_suffix(name)]
+        return pads.dataset(paths, format=_csv_format(ragged) if kind == "csv" else kind, filesystem=system)
     except (OSError, pa.ArrowException) as error:
         raise FerkitError(f"cannot read the table {name}: {first_line(error)}") from error
+
+
+def _csv_format(ragged: list[str] | None) -> pads.CsvFileFormat:
+    def skip(row: Any) -> str:
+        if ragged is not None and not ragged:
+            ragged.append(row.text)
+        return "skip"
+
+    return pads.CsvFileFormat(parse_options=pyarrow.csv.ParseOptions(invalid_row_handler=skip))
 
 
 def _photo_column(schema: pa.Schema, chosen: str | None) -> str:
@@ -430,24 +493,29 @@ def _holds_bytes(kind: pa.DataType) -> bool:
 def _photo_in(value: Any) -> str | bytes | RemoteFile | ImageError:
     """Return the photo of a cell: bytes, or a struct with bytes or a path."""
     if isinstance(value, dict):
-        if value["bytes"] is None and value.get("path"):
+        if value.get("bytes") is None and value.get("path"):
             return _item(value["path"]).photo
-        value = value["bytes"]
+        value = value.get("bytes")
     return ImageError("the row has no photo") if value is None else value
 
 
-def _samples(tar: tarfile.TarFile) -> Iterator[list[tuple[str, bytes | ImageError]]]:
-    """Yield the files of a tar that share their name up to the first dot after the folder."""
+def _samples(tar: tarfile.TarFile, *, whole: bool) -> Iterator[list[tuple[str, bytes | ImageError]]]:
+    """Yield the files of a tar that share their name up to the first dot after the folder.
+
+    Unless samples are to be ``whole``, yield each photo alone.
+    """
     sample: list[tuple[str, bytes | ImageError]] = []
-    key = None
+    key, size = None, 0
     for member in tar:
-        if not member.isfile() or is_hidden(member.name):
+        if not member.isfile() or is_hidden(member.name) or not (whole or is_photo(member.name)):
             continue
         folder, _, file = member.name.rpartition("/")
-        if (folder, file.partition(".")[0]) != key and sample:
+        following = (folder, file.partition(".")[0] if whole else file)
+        # Names with dots, such as IMG.2024.0001.jpg, are all one sample.
+        if sample and (following != key or size + member.size > _SAMPLE_BYTES):
             yield sample
-            sample = []
-        key = (folder, file.partition(".")[0])
+            sample, size = [], 0
+        key, size = following, size + member.size
         content = tar.extractfile(member)
         assert content is not None
         try:

@@ -71,7 +71,7 @@ class Output:
 
     Raises:
         OutputError: If there is such an output, or one of its two files, and it is not to be continued, or it
-            has other settings or cannot be read.
+            has other settings or cannot be read, or a CSV file cannot hold a column.
     """
 
     def __init__(
@@ -88,6 +88,11 @@ class Output:
         self._suffix = "" if is_uri(target) else Path(target).suffix.lower()
         if self._suffix not in SUFFIXES or os.path.isdir(target):  # noqa: PTH112
             self._suffix = ""
+        if self._suffix == ".csv" and (nested := [f for f in tables.photos if pa.types.is_nested(f.type)]):
+            raise OutputError(
+                f"a CSV file cannot hold the column {nested[0].name} ({nested[0].type}); write to "
+                ".parquet or .jsonl, or keep other columns"
+            )
         self._target = target
         self._waiting: list[Chunk] = []
         folder = f"{target}.parts" if self._suffix else target
