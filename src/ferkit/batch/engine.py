@@ -7,6 +7,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -38,11 +39,15 @@ class Engine:
     def run(self, tasks: Iterable[Task], stop: threading.Event | None = None) -> Iterator[Chunk]:
         """Yield the rows of tasks, in order.
 
-        Once ``stop`` is set no more photos are taken; the rows of those taken are still yielded.
+        Once ``stop`` is set no more photos are taken; the rows of those taken are still yielded, but not those
+        of clips that are being read.
         """
-        items = self._items(tasks, threading.Event() if stop is None else stop)
+        stop = threading.Event() if stop is None else stop
+        items = self._items(tasks, stop)
         if self.tables.clips:
-            return in_threads(self._read_clip, items, self.workers, 2 * self.workers)
+            read = partial(self._read_clip, stop=stop)
+            clips = in_threads(read, items, self.workers, 2 * self.workers)
+            return (clip for clip in clips if clip is not None)
         batches = in_batches(self._recognize(items), lambda batch: len(batch) >= self.chunk, "photos")
         return (self.tables.build(batch) for batch in batches if batch)
 
@@ -64,8 +69,10 @@ class Engine:
         for result in self.recognizer.predict_each(taken(), pending=_PENDING, workers=self.workers):
             yield result, kept.popleft()
 
-    def _read_clip(self, item: Item) -> Chunk:
-        """Return the rows of a clip."""
+    def _read_clip(self, item: Item, stop: threading.Event) -> Chunk | None:
+        """Return the rows of a clip; None if ``stop`` was set before its end."""
+        if stop.is_set():
+            return None
         start = time.perf_counter()
         common = self.tables.common(item.source, item.kept)
         tables: list[pa.Table] = [self.tables.faces.empty_table()]
@@ -81,6 +88,8 @@ class Engine:
                 )
             with self.recognizer.video(item.photo, fps=self.fps) as frames:
                 for frame in frames:
+                    if stop.is_set():
+                        return None
                     rows += [common | row for row in self.tables.frame_rows(frame)]
                     counts.update(frames=1, faces=len(frame.faces))
                     length += frame.duration

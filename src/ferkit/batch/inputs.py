@@ -190,7 +190,7 @@ class Inputs:
         self._listed = [_local(name) for name in dict.fromkeys(listed)]
         self._column = column
         self._keep = tuple(keep)
-        self._suffixes = CLIP_SUFFIXES if clips else SUFFIXES
+        self._suffixes, self._per_task = (CLIP_SUFFIXES, 1) if clips else (SUFFIXES, TASK_PHOTOS)
         self._passed_over = {} if passed_over is None else passed_over
         self.keep: dict[str, pa.DataType] = {}
         """The columns to keep, with their types."""
@@ -223,7 +223,7 @@ class Inputs:
             if isinstance(found, Item):
                 if found.source is None or not is_done(found.source):
                     waiting.append(found)
-                if len(waiting) < TASK_PHOTOS:
+                if len(waiting) < self._per_task:
                     continue
             if waiting:
                 yield PhotoList(tuple(waiting))

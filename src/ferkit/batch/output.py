@@ -67,7 +67,7 @@ class Output:
         tables: What the tables hold.
         resume: Whether to continue an output that was begun with the same settings.
         retry_failed: Whether photos that were unreadable are no longer done.
-        part_photos: Photos of a part.
+        part_photos: Photos of a part; a clip is a part by itself.
 
     Raises:
         OutputError: If there is such an output, or one of its two files, and it is not to be continued, or it
@@ -84,7 +84,7 @@ class Output:
         part_photos: int = PART_PHOTOS,
     ) -> None:
         self._tables = tables
-        self._part_photos = part_photos
+        self._part_photos = 1 if tables.clips else part_photos
         self._suffix = "" if is_uri(target) else Path(target).suffix.lower()
         if self._suffix not in SUFFIXES or os.path.isdir(target):  # noqa: PTH112
             self._suffix = ""
