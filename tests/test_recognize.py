@@ -671,6 +671,17 @@ def test_faces_that_are_small_in_a_reduced_photo_are_cropped_from_the_whole(larg
     assert np.array_equal(crops, exact)
 
 
+def test_the_service_gives_the_faces_of_a_large_jpeg_that_the_recognizer_gives(large: Path) -> None:
+    """A known fault: it read the whole picture, in three times the time, and gave other boxes."""
+    pytest.importorskip("pydantic_settings", reason="the service needs ferkit[serve]")
+    from ferkit.service.engine import Engine, Options, Upload
+    from ferkit.service.settings import Settings
+
+    (document,) = Engine(Settings()).predict([Upload("large.jpg", large.read_bytes())], Options())
+    found = [tuple(face["box"]) for face in document["faces"]]
+    assert found == [face.box for face in Recognizer(threads=1).predict(large)]
+
+
 def test_a_detector_that_is_asked_for_small_faces_gets_all_pixels(
     large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

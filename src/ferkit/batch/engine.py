@@ -39,8 +39,8 @@ class Engine:
     def run(self, tasks: Iterable[Task], stop: threading.Event | None = None) -> Iterator[Chunk]:
         """Yield the rows of tasks, in order.
 
-        Once ``stop`` is set no more photos are taken; the rows of those taken are still yielded, but not those
-        of clips that are being read.
+        Once ``stop`` is set no more photos are taken; the rows of those taken are still yielded, but not
+        those of clips that are being read.
         """
         stop = threading.Event() if stop is None else stop
         items = self._items(tasks, stop)

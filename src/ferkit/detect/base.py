@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +88,26 @@ class Detector(Protocol):
 
         Raises:
             DetectorError: If the detector fails.
+        """
+        ...
+
+
+@runtime_checkable
+class ReducingDetector(Detector, Protocol):
+    """A detector that may be given a reduced picture, which decoders of JPEG give in a third of the time."""
+
+    @property
+    def longest_side(self) -> int | None:
+        """Pixels of a picture's longer side above which more of them change little; None: no limit."""
+        ...
+
+    def detect(self, image: NDArray[np.uint8], reduced: float = 1.0) -> tuple[Detection, ...]:
+        """Find the faces of one picture, in pixels of ``image``; see :meth:`Detector.detect`.
+
+        Args:
+            image: uint8 ``[H, W, 3]``, RGB.
+            reduced: Factor by which the picture was reduced; the smallest face searched for is that of the
+                original.
         """
         ...
 

@@ -123,17 +123,11 @@ class YuNet:
 
     @property
     def longest_side(self) -> int | None:
-        """Pixels of a picture's longer side above which more of them change little; None: no limit."""
+        """See :class:`ferkit.detect.base.ReducingDetector`."""
         return None if self._min_face else int(_SMALLEST * _DEFAULT_SHARE)
 
     def detect(self, image: NDArray[np.uint8], reduced: float = 1.0) -> tuple[Detection, ...]:
-        """Find the faces of one picture; see :class:`ferkit.detect.Detector`.
-
-        Args:
-            image: uint8 ``[H, W, 3]``, RGB.
-            reduced: Factor by which the picture was reduced; the smallest face searched for is that of the
-                original.
-        """
+        """Find the faces of one picture; see :class:`ferkit.detect.base.ReducingDetector`."""
         height, width = image.shape[:2]
         longest = max(height, width)
         scale = min(max(1.0, min(ZOOM, _LEAST_SIDE / longest)), LONGEST / longest)

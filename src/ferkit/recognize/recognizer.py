@@ -19,7 +19,7 @@ from ferkit.core.extras import require
 from ferkit.core.images import DEFAULT_MAX_PIXELS, ImageSource, is_data_uri, load_image, load_reduced, to_gray
 from ferkit.core.priors import Prior, estimate_prior, read_prior
 from ferkit.detect import DEFAULT, Detection, Detector, make_detector
-from ferkit.detect.yunet import YuNet
+from ferkit.detect.base import ReducingDetector
 from ferkit.recognize.adjust import Adjustment
 from ferkit.recognize.pipeline import CroppedFaces, FacePipeline, in_batches, in_threads
 from ferkit.recognize.results import Explanation, Expression, Photo, Unreadable
@@ -484,7 +484,7 @@ class Recognizer:
     def _load(self, photo: ImageSource) -> tuple[NDArray[np.uint8], tuple[int, int]]:
         """Read a photo, reduced where the detector needs no more pixels; return it and its own size."""
         detector = self.detector
-        if isinstance(detector, YuNet) and detector.longest_side is not None:
+        if isinstance(detector, ReducingDetector) and detector.longest_side is not None:
             return load_reduced(photo, detector.longest_side, max_pixels=self._max_pixels)
         rgb = load_image(photo, max_pixels=self._max_pixels)
         return rgb, (rgb.shape[1], rgb.shape[0])
@@ -492,7 +492,7 @@ class Recognizer:
     def _detect(self, rgb: NDArray[np.uint8], size: tuple[int, int]) -> Sequence[Detection]:
         """Find the faces of a photo that may have been reduced, in pixels of its own size."""
         factors = size[0] / rgb.shape[1], size[1] / rgb.shape[0]
-        if isinstance(self.detector, YuNet) and factors != (1, 1):
+        if isinstance(self.detector, ReducingDetector) and factors != (1, 1):
             return [face.scaled(*factors) for face in self.detector.detect(rgb, factors[0])]
         return self.detector.detect(rgb)
 

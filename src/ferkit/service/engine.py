@@ -24,6 +24,7 @@ from ferkit.core.palette import UNCERTAIN as UNCERTAIN_COLOUR
 from ferkit.core.palette import palette
 from ferkit.core.taxonomy import Taxonomy
 from ferkit.detect import DEFAULT, Detection, Detector, make_detector
+from ferkit.detect.base import ReducingDetector
 from ferkit.detect.whole import WholePicture
 from ferkit.recognize import Explanation, Recognizer, Unreadable
 from ferkit.recognize.drawing import draw_faces
@@ -72,8 +73,17 @@ class _FewFaces:
     def name(self) -> str:
         return self._detector.name
 
-    def detect(self, image: NDArray[np.uint8]) -> tuple[Detection, ...]:
-        found = self._detector.detect(image)
+    @property
+    def longest_side(self) -> int | None:
+        return self._detector.longest_side if isinstance(self._detector, ReducingDetector) else None
+
+    def detect(self, image: NDArray[np.uint8], reduced: float = 1.0) -> tuple[Detection, ...]:
+        detector = self._detector
+        found = (
+            detector.detect(image, reduced)
+            if isinstance(detector, ReducingDetector)
+            else detector.detect(image)
+        )
         if len(found) > self._limit:
             raise DetectorError(
                 f"it has {len(found)} faces, more than the limit of {self._limit}; cut it into parts, or "
