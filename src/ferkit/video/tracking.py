@@ -100,7 +100,7 @@ class FaceTracker:
         detected = moved is None or None in moved
         if detected:
             self._detected = time
-            faces = tuple(_scaled(face, 1 / scale) for face in self._detector.detect(rgb))
+            faces = tuple(face.scaled(*(1 / scale)) for face in self._detector.detect(rgb))
             if self._small is not None and step <= _COMPARABLE:
                 cut = cut or are_replaced(self._small, earlier, small, faces)
         else:
@@ -112,7 +112,7 @@ class FaceTracker:
         self._last = tuple(
             Tracked(number, face, detected) for number, face in zip(numbers, faces, strict=True)
         )
-        return tuple(Tracked(t.track, _scaled(t.detection, scale), t.detected) for t in self._last)
+        return tuple(Tracked(t.track, t.detection.scaled(*scale), t.detected) for t in self._last)
 
     def _shrunk(self, gray: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
         """Return the frame at the tracker's size, and the factors of x and y back to the frame."""
@@ -134,17 +134,6 @@ class FaceTracker:
         self._time = time
         boxes = np.array([face.box for face in faces], np.float64).reshape(-1, 4)
         return self._byte.update(boxes, np.array([face.score for face in faces], np.float64), step)
-
-
-def _scaled(face: Detection, scale: NDArray[np.float64]) -> Detection:
-    x, y = float(scale[0]), float(scale[1])
-    left, top, right, bottom = face.box
-    marks = face.landmarks
-    return Detection(
-        (left * x, top * y, right * x, bottom * y),
-        face.score,
-        None if marks is None else tuple((mark[0] * x, mark[1] * y) for mark in marks),
-    )
 
 
 def move(
