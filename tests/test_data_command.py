@@ -367,6 +367,14 @@ def test_an_npz_keeps_the_requested_label_set(
     assert load_data(out, taxonomy="fer2013").taxonomy == FER2013
 
 
+def test_without_a_detector_each_picture_is_the_crop(tmp_path: Path) -> None:
+    """A known fault: the whole picture was cropped as the box of a detector, which cut its edges off."""
+    write_photos(tmp_path / "photos")
+    for out, more in (("a.npz", []), ("b.npz", ["--crop-faces", "--detector", "none"])):
+        assert run(["data", "convert", str(tmp_path / "photos"), str(tmp_path / out), *more]) == 0
+    assert np.array_equal(load_data(tmp_path / "a.npz").images, load_data(tmp_path / "b.npz").images)
+
+
 @pytest.mark.parametrize(("out", "said"), [("o.npz", False), ("faces", True), ("named", False)])
 def test_layouts_that_name_what_was_held_out_say_so(
     tmp_path: Path, out: str, said: bool, capsys: pytest.CaptureFixture[str]

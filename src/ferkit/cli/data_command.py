@@ -254,11 +254,12 @@ def convert(
 
 def _load_photos(source: str, size: int | None, detector: str | None, options: dict[str, Any]) -> FaceDataset:
     """Crop the largest face of each photo; photos without one are left out."""
-    from ferkit.core.crops import FER2013_CROPS, crop_faces
+    from ferkit.core.crops import FER2013_CROPS, crop_faces, fit_crop
     from ferkit.core.images import to_gray
     from ferkit.data import check_source
     from ferkit.data.load import DEFAULT_SIZE
     from ferkit.detect import make_detector
+    from ferkit.detect.whole import WholePicture
 
     check_source(source)
     finder = make_detector(detector) if detector else make_detector()
@@ -269,6 +270,8 @@ def _load_photos(source: str, size: int | None, detector: str | None, options: d
         nonlocal photos, crowded
         advance()
         photos += 1
+        if isinstance(finder, WholePicture):
+            return fit_crop(to_gray(photo), size or DEFAULT_SIZE)
         found = finder.detect(photo)
         if not found:
             return None
