@@ -551,6 +551,28 @@ def test_options_of_tables_need_an_output(capsys: pytest.CaptureFixture[str]) ->
     assert run(["predict", "a.jpg", "-o", "out", "--workers", "4:2"]) == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-o", "out", "--address", "auto"], "--address: it is for Ray"),
+        (["-o", "out", "--worker-cores", "1"], "--worker-cores: it is for Ray"),
+        (["-o", "out", "--worker-gpus", "0"], "--worker-gpus: it is for Ray"),
+        (["-o", "out", "--workers", "2:16"], "--workers 2:16: it is for Ray"),
+        (["-o", "out", "--fps", "5"], "--fps: it is for clips"),
+        (["--engine", "ray", "--worker-gpus", "0"], "they belong to --output"),
+        (["--json", "--all"], "--all: it is for tables"),
+        (["--no-landmarks"], "--no-landmarks: it is for the annotated copies"),
+    ],
+)
+def test_options_that_would_have_no_effect_are_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A known fault: they were ignored."""
+    assert run(["predict", "a.jpg", *arguments]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert message in error
+
+
 def test_metrics_are_in_the_text_format_of_prometheus(folder: Path, model: Path, tmp_path: Path) -> None:
     predict(folder, "-o", tmp_path / "out", "--metrics", tmp_path / "m.prom", model=model)
     parser = pytest.importorskip("prometheus_client.parser")

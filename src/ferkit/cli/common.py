@@ -245,7 +245,8 @@ def refuse_options(given: Mapping[str, object], why: str) -> None:
     Raises:
         typer.BadParameter: If one of them was given.
     """
-    if foreign := [option for option, value in given.items() if value not in (None, False, [])]:
+    foreign = [name for name, value in given.items() if not (value is None or value is False or value == [])]
+    if foreign:  # 0.0 equals False, and was given
         raise typer.BadParameter(why, param_hint=", ".join(foreign))
 
 

@@ -132,11 +132,11 @@ def predict(
         ),
     ] = None,
     worker_cores: Annotated[
-        int, option("--worker-cores", "Cores of a worker of Ray.", default=True, min=1)
-    ] = 1,
+        int | None, option("--worker-cores", "Cores of a worker of Ray.", "1", min=1)
+    ] = None,
     worker_gpus: Annotated[
-        float, option("--worker-gpus", "GPUs of a worker of Ray, or a share.", default=True, min=0)
-    ] = 0.0,
+        float | None, option("--worker-gpus", "GPUs of a worker of Ray, or a share.", "0", min=0)
+    ] = None,
     column: Annotated[
         str | None,
         option(
@@ -173,9 +173,17 @@ def predict(
     if as_json and output_format not in (None, Format.JSON):
         raise typer.BadParameter(f"it contradicts --format {output_format}", param_hint="--json")
     kind = Format.JSON if as_json else output_format or Format.TABLE
-    if explain and annotate is None:
-        raise typer.BadParameter(
-            "it draws into the annotated copies; add --annotate FOLDER", param_hint="--explain"
+    if kind is not Format.TABLE:
+        refuse_options({"--all": all_columns}, f"it is for tables; {kind} has all columns")
+    if annotate is None:
+        refuse_options(
+            {"--explain": explain, "--no-landmarks": not landmarks},
+            "it is for the annotated copies; add --annotate FOLDER",
+        )
+    on_ray = {"--address": address, "--worker-cores": worker_cores, "--worker-gpus": worker_gpus}
+    if engine != "ray":
+        refuse_options(
+            on_ray | {f"--workers {workers}": ":" in (workers or "")}, "it is for Ray; add --engine ray"
         )
     from ferkit.batch import STDIN
     from ferkit.batch.copies import AnnotatedCopies
@@ -215,6 +223,8 @@ def predict(
     if output is not None:
         printing = {"--format": output_format, "--json": as_json, "--all": all_columns}
         refuse_options(printing | {"--annotate": annotate}, "--output writes tables in place of printing")
+        if not clips:
+            refuse_options({"--fps": fps}, "it is for clips; add --clips")
         if STDIN in photos:
             raise typer.BadParameter("standard input is no input of --output", param_hint="-")
         gc.enable()
@@ -227,8 +237,8 @@ def predict(
                 engine=engine,
                 address=address,
                 workers=workers,
-                cores=worker_cores,
-                gpus=worker_gpus,
+                cores=worker_cores or 1,
+                gpus=worker_gpus or 0.0,
                 column=column,
                 keep=tuple(keep.split(",")) if keep else (),
                 flat=flat,
@@ -242,10 +252,9 @@ def predict(
         return
     given: dict[str, object] = {
         "--engine": engine if engine != "local" else None,
-        "--address": address,
         "--column": column,
     }
-    given |= {"--keep": keep, "--flat": flat, "--resume": resume, "--retry-failed": retry_failed}
+    given |= on_ray | {"--keep": keep, "--flat": flat, "--resume": resume, "--retry-failed": retry_failed}
     refuse_options(given | {"--metrics": metrics, "--clips": clips, "--fps": fps}, "they belong to --output")
     at_a_time = worker_range(workers)[1] or threads or usable_cores()
     names = [*photos, *listed]
