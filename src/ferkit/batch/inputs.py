@@ -190,7 +190,8 @@ class Inputs:
         self._listed = [_local(name) for name in dict.fromkeys(listed)]
         self._column = column
         self._keep = tuple(keep)
-        self._suffixes, self._per_task = (CLIP_SUFFIXES, 1) if clips else (SUFFIXES, TASK_PHOTOS)
+        self._suffixes = CLIP_SUFFIXES if clips else SUFFIXES
+        self._per_task = 1 if clips else TASK_PHOTOS
         self._passed_over = {} if passed_over is None else passed_over
         self.keep: dict[str, pa.DataType] = {}
         """The columns to keep, with their types."""
@@ -293,8 +294,8 @@ class Inputs:
                     yield _item(one)
         except OSError as error:
             refused.append(error)
-        for error in refused:
-            yield Item(None, ImageError(f"cannot read all of {name}: {error}"))
+        for why in refused:
+            yield Item(None, ImageError(f"cannot read all of {name}: {why}"))
         if not found and not refused:
             yield Item(None, ImageError(f"nothing found at {name} ({', '.join(self._suffixes)})"))
 
