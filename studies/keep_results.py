@@ -3,7 +3,7 @@
     python studies/keep_results.py --run runs/small --report report/ --out results/ferkit-small
 
 The folder --report is written by `ferkit evaluate --out`. Its report.json is stored without line breaks and
-without reliability bins; pictures are reduced to 256 colours. A model then takes about 150 KiB.
+without reliability bins; pictures are reduced to 64 colours. A model then takes about 120 KiB.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def reduced(source: Path) -> bytes:
     if source.suffix == ".png":
         buffer = io.BytesIO()
         with Image.open(source) as picture:
-            small = picture.convert("RGB").quantize(256, dither=Image.Dither.NONE)
+            small = picture.convert("RGB").quantize(64, dither=Image.Dither.NONE)
         small.save(buffer, "PNG", optimize=True)
         return buffer.getvalue()
     return source.read_bytes()

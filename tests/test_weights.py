@@ -21,6 +21,7 @@ ZOO = (
     "ferkit-small",
     "ferkit-taught",
     "fast-start",
+    "member-vgg",
 )
 NAMES = (*weights.embedded_models(), *weights.zoo_models())
 LIMITS = {"fast": (1, 20), "standard": (3, 100), "best": (16, 500)}

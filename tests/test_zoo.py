@@ -113,7 +113,7 @@ def test_a_name_brings_what_it_is_made_from_unless_that_is_installed():
 def test_without_a_name_what_is_installed_is_skipped():
     names = {entry.name for entry in zoo.chosen_of(ENTRIES, [])}
     assert names.isdisjoint(MADE)
-    assert {"member-vgg", "member-votes-start"} <= names
+    assert {"member-plain", "member-votes-start"} <= names
     assert "distilled-start" not in names, "only installed models start from it"
 
 
@@ -236,10 +236,10 @@ def test_a_commands_status_comes_back(capfd):
 
 
 def test_an_online_teacher_of_the_study_is_named_by_its_training_weights(tmp_path):
-    recipe = {"recipe": "distilled", "teachers": ("ferkit-large", "member-vgg")}
+    recipe = {"recipe": "distilled", "teachers": ("ferkit-large", "member-plain")}
     words = next(zoo.commands(zoo.Entry(name="a", **recipe), "cartoon", None, tmp_path))
     at = [k for k, word in enumerate(words) if word == "--teacher"]
-    assert [words[k + 1] for k in at] == ["ferkit-large", str(tmp_path / "member-vgg.weights.npz")]
+    assert [words[k + 1] for k in at] == ["ferkit-large", str(tmp_path / "member-plain.weights.npz")]
 
 
 def test_networks_are_trained_on_the_gpu_and_exported_by_tensorflow(monkeypatch):
