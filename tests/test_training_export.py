@@ -61,6 +61,7 @@ def run(faces, tmp_path_factory):
     folder.mkdir()
     taxonomies = (faces.taxonomy, FERPLUS)
     heads = tuple(t.id for t in taxonomies)
+    keras.utils.set_random_seed(recipe.seed)
     network = build_model("se-resnet", {t.id: len(t) for t in taxonomies}, **recipe.model.params)
     rng = np.random.default_rng(0)
     for weight in network.weights:
