@@ -673,8 +673,8 @@ def test_training_weights_of_a_model_are_those_of_its_file(name):
     run = runs.load_training_weights(name)
     classifier = FaceClassifier(name)
     expected = classifier.predict(images)
-    # The training weights are float16. In member-vgg, int8 keeps 99.8 % of the labels of 600 faces and changes
-    # their probabilities by 0.02 at most; noise is further from what it knows.
+    # The training weights are float16. In member-vgg, int8 keeps 99.8 % of the labels of 600 faces and moves
+    # their probabilities by at most 0.02; noise is further from what it knows.
     tolerance = {"float16": 5e-3, "mixed": 1e-2, "int8": 4e-2}[classifier.info.precision]
     for head, p in predict_probabilities(run.network(), images, temperatures=run.temperatures).items():
         np.testing.assert_allclose(p, expected[head], atol=tolerance)
