@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import ASTRONAUT
-from measuring import Part, Worker, describe_machine, held_parts, in_turns, measure_process, write_report
+from measuring import Part, Worker, chosen_parts, describe_machine, held_parts, in_turns, measure_process, write_report
 from peer import DEFAULT_VENV, interpreter
 
 LOOP = "loop over Recognizer.predict"
@@ -129,9 +129,7 @@ def main() -> None:
     parser.add_argument("--peer-venv", type=Path, default=DEFAULT_VENV, help="environment with fer")
     parser.add_argument("--parts", default=",".join(PARTS), help="what to measure (default: %(default)s)")
     given = parser.parse_args()
-    wanted = given.parts.split(",")
-    if unknown := [part for part in wanted if part not in PARTS]:
-        parser.error(f"no part {unknown[0]!r}; known are {', '.join(PARTS)}")
+    wanted = chosen_parts(parser, given.parts, PARTS)
     if find_spec("pyarrow") is None:
         sys.exit("SKIPPED: benchmarks/batch.py needs the extra batch: pip install 'ferkit[batch]'")
     photos = [ASTRONAUT, *given.photo]

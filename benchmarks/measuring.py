@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -10,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -191,6 +192,14 @@ def cell(name: str, value: Any) -> tuple[str, str]:
     if name in _PERCENT:
         return f"{name}, %", f"{100 * value:.1f}"
     return name, f"{value:,.3g}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def chosen_parts(parser: argparse.ArgumentParser, text: str, known: Collection[str]) -> list[str]:
+    """Return the parts that ``--parts`` names, separated by commas; end the program if one is unknown."""
+    wanted = text.split(",")
+    if unknown := [part for part in wanted if part not in known]:
+        parser.error(f"no part {unknown[0]!r}; known are {', '.join(known)}")
+    return wanted
 
 
 def held_parts(folder: Path, name: str) -> dict[str, Part]:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 from bench import ASTRONAUT
-from measuring import Part, describe_machine, held_parts, in_turns, write_report
+from measuring import Part, chosen_parts, describe_machine, held_parts, in_turns, write_report
 from numpy.typing import NDArray
 
 from ferkit import Recognizer
@@ -477,9 +477,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60, help="length of the clip for the memory")
     parser.add_argument("--parts", default=",".join(PARTS), help="what to measure (default: %(default)s)")
     arguments = parser.parse_args()
-    wanted = arguments.parts.split(",")
-    if unknown := [part for part in wanted if part not in PARTS]:
-        parser.error(f"no part {unknown[0]!r}; known are {', '.join(PARTS)}")
+    wanted = chosen_parts(parser, arguments.parts, PARTS)
     if missing := [clip for clip in arguments.clips if not clip.is_file()]:
         parser.error(f"there is no {missing[0]}")
     report: dict[str, Any] = {"machine": describe_machine(), "parts": {}}

@@ -295,6 +295,21 @@ def test_supervision_goes_on_after_an_error_of_the_queue(
         wait_until(lambda: not service.jobs.folder(job.id).exists())
 
 
+def test_a_clip_is_refused_while_the_queue_is_out_of_reach(
+    served: tuple[str, Worker], tmp_path: Path
+) -> None:
+    url, worker = served
+    content = clip(tmp_path / "c.mp4")
+    with contextlib.closing(sqlite3.connect(tmp_path / "jobs" / "queue.db")) as db:
+        db.execute("ALTER TABLE task RENAME TO away")
+        refused = submit(url, content)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "30")
+        assert refused.json()["detail"] == "the queue of jobs cannot be reached; try again later"
+        assert not list(worker.jobs.all())
+        db.execute("ALTER TABLE away RENAME TO task")
+    assert submit(url, content).status_code == 202
+
+
 @contextlib.contextmanager
 def redis_server(folder: Path) -> Iterator[str]:
     """A Redis of its own; without the program the test is skipped."""

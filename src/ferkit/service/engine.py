@@ -270,13 +270,13 @@ def process_clip(
     Raises:
         FerkitError: If the clip cannot be read or is beyond a limit.
     """
-    from ferkit.video.clip import Clip, open_input
+    from ferkit.video.clip import Clip
     from ferkit.video.process import process_video
 
-    with open_input(str(clip)) as container:
-        if container.format.name in _PLAYLISTS:
-            raise VideoError(f"{clip} is a playlist ({container.format.name}); a video file was expected")
-    seconds = Clip(clip, max_pixels=settings.pixels).info.duration
+    info = Clip(clip, max_pixels=settings.pixels).info
+    if info.container in _PLAYLISTS:
+        raise VideoError(f"{clip} is a playlist ({info.container}); a video file was expected")
+    seconds = info.duration
     if seconds is not None and seconds > settings.clip_seconds:
         raise VideoError(
             f"the clip is {seconds:.0f} seconds long, more than the limit of {settings.clip_seconds:.0f}; "

@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import shutil
+import sqlite3
 import time
 import uuid
 from collections import Counter
@@ -68,6 +69,10 @@ class Job(BaseModel):
     summary: dict[str, Any] | None = None
 
 
+class QueueError(FerkitError):
+    """The queue does not take a job now."""
+
+
 class _Json(Serializer):  # type: ignore[misc]
     """Messages as JSON: whoever can write into the queue can then not run code, as pickles would let them."""
 
@@ -102,6 +107,15 @@ def open_queue(settings: Settings) -> Huey:
     return queue
 
 
+def _queue_errors(settings: Settings) -> tuple[type[Exception], ...]:
+    """Return what the queue raises when it is out of reach."""
+    if settings.queue is None:
+        return (sqlite3.Error,)
+    from redis.exceptions import RedisError
+
+    return (RedisError,)
+
+
 class Jobs:
     """The jobs of a folder. Its methods block: the event loop calls them in a thread."""
 
@@ -113,6 +127,7 @@ class Jobs:
         except OSError as error:
             raise FerkitError(f"cannot make the folder of jobs: {error}") from error
         self.queue = open_queue(settings)
+        self._queue_errors = _queue_errors(settings)
         self._work: Callable[[str], None] | None = None
         self.run = self.queue.task(name="process")(self._process)
 
@@ -131,9 +146,12 @@ class Jobs:
         shutil.rmtree(folder, ignore_errors=True)
 
     def submit(self, job: Job) -> None:
-        """Queue a job whose clip is in its folder."""
+        """Queue a job whose clip is in its folder; raise QueueError if the queue is out of reach."""
         self.save(job)
-        self.run(job.id)
+        try:
+            self.run(job.id)
+        except self._queue_errors as error:
+            raise QueueError("the queue of jobs cannot be reached") from error
 
     def save(self, job: Job) -> None:
         """Write the state of a job, in one step."""

@@ -11,7 +11,7 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 from ferkit.service import schemas
 from ferkit.service.app import MinFaceQuery, Service, TaxonomyQuery, TtaQuery, client_of, service_of
 from ferkit.service.engine import Options
-from ferkit.service.jobs import FINISHED, RESULTS, Job
+from ferkit.service.jobs import FINISHED, RESULTS, Job, QueueError
 from ferkit.service.problems import Problem, documented
 from ferkit.service.settings import MIB
 from ferkit.service.uploads import read_clip
@@ -113,6 +113,8 @@ async def submit(
             )
             await asyncio.to_thread(jobs.submit, job)
             submitted = True
+        except QueueError as error:
+            raise Problem(503, f"{error}; try again later", retry_after=30, reason="queue") from error
         finally:
             if not submitted:
                 jobs.drop(folder)

@@ -64,6 +64,7 @@ class ClipInfo:
 
     Attributes:
         source: The file.
+        container: FFmpeg's name of the file format.
         codec: FFmpeg's name of the video codec.
         width: In pixels, as coded: before rotation.
         height: In pixels, as coded.
@@ -74,6 +75,7 @@ class ClipInfo:
     """
 
     source: str
+    container: str
     codec: str
     width: int
     height: int
@@ -581,6 +583,7 @@ def _describe(name: str, container: InputContainer, stream: VideoStream, length:
     rate = stream.average_rate or stream.guessed_rate
     return ClipInfo(
         source=name,
+        container=container.format.name,
         codec=_codec(stream),
         width=stream.width,
         height=stream.height,

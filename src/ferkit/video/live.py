@@ -172,7 +172,7 @@ class LiveClip:
         self._newest: ClipFrame | None = self._framed(first)
         self._changed = threading.Condition()
         height, width = first.shape[:2]
-        self.info = ClipInfo(self._camera.name, "camera", width, height, None, None, _TICK, ())
+        self.info = ClipInfo(self._camera.name, "camera", "camera", width, height, None, None, _TICK, ())
         self.start = Fraction(0)
 
     @property
