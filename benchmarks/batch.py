@@ -22,7 +22,16 @@ from pathlib import Path
 from typing import Any
 
 from bench import ASTRONAUT
-from measuring import Part, Worker, chosen_parts, describe_machine, held_parts, in_turns, measure_process, write_report
+from measuring import (
+    Part,
+    Worker,
+    chosen_parts,
+    describe_machine,
+    held_parts,
+    in_turns,
+    measure_process,
+    write_report,
+)
 from peer import DEFAULT_VENV, interpreter
 
 LOOP = "loop over Recognizer.predict"

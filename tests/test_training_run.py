@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import errno
 import json
 import os
@@ -15,6 +16,7 @@ import time
 
 import numpy as np
 import pytest
+from numpy.testing import assert_array_equal
 
 from ferkit.core.errors import OutputError, TrainingError
 
@@ -32,7 +34,7 @@ from ferkit.training.network import TrainingModel
 from ferkit.training.recipe import dump_recipe
 from ferkit.training.runs import RunFolder, load_run
 from ferkit.training.state import read_archive, write_archive
-from ferkit.training.trainer import train
+from ferkit.training.trainer import set_up, train
 from tinyruns import StopAt, StopBeforeTraining, numbers, tiny
 
 pytestmark = pytest.mark.slow
@@ -263,6 +265,19 @@ def test_leaks_are_those_of_the_split_that_is_trained_on(faces, tmp_path, drop_l
         )
     facts = json.loads((tmp_path / "l" / "run.json").read_text())
     assert facts["data"]["training"] == len(faces.of_split("PublicTest")) - dropped
+
+
+@pytest.mark.parametrize("average", [True, False])
+def test_equal_training_faces_can_share_the_mean_of_their_targets(faces, average):
+    images, labels = np.array(faces.images), np.array(faces.labels)
+    rows = np.flatnonzero(faces.split == 0)[:3]
+    images[rows[2]] = images[rows[0]]
+    labels[rows] = 0, 1, 4
+    recipe = tiny(data={"average_duplicates": average})
+    setup = set_up(recipe, dataclasses.replace(faces, images=images, labels=labels))
+    targets = setup.batches.targets["fer2013"][:3]
+    shared = np.eye(7)[[0, 4]].mean(axis=0)
+    assert_array_equal(targets, [shared, np.eye(7)[1], shared] if average else np.eye(7)[[0, 1, 4]])
 
 
 def test_an_average_that_forgets_at_once_is_the_last_weights(faces, tmp_path):

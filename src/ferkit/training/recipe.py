@@ -76,6 +76,9 @@ class DataPart(_Part):
     )
     drop_leaks: bool = Field(False, description="leave out training images that are also in another split")
     drop_flat: bool = Field(False, description="leave out images of one constant gray value")
+    average_duplicates: bool = Field(
+        False, description="give equal training images the mean of their targets"
+    )
     train_split: SplitName = Field("Training", description="the split to train on")
     validation_split: SplitName = Field("PublicTest", description="the split to validate on")
 

@@ -77,3 +77,10 @@ def weighted_targets(
             rows = (rows * weights[:, None]).astype(np.float32)
         targets[head.taxonomy.id] = rows
     return targets
+
+
+def group_means(rows: NDArray[np.float32], groups: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Replace each row of float32 ``[N, K]`` by the mean of its group, int64 ``[N]`` from 0 on."""
+    sums = np.zeros((groups.max(initial=-1) + 1, rows.shape[1]))
+    np.add.at(sums, groups, rows)
+    return np.asarray((sums / np.bincount(groups)[:, None])[groups], np.float32)

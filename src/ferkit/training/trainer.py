@@ -19,7 +19,7 @@ from ferkit import __version__
 from ferkit.core.errors import FerkitError, OutputError, TrainingError
 from ferkit.core.runtime import usable_cores
 from ferkit.data import FaceDataset, check_training_labels, faces_digest, load_data
-from ferkit.data.duplicates import flat_rows, leaking_rows
+from ferkit.data.duplicates import flat_rows, image_keys, leaking_rows
 from ferkit.models import build_model, count_macs
 from ferkit.training import runs, state
 from ferkit.training.backend import choose_precision_here, keras
@@ -33,7 +33,7 @@ from ferkit.training.optimize import make_optimizer
 from ferkit.training.precision import onednn_setting, processor_name
 from ferkit.training.recipe import ModelPart, Recipe, load_recipe
 from ferkit.training.runs import Run, RunFolder
-from ferkit.training.targets import Head, heads_of, label_frequencies, weighted_targets
+from ferkit.training.targets import Head, group_means, heads_of, label_frequencies, weighted_targets
 
 if TYPE_CHECKING:
     from keras.callbacks import Callback
@@ -115,6 +115,9 @@ def set_up(
         for layer in network.layers:
             layer.trainable = layer.name.startswith("logits_")
     targets = weighted_targets(training, heads, data.balance)
+    if data.average_duplicates:
+        keys = image_keys(np.asarray(training.images))
+        targets = {head: group_means(rows, keys) for head, rows in targets.items()}
     frequencies = {head: label_frequencies(rows) for head, rows in targets.items()}
     teachers = None if get_teachers is None else get_teachers(training, heads)
     if isinstance(teachers, TeacherPredictions):
