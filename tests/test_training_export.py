@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from ferkit import cli
@@ -176,6 +177,38 @@ def test_activation_maps_average_to_the_logits(run, exported, faces):
     np.testing.assert_allclose(
         maps.mean(axis=(2, 3)) + bias, predict_logits(run.network(), images)["fer2013"], rtol=1e-4, atol=5e-4
     )
+
+
+def operations_on_pixels(graph):
+    """The operations from the pixels to the first convolution."""
+    found, value = [], "face"
+    while not found or found[-1] != "Conv":
+        (node,) = [node for node in graph.node if value in node.input]
+        found.append(node.op_type)
+        value = node.output[0]
+    return found
+
+
+@pytest.mark.parametrize("offset", [0.0, -1.0])
+@pytest.mark.parametrize("view", [48, 44])
+def test_weights_are_scaled_in_place_of_pixels_unless_zero_would_be_no_black(offset, view):
+    onnx = pytest.importorskip("onnx")
+    keras.utils.set_random_seed(1)
+    face = x = keras.Input((48, 48, 1))
+    if view < 48:
+        x = keras.layers.Cropping2D((48 - view) // 2)(x)
+    x = keras.layers.Rescaling(1 / 64, offset)(x)
+    x = keras.layers.Conv2D(6, 3, padding="same", activation="relu")(x)
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    network = keras.Model(face, {"fer2013": keras.layers.Dense(7, name="logits_fer2013")(x)})
+    graph = to_onnx(network, {})
+    operations = operations_on_pixels(onnx.load_from_string(graph).graph)
+    assert ("Mul" in operations, "Add" in operations) == (bool(offset), bool(offset))
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 48, 48), np.uint8)
+    logits = network(pixels[..., None].astype(np.float32))["fer2013"]
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    expected = keras.ops.convert_to_numpy(keras.ops.softmax(logits))
+    np.testing.assert_allclose(session.run(None, {"face": pixels})[0], expected, atol=1e-5)
 
 
 def test_a_network_without_pooling_has_no_maps():

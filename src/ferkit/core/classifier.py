@@ -90,17 +90,20 @@ class FaceClassifier:
             else [self._info.head(taxonomy) for taxonomy in taxonomies]
         )
         self._check_crops(crops, batch_size)
-        if not heads:  # ONNX Runtime takes no names for all of them
-            return {}
-        sums = {head.id: np.zeros((len(crops), len(head.labels)), np.float32) for head in heads}
+        if not heads or not len(crops):  # ONNX Runtime takes no names for all of them
+            return {head.id: np.zeros((0, len(head.labels)), np.float32) for head in heads}
+        names, batches = [head.id for head in heads], []
         for start in range(0, len(crops), batch_size):
-            rows = slice(start, start + batch_size)
-            views = tta_views(crops[rows], tta, shift=self._info.ten_crop_shift)
-            for view in views:
-                for head, output in zip(heads, self._run([head.id for head in heads], view), strict=True):
-                    self._check_probabilities(head, output)
-                    sums[head.id][rows] += output / np.float32(len(views))
-        return sums
+            batch = crops[start : start + batch_size]
+            views = tta_views(batch, tta, shift=self._info.ten_crop_shift)
+            outputs = [self._run(names, view) for view in views]
+            for output in outputs:
+                self._check_probabilities(heads, output)
+            batches.append(
+                [np.mean(one, axis=0) for one in zip(*outputs, strict=True)] if views[1:] else outputs[0]
+            )
+        joined = [np.concatenate(one) for one in zip(*batches, strict=True)] if batches[1:] else batches[0]
+        return dict(zip(names, joined, strict=True))
 
     def cams(
         self, crops: NDArray[np.uint8], taxonomy: str | None = None, *, batch_size: int = 64
@@ -155,19 +158,18 @@ class FaceClassifier:
         if batch_size < 1:
             raise ImageError(f"batch_size must be at least 1. Received: {batch_size}")
 
-    def _check_probabilities(self, head: HeadInfo, output: NDArray[np.float32]) -> None:
-        with np.errstate(invalid="ignore"):
-            good = (
+    def _check_probabilities(self, heads: Sequence[HeadInfo], outputs: Sequence[NDArray[np.float32]]) -> None:
+        for head, output in zip(heads, outputs, strict=True):
+            if not (
                 output.ndim == 2
                 and output.shape[1] == len(head.labels)
-                and bool(np.all(output >= 0))
-                and bool(np.all(np.abs(output.sum(axis=1) - 1) < _TOLERANCE))
-            )
-        if not good:
-            raise ModelFileError(
-                f"output {head.id!r} of {self._name} holds no probabilities over {len(head.labels)} labels "
-                "(logits?). Export the model again with `ferkit export`"
-            )
+                and output.min() >= 0
+                and abs(output.sum(axis=1) - 1).max() < _TOLERANCE
+            ):
+                raise ModelFileError(
+                    f"output {head.id!r} of {self._name} holds no probabilities over {len(head.labels)} "
+                    "labels (logits?). Export the model again with `ferkit export`"
+                )
 
     def _check_graph(self) -> None:
         size = self._info.input_size

@@ -69,8 +69,9 @@ def to_onnx(
         names.append(head)
     for head in mapped:
         kernel = network.get_layer(f"logits_{head}").kernel
-        places = ops.matmul(results[-1], ops.convert_to_tensor(kernel))
-        outputs.append(ops.transpose(places, (0, 3, 1, 2)))
+        at_places = keras.layers.Conv2D(kernel.shape[1], 1, use_bias=False)
+        outputs.append(ops.transpose(at_places(results[-1]), (0, 3, 1, 2)))
+        at_places.set_weights([ops.convert_to_numpy(kernel)[None, None]])
         names.append(CAM_PREFIX + head)
     model = keras.Model(face, outputs)
     with tempfile.TemporaryDirectory() as folder, _quiet():
@@ -79,6 +80,7 @@ def to_onnx(
         model.export(str(path), format="onnx", verbose=False, input_signature=signature, opset_version=_OPSET)
         proto = onnx.load(str(path))
     _name_outputs(proto, names, [tuple(o.shape[1:]) for o in outputs])
+    _scale_weights(proto.graph)
     proto.producer_name, proto.producer_version, proto.doc_string = "ferkit", "", ""
     if precision != "float32":
         _store_small(proto, _INT8_FROM.get(precision))
@@ -108,6 +110,56 @@ def _name_outputs(proto: Any, names: list[str], shapes: list[tuple[int, ...]]) -
     graph.name = "ferkit"
     for value in (graph.input[0], *graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "N"
+
+
+def _scale_weights(graph: Any) -> None:
+    """Scale the weights of the first convolution in place of the pixels, where nothing else sees these.
+
+    Sessions compute the scaled weights once, when they open.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    value, factor, scaling = graph.input[0].name, 1.0, []
+    while True:
+        users = [node for node in graph.node if value in node.input]
+        if len(users) != 1:
+            return
+        node = users[0]
+        if node.op_type == "Conv":
+            break
+        if node.op_type in ("Mul", "Add"):
+            other = next((name for name in node.input if name != value), "")
+            number = numpy_helper.to_array(constants[other]) if other in constants else np.zeros(2)
+            if number.size != 1 or (node.op_type == "Add" and number.item() != 0):
+                return
+            factor *= number.item() if node.op_type == "Mul" else 1.0
+            scaling.append((node, value))
+        elif node.op_type not in (
+            "Cast",
+            "Identity",
+            "Reshape",
+            "Slice",
+            "Squeeze",
+            "Transpose",
+            "Unsqueeze",
+        ):
+            return
+        value = node.output[0]
+    if not scaling or node.input[0] != value:
+        return
+    for skipped, pixels in reversed(scaling):
+        for user in graph.node:
+            for k, name in enumerate(user.input):
+                if name == skipped.output[0]:
+                    user.input[k] = pixels
+        graph.node.remove(skipped)
+    weights = node.input[1]
+    scaled = onnx.helper.make_node("Mul", [weights, f"{weights}/factor"], [f"{weights}/scaled"])
+    graph.initializer.append(numpy_helper.from_array(np.float32(factor), f"{weights}/factor"))
+    graph.node.insert(list(graph.node).index(node), scaled)
+    node.input[1] = f"{weights}/scaled"
 
 
 def _store_small(proto: Any, int8_from: int | None) -> None:
