@@ -243,6 +243,7 @@ def test_other_settings_train_too(faces, tmp_path):
         mixed_precision="bfloat16",
         heads={"label": 1.0},
         data={"balance": "weights", "drop_flat": True, "drop_leaks": True},
+        augment={"preset": "photos"},
         optimizer={"name": "adamw", "learning_rate": 0.01, "weight_decay": 0.01, "clip_norm": 1.0},
         schedule={"name": "plateau", "patience": 1, "factor": 0.5},
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -62,8 +63,10 @@ class Augmenter(keras.layers.Layer):  # type: ignore[misc]
         """Return augmented images float32 ``[N, S, S, 1]`` in 0..255, and targets ``[N, K]`` by head."""
         c = self.config
         x = ops.cast(images, "float32")
-        if c.glasses or c.mask:
-            x = self._cover(x)
+        if c.glasses:
+            x = self._some(x, c.glasses, self._add_glasses)
+        if c.mask:
+            x = self._some(x, c.mask, self._add_mask)
         if c.yaw:
             x = self._turn(x)
         if c.moves:
@@ -71,13 +74,13 @@ class Augmenter(keras.layers.Layer):  # type: ignore[misc]
         if c.brightness or c.contrast or c.gamma:
             x = self._light(x)
         if c.blur:
-            x = self._blur(x)
+            x = self._some(x, c.blur, self._blur)
         if c.downscale:
-            x = self._downscale(x)
+            x = self._some(x, c.downscale, self._downscale)
         if c.low_light:
-            x = self._darken(x)
+            x = self._some(x, c.low_light, self._darken)
         if c.jpeg:
-            x = self._compress(x)
+            x = self._some(x, c.jpeg, self._compress)
         if c.erasing:
             x = self._erase(x)
         if (c.mixup or c.cutmix) and c.mix_probability:
@@ -125,44 +128,52 @@ class Augmenter(keras.layers.Layer):  # type: ignore[misc]
             x = 255 * ops.power(x / 255, exponent)
         return x
 
-    def _chosen(self, n: Any, probability: float) -> Any:
-        """Return 1 for the images that are drawn with a probability, else 0: float32 ``[N, 1, 1, 1]``."""
-        return ops.reshape(ops.cast(self._uniform(n) < probability, "float32"), (-1, 1, 1, 1))
+    def _some(self, x: Any, probability: float, change: Callable[[Any], Any]) -> Any:
+        """Change the images that are drawn with a probability; of the others few are computed."""
+        n, share = ops.shape(x)[0], min(1.0, 1.25 * probability)
+        if isinstance(n, int):
+            some = count = math.ceil(share * n)  # JAX needs a plain number
+        else:  # TensorFlow may know n only when it runs
+            count = ops.ceil(share * ops.cast(n, "float32"))
+            some, n = ops.cast(count, "int32"), ops.cast(n, "float32")
+        rows = random.shuffle(ops.arange(ops.shape(x)[0]), seed=self.generator)[:some]
+        given = ops.take(x, rows, axis=0)
+        taken = self._uniform(some) * count < probability * n
+        changed = ops.where(ops.reshape(taken, (-1, 1, 1, 1)), change(given), given)
+        return ops.scatter_update(x, rows[:, None], changed)
 
-    def _cover(self, x: Any) -> Any:
-        """Draw glasses and masks where eyes and mouth are in FER2013's crops, with some play."""
-        c = self.config
-        n, side = ops.shape(x)[0], x.shape[1]
-        column = (-1, 1, 1, 1)
+    def _ellipse(self, side: int, x0: Any, y0: Any, half_width: Any, half_height: Any) -> Any:
+        """Return masks float32 ``[N, S, S, 1]``: 1 inside a rounded shape; arguments are shares of a side."""
         grid = (ops.arange(side, dtype="float32") + 0.5) / side
+        x0, y0, half_width, half_height = (
+            ops.reshape(one, (-1, 1, 1, 1)) for one in (x0, y0, half_width, half_height)
+        )
+        across = (ops.reshape(grid, (1, 1, -1, 1)) - x0) / half_width
+        down = (ops.reshape(grid, (1, -1, 1, 1)) - y0) / half_height
+        return ops.cast(across**4 + down**4 < 1, "float32")
 
-        def ellipse(x0: Any, y0: Any, half_width: Any, half_height: Any) -> Any:
-            across = (ops.reshape(grid, (1, 1, -1, 1)) - ops.reshape(x0, column)) / ops.reshape(
-                half_width, column
-            )
-            down = (ops.reshape(grid, (1, -1, 1, 1)) - ops.reshape(y0, column)) / ops.reshape(
-                half_height, column
-            )
-            return ops.cast(across**4 + down**4 < 1, "float32")
+    def _paint(self, x: Any, mask: Any, grays: tuple[float, float], opacities: tuple[float, float]) -> Any:
+        n, column = ops.shape(x)[0], (-1, 1, 1, 1)
+        gray = ops.reshape(self._uniform(n, *grays), column)
+        return x + mask * ops.reshape(self._uniform(n, *opacities), column) * (gray - x)
 
-        def paint(x: Any, mask: Any, probability: float, gray: Any, opacity: Any) -> Any:
-            mask = mask * self._chosen(n, probability) * ops.reshape(opacity, column)
-            return x + mask * (ops.reshape(gray, column) - x)
+    def _add_glasses(self, x: Any) -> Any:
+        """Draw sunglasses where the eyes are in FER2013's crops, with some play."""
+        n, side = ops.shape(x)[0], x.shape[1]
+        middle, y = self._uniform(n, 0.47, 0.53), self._uniform(n, 0.37, 0.43)
+        apart = self._uniform(n, 0.17, 0.21)
+        width, height = self._uniform(n, 0.11, 0.16), self._uniform(n, 0.06, 0.12)
+        bar = self._ellipse(side, middle, y - 0.3 * height, apart, 0.02 * ops.ones_like(y))
+        left, right = (self._ellipse(side, x0, y, width, height) for x0 in (middle - apart, middle + apart))
+        return self._paint(x, ops.minimum(left + right + bar, 1.0), (0, 70), (0.75, 1))
 
-        if c.glasses:
-            middle, y = self._uniform(n, 0.47, 0.53), self._uniform(n, 0.37, 0.43)
-            apart = self._uniform(n, 0.17, 0.21)
-            width, height = self._uniform(n, 0.11, 0.16), self._uniform(n, 0.06, 0.12)
-            bar = ellipse(middle, y - 0.3 * height, apart, 0.02 * ops.ones_like(y))
-            lenses = ellipse(middle - apart, y, width, height) + ellipse(middle + apart, y, width, height)
-            both = ops.minimum(lenses + bar, 1.0)
-            x = paint(x, both, c.glasses, self._uniform(n, 0, 70), self._uniform(n, 0.75, 1))
-        if c.mask:
-            top = self._uniform(n, 0.54, 0.66)
-            height = (1.02 - top) / 2
-            mask = ellipse(self._uniform(n, 0.46, 0.54), top + height, self._uniform(n, 0.26, 0.36), height)
-            x = paint(x, mask, c.mask, self._uniform(n, 20, 240), self._uniform(n, 0.9, 1))
-        return x
+    def _add_mask(self, x: Any) -> Any:
+        """Draw a mask where the mouth is in FER2013's crops, with some play."""
+        n, side = ops.shape(x)[0], x.shape[1]
+        top = self._uniform(n, 0.54, 0.66)
+        height = (1.02 - top) / 2
+        middle, width = self._uniform(n, 0.46, 0.54), self._uniform(n, 0.26, 0.36)
+        return self._paint(x, self._ellipse(side, middle, top + height, width, height), (20, 240), (0.9, 1))
 
     def _turn(self, x: Any) -> Any:
         """Turn heads to a side: the picture lies on a cylinder, whose hidden part repeats its edge."""
@@ -184,7 +195,7 @@ class Augmenter(keras.layers.Layer):  # type: ignore[misc]
         return first + share * (second - first)
 
     def _blur(self, x: Any) -> Any:
-        """Blur by a Gaussian, each image by its own."""
+        """Blur by a Gaussian, each image by one of its own."""
         c = self.config
         n, side = ops.shape(x)[0], x.shape[1]
         low, high = (sigma * side / 48 for sigma in c.blur_sigma)
@@ -202,20 +213,20 @@ class Augmenter(keras.layers.Layer):  # type: ignore[misc]
                 * (wide[:, k : k + side] if axis == 1 else wide[:, :, k : k + side])
                 for k in range(2 * reach + 1)
             )
-        return x + self._chosen(n, c.blur) * (blurred - x)
+        return blurred
 
     def _downscale(self, x: Any) -> Any:
         """Shrink to one of a few sizes, and enlarge again."""
         c = self.config
         n, side = ops.shape(x)[0], x.shape[1]
-        on, which = self._chosen(n, c.downscale), self._uniform(n, 0, len(c.downscale_to))
+        which = self._uniform(n, 0, len(c.downscale_to))
         result = x
         for k, share in enumerate(c.downscale_to):
             small = max(1, round(share * side))
             shrunk = ops.image.resize(x, (small, small), antialias=True, data_format="channels_last")
             enlarged = ops.image.resize(shrunk, (side, side), data_format="channels_last")
             taken = ops.reshape(ops.cast(ops.floor(which) == k, "float32"), (-1, 1, 1, 1))
-            result = result + on * taken * (enlarged - x)
+            result = result + taken * (enlarged - x)
         return result
 
     def _darken(self, x: Any) -> Any:
@@ -224,7 +235,7 @@ class Augmenter(keras.layers.Layer):  # type: ignore[misc]
         light = ops.exp(self._uniform(n, math.log(0.2), math.log(0.5)))
         lit = x * ops.reshape(light, (-1, 1, 1, 1))
         noise = random.normal(ops.shape(x), seed=self.generator) * ops.sqrt(4 + 0.1 * lit)
-        return x + self._chosen(n, self.config.low_light) * (ops.clip(lit + noise, 0, 255) - x)
+        return ops.clip(lit + noise, 0, 255)
 
     def _compress(self, x: Any) -> Any:
         """Compress as JPEG does: quantised cosine transforms of blocks of 8 x 8 pixels."""
@@ -242,7 +253,7 @@ class Augmenter(keras.layers.Layer):  # type: ignore[misc]
         kept = ops.round(cosines / steps) * steps
         back = ops.einsum("ui,nbucv,vj->nbicj", _COSINES, kept, _COSINES) + 128
         picture = ops.reshape(back, (-1, blocks * 8, blocks * 8))[:, :side, :side, None]
-        return x + self._chosen(n, c.jpeg) * (ops.clip(ops.round(picture), 0, 255) - x)
+        return ops.clip(ops.round(picture), 0, 255)
 
     def _box(self, n: Any, side: int, area: Any, aspect: Any) -> Any:
         """Return masks float32 ``[N, S, S, 1]``: 1 inside a box of that area, at a random place."""
