@@ -467,6 +467,18 @@ def test_retry_failed_reads_again_what_failed(
         recognize(model, tmp_path / "r.parquet", folder, resume=True)
 
 
+@pytest.mark.parametrize("name", ["-", "r.json", "r.csv.gz", "r.xlsx"])
+def test_what_looks_like_another_file_is_no_folder(
+    model: Path, tmp_path: Path, name: str, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputError, match=r"is no table that can be written; name a file with \.parquet"):
+        recognize(model, name, tmp_path)
+    assert not list(tmp_path.iterdir())
+    recognize(model, "r.json/", tmp_path)
+    assert (tmp_path / "r.json" / "photos").is_dir()
+
+
 def test_a_photo_named_twice_has_two_rows_also_after_an_interruption(model: Path, tmp_path: Path) -> None:
     pq.write_table(pa.table({"path": [str(CAT), str(ASTRONAUT), str(CAT)]}), tmp_path / "t.parquet")
     recognize(model, tmp_path / "out", CAT)
@@ -545,7 +557,7 @@ def test_many_sources_are_remembered_in_eight_bytes_each() -> None:
 
 def test_options_of_tables_need_an_output(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["predict", "a.jpg", "--resume"]) == 2
-    assert "they belong to --output" in capsys.readouterr().err
+    assert "only with --output" in capsys.readouterr().err
     assert run(["predict", "a.jpg", "-o", "out", "--json"]) == 2
     assert "--output writes tables in place of printing" in capsys.readouterr().err
     assert run(["predict", "a.jpg", "-o", "out", "--workers", "4:2"]) == 2
@@ -559,7 +571,7 @@ def test_options_of_tables_need_an_output(capsys: pytest.CaptureFixture[str]) ->
         (["-o", "out", "--worker-gpus", "0"], "--worker-gpus: it is for Ray"),
         (["-o", "out", "--workers", "2:16"], "--workers 2:16: it is for Ray"),
         (["-o", "out", "--fps", "5"], "--fps: it is for clips"),
-        (["--engine", "ray", "--worker-gpus", "0"], "they belong to --output"),
+        (["--engine", "ray", "--worker-gpus", "0"], "only with --output"),
         (["--json", "--all"], "--all: it is for tables"),
         (["--no-landmarks"], "--no-landmarks: it is for the annotated copies"),
     ],

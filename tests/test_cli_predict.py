@@ -575,7 +575,7 @@ def test_tta_and_threads_are_passed_to_the_recognizer(model: str, capsys: pytest
 def test_max_pixels_is_used(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["predict", CAT, "-m", model, "--max-pixels"]
     assert run([*arguments, str(451 * 300 - 1)]) == 1
-    assert "--max-pixels of `ferkit predict`" in capsys.readouterr().err
+    assert "(max_pixels, --max-pixels" in capsys.readouterr().err
     assert run([*arguments, str(451 * 300)]) == 0
 
 

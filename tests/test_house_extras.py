@@ -229,6 +229,22 @@ def test_a_recognizer_names_what_installs_a_library_that_does_not_load(
     assert done.stdout.endswith("apt-get install libgl1\n")
 
 
+def test_names_whose_libraries_are_absent_say_so_when_they_are_called(
+    break_module: Callable[..., dict[str, str]],
+) -> None:
+    code = (
+        "from ferkit import *\nimport inspect, ferkit\n"
+        "assert dict(inspect.getmembers(ferkit))['train'].__name__ == 'train'\n"
+        "try: ferkit.train('seed', 'cartoon:7', 'out')\n"
+        "except ferkit.FerkitError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=break_module("keras", "no module named keras"), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.startswith("the library 'keras' is installed and does not load")
+
+
 @pytest.mark.parametrize(
     ("module", "error"),
     [("numpy", "ImportError"), ("PIL", "OSError"), ("onnxruntime", "ValueError"), ("cv2", "OSError")],

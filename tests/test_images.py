@@ -235,7 +235,7 @@ def test_a_truncated_file_is_refused_not_half_read(kind: str, part: float) -> No
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "unknown format"),
         (b"\xff\xd8\xff", "damaged, truncated"),
         (HEIC, "is of type HEIC; readable are JPEG, .*: convert it"),
-        (b"\0\0\0\x1cftypisom\0\0\2\0isomiso2mp41" + bytes(99), "is of type video"),
+        (b"\0\0\0\x1cftypisom\0\0\2\0isomiso2mp41" + bytes(99), "is a clip; clips are for `ferkit video`"),
         (b"\xff\x0a" + bytes(99), "is of type JPEG XL"),
     ],
 )

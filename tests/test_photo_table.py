@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from faceresults import example_face
-from ferkit import Expression, Face, Photo
+from ferkit import Expression, Face, Photo, Unreadable
 from ferkit.cli.photo_table import PhotoTable
+from ferkit.core.errors import ImageError
 from ferkit.core.taxonomy import FER2013
 
 LONG = "a-photo-with-a-name-that-is-much-too-long-for-any-column-0042.jpg"
@@ -75,6 +76,11 @@ def test_the_leading_label_of_an_uncertain_face_is_shown() -> None:
     (line,) = [line for line in table(photo("a.jpg", example_face("uncertain"))) if "a.jpg" in line]
     assert "uncertain" in line
     assert "fear" in line
+    assert line.count("%") == 1
+
+
+def test_without_a_photo_there_is_no_table() -> None:
+    assert table(Unreadable("a.jpg", ImageError("damaged"))) == []
 
 
 def test_bars_are_ascii_where_the_encoding_has_no_blocks() -> None:

@@ -127,6 +127,12 @@ def test_paths_bytes_arrays_and_pillow_images_give_the_same_faces(recognizer: Re
         assert photo.source == (str(ASTRONAUT) if isinstance(source, str) else None)
 
 
+@pytest.mark.parametrize("photo", ["a.jpg", Path("a.jpg"), b"abc"], ids=["str", "Path", "bytes"])
+def test_predict_each_refuses_a_single_photo(recognizer: Recognizer, photo: Any) -> None:
+    with pytest.raises(ImageError, match=f"takes photos, not one.* Received: {type(photo).__name__}|Posix"):
+        recognizer.predict_each(photo)
+
+
 def test_an_unreadable_photo_ends_predict_but_not_predict_each(
     recognizer: Recognizer, tmp_path: Path
 ) -> None:

@@ -133,6 +133,7 @@ def test_to_pandas_has_the_columns_and_rows_of_the_csv(recognizer: Recognizer) -
     assert table["p_happy"].isna().tolist() == [False, True, False]
     assert table["source"].tolist() == [str(ASTRONAUT), str(CAT), str(CAMERAMAN)]
     assert table["faces"].tolist() == read["faces"].tolist() == [1, 0, 1]
+    assert ferkit.to_pandas(photos[0]).equals(photos[0].to_pandas())
     assert photos[0].to_pandas()["label"].tolist() == [photos[0].faces[0].label]
     (faceless,) = photos[1].to_pandas().to_dict("records")
     assert faceless.pop("source") == str(CAT)

@@ -208,10 +208,20 @@ def test_a_damaged_form_is_refused(url: str, content_type: str, content: bytes, 
 
 @pytest.mark.parametrize(
     ("query", "word"),
-    [("min_face=4", "min_face"), ("tta=twice", "tta"), ("explain=perhaps", "explain")],
+    [
+        ("min_face=4", "min_face"),
+        ("tta=twice", "tta"),
+        ("explain=perhaps", "explain"),
+        ("explian=true", "/v1/predict has no option 'explian'; it has taxonomy, "),
+    ],
 )
 def test_a_parameter_out_of_range_is_named(url: str, query: str, word: str) -> None:
     assert word in detail(httpx.post(f"{url}/v1/predict?{query}", content=plain()), 422)
+
+
+def test_a_route_without_options_refuses_any_and_the_page_none(url: str) -> None:
+    assert detail(httpx.get(f"{url}/v1/models?full=1"), 422) == "/v1/models has no option 'full'; it has none"
+    assert httpx.get(f"{url}/?full=1").status_code == 200
 
 
 def raw(url: str, text: bytes) -> bytes:

@@ -231,7 +231,7 @@ def test_a_truncated_clip_is_read_as_far_as_possible_with_status_1(
     ("arguments", "message"),
     [
         (["absent.mp4"], "no file"),
-        (["https://example.org/clip.mp4"], "is a URL"),
+        (["https://example.org/clip.mp4"], "https://example.org/clip.mp4 is a URL"),
         (["{clip}", "--from", "9"], "has no frame from 9 s on"),
         (["{clip}", "--from", "ten"], "a time is seconds"),
         (["{clip}", "--max-pixels", "1000"], "80 x 48 pixels, more than the limit of 0.001 million"),

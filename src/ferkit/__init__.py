@@ -2,8 +2,8 @@
 
 >>> import ferkit
 >>> recognizer = ferkit.Recognizer()
->>> recognizer.predict("photo.jpg").faces  # doctest: +SKIP
-(Face(box=(186.2, 138.6, 377.3, 407.9), score=0.95, ..., label='happiness', ...),)
+>>> [face.label for face in recognizer.predict("examples/astronaut.jpg").faces]
+['happy']
 
 What this module offers is imported when it is first used, so that ``import ferkit`` costs nothing.
 """
@@ -94,13 +94,26 @@ def __getattr__(name: str) -> Any:
     try:
         value = getattr(importlib.import_module(home), name)
     except Exception as error:
+        from ferkit.core.errors import MissingDependencyError
         from ferkit.core.extras import explain_import_error
 
-        if explained := explain_import_error(error):
-            raise explained from error
-        raise
+        explained = error if isinstance(error, MissingDependencyError) else explain_import_error(error)
+        if explained is None:
+            raise
+        return _absent(name, explained)
     globals()[name] = value
     return value
+
+
+def _absent(name: str, why: FerkitError) -> Any:
+    """Return what stands for a function whose libraries are not installed: it says so when it is called."""
+
+    def absent(*_: Any, **__: Any) -> Any:
+        raise why
+
+    absent.__name__ = absent.__qualname__ = name
+    absent.__doc__ = f"Not installed: {why}."
+    return absent
 
 
 def __dir__() -> list[str]:

@@ -31,6 +31,32 @@ PART_PHOTOS = 1024
 SUFFIXES = (".parquet", ".csv", ".jsonl")
 """Suffixes of an output that is a file; any other output is a folder of Parquet parts."""
 
+_FOREIGN = frozenset(
+    f".{name}"
+    for name in [
+        "arrow",
+        "db",
+        "feather",
+        "gz",
+        "html",
+        "jpeg",
+        "jpg",
+        "json",
+        "md",
+        "mp4",
+        "orc",
+        "png",
+        "sqlite",
+        "tsv",
+        "txt",
+        "xls",
+        "xlsx",
+        "xml",
+        "zip",
+    ]
+)
+"""Suffixes of names that were hardly meant for a folder."""
+
 _GROUP_ROWS = 1 << 16  # rows of a row group in the joined file
 _PART = re.compile(r"part-\d+\.parquet")
 
@@ -85,7 +111,12 @@ class Output:
     ) -> None:
         self._tables = tables
         self._part_photos = 1 if tables.clips else part_photos
-        self._suffix = "" if is_uri(target) else Path(target).suffix.lower()
+        self._suffix = "" if is_uri(target) or target.endswith("/") else Path(target).suffix.lower()
+        if target == "-" or (self._suffix in _FOREIGN and not os.path.isdir(target)):  # noqa: PTH112
+            raise OutputError(
+                f"{target} is no table that can be written; name a file with {', '.join(SUFFIXES)}, or a "
+                "folder with a / at the end"
+            )
         if self._suffix not in SUFFIXES or os.path.isdir(target):  # noqa: PTH112
             self._suffix = ""
         if self._suffix == ".csv" and (nested := [f for f in tables.photos if pa.types.is_nested(f.type)]):
@@ -132,7 +163,8 @@ class Output:
     def files(self) -> tuple[str, ...]:
         """Return the files, or the folders, of both tables."""
         if not self._suffix:
-            return (f"{self._target}/faces", f"{self._target}/photos")
+            folder = self._target.rstrip("/")
+            return (f"{folder}/faces", f"{folder}/photos")
         path = Path(self._target)
         kind = "clips" if self._tables.clips else "photos"
         return (self._target, str(path.with_name(f"{path.stem}-{kind}{path.suffix}")))

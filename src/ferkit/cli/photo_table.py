@@ -54,7 +54,9 @@ class PhotoTable(ResultSink):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Print the table, also after an error."""
+        """Print the table, also after an error; without a photo there is none."""
+        if not self._photos:
+            return
         from rich import box
         from rich.measure import Measurement
         from rich.table import Table
@@ -111,13 +113,14 @@ class PhotoTable(ResultSink):
 
         colours = palette(self._labels)
         first, second = sorted(face.probabilities.items(), key=lambda item: -item[1])[:2]
-        shown = [(face.label, face.confidence, colours.get(face.label, UNCERTAIN))]
-        if face.label not in self._labels:
-            shown.append((*first, colours[first[0]]))
-        elif second[1] >= _LEAST_SECOND:
+        shown = [(*first, colours[first[0]])]
+        if second[1] >= _LEAST_SECOND:
             shown.append((*second, colours[second[0]]))
         text = Text()
         width = max(map(len, self._labels))
+        if face.label not in self._labels:
+            text.append(f"{escape_control(face.label):<{width + _BAR + 6}}", f"color({UNCERTAIN.terminal})")
+            del shown[1:]
         for label, share, colour in shown:
             text.append(f"{'  ' if text else ''}{escape_control(label):<{width}} ")
             text.append(_bar(share, blocks), f"color({colour.terminal})")
@@ -158,5 +161,7 @@ def _relative(names: list[str]) -> list[str]:
     try:
         common = os.path.commonpath(folders)
     except ValueError:  # no files, or files of two drives
+        return names
+    if common == Path(common).anchor:
         return names
     return [name if name == STDIN else os.path.relpath(Path(name).absolute(), common) for name in names]

@@ -255,7 +255,7 @@ def predict(
         "--column": column,
     }
     given |= on_ray | {"--keep": keep, "--flat": flat, "--resume": resume, "--retry-failed": retry_failed}
-    refuse_options(given | {"--metrics": metrics, "--clips": clips, "--fps": fps}, "they belong to --output")
+    refuse_options(given | {"--metrics": metrics, "--clips": clips, "--fps": fps}, "only with --output")
     at_a_time = worker_range(workers)[1] or threads or usable_cores()
     names = [*photos, *listed]
     if len(names) == 1 and (names[0] == STDIN or os.path.isfile(names[0])):  # noqa: PTH113

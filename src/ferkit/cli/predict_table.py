@@ -184,10 +184,12 @@ def _summarize(
     counts: Counts, files: tuple[str, ...], passed_over: dict[str, int], options: TableOptions
 ) -> None:
     unit = "clips" if options.clips else "photos"
+    some = unit.removesuffix("s") if counts.photos == 1 else unit
+    faces = "1 face" if counts.faces == 1 else f"{counts.faces:,} faces"
     statuses = ", ".join(f"{number:,} {status}" for status, number in counts.statuses.items())
     before = f" ({counts.before:,} were done before)" if counts.before else ""
     remark(
-        f"{counts.photos:,} {unit}: {statuses}{before}; {counts.faces:,} faces; {in_words(counts.seconds)}, "
+        f"{counts.photos:,} {some}: {statuses}{before}; {faces}; {in_words(counts.seconds)}, "
         f"{counts.photos / counts.seconds:.1f} {unit}/s"
     )
     if passed_over:

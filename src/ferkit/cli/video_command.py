@@ -236,7 +236,7 @@ def _print_table(summary: VideoSummary) -> None:
     for name in _COLUMNS:
         table.add_column(name, justify="left" if name in ("time", "expressions") else "right", no_wrap=True)
     times = [f"{_clock(track.first)}-{_clock(track.last)}" for track in tracks]
-    room = screen.width - len("".join(_COLUMNS[:-1])) + len("time") - max(map(len, times)) - 8
+    room = screen.width - len("".join(_COLUMNS[:-1])) + len("time") - max(map(len, times)) - 12
     *labels, uncertain = tracks[0].by_label
     colours = {**palette(labels), uncertain: UNCERTAIN}
     for track, time in zip(tracks, times, strict=True):

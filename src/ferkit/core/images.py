@@ -356,6 +356,8 @@ def _open(content: bytes, name: str, max_pixels: int) -> PillowImage:
         raise ImageError(f"{name} is empty")
     kind = file_type(content[:HEAD_BYTES])
     if kind not in _READERS:
+        if kind == "video":
+            raise ImageError(f"{name} is a clip; clips are for `ferkit video`, of a server for /v1/videos")
         what = f"is of type {kind}" if kind else "has an unknown format"
         raise ImageError(f"{name} {what}; readable are {', '.join(READABLE)}: convert it to one of them")
     module, opener = _READERS[kind]
@@ -371,7 +373,7 @@ def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise ImageError(
             f"{name} has {width} x {height} pixels, more than the limit of {max_pixels / 1e6:.0f} million; "
-            "shrink it, or raise max_pixels (--max-pixels of `ferkit predict` and `ferkit video`)"
+            "shrink it, or raise the limit (max_pixels, --max-pixels; of a server --pixels)"
         )
 
 

@@ -258,6 +258,10 @@ class Recognizer:
             FerkitError: If ``pending`` or ``workers`` is not a whole number from 1 on; immediately, not at
                 the first result.
         """
+        if isinstance(photos, (str, bytes, os.PathLike)):
+            raise ImageError(
+                f"predict_each takes photos, not one: [photo]. Received: {type(photos).__name__}"
+            )
         _check_count("pending", pending)
         _check_count("workers", workers)
 

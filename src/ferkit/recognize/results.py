@@ -7,7 +7,7 @@ import html
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, overload, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -343,6 +343,7 @@ def expressions(
     return tuple(found)
 
 
+@runtime_checkable
 class Result(Protocol):
     """A result that sinks write: a photo, or a frame of a clip."""
 
@@ -393,14 +394,14 @@ def photo_rows(photo: Photo) -> list[list[Any]]:
     return [[*which, number, *face_cells(face)] for number, face in enumerate(photo.faces)] or [which]
 
 
-def to_pandas(results: Iterable[Result | Unreadable]) -> DataFrame:
+def to_pandas(results: Result | Iterable[Result | Unreadable]) -> DataFrame:
     """Return a table of photos, or of the frames of a clip, with the columns and rows of the CSV.
 
     It has a row per face. A photo or a frame without a face has one row, whose other columns are empty; an
     unreadable photo has no row.
 
     Args:
-        results: Photos, or frames, all of one label set.
+        results: Photos, or frames, all of one label set; or one of them.
 
     Raises:
         TaxonomyError: If the results have several label sets.
@@ -414,6 +415,8 @@ def to_pandas(results: Iterable[Result | Unreadable]) -> DataFrame:
             "to_pandas needs the library pandas, which ferkit does not install; "
             "install it with `pip install pandas`"
         ) from error
+    if isinstance(results, Result):
+        results = [results]
     tables = [(result.taxonomy, *result.table()) for result in results if not isinstance(result, Unreadable)]
     if len({tuple(name for name in names if not name.startswith("p_")) for _, names, _ in tables}) > 1:
         raise FerkitError("a table has photos or frames; make one table of each. Received: both")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, FastAPI, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, Query, Request
 from fastapi.responses import FileResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 
@@ -20,7 +20,7 @@ from ferkit.service.engine import Engine, Options
 from ferkit.service.jobs import Jobs
 from ferkit.service.metrics import Metrics
 from ferkit.service.pool import Pool
-from ferkit.service.problems import ProblemDetails, documented, install_handlers
+from ferkit.service.problems import Problem, ProblemDetails, documented, install_handlers
 from ferkit.service.security import Gate
 from ferkit.service.settings import MIB, Settings
 from ferkit.service.uploads import read_photos
@@ -64,6 +64,16 @@ def service_of(request: Any) -> Service:
 def client_of(request: Any) -> str:
     """Return the address of a client."""
     return request.client.host if request.client else ""
+
+
+def _refuse_unknown_options(request: Request) -> None:
+    """Refuse a query with an option that the route does not have; the page itself takes any."""
+    if not request.url.path.startswith("/v1/"):
+        return
+    known = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
+    if unknown := [name for name in request.query_params if name not in known]:
+        there = f"it has {', '.join(known)}" if known else "it has none"
+        raise Problem(422, f"{request.url.path} has no option {unknown[0]!r}; {there}")
 
 
 router = APIRouter()
@@ -222,8 +232,9 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.service = service
     app.state.streams = set()
-    for part in (router, videos.router, stream.router):
-        app.include_router(part)
+    for part in (router, videos.router):
+        app.include_router(part, dependencies=[Depends(_refuse_unknown_options)])
+    app.include_router(stream.router)
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
     install_handlers(app, lambda reason: numbers.refusals.labels(reason).inc())
     app.add_middleware(Gate, settings=settings, metrics=numbers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import sys
 import threading
 import webbrowser
 from typing import Any
@@ -145,6 +146,9 @@ def serve(settings: Settings, *, browse: str | None = None) -> None:
         host = settings.host if ":" not in settings.host else f"[{settings.host}]"
         url = f"http://{'127.0.0.1' if host in ('0.0.0.0', '[::]') else host}:{port}/"
         logging.getLogger("ferkit.service").info("serving", extra={"fields": {"url": url}})
+        page = url + (browse or "")
+        if sys.stderr.isatty():
+            sys.stderr.write(f"open {page} in a browser; Ctrl-C ends the server\n")
         if browse is not None:
-            threading.Timer(1.0, webbrowser.open, (url + browse,)).start()
+            threading.Timer(1.0, webbrowser.open, (page,)).start()
         server.run(sockets=[listening])

@@ -26,6 +26,7 @@ class _Newest:
 
     def __init__(self) -> None:
         self._frame: tuple[int, bytes, float] | None = None
+        self._begun: float | None = None
         self._ready = asyncio.Event()
         self._count = 0
         self.dropped = 0
@@ -35,7 +36,10 @@ class _Newest:
         """Offer a frame; one that waits is dropped."""
         if self._frame is not None:
             self.dropped += 1
-        self._frame = (self._count, content, time.monotonic())
+        now = time.monotonic()
+        if self._begun is None:
+            self._begun = now
+        self._frame = (self._count, content, now - self._begun)
         self._count += 1
         self._ready.set()
 
@@ -57,8 +61,8 @@ async def stream(socket: WebSocket, taxonomy: str | None = None, min_face: int |
     """Classify the frames of a camera: binary messages in, one JSON text per classified frame out.
 
     A result is a frame as of ``ferkit video --jsonl``, with ``index``, the number of the frame among those
-    sent, ``dropped``, the number of frames that newer ones replaced, and ``ms``, the time it took. An
-    unreadable frame gives ``index`` and ``error``.
+    sent, ``time``, the seconds since the first frame came, ``dropped``, the number of frames that newer ones
+    replaced, and ``ms``, the milliseconds it took. An unreadable frame gives ``index`` and ``error``.
     """
     service = service_of(socket)
     asked = socket.headers.get("sec-websocket-protocol", "")

@@ -207,7 +207,8 @@ async def result(
     file, kind = RESULTS[result]
     path = service.jobs.folder(job_id) / file
     if job.state != "done" or not path.exists():
-        raise Problem(404, f"job {job_id} is {job.state} and has no result {result!r}", reason="job")
+        why = " (timelines need the extra plot)" if result == "timeline" and job.state == "done" else ""
+        raise Problem(404, f"job {job_id} is {job.state} and has no result {result!r}{why}", reason="job")
     stem = (job.name or "clip").rpartition(".")[0] or "clip"
     return FileResponse(
         path, media_type=kind, filename=f"{stem}-{file}", content_disposition_type="attachment"

@@ -430,7 +430,7 @@ class Clip:
             raise VideoError(
                 f"{self._name} has frames of {width} x {height} pixels, more than the limit of "
                 f"{self._max_pixels / 1e6:.3g} million; "
-                "shrink them, or raise max_pixels (--max-pixels of `ferkit video`)"
+                "shrink them, or raise the limit (max_pixels, --max-pixels; of a server --pixels)"
             )
 
     def _upright(self, frame: VideoFrame) -> NDArray[np.uint8]:
@@ -537,6 +537,7 @@ def _checked(path: str | os.PathLike[str]) -> str:
     if not isinstance(name, str):
         raise VideoError(f"a clip is given by its path. Received: {type(name).__name__}")
     if is_url(name):
+        name = re.sub("^([a-z]+):/+", r"\1://", name)  # a Path drops one /
         raise VideoError(f"{name} is a URL, and nothing is fetched from the network; download it first")
     try:
         if Path(name).is_dir():

@@ -9,7 +9,7 @@ import { badge, chosenFace, fit, heat, message, noFace, setFaces, setLabels, sho
 
 const $ = (id) => document.getElementById(id);
 const TEXTS = {
-  photos: ["Drop or paste photos here", "Choose photos", "JPEG, PNG, WebP, TIFF, BMP or GIF"],
+  photos: ["Drop or paste photos here", "Choose photos", "JPEG, PNG, WebP, AVIF, TIFF, BMP or GIF"],
   clip: ["Drop a clip here", "Choose a clip", "MP4, MOV, MKV, WebM or AVI"],
   camera: ["Watch expressions live", "Start the webcam", "The browser asks for permission first"],
 };
