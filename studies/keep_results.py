@@ -3,7 +3,8 @@
     python studies/keep_results.py --run runs/small --report report/ --out results/ferkit-small
 
 The folder --report is written by `ferkit evaluate --out`. Its report.json is stored without line breaks and
-without reliability bins; pictures are reduced to 64 colours. A model then takes about 120 KiB.
+without reliability bins; numbers of the history are rounded to six digits, and pictures reduced to 64 colours. A
+model then takes about 120 KiB.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ RUN_FILES = ("recipe.toml", "history.csv", "curves.png")
 REPORT_FILES = ("report.txt", "report.json")
 CONFUSION = "confusion-fer2013-none.png"
 DROPPED = "reliability"
+LONG_NUMBER = re.compile(r"\d+\.\d{6,}(?:e[+-]?\d+)?")
 
 
 def without(value: Any, key: str) -> Any:
@@ -32,7 +35,7 @@ def without(value: Any, key: str) -> Any:
 
 
 def reduced(source: Path) -> bytes:
-    """Return the content of a file as results/ stores it; files other than JSON and PNG stay as they are."""
+    """Return the content of a file as results/ stores it; recipes and texts stay as they are."""
     if source.suffix == ".json":
         report = without(json.loads(source.read_text(encoding="utf-8")), DROPPED)
         return (json.dumps(report, separators=(",", ":"), ensure_ascii=False) + "\n").encode()
@@ -42,6 +45,8 @@ def reduced(source: Path) -> bytes:
             small = picture.convert("RGB").quantize(64, dither=Image.Dither.NONE)
         small.save(buffer, "PNG", optimize=True)
         return buffer.getvalue()
+    if source.suffix == ".csv":
+        return LONG_NUMBER.sub(lambda number: f"{float(number[0]):.6g}", source.read_text("utf-8")).encode()
     return source.read_bytes()
 
 

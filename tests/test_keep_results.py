@@ -21,6 +21,7 @@ def test_a_report_and_a_run_are_kept_in_reduced_size(tmp_path: Path, monkeypatch
         folder.mkdir()
         for name in names:
             (folder / name).write_text("x = 1\n")
+    (run / "history.csv").write_text("epoch,loss\n1,0.123456789012\n2,9.87654321e-05\n")
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 4), np.uint8)
     for picture in (run / "curves.png", report / keep_results.CONFUSION):
         Image.fromarray(noise).save(picture)
@@ -36,6 +37,7 @@ def test_a_report_and_a_run_are_kept_in_reduced_size(tmp_path: Path, monkeypatch
     text = (out / "report.json").read_text()
     assert json.loads(text) == {"tta_modes": [{"scores": [{"n": 3, "accuracy": 1 / 3}]}]}
     assert text.count("\n") == 1
+    assert (out / "history.csv").read_text() == "epoch,loss\n1,0.123457\n2,9.87654e-05\n"
     assert (out / "recipe.toml").read_text() == "x = 1\n"
     with Image.open(out / "confusion.png") as picture:
         assert (picture.mode, picture.size) == ("P", (40, 40))

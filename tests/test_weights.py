@@ -21,6 +21,7 @@ ZOO = (
     "ferkit-small",
     "ferkit-taught",
     "fast-start",
+    "member-photos",
     "member-vgg",
 )
 NAMES = (*weights.embedded_models(), *weights.zoo_models())

@@ -34,7 +34,10 @@ def resize_network(network: Any, side: int) -> Any:
     try:
         return keras.models.clone_model(network, input_tensors=face, clone_function=lambda layer: layer)
     except ValueError as error:
-        raise TrainingError(f"{network.name} cannot be trained on faces of {side} pixels: {error}") from error
+        raise TrainingError(
+            f"this network cannot be trained on faces of {side} pixels, at which its layers do not fit "
+            "together; sizes that are multiples of 16 fit most networks"
+        ) from error
 
 
 class TrainingModel(keras.Model):  # type: ignore[misc]
