@@ -3,8 +3,8 @@
     python studies/keep_results.py --run runs/small --report report/ --out results/ferkit-small
 
 The folder --report is written by `ferkit evaluate --out`. Its report.json is stored without line breaks and
-without reliability bins; numbers of the history are rounded to six digits, and pictures reduced to 64 colours. A
-model then takes about 120 KiB.
+without reliability bins, the numbers of the history with six digits, pictures with 64 colours. A model then
+takes about 120 KiB.
 """
 
 from __future__ import annotations
