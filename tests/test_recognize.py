@@ -129,7 +129,7 @@ def test_paths_bytes_arrays_and_pillow_images_give_the_same_faces(recognizer: Re
 
 @pytest.mark.parametrize("photo", ["a.jpg", Path("a.jpg"), b"abc"], ids=["str", "Path", "bytes"])
 def test_predict_each_refuses_a_single_photo(recognizer: Recognizer, photo: Any) -> None:
-    with pytest.raises(ImageError, match=f"takes photos, not one.* Received: {type(photo).__name__}|Posix"):
+    with pytest.raises(ImageError, match=f"takes photos, not one.* Received: {type(photo).__name__}"):
         recognizer.predict_each(photo)
 
 

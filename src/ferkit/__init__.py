@@ -100,6 +100,8 @@ def __getattr__(name: str) -> Any:
         explained = error if isinstance(error, MissingDependencyError) else explain_import_error(error)
         if explained is None:
             raise
+        if explained is not error:
+            explained.__cause__ = error
         return _absent(name, explained)
     globals()[name] = value
     return value

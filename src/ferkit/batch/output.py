@@ -31,30 +31,10 @@ PART_PHOTOS = 1024
 SUFFIXES = (".parquet", ".csv", ".jsonl")
 """Suffixes of an output that is a file; any other output is a folder of Parquet parts."""
 
-_FOREIGN = frozenset(
-    f".{name}"
-    for name in [
-        "arrow",
-        "db",
-        "feather",
-        "gz",
-        "html",
-        "jpeg",
-        "jpg",
-        "json",
-        "md",
-        "mp4",
-        "orc",
-        "png",
-        "sqlite",
-        "tsv",
-        "txt",
-        "xls",
-        "xlsx",
-        "xml",
-        "zip",
-    ]
-)
+_FOREIGN = (
+    ".arrow", ".db", ".feather", ".gz", ".html", ".jpeg", ".jpg", ".json", ".md", ".mp4", ".orc", ".png",
+    ".sqlite", ".tsv", ".txt", ".xls", ".xlsx", ".xml", ".zip",
+)  # fmt: skip
 """Suffixes of names that were hardly meant for a folder."""
 
 _GROUP_ROWS = 1 << 16  # rows of a row group in the joined file
@@ -111,13 +91,14 @@ class Output:
     ) -> None:
         self._tables = tables
         self._part_photos = 1 if tables.clips else part_photos
-        self._suffix = "" if is_uri(target) or target.endswith("/") else Path(target).suffix.lower()
-        if target == "-" or (self._suffix in _FOREIGN and not os.path.isdir(target)):  # noqa: PTH112
+        is_folder = is_uri(target) or target.endswith("/") or os.path.isdir(target)  # noqa: PTH112
+        self._suffix = "" if is_folder else Path(target).suffix.lower()
+        if target == "-" or self._suffix in _FOREIGN:
             raise OutputError(
                 f"{target} is no table that can be written; name a file with {', '.join(SUFFIXES)}, or a "
                 "folder with a / at the end"
             )
-        if self._suffix not in SUFFIXES or os.path.isdir(target):  # noqa: PTH112
+        if self._suffix not in SUFFIXES:
             self._suffix = ""
         if self._suffix == ".csv" and (nested := [f for f in tables.photos if pa.types.is_nested(f.type)]):
             raise OutputError(

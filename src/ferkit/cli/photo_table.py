@@ -113,17 +113,16 @@ class PhotoTable(ResultSink):
 
         colours = palette(self._labels)
         first, second = sorted(face.probabilities.items(), key=lambda item: -item[1])[:2]
-        shown = [(*first, colours[first[0]])]
-        if second[1] >= _LEAST_SECOND:
-            shown.append((*second, colours[second[0]]))
+        shown = [first]
         text = Text()
         width = max(map(len, self._labels))
         if face.label not in self._labels:
             text.append(f"{escape_control(face.label):<{width + _BAR + 6}}", f"color({UNCERTAIN.terminal})")
-            del shown[1:]
-        for label, share, colour in shown:
+        elif second[1] >= _LEAST_SECOND:
+            shown.append(second)
+        for label, share in shown:
             text.append(f"{'  ' if text else ''}{escape_control(label):<{width}} ")
-            text.append(_bar(share, blocks), f"color({colour.terminal})")
+            text.append(_bar(share, blocks), f"color({colours[label].terminal})")
             text.append(f" {share:>4.0%}")
         flags = face.quality.flags if face.quality else ()
         if flags:

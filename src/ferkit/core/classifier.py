@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,7 +91,7 @@ class FaceClassifier:
             else [self._info.head(taxonomy) for taxonomy in taxonomies]
         )
         self._check_crops(crops, batch_size)
-        if not heads or not len(crops):  # ONNX Runtime takes no names for all of them
+        if not heads or not len(crops):  # to ONNX Runtime no names are all
             return {head.id: np.zeros((0, len(head.labels)), np.float32) for head in heads}
         names, batches = [head.id for head in heads], []
         for start in range(0, len(crops), batch_size):
@@ -99,10 +100,8 @@ class FaceClassifier:
             outputs = [self._run(names, view) for view in views]
             for output in outputs:
                 self._check_probabilities(heads, output)
-            batches.append(
-                [np.mean(one, axis=0) for one in zip(*outputs, strict=True)] if views[1:] else outputs[0]
-            )
-        joined = [np.concatenate(one) for one in zip(*batches, strict=True)] if batches[1:] else batches[0]
+            batches.append(_combined(outputs, np.mean))
+        joined = _combined(batches, np.concatenate)
         return dict(zip(names, joined, strict=True))
 
     def cams(
@@ -198,3 +197,10 @@ class FaceClassifier:
                     f"the metadata of {self._name} give output {head.id!r} {len(head.labels)} columns; "
                     f"in its graph it is {kind} {shape}"
                 )
+
+
+def _combined(
+    parts: Sequence[list[NDArray[np.float32]]], join: Callable[..., Any]
+) -> list[NDArray[np.float32]]:
+    """Return the outputs of one part as they are, those of several joined output by output."""
+    return parts[0] if len(parts) == 1 else [join(one, axis=0) for one in zip(*parts, strict=True)]

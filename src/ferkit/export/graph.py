@@ -29,6 +29,9 @@ _CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
 
 _OPSET = 18
 
+_MOVES = ("Cast", "Identity", "Reshape", "Slice", "Squeeze", "Transpose", "Unsqueeze")
+"""Operations that move pixels and do not change their values."""
+
 
 def has_cam(network: Any, taxonomy_id: str) -> bool:
     """Return whether a head is a dense layer on a globally pooled map, which class activation maps need."""
@@ -102,14 +105,19 @@ def _name_outputs(proto: Any, names: list[str], shapes: list[tuple[int, ...]]) -
         graph.node.append(onnx.helper.make_node("Identity", [output.name], [name]))
         output.name = name
     taken = graph.input[0].name
-    for node in graph.node:
-        for k, value in enumerate(node.input):
-            if value == taken:
-                node.input[k] = INPUT
+    _rename(graph, taken, INPUT)
     graph.input[0].name = INPUT
     graph.name = "ferkit"
     for value in (graph.input[0], *graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "N"
+
+
+def _rename(graph: Any, old: str, new: str) -> None:
+    """Let every node that takes a value take another one."""
+    for node in graph.node:
+        for k, value in enumerate(node.input):
+            if value == old:
+                node.input[k] = new
 
 
 def _scale_weights(graph: Any) -> None:
@@ -136,24 +144,13 @@ def _scale_weights(graph: Any) -> None:
                 return
             factor *= number.item() if node.op_type == "Mul" else 1.0
             scaling.append((node, value))
-        elif node.op_type not in (
-            "Cast",
-            "Identity",
-            "Reshape",
-            "Slice",
-            "Squeeze",
-            "Transpose",
-            "Unsqueeze",
-        ):
+        elif node.op_type not in _MOVES:
             return
         value = node.output[0]
     if not scaling or node.input[0] != value:
         return
     for skipped, pixels in reversed(scaling):
-        for user in graph.node:
-            for k, name in enumerate(user.input):
-                if name == skipped.output[0]:
-                    user.input[k] = pixels
+        _rename(graph, skipped.output[0], pixels)
         graph.node.remove(skipped)
     weights = node.input[1]
     scaled = onnx.helper.make_node("Mul", [weights, f"{weights}/factor"], [f"{weights}/scaled"])

@@ -95,12 +95,10 @@ def open_queue(settings: Settings) -> Huey:
     options = {"results": False, "serializer": _Json()}
     if settings.queue is None:
         return SqliteHuey(_NAME, filename=str(settings.folder / "queue.db"), **options)
-    from redis.exceptions import RedisError
-
     queue = RedisHuey(_NAME, url=settings.queue, **options)
     try:
         queue.storage.conn.ping()
-    except RedisError as error:
+    except _queue_errors(settings) as error:
         url = urlsplit(settings.queue)  # without the password
         place = url.netloc.rpartition("@")[2] or url.path
         raise FerkitError(f"cannot reach the queue at {place}: {error}") from error

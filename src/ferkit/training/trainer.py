@@ -116,7 +116,7 @@ def set_up(
             layer.trainable = layer.name.startswith("logits_")
     targets = weighted_targets(training, heads, data.balance)
     if data.average_duplicates:
-        keys = image_keys(np.asarray(training.images))
+        keys = image_keys(training.images)
         targets = {head: group_means(rows, keys) for head, rows in targets.items()}
     frequencies = {head: label_frequencies(rows) for head, rows in targets.items()}
     teachers = None if get_teachers is None else get_teachers(training, heads)
